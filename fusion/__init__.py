@@ -1,0 +1,1 @@
+"""Cached features -> trained fusion models and their scores."""

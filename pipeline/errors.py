@@ -1,0 +1,11 @@
+"""The pipeline's errors; the whole tree is drawn in `pipeline.settings`."""
+
+from pipeline.settings import ErcError
+
+
+class DataError(ErcError):
+    """A table, a manifest or a recording is not what it must be."""
+
+
+class EncoderError(ErcError):
+    """A model cannot be found, loaded or run as asked."""

@@ -1,0 +1,89 @@
+"""The sections of params.yaml that the pipeline owns: `dataset`, `audio`, `text`, `features`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.settings import Section
+
+Layers = Literal["last"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Columns(Section):
+    """The user's name for each column; null means the field's own name, if the table has such a column."""
+
+    id: str | None = None
+    conversation: str | None = None
+    turn: str | None = None
+    speaker: str | None = None
+    split: str | None = None
+    label: str | None = None
+    score: str | None = None
+    text: str | None = None
+    audio: str | None = None
+    start: str | None = None
+    end: str | None = None
+
+
+class DatasetParams(Section):
+    """Where the recordings and transcripts are, and how they are split."""
+
+    name: Literal["demo", "table"] = "demo"
+    root: str = "data/demo"  # folder that holds the table; paths of recordings are relative to it
+    table: str = "utterances.csv"  # .csv, .tsv or .jsonl, relative to root
+    columns: Columns = Columns()
+    split: Literal["given", "conversation", "speaker"] = "given"
+    validation_share: Share = 0.15  # of the utterances, for splits that are made
+    test_share: Share = 0.2
+    split_seed: int = 0
+    channels: Literal["downmix", "center", "first"] = "downmix"  # how several channels become one
+
+    @model_validator(mode="after")
+    def _shares_leave_a_train_split(self) -> "DatasetParams":
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError(
+                f"validation_share {self.validation_share} and test_share {self.test_share} leave nothing for train"
+            )
+        return self
+
+
+class AudioParams(Section):
+    """Recordings -> frames."""
+
+    encoder: str = "tiny"  # tiny | log-mel | a Hugging Face name | a local folder
+    revision: str | None = None  # commit of a Hugging Face model
+    layers: Layers = "last"  # hidden states to keep: 0 is the input of the first transformer layer
+    mix: Literal["mean", "stack"] = "mean"  # several layers: their mean, or all, for a learned mix in the model
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"  # of the encoder's arithmetic
+    dtype: Literal["float16", "float32"] = "float16"  # of the stored features
+    batch_seconds: Annotated[float, Field(gt=0)] = 60.0  # of audio in a batch, padding included
+    window_seconds: Annotated[float, Field(ge=2)] = 40.0  # longer clips are encoded in windows
+    overlap_seconds: Annotated[float, Field(ge=0)] = 4.0
+
+    @model_validator(mode="after")
+    def _windows_advance(self) -> "AudioParams":
+        if self.overlap_seconds > self.window_seconds / 2:
+            raise ValueError(
+                f"overlap_seconds {self.overlap_seconds} is more than half of window_seconds {self.window_seconds}"
+            )
+        return self
+
+
+class TextParams(Section):
+    """Transcripts -> tokens."""
+
+    encoder: str = "tiny"  # tiny | a Hugging Face name | a local folder
+    revision: str | None = None
+    layers: Layers = "last"
+    mix: Literal["mean", "stack"] = "mean"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    dtype: Literal["float16", "float32"] = "float16"
+    batch_tokens: Annotated[int, Field(gt=0)] = 4096  # in a batch, padding included
+    overlap_tokens: Annotated[int, Field(ge=0)] = 64  # between the windows of a text that exceeds the model's length
+
+
+class FeaturesParams(Section):
+    """Audio and text -> one joint file."""
+
+    copy_parts: bool = False  # true: a self-contained file instead of links (also pipeline-join --copy)

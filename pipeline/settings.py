@@ -1,0 +1,183 @@
+"""One section of `params.yaml` -> a frozen pydantic model, strictly, or an error that a user can act on.
+
+Every stage owns one section and describes it as a subclass of `Section`. `read_section` reads the file, applies
+`key=value` overrides given on the command line, and checks keys, types and ranges. All problems of a section are
+reported in one error, each with the file, the key, what was found and what is accepted.
+
+The root of this project's errors also lives here, since both packages build on it:
+
+    ErcError                  anything that the user can mend: one line on stderr, exit status 2
+    |-- SettingsError         params.yaml or --set
+    |-- StoreError            a feature file (pipeline.store)
+    |-- DataError             recordings, transcripts, tables, manifests (pipeline)
+    |-- EncoderError          a model name, folder or its weights (pipeline)
+    `-- fusion's own          see fusion/errors.py
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+SECTION_NAMES = ("dataset", "audio", "text", "features", "model", "loss", "train", "evaluate", "ablations")
+
+
+class ErcError(Exception):
+    """Root of the errors that a user can mend; the message says what, where and how."""
+
+
+class SettingsError(ErcError):
+    """A parameter is unknown, of a wrong type, or out of range."""
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and refusing keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def read_section(path: Path, name: str, section: type[SectionType], overrides: Sequence[str] = ()) -> SectionType:
+    """Section `name` of the YAML file at `path`, as a checked `section`.
+
+    A section that is absent or empty means its defaults. `overrides` are `section.key=value` strings with YAML
+    values; those of other sections are checked for form and left alone, so that one list serves a command that
+    reads several sections.
+
+    Raises:
+        SettingsError: the file is missing or not YAML, an override is malformed, or a value is not accepted.
+    """
+    document = _read_yaml(path)
+    content = document.get(name)
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: section '{name}' must hold keys and values, found {content!r}")
+    for override in overrides:
+        keys, value = _parse_override(override, document)
+        if keys[0] == name:
+            _set_key(content, keys[1:], value, override)
+    return check_section(content, name, section, source=str(path))
+
+
+def check_section(content: Mapping[str, Any], name: str, section: type[SectionType], source: str) -> SectionType:
+    """`content` as a checked `section`; `source` (a file's name) leads every message.
+
+    Raises:
+        SettingsError: as `read_section`.
+    """
+    try:
+        # through JSON, where pydantic's strict mode takes a list for a tuple and a string for a path
+        return section.model_validate_json(json.dumps(dict(content), default=str))
+    except ValidationError as error:
+        problems = [_describe(problem, name, section) for problem in error.errors(include_url=False)]
+        raise SettingsError(f"{source}: " + "; ".join(problems)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as DVC reads it: `1e-4` is a number (PyYAML alone takes it for a string), a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"key '{repeated[0]}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise SettingsError(
+            f"{path}: no such file; run the command where params.yaml lies, or name it with --params"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise SettingsError(f"{path}: must hold sections such as 'dataset:', found {type(document).__name__}")
+    return document
+
+
+def _parse_override(override: str, document: Mapping[str, Any]) -> tuple[list[str], Any]:
+    key, equals, text = override.partition("=")
+    keys = key.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise SettingsError(f"--set {override!r}: expected section.key=value, such as train.seeds=[0,1]")
+    if keys[0] not in document and keys[0] not in SECTION_NAMES:
+        raise SettingsError(f"--set {override!r}: no section '{keys[0]}'{_suggest(keys[0], SECTION_NAMES)}")
+    try:
+        return keys, yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise SettingsError(f"--set {override!r}: the value is not valid YAML") from None
+
+
+def _set_key(content: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        inner = content.get(key)
+        if inner is None:
+            inner = content[key] = {}
+        if not isinstance(inner, dict):
+            raise SettingsError(f"--set {override!r}: '{key}' is not a group of keys")
+        content = inner
+    content[keys[-1]] = value
+
+
+def _describe(problem: Any, name: str, section: type[Section]) -> str:
+    """One pydantic problem in the words of params.yaml."""
+    location = [part for part in problem["loc"] if isinstance(part, str | int)]
+    key = ".".join([name, *map(str, location)])
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(section, location[:-1])
+        hint = _suggest(str(location[-1]), known) or f"; known here: {', '.join(known)}"
+        return f"unknown key '{key}'{hint}"
+    if problem["type"] == "missing":
+        return f"key '{key}' is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    found = problem["input"]
+    if isinstance(found, dict | BaseModel):  # a rule over several keys: its message names them
+        return f"'{key}': {message}"
+    hint = ""
+    if problem["type"] == "literal_error" and isinstance(found, str):
+        accepted = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+        hint = _suggest(found, accepted.split(", "))
+    return f"'{key}' is {found!r}: {message}{hint}"
+
+
+def _fields_at(section: type[Section], location: Sequence[str | int]) -> list[str]:
+    model: type[BaseModel] = section
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            inner = next(_models_in(model.model_fields[part].annotation), None)
+            model = inner or model
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) is not Literal:
+        for argument in get_args(annotation):
+            yield from _models_in(argument)
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
