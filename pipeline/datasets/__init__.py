@@ -1,0 +1,16 @@
+"""Corpora: one file each, which turns what people have on disk into `Turn`s and ends all oddities of its corpus.
+
+An adapter is a function `(DatasetParams) -> Corpus`. It checks nothing that `pipeline.prepare` checks for all corpora
+(ids, turns, splits, recordings) and drops no turn.
+"""
+
+from collections.abc import Callable
+
+from pipeline.datasets import demo, table
+from pipeline.datasets.turns import Corpus
+from pipeline.params import DatasetParams
+
+ADAPTERS: dict[str, Callable[[DatasetParams], Corpus]] = {
+    "demo": demo.read,
+    "table": table.read,
+}

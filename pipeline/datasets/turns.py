@@ -1,0 +1,29 @@
+"""What an adapter hands to `pipeline.prepare`."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn as the corpus tells it, before recordings are probed; turns come in the order of the conversation."""
+
+    conversation: str
+    order: float  # sorts the turns of a conversation; equal ones keep the order in which they came
+    id: str | None = None  # made from conversation and turn if the corpus has none
+    speaker: str | None = None
+    split: str | None = None  # train, validation, test; or made by prepare
+    label: str | None = None
+    score: float | None = None
+    text: str = ""
+    audio: str | None = None  # path relative to the corpus root
+    start: float | None = None  # seconds
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All turns, and what was mended on the way (a sentence -> how often)."""
+
+    turns: list[Turn]
+    mended: Counter[str] = field(default_factory=Counter)

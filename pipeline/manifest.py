@@ -1,0 +1,143 @@
+"""One record per utterance, as JSON lines sorted by split, conversation and turn.
+
+A turn is never dropped: where a modality is absent or odd, `status` says why. Reasons are joined by `+`:
+
+    ok                 both modalities are there
+    no-text            the transcript is empty, or holds nothing visible
+    no-audio           the table names no recording
+    missing-file       the recording is not there                           (no audio)
+    undecodable        it is there, but no decoder can make sense of it     (no audio)
+    no-sound-stream    it holds no audio, such as a video without sound     (no audio)
+    empty-audio        it holds no samples, or none from start to end       (no audio)
+    not-finite         it holds NaN or infinite samples                     (no audio)
+    truncated          it ends before its own header (or `end`) says; what is there is used
+    short              less than 25 ms, one frame of the encoders; it is padded to one frame
+    silent             every sample is zero
+    clipped            more than 1 % of its samples are at full scale
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import DataError
+
+Split = Literal["train", "validation", "test"]
+SPLIT_ORDER: tuple[Split, ...] = ("train", "validation", "test")
+OK = "ok"
+
+
+class Utterance(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    id: str
+    conversation: str
+    turn: int
+    speaker: str | None = None
+    split: Split
+    label: str | None = None
+    score: float | None = None
+    text: str = ""
+    audio: str | None = None  # path relative to the corpus root
+    start: float | None = None  # seconds in that file
+    end: float | None = None
+    samples: int = 0  # as decoded, at `sample_rate`; 0 means that there is no audio
+    sample_rate: int | None = None
+    channels: int | None = None
+    status: str = OK
+
+
+def write_manifest(path: Path, utterances: Sequence[Utterance]) -> None:
+    """Write JSON lines; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+        for utterance in utterances:
+            file.write(utterance.model_dump_json() + "\n")
+    partial.replace(path)
+
+
+def read_manifest(path: Path) -> list[Utterance]:
+    """The utterances of a manifest, checked.
+
+    Raises:
+        DataError: the file is missing, a line is not an utterance, or `check_utterances` refuses them.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such manifest; run pipeline-prepare, or dvc repro") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason}); run pipeline-prepare to write it anew") from None
+    utterances = []
+    for number, line in enumerate(content.split("\n"), start=1):  # a text may hold line ends of other kinds
+        if not line:
+            continue
+        try:
+            utterances.append(Utterance.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"])) or "line"
+            raise DataError(f"{path}, line {number}: '{field}': {first['msg']}; run pipeline-prepare again") from None
+    check_utterances(utterances, str(path))
+    return utterances
+
+
+def manifest_order(utterance: Utterance) -> tuple[int, str, int]:
+    """Sorting key: split, conversation, turn."""
+    return SPLIT_ORDER.index(utterance.split), utterance.conversation, utterance.turn
+
+
+def check_utterances(utterances: Sequence[Utterance], source: str) -> None:
+    """Hold a manifest to its contract; `source` leads every message.
+
+    Raises:
+        DataError: there are none, an id is repeated, a conversation lies in two splits, turns have gaps, the order
+            is not split, conversation, turn.
+    """
+    if not utterances:
+        raise DataError(f"{source}: holds no utterance")
+    identifier, count = Counter(utterance.id for utterance in utterances).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{source}: id '{identifier}' is given to {count} utterances; ids must be unique")
+    splits: dict[str, str] = {}
+    turns: Counter[str] = Counter()
+    for utterance in utterances:
+        split = splits.setdefault(utterance.conversation, utterance.split)
+        if split != utterance.split:
+            raise DataError(
+                f"{source}: conversation '{utterance.conversation}' lies in two splits, {split} and "
+                f"{utterance.split}; keep each conversation in one, or let dataset.split: conversation make the splits"
+            )
+        if utterance.turn != turns[utterance.conversation]:
+            raise DataError(
+                f"{source}: conversation '{utterance.conversation}': expected turn "
+                f"{turns[utterance.conversation]}, found {utterance.turn} ('{utterance.id}')"
+            )
+        turns[utterance.conversation] += 1
+    if list(utterances) != sorted(utterances, key=manifest_order):
+        raise DataError(f"{source}: not sorted by split, conversation and turn; run pipeline-prepare again")
+
+
+def label_names(utterances: Iterable[Utterance], source: str) -> list[str]:
+    """Labels of the train split, sorted: their positions are the classes.
+
+    Raises:
+        DataError: another split has a label that train lacks, which no model could learn.
+    """
+    utterances = list(utterances)
+    names = sorted({u.label for u in utterances if u.split == "train" and u.label is not None})
+    for utterance in utterances:
+        if utterance.label is not None and utterance.label not in names:
+            count = sum(u.label == utterance.label for u in utterances)
+            raise DataError(
+                f"{source}: label '{utterance.label}' ({count} utterances, such as '{utterance.id}' of the "
+                f"{utterance.split} split) does not occur in train ({', '.join(names) or 'no labels'}); mend the "
+                "label, leave it empty to keep the turn as unscored context, or split anew (dataset.split_seed)"
+            )
+    return names

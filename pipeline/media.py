@@ -1,0 +1,202 @@
+"""Any container -> mono float32 samples at the encoder's rate.
+
+PyAV decodes (its wheels carry FFmpeg), torchaudio resamples. Nothing here raises on a bad recording: what is wrong
+with it comes back as issues, whose names `pipeline.manifest` explains.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
+from math import gcd
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Channels = Literal["downmix", "center", "first"]
+
+SHORT_SECONDS = 0.025  # one frame of wav2vec2: 400 samples at 16 kHz
+CLIPPED_LEVEL = 0.999
+CLIPPED_SHARE = 0.01
+TRUNCATED_SECONDS = 0.1  # a gap to the header's length that codec delay does not explain
+SAMPLE_RATES = range(1_000, 768_001)  # Hz; any other is a damaged header
+FINEST_RATIO = 1_000  # steps of the resampler
+UNKNOWN_SIZE = 0x7FFFF000  # programs that write WAV to a pipe state this many bytes, or more
+OGG_PAGE = 65_536  # bytes, at most
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A decoded recording, or the stretch of it that was asked for."""
+
+    samples: np.ndarray  # (samples,) float32 mono
+    sample_rate: int
+    channels: int  # before mixing
+    issues: list[str] = field(default_factory=list)
+
+
+def decode(
+    path: Path, channels: Channels = "downmix", start: float | None = None, end: float | None = None
+) -> Recording:
+    """Decode seconds `start` .. `end` of the first audio stream of `path`.
+
+    An issue that leaves no usable sound comes with no samples.
+    """
+    import av  # not installed on machines that only encode cached audio or train
+
+    try:
+        if not path.is_file():
+            return _nothing("missing-file")
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return _nothing("missing-file")
+    try:
+        # a crafted playlist must not make the decoder open other places
+        container = av.open(str(path.absolute()), options={"protocol_whitelist": "file"})
+    except (av.error.FFmpegError, ValueError, UnicodeError):
+        return _nothing("undecodable")
+    with container:
+        if not container.streams.audio:
+            return _nothing("no-sound-stream")
+        stream = container.streams.audio[0]
+        if stream.codec_context is None:  # a codec that FFmpeg does not know
+            return _nothing("undecodable")
+        blocks: list[np.ndarray] = []
+        rate = count = position = 0
+        broken = complete = False
+        try:
+            for frame in container.decode(stream):
+                if frame.sample_rate not in SAMPLE_RATES or (rate and frame.sample_rate != rate):
+                    broken = True  # where the rate changes midway, what follows cannot be joined to what was read
+                    break
+                rate, count = frame.sample_rate, max(count, frame.layout.nb_channels)
+                position += frame.samples
+                if position > round((start or 0.0) * rate):  # a turn of a long recording needs no more memory than that
+                    blocks.append(_mono(frame, channels))
+                if end is not None and position >= round(end * rate):
+                    complete = True
+                    break
+        except (av.error.FFmpegError, ValueError):
+            broken = True
+        declared = end if end is not None else _declared_seconds(container, stream)
+        slack = int(TRUNCATED_SECONDS * (stream.bit_rate or 0) / 8)
+    if not blocks:
+        return _nothing("undecodable" if broken else "empty-audio")
+    missing = declared is not None and declared - position / rate > TRUNCATED_SECONDS
+    truncated = not complete and (broken or missing or _lacks_its_end(path, slack))
+    samples = np.concatenate(blocks)
+    skipped = position - len(samples)
+    first, last = round((start or 0.0) * rate), position if end is None else round(end * rate)
+    return _judge(samples[first - skipped : last - skipped], rate, count, ["truncated"] if truncated else [])
+
+
+def resampled_length(samples: int, rate: int, target_rate: int) -> int:
+    """How many samples `resample` returns.
+
+    >>> resampled_length(1024, 48000, 16000)
+    342
+    """
+    divisor = gcd(rate, target_rate)
+    return -(-samples * (target_rate // divisor) // (rate // divisor))
+
+
+def resample(samples: np.ndarray, rate: int, target_rate: int) -> "torch.Tensor":
+    """(samples,) at `rate` -> (samples,) float32 at `target_rate`, band-limited (windowed sinc).
+
+    The filter grows with the ratio's denominator: rates without a common divisor, which no usual pair is, would need
+    gigabytes. They are resampled by the nearest ratio of small numbers, off by less than 0.1 %.
+    """
+    import torch
+
+    waveform = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+    if rate == target_rate:
+        return waveform
+    ratio = Fraction(rate, target_rate).limit_denominator(FINEST_RATIO)
+    resampled = _resampler(ratio.numerator, ratio.denominator)(waveform)
+    missing = resampled_length(len(samples), rate, target_rate) - len(resampled)
+    return torch.nn.functional.pad(resampled, (0, missing)) if missing else resampled
+
+
+@lru_cache(maxsize=8)
+def _resampler(rate: int, target_rate: int) -> "torch.nn.Module":
+    from torchaudio.transforms import Resample
+
+    return Resample(rate, target_rate)
+
+
+def _mono(frame: Any, channels: Channels) -> np.ndarray:
+    """One decoded frame as (samples,) float32 in [-1, 1]."""
+    array = frame.to_ndarray()
+    if not frame.format.is_planar:
+        array = array.reshape(-1, frame.layout.nb_channels).T
+    if array.dtype == np.uint8:
+        array = array.astype(np.float32) - 128.0
+        array /= 128.0
+    elif array.dtype.kind == "i":
+        array = array.astype(np.float32) / float(-np.iinfo(array.dtype).min)
+    with np.errstate(over="ignore"):  # a float64 too large becomes infinite, which is an issue by itself
+        array = array.astype(np.float32, copy=False)
+    if channels == "downmix" or len(array) == 1:
+        return array.mean(axis=0)
+    return array[_channel_index(frame, channels)]
+
+
+def _channel_index(frame: Any, channels: Channels) -> int:
+    """The centre channel where there is one (dialogue in films), else the first."""
+    names = [channel.name for channel in frame.layout.channels]
+    return names.index("FC") if channels == "center" and "FC" in names else 0
+
+
+def _declared_seconds(container: Any, stream: Any) -> float | None:
+    """The length that the header states; None where there is none, or where FFmpeg guesses it from the bit rate."""
+    if container.format.name == "aac":
+        return None
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if container.duration and not container.streams.video:  # Matroska states only that of the whole
+        return container.duration / 1_000_000
+    return None
+
+
+def _lacks_its_end(path: Path, slack: int) -> bool:
+    """Whether a WAV file is shorter than its header says (by more than `slack` bytes), or an Ogg file lacks its last
+    page. FFmpeg overlooks both.
+    """
+    with path.open("rb") as file:
+        head = file.read(12)
+        size = file.seek(0, os.SEEK_END)
+        if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+            stated = int.from_bytes(head[4:8], "little")
+            return size + slack < stated + 8 and stated < UNKNOWN_SIZE
+        if head[:4] != b"OggS":
+            return False
+        file.seek(max(0, size - OGG_PAGE))
+        page = file.read().rpartition(b"OggS")[2]
+    lacing = page[23 : 23 + page[22]] if len(page) > 22 else b""
+    return len(page) < 23 + len(lacing) + sum(lacing) or not page[1] & 4  # flag 4: end of stream
+
+
+def _judge(samples: np.ndarray, rate: int, channels: int, issues: list[str]) -> Recording:
+    if not len(samples):
+        return _nothing("empty-audio")
+    if not np.isfinite(samples).all():
+        return _nothing("not-finite")
+    return Recording(samples, rate, channels, [*issues, *_oddities(samples, rate)])
+
+
+def _oddities(samples: np.ndarray, rate: int) -> Iterator[str]:
+    if len(samples) < SHORT_SECONDS * rate:
+        yield "short"
+    level = np.abs(samples)
+    if not level.any():
+        yield "silent"
+    elif (level >= CLIPPED_LEVEL).mean() > CLIPPED_SHARE:
+        yield "clipped"
+
+
+def _nothing(issue: str) -> Recording:
+    return Recording(np.empty(0, np.float32), 0, 0, [issue])

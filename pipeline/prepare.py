@@ -1,0 +1,189 @@
+"""The `prepare` stage: a corpus as people have it -> a manifest in which every oddity is settled and named."""
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from pipeline.datasets import ADAPTERS
+from pipeline.datasets.turns import Turn
+from pipeline.errors import DataError
+from pipeline.manifest import OK, SPLIT_ORDER, Utterance, check_utterances, label_names, manifest_order
+from pipeline.media import Recording, decode
+from pipeline.params import DatasetParams
+from pipeline.splits import assign_splits
+
+CONTROLS = ("Cc", "Zl", "Zp")  # Unicode categories of control characters and line ends
+DECODERS = 4  # threads; FFmpeg lets go of the interpreter lock while it decodes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The manifest, and what the adapter mended (a sentence -> how often)."""
+
+    utterances: list[Utterance]
+    mended: Counter[str]
+
+
+def prepare(params: DatasetParams) -> Prepared:
+    """Read the corpus, order its turns, settle splits and ids, and decode every recording once.
+
+    Raises:
+        DataError: see the adapters, `assign_splits`, `check_utterances` and `label_names`; also when a split is empty
+            or when no recording at all can be read.
+    """
+    corpus = ADAPTERS[params.name](params)
+    splits = assign_splits(corpus.turns, params)
+    drafts = [
+        _draft(turn, index, splits[turn.conversation], params)
+        for turns in _by_conversation(corpus.turns)
+        for index, turn in enumerate(turns)
+    ]
+    drafts.sort(key=manifest_order)
+    source = f"{params.root}/{params.table}"
+    check_utterances(drafts, source)
+    _check_splits(drafts, params)
+    label_names(drafts, source)
+    utterances = _probe_all(drafts, params)  # takes its time: all that can be refused without it has been
+    _check_recordings(utterances, params)
+    return Prepared(utterances, corpus.mended)
+
+
+def summary(prepared: Prepared) -> str:
+    """The table that `pipeline-prepare` prints: counts per split and label, hours, statuses, what was mended."""
+    utterances = prepared.utterances
+    labels = sorted({utterance.label or "(unlabelled)" for utterance in utterances})
+    columns = [*SPLIT_ORDER, "all"]
+    chosen = {name: [u for u in utterances if name in ("all", u.split)] for name in columns}
+    rows = [
+        ("utterances", [f"{len(chosen[name])}" for name in columns]),
+        ("conversations", [f"{len({u.conversation for u in chosen[name]})}" for name in columns]),
+        ("speakers", [f"{len({u.speaker for u in chosen[name]} - {None})}" for name in columns]),
+        ("hours", [f"{sum(map(_seconds, chosen[name])) / 3600:.3f}" for name in columns]),
+    ]
+    for label in labels:
+        rows.append(
+            (f"label {label}", [f"{sum((u.label or '(unlabelled)') == label for u in chosen[c])}" for c in columns])
+        )
+    statuses = Counter(reason for utterance in utterances for reason in utterance.status.split("+"))
+    for status, _ in statuses.most_common():
+        rows.append((f"status {status}", [f"{sum(status in u.status.split('+') for u in chosen[c])}" for c in columns]))
+    width = max(len(name) for name, _ in rows)
+    lines = [" " * width + "".join(f"{name:>12}" for name in columns)]
+    lines += [f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells) for name, cells in rows]
+    lines += [f"mended: {count} {what}" for what, count in prepared.mended.most_common()]
+    return "\n".join(lines)
+
+
+def _by_conversation(turns: Sequence[Turn]) -> list[list[Turn]]:
+    conversations: dict[str, list[Turn]] = defaultdict(list)
+    for turn in turns:
+        conversations[turn.conversation].append(turn)
+    return [sorted(group, key=lambda turn: turn.order) for group in conversations.values()]
+
+
+def _draft(turn: Turn, index: int, split: str, params: DatasetParams) -> Utterance:
+    """The utterance before its recording is probed."""
+    identifier = turn.id or f"{turn.conversation}/{index}"
+    names = {"id": identifier, "conversation": turn.conversation, "speaker": turn.speaker, "label": turn.label}
+    for name, value in names.items():
+        if value is not None and any(unicodedata.category(character) in CONTROLS for character in value):
+            raise DataError(f"{params.root}/{params.table}: {name} {value!r} holds control characters; mend the table")
+    for name, seconds in (("start", turn.start), ("end", turn.end)):
+        if seconds is not None and seconds < 0:
+            raise DataError(f"'{identifier}': {name} {seconds} s is negative; count seconds from the file's beginning")
+    if turn.start is not None and turn.end is not None and turn.end < turn.start:
+        raise DataError(f"'{identifier}': ends at {turn.end} s, before its start at {turn.start} s; mend the table")
+    return Utterance(
+        id=identifier,
+        conversation=turn.conversation,
+        turn=index,
+        speaker=turn.speaker,
+        split=split,  # type: ignore[arg-type]
+        label=turn.label,
+        score=turn.score,
+        text=_visible(turn.text),
+        audio=None if turn.audio is None else _relative_path(turn.audio, identifier, params),
+        start=turn.start,
+        end=turn.end,
+    )
+
+
+def _visible(text: str) -> str:
+    """`text` without surrounding white space; "" if it holds white space and invisible characters only."""
+    seen = any(character.isprintable() and not character.isspace() for character in text)
+    return text.strip() if seen else ""
+
+
+def _relative_path(audio: str, identifier: str, params: DatasetParams) -> str:
+    """`audio` relative to the corpus root, with forward slashes.
+
+    Only the name is judged: a folder of recordings may be a link to another disk.
+    """
+    path = PurePosixPath(audio.replace("\\", "/"))
+    if path.is_absolute():
+        roots = (Path(params.root).absolute(), Path(params.root).resolve())
+        inside = [path.relative_to(root) for root in roots if path.is_relative_to(root)]
+        path = inside[0] if inside else PurePosixPath("..")
+    if ".." in path.parts or "\0" in audio:
+        raise DataError(
+            f"'{identifier}': recording {audio!r} lies outside dataset.root ({params.root}); "
+            "set dataset.root to a folder that holds the table and the recordings"
+        )
+    return path.as_posix()
+
+
+def _probe_all(drafts: Sequence[Utterance], params: DatasetParams) -> list[Utterance]:
+    with ThreadPoolExecutor(DECODERS) as pool:
+        probed = pool.map(lambda draft: _probe(draft, params), drafts)
+        return list(tqdm(probed, total=len(drafts), desc="decoding", unit="clip", disable=None))
+
+
+def _probe(draft: Utterance, params: DatasetParams) -> Utterance:
+    """The utterance with what decoding its recording tells."""
+    if draft.audio is None:
+        recording, issues = None, ["no-audio"]
+    else:
+        recording = decode(Path(params.root) / draft.audio, params.channels, draft.start, draft.end)
+        issues = list(recording.issues)
+    if not draft.text:
+        issues.append("no-text")
+    return draft.model_copy(update={"status": "+".join(issues) or OK, **_measures(recording)})
+
+
+def _measures(recording: Recording | None) -> dict[str, int]:
+    if recording is None or not len(recording.samples):
+        return {}
+    return {
+        "samples": len(recording.samples),
+        "sample_rate": recording.sample_rate,
+        "channels": recording.channels,
+    }
+
+
+def _check_splits(utterances: Sequence[Utterance], params: DatasetParams) -> None:
+    counts = Counter(utterance.split for utterance in utterances)
+    for split in SPLIT_ORDER:
+        if not counts[split]:
+            found = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise DataError(
+                f"{params.root}/{params.table}: split '{split}' has no utterance (found {found}); "
+                "fill the split column, or set dataset.split: conversation (or speaker) to have splits made"
+            )
+
+
+def _check_recordings(utterances: Sequence[Utterance], params: DatasetParams) -> None:
+    named = [utterance for utterance in utterances if utterance.audio is not None]
+    if named and not any(utterance.samples for utterance in named):
+        raise DataError(
+            f"none of the {len(named)} recordings under {params.root} can be used; the first, {named[0].audio}: "
+            f"{named[0].status}; mend dataset.root or dataset.columns.audio (leave the column out for text only)"
+        )
+
+
+def _seconds(utterance: Utterance) -> float:
+    return utterance.samples / utterance.sample_rate if utterance.sample_rate else 0.0
