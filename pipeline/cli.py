@@ -1,0 +1,129 @@
+"""The pipeline's commands. Heavy libraries are imported when a command runs, so that `--help` answers at once."""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The YAML file with the parameters.")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter; repeatable.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
+Manifest = Annotated[Path, typer.Option(help="The manifest that pipeline-prepare wrote.")]
+
+DEFAULT_PARAMS = Path("params.yaml")
+DEFAULT_MANIFEST = Path("data/manifest.jsonl")
+
+
+def command(body: Callable[..., None]) -> typer.Typer:
+    """A one-command typer app around `body`; an error that the user can mend is one line and exit status 2."""
+
+    @functools.wraps(body)
+    def guarded(**arguments: Any) -> None:
+        from pipeline.settings import ErcError
+
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        try:
+            body(**arguments)
+        except ErcError as error:
+            _fail(str(error))
+        except OSError as error:  # a full disk, a folder that cannot be written
+            _fail(f"{error.filename or 'writing'}: {error.strerror or error}; finished work is kept, run again")
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(guarded)
+    return app
+
+
+def _fail(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise typer.Exit(2)
+
+
+@command
+def prepare_app(
+    output: Annotated[Path, typer.Option(help="Where the manifest goes.")] = DEFAULT_MANIFEST,
+    params: ParamsFile = DEFAULT_PARAMS,
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Read the corpus, settle its oddities, and write one record per utterance."""
+    from pipeline.manifest import write_manifest
+    from pipeline.params import DatasetParams
+    from pipeline.prepare import prepare, summary
+    from pipeline.settings import read_section
+
+    prepared = prepare(read_section(params, "dataset", DatasetParams, overrides))
+    write_manifest(output, prepared.utterances)
+    print(summary(prepared))
+    print(f"{output}: {len(prepared.utterances)} utterances")
+
+
+@command
+def audio_app(
+    manifest: Manifest = DEFAULT_MANIFEST,
+    output: Annotated[Path, typer.Option(help="Where the features go.")] = Path("data/audio.h5"),
+    params: ParamsFile = DEFAULT_PARAMS,
+    overrides: Overrides = [],  # noqa: B006
+    device: Device = "auto",
+) -> None:
+    """Encode the recordings to frames. An interrupted run goes on where it was."""
+    from pipeline.extract import extract_audio
+    from pipeline.params import AudioParams, DatasetParams
+    from pipeline.settings import read_section
+
+    dataset = read_section(params, "dataset", DatasetParams, overrides)
+    audio = read_section(params, "audio", AudioParams, overrides)
+    print(extract_audio(manifest, output, audio, Path(dataset.root), dataset.channels, device).summary("frames"))
+
+
+@command
+def text_app(
+    manifest: Manifest = DEFAULT_MANIFEST,
+    output: Annotated[Path, typer.Option(help="Where the features go.")] = Path("data/text.h5"),
+    params: ParamsFile = DEFAULT_PARAMS,
+    overrides: Overrides = [],  # noqa: B006
+    device: Device = "auto",
+) -> None:
+    """Encode the transcripts to tokens. An interrupted run goes on where it was."""
+    from pipeline.extract import extract_text
+    from pipeline.params import TextParams
+    from pipeline.settings import read_section
+
+    text = read_section(params, "text", TextParams, overrides)
+    print(extract_text(manifest, output, text, device).summary("tokens"))
+
+
+@command
+def join_app(
+    manifest: Manifest = DEFAULT_MANIFEST,
+    audio: Annotated[Path, typer.Option(help="The frames.")] = Path("data/audio.h5"),
+    text: Annotated[Path, typer.Option(help="The tokens.")] = Path("data/text.h5"),
+    output: Annotated[Path, typer.Option(help="Where the joint file goes.")] = Path("data/feats.h5"),
+    params: ParamsFile = DEFAULT_PARAMS,
+    overrides: Overrides = [],  # noqa: B006
+    copy: Annotated[bool, typer.Option("--copy", help="Write one self-contained file instead of links.")] = False,
+) -> None:
+    """Join audio and text to the one file that fusion-train reads."""
+    from pipeline.join import join
+    from pipeline.params import FeaturesParams
+    from pipeline.settings import read_section
+
+    copy_parts = copy or read_section(params, "features", FeaturesParams, overrides).copy_parts
+    features = join(manifest, audio, text, output, copy_parts)
+    print(f"{output}: {len(features.utterances)} utterances, digest {features.digest[:12]}")
+
+
+@command
+def inspect_app(
+    file: Annotated[Path, typer.Argument(help="A feature file: data/feats.h5, data/audio.h5 or data/text.h5.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every row and compare checksums.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is in a feature file."""
+    from pipeline.inspect import inspect_file
+
+    report = inspect_file(file, verify)
+    print(report.to_json() if as_json else report.to_text())

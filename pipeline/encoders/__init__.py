@@ -1,0 +1,1 @@
+"""Encoders: from clips and sentences to frames and tokens."""

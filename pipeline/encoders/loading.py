@@ -1,0 +1,154 @@
+"""Finding a pretrained model by hub name or local folder, and loading it so that no weight is silently random."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import EncoderError
+
+if TYPE_CHECKING:
+    import torch
+
+# Heads of pretraining and fine-tuning, and parts that only training uses: their weights may be in the checkpoint and
+# not in the encoder, or the other way round. Any other difference means that an encoder would be partly random.
+HEADS = ("cls.", "lm_head.", "classifier.", "projector.", "predictions.", "discriminator_predictions.", "qa_outputs.")
+PRETRAINING = ("quantizer.", "project_q.", "project_hid.", "final_proj.", "mask_predictions.", "vocab_", "label_embs")
+UNUSED_HERE = ("pooler.", "masked_spec_embed", "adapter.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from."""
+
+    location: str  # folder or hub name, for from_pretrained
+    name: str  # for the identity: the folder's own name, or the hub name; never an absolute path
+    revision: str | None  # commit on the hub; None for a folder
+
+
+def find_model(name: str, revision: str | None, builtin: dict[str, Path]) -> Source:
+    """Settle whether `name` is a built-in, a local folder or a model on the hub.
+
+    Raises:
+        EncoderError: there is no such folder, or the hub does not know the model or cannot be reached.
+    """
+    if name in builtin:
+        return Source(str(builtin[name]), name, None)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise EncoderError(f"encoder folder {folder} has no config.json; expected a Hugging Face model folder")
+        return Source(str(folder), folder.resolve().name, None)
+    if name.count("/") > 1 or name.startswith(("/", ".", "~")) or not name.strip("/"):
+        raise EncoderError(f"no such encoder folder: {name}; mend the path, or give a Hugging Face name")
+    return Source(name, name, _commit(name, revision))
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """The full commit hash that `revision` of a hub model stands for, from the local cache or the hub."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        commit = HfApi().model_info(name, revision=revision, timeout=20).sha
+    except HFValidationError:
+        raise EncoderError(f"no encoder folder '{name}', nor is it the form of a Hugging Face name") from None
+    except Exception as error:  # the client raises httpx, OS and its own errors, depending on its version
+        reason = str(error).strip().split("\n")[0]
+        at = f" at revision {revision}" if revision else ""
+        raise EncoderError(
+            f"no encoder folder '{name}', and it cannot be had from the Hugging Face hub{at} "
+            f"({type(error).__name__}: {reason}); mend the name, or download it where there is a network and give "
+            "the folder"
+        ) from None
+    return commit or revision or "main"
+
+
+def load_pretrained(loader: Any, source: Source, **options: Any) -> Any:
+    """`loader.from_pretrained(source)`, safely, and refusing a checkpoint that does not fit the model.
+
+    Raises:
+        EncoderError: files are missing or damaged, or weight names are missing, unexpected or of another shape.
+    """
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.CRITICAL)  # its load report is judged below, in our words
+    try:
+        model, report = loader.from_pretrained(
+            source.location, revision=source.revision, trust_remote_code=False, output_loading_info=True, **options
+        )
+    except Exception as error:  # whatever a damaged folder makes the libraries raise
+        reason = " ".join(str(error).split())[:300]
+        raise EncoderError(f"encoder {source.location} cannot be loaded: {type(error).__name__}: {reason}") from None
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    prefix = f"{model.base_model_prefix}."
+    _refuse_misfits(source, {kind: [_bare(key, prefix) for key in report[kind]] for kind in report})
+    return model.eval().requires_grad_(False)
+
+
+def _bare(key: Any, prefix: str) -> str:
+    name = str(key[0] if isinstance(key, tuple | list) else key)  # mismatched keys come with their shapes
+    return name.removeprefix(prefix)
+
+
+def _refuse_misfits(source: Source, report: dict[str, list[str]]) -> None:
+    tolerated = {
+        "missing_keys": UNUSED_HERE,
+        "unexpected_keys": (*HEADS, *PRETRAINING, *UNUSED_HERE),
+        "mismatched_keys": (),
+    }
+    for kind, prefixes in tolerated.items():
+        wrong = sorted(key for key in report.get(kind, []) if not key.startswith(prefixes))
+        if wrong:
+            raise EncoderError(
+                f"encoder {source.location}: {len(wrong)} weights are {kind.removesuffix('_keys')}, such as "
+                f"'{wrong[0]}'; its features would be partly random. Expected a checkpoint of this very architecture"
+            )
+
+
+def weights_hash(module: "torch.nn.Module") -> str:
+    """Hash (hex) of names, shapes and values of all weights, however they were stored."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def choose_device(device: str) -> str:
+    """`auto` -> `cuda` if there is one, else `cpu`; raises EncoderError if the device asked for is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EncoderError(f"--device {device}: no CUDA device is available; use --device cpu")
+    return device
+
+
+def choose_precision(precision: str, device: str) -> str:
+    """`auto` -> `bfloat16` where the device multiplies it natively, else `float32`."""
+    import torch
+
+    if precision != "auto":
+        return precision
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+
+
+def resolve_layers(layers: str | tuple[int, ...], available: int, name: str) -> list[int]:
+    """`last` or layer numbers -> sorted numbers, each at most `available`; raises EncoderError otherwise."""
+    if isinstance(layers, str):
+        return [available]
+    wrong = [layer for layer in layers if layer > available]
+    if wrong:
+        raise EncoderError(f"encoder {name} has layers 0 to {available}; asked for layer {wrong[0]}")
+    return sorted(set(layers))

@@ -1,0 +1,180 @@
+"""Text encoders: the BERT family. A text's features do not depend on the texts that share its batch (attention mask).
+
+Every token is kept, with the special tokens at both ends ([CLS] and [SEP]). A text longer than the model's positions
+is encoded in overlapping windows instead of being cut.
+
+Axes: texts, tokens, layers, dim.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.batching import windows
+from pipeline.encoders.loading import (
+    Source,
+    choose_device,
+    choose_precision,
+    find_model,
+    load_pretrained,
+    resolve_layers,
+    weights_hash,
+)
+from pipeline.encoders.tiny import TINY_TEXT
+from pipeline.errors import EncoderError
+from pipeline.params import TextParams
+from pipeline.store import Identity
+
+VERSION = 1  # raise it when a change alters the features
+PROBE = "a"  # a text that every vocabulary can hold, to see which special tokens surround it
+
+
+class TextEncoder:
+    """Texts -> tokens; made by `load_text_encoder`.
+
+    Attributes:
+        identity: what the features depend on.
+        row_shape: of one token, (dim,) or (layers, dim).
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, identity: Identity, layers: list[int], params: TextParams, device: str
+    ) -> None:
+        self.identity = identity
+        dim = int(model.config.hidden_size)
+        self.row_shape = (dim,) if params.mix == "mean" else (len(layers), dim)
+        self._tokenizer = tokenizer
+        self._prefix, self._suffix = _special_tokens(tokenizer)
+        self._window = _positions(model, tokenizer) - len(self._prefix) - len(self._suffix)
+        self._overlap = min(params.overlap_tokens, self._window // 2)
+        self._pad = tokenizer.pad_token_id or 0
+        self._layers, self._mix, self._device = layers, params.mix, device
+        self._precision = identity.fields["precision"]
+        self._model = model.to(device)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token numbers of `text`, all of them, without special tokens."""
+        return self._tokenizer(text, add_special_tokens=False, truncation=False, padding=False, verbose=False)[
+            "input_ids"
+        ]
+
+    def tokens(self, token_ids: Sequence[int]) -> int:
+        """How many rows `encode` gives for these token numbers."""
+        return len(self._prefix) + len(token_ids) + len(self._suffix)
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Token numbers of each text -> (tokens, *row_shape) float32, special tokens included."""
+        fitting = [token_ids for token_ids in texts if len(token_ids) <= self._window]
+        encoded = iter(self._forward(fitting) if fitting else [])
+        rows = [
+            next(encoded) if len(token_ids) <= self._window else self._encode_long(token_ids) for token_ids in texts
+        ]
+        return [(row.mean(dim=1) if self._mix == "mean" else row).cpu().numpy() for row in rows]
+
+    def _encode_long(self, token_ids: Sequence[int]) -> Tensor:
+        before, after = len(self._prefix), len(self._suffix)
+        pieces = []
+        for window in windows(len(token_ids), self._window, self._overlap):
+            rows = self._forward([token_ids[window.start : window.end]])[0]
+            first = 0 if window.start == 0 else before + window.keep_start - window.start
+            last = len(rows) if window.end == len(token_ids) else before + window.keep_end - window.start
+            pieces.append(rows[first:last])
+        joined = torch.cat(pieces)
+        assert len(joined) == before + len(token_ids) + after
+        return joined
+
+    def _forward(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Token numbers -> (tokens, layers, dim) float32 each."""
+        whole = [torch.tensor([*self._prefix, *token_ids, *self._suffix]) for token_ids in texts]
+        lengths = torch.tensor([len(tokens) for tokens in whole])
+        batch = nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=self._pad)  # (texts, tokens)
+        mask = torch.arange(batch.shape[1])[None] < lengths[:, None]
+        with torch.autocast(torch.device(self._device).type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+            states = self._model(
+                input_ids=batch.to(self._device),
+                attention_mask=mask.long().to(self._device),
+                output_hidden_states=True,
+            ).hidden_states
+        stacked = torch.stack([states[layer].float() for layer in self._layers], dim=2)
+        return [stacked[index, :length] for index, length in enumerate(lengths.tolist())]
+
+
+def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
+    """The encoder that `params` names, ready on `device`; the model is cut at the highest layer asked for.
+
+    Raises:
+        EncoderError: it cannot be found or loaded, or is not of the BERT family.
+    """
+    from transformers import AutoModel
+
+    device = choose_device(device)
+    source = find_model(params.encoder, params.revision, {"tiny": TINY_TEXT})
+    tokenizer = _load_tokenizer(source)
+    model = load_pretrained(AutoModel, source, dtype=torch.float32)
+    blocks = getattr(getattr(model, "encoder", None), "layer", None)
+    if blocks is None:
+        raise EncoderError(
+            f"text.encoder {params.encoder} is a '{model.config.model_type}' model; expected one of the BERT family "
+            "(BERT, RoBERTa, ELECTRA, MPNet, ...)"
+        )
+    layers = resolve_layers(params.layers, len(blocks), params.encoder)
+    model.encoder.layer = blocks[: layers[-1]]
+    model.pooler = None  # it reads [CLS] for tasks that are not ours
+    identity = Identity(
+        {
+            "modality": "text",
+            "model": source.name,
+            "revision": source.revision,
+            "architecture": model.config.model_type,
+            "weights": weights_hash(model),
+            "tokenizer": _vocabulary_hash(tokenizer),
+            "layers": layers,
+            "mix": params.mix,
+            "overlap_tokens": params.overlap_tokens,
+            "precision": choose_precision(params.precision, device),
+            "dtype": params.dtype,
+            "version": VERSION,
+        }
+    )
+    return TextEncoder(model, tokenizer, identity, layers, params, device)
+
+
+def _load_tokenizer(source: Source) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged folder makes the libraries raise
+        reason = " ".join(str(error).split())[:300]
+        raise EncoderError(f"encoder {source.location}: its tokenizer cannot be loaded: {reason}") from None
+
+
+def _vocabulary_hash(tokenizer: Any) -> str:
+    """Hash (hex) of the whole tokenizer: vocabulary and rules."""
+    import hashlib
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The token numbers that the tokenizer puts before and after a text."""
+    bare = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(PROBE, add_special_tokens=True, truncation=False, padding=False)["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    raise EncoderError("the tokenizer changes a text when it adds special tokens; no such tokenizer is supported")
+
+
+def _positions(model: Any, tokenizer: Any) -> int:
+    """The longest sequence that the model was built for, special tokens included."""
+    positions = int(getattr(model.config, "max_position_embeddings", 512))
+    if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text"):
+        positions -= model.config.pad_token_id + 1  # their first position is behind that of the padding
+    return min(positions, int(min(tokenizer.model_max_length, positions)))

@@ -1,0 +1,178 @@
+"""The `audio` and `text` stages: the manifest's recordings or transcripts -> a part file, slot by slot.
+
+Everything that decides the outcome is settled before the encoder runs: how many rows each utterance gets, which
+utterances share a batch, where each one lies in the file. An interrupted run goes on with the batches that are not
+done, and ends with the same bytes as an undisturbed one.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.batching import batches_under_budget
+from pipeline.errors import DataError, EncoderError
+from pipeline.manifest import Utterance, read_manifest
+from pipeline.media import Channels, decode, resample, resampled_length
+from pipeline.params import AudioParams, TextParams
+from pipeline.slots import PartLayout, SlotWriter
+from pipeline.store import Identity
+
+if TYPE_CHECKING:
+    import torch
+
+Input = TypeVar("Input")
+
+DECODERS = 4  # threads that decode the next batch while this one is encoded
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did."""
+
+    path: Path
+    utterances: int
+    rows: int
+    encoded: int  # utterances that this run encoded
+    kept: int  # utterances that an earlier, interrupted run had finished
+    empty: int  # utterances without this modality
+
+    def summary(self, unit: str) -> str:
+        """One line for the user; `unit` is what a row is called."""
+        kept = f", {self.kept} kept from an interrupted run" if self.kept else ""
+        empty = f", {self.empty} empty" if self.empty else ""
+        return f"{self.path}: {self.utterances} utterances, {self.rows} {unit}; {self.encoded} encoded{kept}{empty}"
+
+
+def extract_audio(
+    manifest: Path, target: Path, params: AudioParams, root: Path, channels: Channels, device: str = "auto"
+) -> Outcome:
+    """Encode the recordings under `root` to the part file `target`.
+
+    Raises:
+        DataError: a recording is not what the manifest says.
+        EncoderError: the encoder cannot be loaded, or one clip alone exceeds the memory.
+        StoreError, OSError: the file cannot be written.
+    """
+    from pipeline.encoders.speech import load_speech_encoder
+
+    utterances = read_manifest(manifest)
+    encoder = load_speech_encoder(params, device)
+    lengths = [_encoder_samples(utterance, encoder.sample_rate) for utterance in utterances]
+    plan = _plan(
+        [channels, *([u.id, u.audio, u.start, u.end, u.samples, _size(root, u)] for u in utterances)],
+    )
+    rows = [encoder.frames(length) if length else 0 for length in lengths]
+    layout = _layout(utterances, rows, encoder, params.dtype, plan)
+    batches = batches_under_budget(lengths, budget=int(params.batch_seconds * encoder.sample_rate))
+
+    def load(index: int) -> "torch.Tensor":
+        return _load_clip(utterances[index], root, channels, encoder.sample_rate, lengths[index])
+
+    return _fill(target, layout, batches, load, encoder.encode, "audio")
+
+
+def extract_text(manifest: Path, target: Path, params: TextParams, device: str = "auto") -> Outcome:
+    """Encode the transcripts to the part file `target`; raises as `extract_audio` does."""
+    from pipeline.encoders.text import load_text_encoder
+
+    utterances = read_manifest(manifest)
+    encoder = load_text_encoder(params, device)
+    token_ids = [encoder.tokenize(utterance.text) if utterance.text else [] for utterance in utterances]
+    rows = [encoder.tokens(ids) if ids else 0 for ids in token_ids]
+    plan = _plan([[utterance.id, utterance.text] for utterance in utterances])
+    layout = _layout(utterances, rows, encoder, params.dtype, plan)
+    batches = batches_under_budget(rows, budget=params.batch_tokens)
+    return _fill(target, layout, batches, token_ids.__getitem__, encoder.encode, "text")
+
+
+def _layout(
+    utterances: Sequence[Utterance], rows: list[int], encoder: Any, dtype: Literal["float16", "float32"], plan: str
+) -> PartLayout:
+    identity: Identity = encoder.identity
+    return PartLayout([u.id for u in utterances], rows, encoder.row_shape, dtype, identity, plan)
+
+
+def _plan(inputs: list[Any]) -> str:
+    """Hash (hex) of all that the features are made from, besides the encoder."""
+    return hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()
+
+
+def _size(root: Path, utterance: Utterance) -> int | None:
+    """Bytes of the recording, which change with most edits of it; None where there is none."""
+    path = root / utterance.audio if utterance.audio else None
+    return path.stat().st_size if path is not None and path.is_file() else None
+
+
+def _encoder_samples(utterance: Utterance, sample_rate: int) -> int:
+    if not utterance.samples or not utterance.sample_rate:
+        return 0
+    return resampled_length(utterance.samples, utterance.sample_rate, sample_rate)
+
+
+def _load_clip(utterance: Utterance, root: Path, channels: Channels, sample_rate: int, expected: int) -> "torch.Tensor":
+    """The utterance's samples at the encoder's rate, (samples,)."""
+    recording = decode(root / str(utterance.audio), channels, utterance.start, utterance.end)
+    if len(recording.samples) != utterance.samples or recording.sample_rate != utterance.sample_rate:
+        found = f"{len(recording.samples)} samples" if len(recording.samples) else "+".join(recording.issues)
+        raise DataError(
+            f"'{utterance.id}': {root / str(utterance.audio)} has changed since the manifest was made (found {found}, "
+            f"expected {utterance.samples}); run pipeline-prepare again, or dvc repro"
+        )
+    clip = resample(recording.samples, recording.sample_rate, sample_rate)
+    assert len(clip) == expected
+    return clip
+
+
+def _fill(
+    target: Path,
+    layout: PartLayout,
+    batches: list[list[int]],
+    load: Callable[[int], Input],
+    encode: Callable[[list[Input]], list[np.ndarray]],
+    name: str,
+) -> Outcome:
+    """Encode every batch that is not done, and finish the file."""
+    with SlotWriter(target, layout) as writer, ThreadPoolExecutor(DECODERS) as pool:
+        empty = [index for index, rows in enumerate(layout.rows) if not rows]
+        writer.write(empty, [np.empty((0, *layout.row_shape), layout.dtype)] * len(empty))
+        waiting = [batch for batch in batches if not writer.done[batch].all()]
+        total = sum(len(batch) for batch in waiting)
+        kept = len(layout.ids) - len(empty) - total
+        with tqdm(total=total, desc=name, unit="utterance", disable=None) as progress:
+            ahead = [pool.submit(load, index) for index in waiting[0]] if waiting else []
+            for number, batch in enumerate(waiting):
+                loaded = [future.result() for future in ahead]
+                following = waiting[number + 1] if number + 1 < len(waiting) else []
+                ahead = [pool.submit(load, index) for index in following]
+                writer.write(batch, _encode_halving(loaded, encode, layout.ids[batch[0]]))
+                progress.update(len(batch))
+        writer.finish()
+    return Outcome(target, len(layout.ids), sum(layout.rows), total, kept, len(empty))
+
+
+def _encode_halving(
+    inputs: list[Input], encode: Callable[[list[Input]], list[np.ndarray]], longest: str
+) -> list[np.ndarray]:
+    """Encode a batch; where memory runs out, its halves."""
+    import torch
+
+    try:
+        return encode(inputs)
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "not enough memory" not in str(error):
+            raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(inputs) == 1:
+            raise EncoderError(
+                f"'{longest}' alone exceeds the memory; lower audio.window_seconds, or use --device cpu"
+            ) from None
+    half = len(inputs) // 2
+    return _encode_halving(inputs[:half], encode, longest) + _encode_halving(inputs[half:], encode, longest)

@@ -1,0 +1,35 @@
+"""The `features` stage: manifest + audio.h5 + text.h5 -> one joint view, data/feats.h5."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.manifest import label_names, read_manifest
+from pipeline.store import UNLABELLED, Features, Utterances, read_features, read_part, write_joint
+
+
+def join(manifest: Path, audio: Path, text: Path, target: Path, copy_parts: bool = False) -> Features:
+    """Write the joint file and return it, read back.
+
+    Raises:
+        DataError: the manifest is missing or broken.
+        StoreError: a part is missing, damaged, or made from another manifest.
+    """
+    records = read_manifest(manifest)
+    names = label_names(records, str(manifest))
+    classes = {name: number for number, name in enumerate(names)}
+    utterances = Utterances(
+        ids=[record.id for record in records],
+        conversations=[record.conversation for record in records],
+        turns=np.array([record.turn for record in records], np.int64),
+        speakers=[record.speaker or "" for record in records],
+        splits=[record.split for record in records],
+        labels=np.array(
+            [UNLABELLED if record.label is None else classes[record.label] for record in records], np.int64
+        ),
+        scores=np.array([np.nan if record.score is None else record.score for record in records], np.float32),
+    )
+    parts = {"audio": read_part(audio), "text": read_part(text)}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_joint(target, utterances, names, parts, copy_parts)
+    return read_features(target)

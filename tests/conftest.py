@@ -1,0 +1,36 @@
+"""What tests share: where the real recordings lie, and toy encoders."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def shared_data(name: str) -> Path:
+    """The folder of real data `name`, or a visible skip where it is absent."""
+    root = Path(os.environ.get("ERC_SHARED", Path(__file__).parents[1].parent / "shared"))
+    if not (root / "data" / name).is_dir():
+        pytest.skip(f"real data '{name}' is not at hand (set ERC_SHARED)")
+    return root / "data" / name
+
+
+@pytest.fixture(scope="session")
+def nemo() -> Path:
+    """204 real recordings: nemo.tsv and wav/."""
+    return shared_data("nemo")
+
+
+@pytest.fixture(scope="session")
+def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy wav2vec2 with group norm over time, as wav2vec2-base has it."""
+    from pipeline.encoders.tiny import build_speech
+
+    return build_speech(tmp_path_factory.mktemp("speech") / "group")
+
+
+@pytest.fixture(scope="session")
+def stable_speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy wav2vec2 with layer norm, as wav2vec2-large-lv60 has it."""
+    from pipeline.encoders.tiny import build_speech
+
+    return build_speech(tmp_path_factory.mktemp("speech") / "layer", norm="layer")

@@ -1,0 +1,232 @@
+"""The audio and text stages: resumption, byte identity, changed recordings, memory."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import DataError, EncoderError
+from pipeline.extract import _encode_halving, extract_audio, extract_text
+from pipeline.inspect import inspect_file
+from pipeline.join import join
+from pipeline.manifest import Utterance, read_manifest, write_manifest
+from pipeline.params import AudioParams, DatasetParams, TextParams
+from pipeline.prepare import prepare
+from pipeline.store import read_features, read_part
+
+DEMO = Path(__file__).parents[2] / "data" / "demo"
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fourteen conversations of the demo, two utterances of them without sound, one without text."""
+    demo = prepare(DatasetParams(root=str(DEMO))).utterances
+    names = {
+        split: sorted({u.conversation for u in demo if u.split == split}) for split in ("train", "validation", "test")
+    }
+    kept = {*names["train"][:8], *names["validation"][:3], *names["test"][:3]}
+    records = [u for u in demo if u.conversation in kept]
+    absent = {"audio": None, "samples": 0, "sample_rate": None, "channels": None, "status": "no-audio"}
+    records[3] = records[3].model_copy(update=absent)
+    records[7] = records[7].model_copy(update=absent)
+    records[5] = records[5].model_copy(update={"text": "", "status": "no-text"})
+    path = tmp_path_factory.mktemp("manifest") / "manifest.jsonl"
+    write_manifest(path, records)
+    return path
+
+
+def audio(manifest: Path, target: Path, **params: object) -> Path:
+    extract_audio(manifest, target, AudioParams(batch_seconds=10.0, **params), DEMO, "downmix", "cpu")  # type: ignore[arg-type]
+    return target
+
+
+def test_every_utterance_gets_its_own_features(manifest: Path, tmp_path: Path) -> None:
+    from pipeline.encoders.speech import load_speech_encoder
+    from pipeline.media import decode, resample
+
+    part = read_part(audio(manifest, tmp_path / "audio.h5"))
+    encoder = load_speech_encoder(AudioParams(), "cpu")
+    for index, utterance in list(enumerate(read_manifest(manifest)))[::7]:
+        if utterance.audio is None:
+            continue
+        recording = decode(DEMO / utterance.audio)
+        alone = encoder.encode([resample(recording.samples, recording.sample_rate, 16000)])[0]
+        assert np.allclose(part.rows(index), alone, atol=5e-3)  # float16 of values of order 1
+
+
+def test_an_absent_modality_is_empty_and_its_turn_stays(manifest: Path, tmp_path: Path) -> None:
+    records = read_manifest(manifest)
+    part = read_part(audio(manifest, tmp_path / "audio.h5"))
+    extract_text(manifest, tmp_path / "text.h5", TextParams(), "cpu")
+    text = read_part(tmp_path / "text.h5")
+    assert part.ids == text.ids == [record.id for record in records]
+    assert [len(part.rows(index)) == 0 for index in range(len(records))] == [r.audio is None for r in records]
+    assert [len(text.rows(index)) == 0 for index in range(len(records))] == [not r.text for r in records]
+
+
+def test_the_same_input_gives_the_same_bytes(manifest: Path, tmp_path: Path) -> None:
+    assert audio(manifest, tmp_path / "1.h5").read_bytes() == audio(manifest, tmp_path / "2.h5").read_bytes()
+
+
+def test_killed_ten_times_the_file_ends_the_same_and_nothing_is_encoded_twice(manifest: Path, tmp_path: Path) -> None:
+    """SIGKILL at random moments. The parent imports once; each run is a fork of it that logs what it encodes."""
+    script = textwrap.dedent(
+        f"""
+        import os, random, signal, sys, time
+        from pathlib import Path
+        import torch
+        torch.set_num_threads(1)  # no thread pool that a fork would lose
+        from pipeline import extract
+        from pipeline.encoders import speech
+        from pipeline.params import AudioParams
+        import transformers.models.wav2vec2.modeling_wav2vec2, av, torchaudio
+        folder = Path({str(tmp_path)!r})
+        params = AudioParams(batch_seconds=4.0)
+
+        def run(name):
+            write = extract.SlotWriter.write
+            def logged(writer, indices, rows):
+                write(writer, indices, rows)
+                if indices and writer.layout.rows[indices[0]]:
+                    with (folder / f"{{name}}.log").open("a") as log:
+                        log.write(" ".join(map(str, indices)) + "\\n")
+            extract.SlotWriter.write = logged
+            extract.extract_audio(
+                Path({str(manifest)!r}), folder / name, params, Path({str(DEMO)!r}), "downmix", "cpu"
+            )
+
+        def fork(name):
+            child = os.fork()
+            if child == 0:
+                run(name)
+                os._exit(0)
+            return child
+
+        os.waitpid(fork("whole.h5"), 0)
+        moments = random.Random(0)
+        kills = 0
+        while kills < 10 and not (folder / "killed.h5").exists():
+            child = fork("killed.h5")
+            while not (folder / "killed.h5.partial").exists():
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0.0, 0.25))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            kills += 1
+        _, status = os.waitpid(fork("killed.h5"), 0)
+        print(kills, status)
+        """
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, check=True)
+    kills, status = map(int, run.stdout.split())
+    assert (kills, status) == (10, 0), run.stderr
+    assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    encoded = (tmp_path / "killed.h5.log").read_text().splitlines()
+    undisturbed = (tmp_path / "whole.h5.log").read_text().splitlines()
+    assert sorted(set(encoded)) == sorted(undisturbed)
+    # only a batch whose writing (not encoding) was under way when the kill came may be there twice
+    assert len(encoded) - len(undisturbed) <= kills
+
+
+def test_a_recording_that_changed_since_the_manifest_is_refused(tmp_path: Path) -> None:
+    import wave
+
+    def tone(samples: int) -> None:
+        with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16000)
+            file.writeframes(np.arange(samples, dtype="<i2").tobytes())
+
+    tone(4000)
+    record = {"id": "a", "conversation": "a", "turn": 0, "split": "train", "audio": "a.wav"}
+    write_manifest(tmp_path / "manifest.jsonl", [Utterance(**record, samples=4000, sample_rate=16000, channels=1)])  # type: ignore[arg-type]
+    tone(4100)
+    arguments = (tmp_path / "manifest.jsonl", tmp_path / "audio.h5", AudioParams(), tmp_path, "downmix", "cpu")
+    with pytest.raises(DataError, match=r"'a': .*a\.wav has changed .* \(found 4100 samples, expected 4000\)"):
+        extract_audio(*arguments)  # type: ignore[arg-type]
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(DataError, match="found missing-file"):
+        extract_audio(*arguments)  # type: ignore[arg-type]
+
+
+def test_out_of_memory_halves_the_batch() -> None:
+    sizes = []
+
+    def encode(inputs: list[int]) -> list[np.ndarray]:
+        sizes.append(len(inputs))
+        if len(inputs) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return [np.full((1, 1), value) for value in inputs]
+
+    encoded = _encode_halving(list(range(7)), encode, "longest")
+    assert [int(array[0, 0]) for array in encoded] == list(range(7))
+    assert max(sizes) == 7
+
+
+def test_one_clip_that_exceeds_the_memory_is_named() -> None:
+    def encode(inputs: list[int]) -> list[np.ndarray]:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
+
+    with pytest.raises(EncoderError, match=r"'film/3' alone exceeds the memory; lower audio\.window_seconds"):
+        _encode_halving([1], encode, "film/3")
+
+
+def test_other_errors_are_not_taken_for_memory() -> None:
+    def encode(inputs: list[int]) -> list[np.ndarray]:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        _encode_halving([1, 2], encode, "a")
+
+
+@pytest.fixture(scope="module")
+def joined(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("joined")
+    audio(manifest, folder / "audio.h5")
+    extract_text(manifest, folder / "text.h5", TextParams(), "cpu")
+    join(manifest, folder / "audio.h5", folder / "text.h5", folder / "feats.h5")
+    return folder / "feats.h5"
+
+
+def test_the_joint_file_carries_all_that_training_needs(manifest: Path, joined: Path) -> None:
+    records, features = read_manifest(manifest), read_features(joined)
+    assert features.label_names == ["anger", "joy", "neutral", "sadness"]
+    assert [features.label_names[label] for label in features.utterances.labels] == [r.label for r in records]
+    assert features.utterances.conversations == [record.conversation for record in records]
+    assert features.utterances.splits == [record.split for record in records]
+    assert features.utterances.speakers == [record.speaker for record in records]
+    assert joined.stat().st_size < 100_000  # links cost no copy
+
+
+def test_copy_gives_one_file_that_needs_no_other(manifest: Path, joined: Path, tmp_path: Path) -> None:
+    copied = join(manifest, joined.parent / "audio.h5", joined.parent / "text.h5", tmp_path / "feats.h5", True)
+    assert copied.digest == read_features(joined).digest
+    assert [path.name for path in tmp_path.iterdir()] == ["feats.h5"]
+
+
+def test_inspect_counts_what_is_there(manifest: Path, joined: Path) -> None:
+    report = inspect_file(joined, verify=True)
+    records = read_manifest(manifest)
+    assert report.utterances == len(records)
+    assert report.conversations == 14
+    assert sum(sum(labels.values()) for labels in report.splits.values()) == len(records)
+    assert (report.parts["audio"].empty, report.parts["text"].empty) == (2, 1)
+    assert report.parts["audio"].encoder["model"] == "tiny"
+    assert "every utterance matches its checksum" in report.to_text()
+
+
+def test_inspect_names_the_damaged_utterance(joined: Path, tmp_path: Path) -> None:
+    part = read_part(joined.parent / "audio.h5")
+    content = bytearray((joined.parent / "audio.h5").read_bytes())
+    middle = part.offsets[10] * part.values[:1].nbytes
+    content[content.index(part.values.tobytes()) + middle] ^= 1
+    (tmp_path / "audio.h5").write_bytes(content)
+    from pipeline.store import StoreError
+
+    with pytest.raises(StoreError, match=f"1 of .* utterances do not match their checksum: '{part.ids[10]}'"):
+        inspect_file(tmp_path / "audio.h5", verify=True)
