@@ -1,0 +1,29 @@
+"""A sequence of any length to one vector."""
+
+from torch import Tensor, nn
+
+from fusion.layers.softmax import masked_softmax
+
+
+class AttentionPooling(nn.Module):
+    """Mean over the real positions, weighted by a learned score of each; zeros where an utterance has none.
+
+    Shape:
+        x: (utterances, positions, dim)
+        mask: (utterances, positions)
+        returns: (utterances, dim)
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(dim, 1, bias=False)  # the softmax cancels a bias
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return (self.weights(x, mask)[:, None, :] @ x).squeeze(1)
+
+    def weights(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(utterances, positions), each row summing to 1, or to 0 where nothing is real."""
+        return masked_softmax(self.score(x).squeeze(-1), mask)
+
+    def views(self, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"weights": self.weights(x, mask)}

@@ -1,0 +1,137 @@
+"""Fabricated feature files with a planted signal, small enough that a model learns them in seconds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusion.params import LossParams, ModelParams, Recipe, TrainParams
+from fusion.provenance import Provenance
+from fusion.seeds import train_seeds
+from pipeline.store import SPLITS, Features, Identity, Part, Utterances, part_from_arrays, read_features, write_features
+
+LABELS = ["anger", "joy", "neutral"]
+AUDIO = Identity({"model": "made-audio", "weights": "a1", "layers": [2]})
+TEXT = Identity({"model": "made-text", "weights": "t1", "layers": [2]})
+
+
+@dataclass(frozen=True)
+class Made:
+    """How many conversations a split has, how features look, and where the signal is planted."""
+
+    conversations: Sequence[int] = (12, 5, 6)  # of train, validation, test
+    turns: tuple[int, int] = (1, 6)  # fewest and most of a conversation
+    frames: tuple[int, int] = (0, 9)  # fewest and most of an utterance
+    tokens: tuple[int, int] = (0, 5)
+    audio_dim: int = 6
+    text_dim: int = 5
+    layers: tuple[int, int] = (1, 1)  # of audio and text
+    dtype: Any = np.float16
+    signal: Sequence[str] = ("audio", "text")  # modalities whose features tell the label
+    unlabelled: float = 0.1  # share
+    seed: int = 0
+    labels: Sequence[str] = field(default_factory=lambda: list(LABELS))
+
+
+def tiny_recipe(
+    model: Mapping[str, Any] = MappingProxyType({}), loss: Mapping[str, Any] = MappingProxyType({}), **train: Any
+) -> Recipe:
+    """A recipe that trains in a second; keywords are keys of section `train`."""
+    small: dict[str, Any] = {"dim": 8, "heads": 2, "dropout": 0.1, "audio_frames": 8}
+    short: dict[str, Any] = {"seeds": (0,), "epochs": 3, "conversations": 4, "learning_rate": 1e-2}
+    return Recipe(ModelParams(**small | dict(model)), LossParams(**loss), TrainParams(**short | train))
+
+
+def train_made(features: Features | Path, output: Path, recipe: Recipe) -> list[Provenance]:
+    """`train_seeds` on the CPU with one thread, in this process or in one that is about to be killed."""
+    torch.set_num_threads(1)
+    opened = read_features(features) if isinstance(features, Path) else features
+    return train_seeds(opened, recipe, output, torch.device("cpu"))
+
+
+def make_table(made: Made) -> Utterances:
+    random = np.random.default_rng(made.seed)
+    ids, conversations, turns, splits = [], [], [], []
+    for split, count in zip(SPLITS, made.conversations, strict=True):
+        for conversation in range(count):
+            for turn in range(random.integers(made.turns[0], made.turns[1] + 1)):
+                ids.append(f"{split}/{conversation:03}/{turn:03}")
+                conversations.append(f"{split}/{conversation:03}")
+                turns.append(turn)
+                splits.append(split)
+    labels = random.integers(0, len(made.labels), len(ids))
+    labels[random.random(len(ids)) < made.unlabelled] = -1
+    scores = np.full(len(ids), np.nan, np.float32)
+    return Utterances(ids, conversations, np.array(turns), [""] * len(ids), splits, labels, scores)
+
+
+def make_rows(
+    made: Made, labels: np.ndarray, span: tuple[int, int], dim: int, layers: int, planted: bool, seed: int
+) -> list[np.ndarray]:
+    """Noise, one array an utterance; `planted` adds a direction of its label's own to every frame."""
+    random = np.random.default_rng(seed)
+    directions = np.eye(dim)[: len(made.labels)] * 2.0
+    rows = []
+    for label in labels:
+        shape = (random.integers(span[0], span[1] + 1), *((layers,) if layers > 1 else ()), dim)
+        noise = random.normal(0, 0.5, shape)
+        rows.append((noise + directions[label] * (planted and label >= 0)).astype(made.dtype))
+    return rows
+
+
+def make_parts(made: Made, table: Utterances) -> dict[str, list[np.ndarray]]:
+    """Rows of both modalities."""
+    options = {
+        "audio": (made.frames, made.audio_dim, made.layers[0]),
+        "text": (made.tokens, made.text_dim, made.layers[1]),
+    }
+    return {
+        name: make_rows(made, table.labels, *options[name], name in made.signal, made.seed + 1 + index)
+        for index, name in enumerate(options)
+    }
+
+
+def make_features(made: Made = Made()) -> Features:
+    """A feature file that was never written."""
+    table = make_table(made)
+    rows = make_parts(made, table)
+    path = Path("made.h5")
+    audio = part_from_arrays(path, table.ids, rows["audio"], AUDIO)
+    text = part_from_arrays(path, table.ids, rows["text"], TEXT)
+    return Features(path, table, list(made.labels), audio, text)
+
+
+def write_made(path: Path, made: Made = Made()) -> Features:
+    """The same, written to `path` and read again."""
+    table = make_table(made)
+    rows = make_parts(made, table)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_features(path, table, list(made.labels), (rows["audio"], AUDIO), (rows["text"], TEXT))
+    return read_features(path)
+
+
+def garble_test_split(features: Features) -> Features:
+    """The same file with other labels and features in its test split."""
+    table = features.utterances
+    test = np.array(table.splits) == "test"
+    assert features.audio is not None
+    assert features.text is not None
+    return replace(
+        features,
+        utterances=replace(table, labels=np.where(test, (table.labels + 2) % len(features.label_names), table.labels)),
+        audio=garble_part(features.audio, test),
+        text=garble_part(features.text, test),
+    )
+
+
+def garble_part(part: Part, utterances: np.ndarray) -> Part:
+    """A part whose rows of the marked `utterances` are not numbers, with digests to match."""
+    rows = [
+        np.full_like(part.rows(index), np.nan) if marked else part.rows(index)
+        for index, marked in enumerate(utterances)
+    ]
+    return part_from_arrays(part.path, part.ids, rows, part.identity)
