@@ -33,7 +33,8 @@ def command(body: Callable[..., None]) -> typer.Typer:
         except OSError as error:  # a full disk, a folder that cannot be written
             _fail(f"{error.filename or 'writing'}: {error.strerror or error}; finished work is kept, run again")
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    # without rich, whose import takes longer than all else that --help needs
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(guarded)
     return app
 

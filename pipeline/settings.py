@@ -36,9 +36,9 @@ class SettingsError(ErcError):
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, and refusing keys that it does not know."""
+    """Base of every section: frozen, and refusing keys that it does not know and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -61,7 +61,7 @@ def read_section(path: Path, name: str, section: type[SectionType], overrides: S
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: section '{name}' must hold keys and values, found {content!r}")
     for override in overrides:
-        keys, value = _parse_override(override, document)
+        keys, value = _parse_override(override)
         if keys[0] == name:
             _set_key(content, keys[1:], value, override)
     return check_section(content, name, section, source=str(path))
@@ -77,7 +77,9 @@ def check_section(content: Mapping[str, Any], name: str, section: type[SectionTy
         # through JSON, where pydantic's strict mode takes a list for a tuple and a string for a path
         return section.model_validate_json(json.dumps(dict(content), default=str))
     except ValidationError as error:
-        problems = [_describe(problem, name, section) for problem in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        first = [problem for problem in found if not _follows(problem, found)]
+        problems = dict.fromkeys(_describe(problem, name, section) for problem in first)
         raise SettingsError(f"{source}: " + "; ".join(problems)) from None
 
 
@@ -112,15 +114,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(document, dict):
         raise SettingsError(f"{path}: must hold sections such as 'dataset:', found {type(document).__name__}")
+    for section in document:
+        if section not in SECTION_NAMES:  # else a misspelt section would silently mean its defaults
+            hint = _suggest(str(section), SECTION_NAMES) or f"; sections are {', '.join(SECTION_NAMES)}"
+            raise SettingsError(f"{path}: no section is called '{section}'{hint}")
     return document
 
 
-def _parse_override(override: str, document: Mapping[str, Any]) -> tuple[list[str], Any]:
+def _parse_override(override: str) -> tuple[list[str], Any]:
     key, equals, text = override.partition("=")
     keys = key.strip().split(".")
     if not equals or len(keys) < 2 or not all(keys):
         raise SettingsError(f"--set {override!r}: expected section.key=value, such as train.seeds=[0,1]")
-    if keys[0] not in document and keys[0] not in SECTION_NAMES:
+    if keys[0] not in SECTION_NAMES:
         raise SettingsError(f"--set {override!r}: no section '{keys[0]}'{_suggest(keys[0], SECTION_NAMES)}")
     try:
         return keys, yaml.load(text, Loader=_Loader)
@@ -139,9 +145,20 @@ def _set_key(content: dict[str, Any], keys: Sequence[str], value: Any, override:
     content[keys[-1]] = value
 
 
+def _is_alternative(part: str | int) -> bool:
+    """Whether pydantic put this into a location for one of the types that a key accepts: literal['last'], tuple[..]."""
+    return isinstance(part, str) and "[" in part
+
+
+def _follows(problem: Any, problems: Sequence[Any]) -> bool:
+    """Whether a problem is that of a whole whose elements have problems of their own."""
+    depth = len(problem["loc"])
+    return any(len(other["loc"]) > depth and other["loc"][:depth] == problem["loc"] for other in problems)
+
+
 def _describe(problem: Any, name: str, section: type[Section]) -> str:
     """One pydantic problem in the words of params.yaml."""
-    location = [part for part in problem["loc"] if isinstance(part, str | int)]
+    location = [part for part in problem["loc"] if not _is_alternative(part)]
     key = ".".join([name, *map(str, location)])
     if problem["type"] == "extra_forbidden":
         known = _fields_at(section, location[:-1])
@@ -151,6 +168,7 @@ def _describe(problem: Any, name: str, section: type[Section]) -> str:
         return f"key '{key}' is required"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    message = message.replace("a valid array", "a list").replace("tuple", "list").replace(" after validation", "")
     found = problem["input"]
     if isinstance(found, dict | BaseModel):  # a rule over several keys: its message names them
         return f"'{key}': {message}"

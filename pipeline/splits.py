@@ -21,35 +21,38 @@ def assign_splits(turns: Sequence[Turn], params: DatasetParams) -> dict[str, Spl
         DataError: a split is missing from the table, a conversation lies in two, or there are too few groups to fill
             three splits.
     """
+    source = f"{params.root}/{params.table}"
     if params.split == "given":
-        return _given_splits(turns)
-    return _made_splits(_groups(turns, params.split == "speaker"), Counter(t.conversation for t in turns), params)
+        return _given_splits(turns, source)
+    groups = _groups(turns, params.split == "speaker", source)
+    return _made_splits(groups, Counter(turn.conversation for turn in turns), params)
 
 
-def _given_splits(turns: Sequence[Turn]) -> dict[str, Split]:
+def _given_splits(turns: Sequence[Turn], source: str) -> dict[str, Split]:
     splits: dict[str, Split] = {}
     for turn in turns:
         if turn.split is None:
             raise DataError(
-                f"{turn.audio or turn.text[:40]!r} of conversation '{turn.conversation}' has no split, and "
+                f"{source}: {turn.audio or turn.text[:40]!r} of conversation '{turn.conversation}' has no split, and "
                 "dataset.split is 'given'; fill the split column, or set dataset.split: conversation (or speaker)"
             )
         known = splits.setdefault(turn.conversation, turn.split)  # type: ignore[arg-type]
         if known != turn.split:
             raise DataError(
-                f"conversation '{turn.conversation}' lies in two splits, {known} and {turn.split}; keep each "
+                f"{source}: conversation '{turn.conversation}' lies in two splits, {known} and {turn.split}; keep each "
                 "conversation in one, or set dataset.split: conversation to have them made"
             )
     return splits
 
 
-def _groups(turns: Sequence[Turn], by_speaker: bool) -> list[list[str]]:
+def _groups(turns: Sequence[Turn], by_speaker: bool, source: str) -> list[list[str]]:
     """Conversations that must share a split: each alone, or all that are connected by a speaker."""
     group: dict[str, str] = {turn.conversation: turn.conversation for turn in turns}
 
     def root(conversation: str) -> str:
         while group[conversation] != conversation:
-            conversation = group[conversation] = group[group[conversation]]
+            group[conversation] = group[group[conversation]]
+            conversation = group[conversation]
         return conversation
 
     if by_speaker:
@@ -57,7 +60,7 @@ def _groups(turns: Sequence[Turn], by_speaker: bool) -> list[list[str]]:
         for turn in turns:
             if turn.speaker is None:
                 raise DataError(
-                    f"conversation '{turn.conversation}' has a turn without a speaker, and dataset.split is "
+                    f"{source}: conversation '{turn.conversation}' has a turn without a speaker, and dataset.split is "
                     "'speaker'; fill the speaker column, or set dataset.split: conversation"
                 )
             group[root(turn.conversation)] = root(first_of.setdefault(turn.speaker, turn.conversation))

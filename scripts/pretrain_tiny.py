@@ -12,7 +12,7 @@ letters of the transcript per second), with pitch also relative to the speaker's
 
 **Text.** Masked language modelling on the transcripts, on sentences of the same grammar (none of them in the validation
 or test split), and on sentences as in a dictionary ("Livid means furious and angry."), which stand for the books from
-which a real BERT learns what words mean; these group words by mood, which no label of the corpus says. Beside the hidden
+which a real BERT learns what words mean; these group words by mood, as no label of the corpus does. Beside the hidden
 words, a linear map of the tokens' mean must tell which words the whole sentence holds, rare ones above all, so that
 pooled features keep them.
 """

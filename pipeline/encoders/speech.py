@@ -11,6 +11,7 @@ A clip's features do not depend on the clips that share its batch. Three places 
 Axes: clips, samples, frames, layers, dim.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,8 +57,10 @@ class SpeechEncoder:
         self.sample_rate = frontend.sample_rate
         self.row_shape = row_shape
         self._mix = params.mix
-        self._window = max(1, int(params.window_seconds * self.sample_rate) // frontend.hop)
-        self._overlap = min(self._window - 1, int(params.overlap_seconds * self.sample_rate) // frontend.hop)
+        self._window = (
+            int(params.window_seconds * self.sample_rate) // frontend.hop if frontend.windowed else sys.maxsize
+        )
+        self._overlap = int(params.overlap_seconds * self.sample_rate) // frontend.hop
 
     def frames(self, samples: int) -> int:
         """How many frames a clip of `samples` (at least 1) gives; one shorter than a frame is padded to one."""
@@ -96,6 +99,8 @@ class SpeechEncoder:
 
 class HiddenStates:
     """Chosen hidden states of a wav2vec2-family model, exact under padding; the model is cut at the highest one."""
+
+    windowed = True
 
     def __init__(
         self,
@@ -169,9 +174,14 @@ class HiddenStates:
 
 
 class LogMel:
-    """Log-mel frames: 25 ms windows every 10 ms, 80 bands, of the normalised clip. No weights."""
+    """Log-mel frames: 25 ms windows every 10 ms, 80 bands. No weights.
 
-    sample_rate, hop, receptive_field, normalise, dim = 16_000, 160, 512, True, 80
+    Every band is brought to zero mean and unit variance over the clip, which takes away the recording's and much of
+    the speaker's colour and leaves how the voice moves. The whole clip is at hand, so there are no windows.
+    """
+
+    sample_rate, hop, receptive_field, dim = 16_000, 160, 512, 80
+    normalise, windowed = True, False
 
     def __init__(self, device: str) -> None:
         from torchaudio.transforms import MelSpectrogram
@@ -187,7 +197,12 @@ class LogMel:
 
     def __call__(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Clips (samples,) -> (frames, 1, dim) each, encoded one by one: nothing to share, nothing to pad."""
-        return [torch.log(self._mel(clip.to(self._device)) + 1e-5).T[:, None] for clip in clips]
+        return [self._standardised(torch.log(self._mel(clip.to(self._device)) + 1e-5).T)[:, None] for clip in clips]
+
+    @staticmethod
+    def _standardised(frames: Tensor) -> Tensor:
+        centred = frames - frames.mean(dim=0)
+        return centred / (centred.square().mean(dim=0).sqrt() + 1e-3)
 
 
 class Padding:
@@ -234,7 +249,7 @@ def _log_mel_encoder(params: AudioParams, device: str) -> SpeechEncoder:
             "model": LOG_MEL,
             "frame_rate": frontend.sample_rate / frontend.hop,
             "sample_rate": frontend.sample_rate,
-            "normalise": "clip",
+            "normalise": "clip and band",
             "dtype": params.dtype,
             "version": VERSION,
         }

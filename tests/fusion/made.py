@@ -48,7 +48,7 @@ def tiny_recipe(
 
 def train_made(features: Features | Path, output: Path, recipe: Recipe) -> list[Provenance]:
     """`train_seeds` on the CPU with one thread, in this process or in one that is about to be killed."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # elsewhere than in a test, tests/fusion/conftest.py has not done it
     opened = read_features(features) if isinstance(features, Path) else features
     return train_seeds(opened, recipe, output, torch.device("cpu"))
 

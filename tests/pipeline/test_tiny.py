@@ -2,6 +2,7 @@
 
 import csv
 import string
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from transformers import AutoFeatureExtractor, AutoTokenizer, BertModel, Wav2Vec2Model
 
 from pipeline.encoders.tiny import TINY_SPEECH, TINY_TEXT, build_speech, build_text
@@ -21,6 +23,16 @@ TEXTS = ["The train leaves at nine.", "I am so happy about the train!", "So am I
 
 Norm = Literal["group", "layer"]
 Row = dict[str, str]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Short clips one by one: on a busy machine several threads wait for one another far longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -115,6 +127,7 @@ def test_shipped_weights_are_small_and_complete() -> None:
     assert preprocessor.sampling_rate == 16_000
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_shipped_speech_frames_carry_prosody() -> None:
     rows = read_rows("prosody")
     model = Wav2Vec2Model.from_pretrained(TINY_SPEECH).eval()
@@ -123,6 +136,7 @@ def test_shipped_speech_frames_carry_prosody() -> None:
     assert accuracy(rows, vectors) > 0.75
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_shipped_text_tokens_carry_words() -> None:
     rows = read_rows("words")
     tokenizer = AutoTokenizer.from_pretrained(TINY_TEXT)

@@ -1,0 +1,52 @@
+# make demo   the whole way on the embedded corpus: features, training, scores, plots
+# make test   formatting, lint, types and tests
+# Both make .venv from requirements.lock first, if it is missing or out of date.
+
+VENV := .venv
+BIN := $(VENV)/bin
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+	$$python -c '$(SUPPORTED)' 2>/dev/null && { echo $$python; break; }; done)
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+
+.PHONY: demo test lint format lock clean
+
+demo: $(VENV)/installed
+	dvc repro
+	@cat results/table.md
+
+test: lint
+	pytest
+
+lint: $(VENV)/installed
+	ruff format --check .
+	ruff check .
+	mypy
+
+format: $(VENV)/installed
+	ruff format .
+	ruff check --fix .
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; name one with make PYTHON=/path/to/python"; exit 2; }
+	@if command -v uv >/dev/null; then \
+		echo "installing with uv"; \
+		uv venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV) && \
+		uv pip install --quiet --python $(BIN)/python -r requirements.lock && \
+		uv pip install --quiet --python $(BIN)/python --no-deps --editable .; \
+	else \
+		echo "installing with pip"; \
+		$(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --quiet -r requirements.lock && \
+		$(BIN)/python -m pip install --quiet --no-deps --editable .; \
+	fi
+	@touch $@
+
+lock:  # names and versions for Python 3.11 and 3.12, from pyproject.toml; needs uv
+	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+		--no-emit-index-url pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,40 @@
+"""Files appear whole or not at all: written beside their place, brought to disk, renamed into it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fusion.errors import OutputError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system says against writing `path` into an `OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{path}: cannot be written ({reason}); make room, check who may write there, or name another --output"
+        ) from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path` with its folder; whoever reads meanwhile finds the old file or the new one.
+
+    Raises:
+        OutputError: disk full, no permission, or a folder in the way.
+    """
+    partial = path.with_name(path.name + ".tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)  # what did not fit should not go on filling the disk
+            raise

@@ -1,0 +1,175 @@
+"""Model folders: `models/<model>/seed-<n>/`, as huggingface_hub's mixin writes and reads them.
+
+model.safetensors   weights
+config.json         constructor arguments at the top, where `from_pretrained` looks; all else under the key `erc`
+history.json        what training wrote down of every epoch
+README.md           model card
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model as load_weights
+from torch import nn
+
+from fusion.atomic import write_file, writing
+from fusion.card import model_card
+from fusion.errors import ModelError, OutputError
+from fusion.history import Epoch, history_from_json, history_to_json
+from fusion.models import MODELS
+from fusion.provenance import VERSION, Provenance, provenance_from_json
+from pipeline.settings import SettingsError
+from pipeline.store import Features, Identity
+
+EXTRA = "erc"  # key of config.json that holds what is not a constructor argument
+FILES = ("model.safetensors", "config.json", "history.json", "README.md")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model folder, read."""
+
+    folder: Path
+    model: nn.Module  # in evaluation mode
+    provenance: Provenance
+    history: list[Epoch]
+
+
+def save_model(folder: Path, model: nn.Module, provenance: Provenance, history: Sequence[Epoch]) -> None:
+    """Write a model folder; it appears whole, replacing an older one of that name.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = folder.with_name(folder.name + ".tmp")
+    try:
+        with writing(folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            # the card first: the mixin leaves one alone that is there
+            write_file(partial / "README.md", model_card(provenance).encode())
+            write_file(partial / "history.json", _json(history_to_json(history)))
+            model.save_pretrained(partial)  # type: ignore[operator]  # the mixin's, which every model has
+            config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+            write_file(partial / "config.json", _json(config | {EXTRA: provenance.to_json()}))
+            # safetensors writes for the owner's eyes alone
+            shutil.copymode(partial / "config.json", partial / "model.safetensors")
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.replace(folder)
+    except SafetensorError as error:
+        raise OutputError(f"{folder}: the weights cannot be written ({error}); make room there") from error
+
+
+def read_provenance(folder: Path) -> Provenance:
+    """Where the model in `folder` comes from, without loading it.
+
+    Raises:
+        ModelError: as `load_model`, apart from the weights.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such model folder; train it with fusion-train, or name it with --models")
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder}: incomplete, {', '.join(missing)} is missing; train it again with fusion-train")
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))[EXTRA]
+        name = content["model"]
+        if name in MODELS:
+            return provenance_from_json(content, path)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        raise ModelError(f"{path}: damaged, or not of erc-fusion ({reason}); train it again") from error
+    except SettingsError as error:
+        raise ModelError(f"{error} (the model is of version {content.get('version')}, this is {VERSION})") from error
+    raise ModelError(f"{path}: unknown model '{name}'; this version ({VERSION}) knows {', '.join(MODELS)}")
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """The model in `folder`, on `device`, in evaluation mode.
+
+    Raises:
+        ModelError: the folder is missing, incomplete or damaged, or holds a model that this version does not know.
+    """
+    provenance = read_provenance(folder)
+    try:
+        # not the mixin's `from_pretrained`: that one prints, and takes an unknown argument or weight for nothing
+        arguments = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        del arguments[EXTRA]
+        model = MODELS[provenance.recipe.model.name](**arguments).to(device)
+        load_weights(model, folder / "model.safetensors", strict=True, device=str(device))
+        history = history_from_json(json.loads((folder / "history.json").read_text(encoding="utf-8")))
+    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{folder}: damaged ({_one_line(error)}); train it again with fusion-train") from error
+    return LoadedModel(folder, model.eval(), provenance, history)
+
+
+def load_seeds(folder: Path, device: torch.device | str = "cpu") -> list[LoadedModel]:
+    """The models of all seeds in `folder`, by seed.
+
+    Raises:
+        ModelError: as `load_model`, or there is none, or they are not of one training.
+    """
+    if not folder.is_dir():
+        interrupted = partial_folder(folder).is_dir()
+        mend = "training was interrupted, run fusion-train again" if interrupted else "train it with fusion-train"
+        raise ModelError(f"{folder}: no such model folder; {mend}, or name another one with --models")
+    folders = [path for path in folder.iterdir() if path.name.startswith("seed-") and path.is_dir()]
+    if not folders:
+        raise ModelError(f"{folder}: holds no seed-<n> folder; name the folder that fusion-train wrote with --models")
+    loaded = sorted((load_model(path, device) for path in folders), key=lambda one: one.provenance.seed)
+    first = loaded[0]
+    for other in loaded[1:]:
+        if _training(other.provenance) != _training(first.provenance):
+            raise ModelError(
+                f"{folder}: {first.folder.name} and {other.folder.name} were trained on different parameters or "
+                "features; train all seeds together with fusion-train"
+            )
+    return loaded
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where training works until all seeds are done: beside `folder`, which DVC deletes before a stage runs."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def check_compatible(loaded: LoadedModel, features: Features) -> None:
+    """Raise ModelError unless `features` are of the encoders and labels that the model was trained on."""
+    provenance = loaded.provenance
+    for name in ("audio", "text"):
+        trained, part = getattr(provenance, name), getattr(features, name)
+        if trained is not None and part is not None and trained != part.identity:
+            raise ModelError(
+                f"{loaded.folder}: trained on {name} features of {_difference(trained, part.identity)}, but "
+                f"{features.path} has {_difference(part.identity, trained)}; "
+                "extract with the same encoder, or train anew"
+            )
+    if list(provenance.labels) != list(features.label_names):
+        raise ModelError(
+            f"{loaded.folder}: trained on the labels {', '.join(provenance.labels)}, but {features.path} has "
+            f"{', '.join(features.label_names)}; use the same labels in the same order, or train anew"
+        )
+
+
+def _training(provenance: Provenance) -> tuple[str, str, tuple[str, ...]]:
+    return provenance.recipe.digest, provenance.features, provenance.labels
+
+
+def _difference(one: Identity, other: Identity) -> str:
+    """The fields of `one` that `other` lacks or has otherwise, on one line."""
+    fields = {key: value for key, value in one.fields.items() if key not in other.fields or other.fields[key] != value}
+    return Identity(fields).to_json()
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,96 @@
+"""The commands of fusion. Heavy libraries are imported when a command runs, so that `--help` answers at once."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+FeatureFile = Annotated[Path, typer.Option(help="The joint feature file, such as data/feats.h5.")]
+ParamsFile = Annotated[
+    Path | None, typer.Option("--params", help="The YAML file with the parameters; params.yaml where it is there.")
+]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter; repeatable.")]
+ModelFolder = Annotated[Path | None, typer.Option(help="The model folder; models/<model.name> by default.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
+
+DEFAULT_PARAMS = Path("params.yaml")
+
+
+def command(body: Callable[..., None]) -> typer.Typer:
+    """A one-command typer app around `body`; an error that the user can mend is one line and exit status 2."""
+
+    @functools.wraps(body)
+    def guarded(**arguments: Any) -> None:
+        # torch's threads sleep while they wait for each other: where other work shares the cores, spinning made an
+        # epoch of the demo 20 times slower. Read once, when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        from pipeline.settings import ErcError
+
+        try:
+            body(**arguments)
+        except ErcError as error:
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            raise typer.Exit(2) from None
+
+    # without rich, whose import takes longer than all else that --help needs
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(guarded)
+    return app
+
+
+def find_params(given: Path | None) -> Path:
+    """The file to read parameters from; an empty one, after a line on stderr, where none is named and none is here."""
+    if given is None and not DEFAULT_PARAMS.exists():
+        print(f"{DEFAULT_PARAMS}: not here, so every parameter has its default", file=sys.stderr)
+        return Path(os.devnull)
+    return given or DEFAULT_PARAMS
+
+
+@command
+def train_app(
+    features: FeatureFile,
+    params: ParamsFile = None,
+    overrides: Overrides = [],  # noqa: B006
+    output: ModelFolder = None,
+    device: Device = "auto",
+) -> None:
+    """Train the model of params.yaml with every seed, selected on validation. An interrupted run goes on."""
+    from fusion.device import pick_device
+    from fusion.params import read_recipe
+    from fusion.seeds import train_seeds
+    from pipeline.store import read_features
+
+    recipe = read_recipe(find_params(params), overrides)
+    output = output or Path("models") / recipe.model.name
+    trained = train_seeds(read_features(features), recipe, output, pick_device(device))
+    mean = sum(seed.validation[recipe.train.metric] for seed in trained) / len(trained)
+    print(f"{output}: {len(trained)} trained, mean validation {recipe.train.metric} {mean:.3f}")
+
+
+@command
+def evaluate_app(
+    features: FeatureFile,
+    models: ModelFolder = None,
+    params: ParamsFile = None,
+    overrides: Overrides = [],  # noqa: B006
+    output: Annotated[Path, typer.Option(help="Where the result files go.")] = Path("results"),
+    device: Device = "auto",
+) -> None:
+    """Score the trained models of all seeds on the test split, and write the result files."""
+    from fusion.device import pick_device
+    from fusion.evaluate import evaluate
+    from fusion.params import EvaluateParams, ModelParams
+    from fusion.report import current_commit, headline, write_report
+    from pipeline.settings import read_section
+    from pipeline.store import read_features
+
+    path = find_params(params)
+    section = read_section(path, "evaluate", EvaluateParams, overrides)
+    models = models or Path("models") / read_section(path, "model", ModelParams, overrides).name
+    evaluation = evaluate(read_features(features), models, section, pick_device(device))
+    write_report(evaluation, output, current_commit())
+    print(f"{output}: {headline(evaluation)}")

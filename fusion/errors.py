@@ -1,0 +1,26 @@
+"""Errors of fusion that a user can mend; a command prints them as one line and exits with status 2.
+
+ErcError                  pipeline.settings, the root
+|-- FeatureError          the feature file lacks what training or evaluation needs
+|-- TrainingError         training cannot go on: no such device, a loss that is not finite
+|-- ModelError            a model folder is missing, incomplete or damaged, or does not fit the features
+`-- OutputError           a result cannot be written: disk full, no permission, something else in its place
+"""
+
+from pipeline.settings import ErcError
+
+
+class FeatureError(ErcError):
+    """The feature file lacks what training or evaluation needs."""
+
+
+class TrainingError(ErcError):
+    """Training cannot start or go on."""
+
+
+class ModelError(ErcError):
+    """A model folder is missing, incomplete or damaged, or does not fit the features."""
+
+
+class OutputError(ErcError):
+    """A result cannot be written."""

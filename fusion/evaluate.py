@@ -1,0 +1,152 @@
+"""Score the models of all seeds on the test split, which is read here, once, and nowhere else."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
+from fusion.data import Split, load_split
+from fusion.device import reproducible
+from fusion.history import Epoch
+from fusion.metrics import (
+    METRICS,
+    ClassScores,
+    all_metrics,
+    class_scores,
+    conversation_confusions,
+    majority_floor,
+)
+from fusion.params import EvaluateParams
+from fusion.provenance import Provenance
+from fusion.statistics import Interval, bootstrap, percentile_interval
+from pipeline.store import Features
+
+CONVERSATIONS = 16  # scored at a time; predictions do not depend on it
+
+
+@dataclass(frozen=True)
+class SeedScores:
+    """One model on the test split."""
+
+    provenance: Provenance
+    history: Sequence[Epoch]
+    probabilities: np.ndarray  # (utterances, classes)
+    scores: Mapping[str, float]  # by metric
+    intervals: Mapping[str, Interval]  # by metric
+    classes: ClassScores
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric over all seeds."""
+
+    mean: float
+    std: float | None  # of the sample; None for a single seed
+    interval: Interval  # of the mean: other conversations, the same models
+    majority: float  # of always predicting the majority label of train
+    validation: float  # mean over seeds
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All models of one folder on the test split."""
+
+    features: str  # hash of the feature file that was scored
+    params: EvaluateParams
+    labels: Sequence[str]
+    ids: Sequence[str]  # utterances
+    conversations: Sequence[str]  # of each utterance
+    true: np.ndarray  # (utterances,), -1 = unlabelled
+    seeds: Sequence[SeedScores]
+    summaries: Mapping[str, Summary]  # by metric
+
+
+def predict(model: nn.Module, split: Split) -> np.ndarray:
+    """Probabilities (utterances, classes) in float64, in the order of the split."""
+    with reproducible(0, split.device), torch.inference_mode():
+        logits = [model.eval()(batch).logits for batch in split.batches(CONVERSATIONS)]
+    return torch.cat(logits).double().softmax(-1).cpu().numpy()
+
+
+def evaluate(features: Features, models: Path, params: EvaluateParams, device: torch.device) -> Evaluation:
+    """Score every seed in the folder `models` on the test split of `features`.
+
+    Raises:
+        ModelError: a model cannot be loaded, or was trained on other encoders or labels.
+        FeatureError: there is no test split, or nothing in it is labelled.
+    """
+    loaded = load_seeds(models, device)
+    for one in loaded:
+        check_compatible(one, features)
+    given = loaded[0].provenance.recipe.model
+    split = load_split(features, "test", modalities=given.modalities, audio_frames=given.audio_frames, device=device)
+    predictions = [predict(one.model, split) for one in loaded]
+    confusions = np.stack([_confusions(split, probabilities) for probabilities in predictions])
+    draws = {
+        name: bootstrap(confusions, metric, params.resamples, params.seed) for name, metric in METRICS.items()
+    }  # by metric: (seeds, resamples)
+    seeds = [
+        _seed_scores(one, probabilities, confusion, {name: drawn[index] for name, drawn in draws.items()}, params)
+        for index, (one, probabilities, confusion) in enumerate(zip(loaded, predictions, confusions, strict=True))
+    ]
+    floor = majority_floor(split.labels.numpy(), _train_labels(features), len(features.label_names))
+    return Evaluation(
+        features=features.digest,
+        params=params,
+        labels=features.label_names,
+        ids=split.ids,
+        conversations=split.conversation_ids,
+        true=split.labels.numpy(),
+        seeds=seeds,
+        summaries={name: _summary(name, seeds, draws[name], floor[name], params) for name in METRICS},
+    )
+
+
+def _confusions(split: Split, probabilities: np.ndarray) -> np.ndarray:
+    true, predicted = split.labels.numpy(), probabilities.argmax(-1)
+    return conversation_confusions(true, predicted, split.conversations.numpy(), probabilities.shape[-1])
+
+
+def _seed_scores(
+    loaded: LoadedModel,
+    probabilities: np.ndarray,
+    confusions: np.ndarray,
+    draws: Mapping[str, np.ndarray],
+    params: EvaluateParams,
+) -> SeedScores:
+    confusion = confusions.sum(0)
+    return SeedScores(
+        provenance=loaded.provenance,
+        history=loaded.history,
+        probabilities=probabilities,
+        scores=all_metrics(confusion),
+        intervals={name: percentile_interval(drawn, params.confidence) for name, drawn in draws.items()},
+        classes=class_scores(confusion),
+    )
+
+
+def _summary(
+    name: str, seeds: Sequence[SeedScores], draws: np.ndarray, majority: float, params: EvaluateParams
+) -> Summary:
+    scores = [seed.scores[name] for seed in seeds]
+    return Summary(
+        mean=float(np.mean(scores)),
+        std=sample_std(scores),
+        interval=percentile_interval(draws.mean(0), params.confidence),
+        majority=majority,
+        validation=float(np.mean([seed.provenance.validation[name] for seed in seeds])),
+    )
+
+
+def sample_std(values: Sequence[float]) -> float | None:
+    """Standard deviation of a sample, divisor n - 1; None for a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _train_labels(features: Features) -> np.ndarray:
+    """Labels of the train split, whose majority is the floor: picking the test split's own would be peeking."""
+    return features.utterances.labels[np.array(features.utterances.splits) == "train"]

@@ -1,0 +1,76 @@
+"""Where a model comes from: what its config.json says besides the constructor arguments."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fusion.params import LossParams, ModelParams, Recipe, TrainParams
+from pipeline.settings import check_section
+from pipeline.store import Identity
+
+VERSION = version("erc-fusion")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a model was trained on, with and for, and how well it did on validation."""
+
+    recipe: Recipe
+    seed: int
+    labels: tuple[str, ...]
+    audio: Identity | None  # encoder of the features that it was given; None where that modality was withheld
+    text: Identity | None
+    features: str  # hash of the feature file
+    fingerprint: str  # of everything that decides the weights
+    best_epoch: int
+    validation: Mapping[str, float]  # scores of that epoch by metric
+    version: str = VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the inverse of `provenance_from_json`."""
+        return {
+            "model": self.recipe.model.name,
+            "seed": self.seed,
+            "labels": list(self.labels),
+            "audio": dict(self.audio.fields) if self.audio else None,
+            "text": dict(self.text.fields) if self.text else None,
+            "params": self.recipe.to_json(),
+            "features": self.features,
+            "fingerprint": self.fingerprint,
+            "best_epoch": self.best_epoch,
+            "validation": dict(self.validation),
+            "version": self.version,
+        }
+
+
+def provenance_from_json(content: Mapping[str, Any], path: Path) -> Provenance:
+    """The inverse of `Provenance.to_json`; `path` leads the messages.
+
+    Raises:
+        SettingsError: this version does not know or accept a parameter.
+        KeyError, TypeError, AttributeError: `content` is something else.
+    """
+    params = content["params"]
+    train = params["train"] | {"seeds": [content["seed"]]}
+    return Provenance(
+        recipe=Recipe(
+            check_section(params["model"], "model", ModelParams, str(path)),
+            check_section(params["loss"], "loss", LossParams, str(path)),
+            check_section(train, "train", TrainParams, str(path)),
+        ),
+        seed=content["seed"],
+        labels=tuple(content["labels"]),
+        audio=_identity(content["audio"]),
+        text=_identity(content["text"]),
+        features=content["features"],
+        fingerprint=content["fingerprint"],
+        best_epoch=content["best_epoch"],
+        validation=content["validation"],
+        version=content["version"],
+    )
+
+
+def _identity(fields: Mapping[str, Any] | None) -> Identity | None:
+    return None if fields is None else Identity(fields)

@@ -1,0 +1,245 @@
+"""Write an evaluation as the files of `results/`, each whole or not at all, the same bytes for the same evaluation.
+
+    metrics.json      per metric: mean, standard deviation, interval, floor; per class; per seed; what was run
+    predictions.csv   a row for each seed and utterance, with the probability of every label
+    confusion.csv     a row for each seed and labelled utterance: actual, predicted (DVC's confusion template)
+    curves.csv        a row for each seed and epoch: losses and validation scores
+    table.md          the same for readers
+
+The CSV files name in their column `run` the `run.id` of metrics.json, which stands for the parameters, the seeds, the
+hashes of the feature files and the commit given there.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion.atomic import write_file
+from fusion.evaluate import Evaluation, SeedScores, Summary, sample_std
+from fusion.statistics import Interval
+from pipeline.store import UNLABELLED
+
+DIGITS = 6  # behind the point, in every file
+
+
+def write_report(evaluation: Evaluation, folder: Path, commit: str | None) -> None:
+    """Write all files of `evaluation` into `folder`, made where it is missing; `commit` is that of the code.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    run = describe_run(evaluation, commit)
+    writers: dict[str, Callable[[Evaluation, Mapping[str, Any]], str]] = {
+        "metrics.json": metrics_json,
+        "predictions.csv": predictions_csv,
+        "confusion.csv": confusion_csv,
+        "curves.csv": curves_csv,
+        "table.md": table_md,
+    }
+    contents = {name: write(evaluation, run) for name, write in writers.items()}
+    for name, content in contents.items():
+        write_file(folder / name, content.encode())
+
+
+def headline(evaluation: Evaluation) -> str:
+    """One line: the metric that training selected on, on the test split."""
+    metric = evaluation.seeds[0].provenance.recipe.train.metric
+    summary = evaluation.summaries[metric]
+    count = len(evaluation.seeds)
+    return (
+        f"test {metric} {_mean_std(summary.mean, summary.std)} over {count} {'seed' if count == 1 else 'seeds'} "
+        f"({evaluation.params.confidence:.0%} interval {_bounds(summary.interval)}, floor {summary.majority:.3f})"
+    )
+
+
+def current_commit() -> str | None:
+    """The commit that is checked out in the working directory; None without git or outside a repository."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def describe_run(evaluation: Evaluation, commit: str | None) -> dict[str, Any]:
+    """What was run; `id` is a short hash of the rest."""
+    first = evaluation.seeds[0].provenance
+    run: dict[str, Any] = {
+        "model": first.recipe.model.name,
+        "modalities": first.recipe.model.modalities,
+        "seeds": ",".join(str(seed.provenance.seed) for seed in evaluation.seeds),
+        "params": first.recipe.digest,
+        "features": evaluation.features,
+        "trained_on": first.features,
+        "intervals": evaluation.params.model_dump(mode="json"),
+        "version": first.version,
+        "commit": commit,
+    }
+    return {"id": hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12], **run}
+
+
+def metrics_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
+    """All numbers, nested as `dvc metrics show` flattens them: test.weighted_f1.mean, seeds.0.test.uar.value ..."""
+    scores = {name: _summary(summary) for name, summary in evaluation.summaries.items()}
+    content = {
+        "run": dict(run),
+        "test": {**scores, "per_class": _per_class(evaluation), "utterances": int(_labelled(evaluation).sum())},
+        "validation": {name: _round(summary.validation) for name, summary in evaluation.summaries.items()},
+        "seeds": {str(seed.provenance.seed): _seed(seed) for seed in evaluation.seeds},
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def predictions_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
+    """Every utterance of the split under every seed; `true` is empty where it is unlabelled."""
+    labels = [*evaluation.labels, ""]  # -1 = unlabelled is the last
+    header = ["run", "seed", "utterance", "conversation", "split", "true", "predicted"]
+    rows = (
+        [run["id"], seed.provenance.seed, utterance, conversation, "test", labels[true], labels[scores.argmax()]]
+        + [f"{score:.{DIGITS}f}" for score in scores]
+        for seed in evaluation.seeds
+        for utterance, conversation, true, scores in zip(
+            evaluation.ids, evaluation.conversations, evaluation.true, seed.probabilities, strict=True
+        )
+    )
+    return _csv(header + [f"p_{label}" for label in evaluation.labels], rows)
+
+
+def confusion_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
+    """Every labelled utterance under every seed."""
+    labelled = _labelled(evaluation)
+    rows = (
+        [run["id"], seed.provenance.seed, evaluation.labels[true], evaluation.labels[predicted]]
+        for seed in evaluation.seeds
+        for true, predicted in zip(evaluation.true[labelled], seed.probabilities[labelled].argmax(-1), strict=True)
+    )
+    return _csv(["run", "seed", "actual", "predicted"], rows)
+
+
+def curves_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
+    """Every epoch of every seed: the training loss and its terms, the same on validation, validation scores."""
+    first = evaluation.seeds[0].history[0]
+    terms = [name for name in first.train if name != "total"]
+    header = ["run", "seed", "epoch", "train_loss", "validation_loss"]
+    header += [f"validation_{name}" for name in first.scores]
+    header += [f"{split}_{name}_loss" for split in ("train", "validation") for name in terms]
+    rows = (
+        [run["id"], seed.provenance.seed, epoch.number]
+        + [
+            f"{value:.{DIGITS}f}"
+            for value in (
+                epoch.train["total"],
+                epoch.validation["total"],
+                *epoch.scores.values(),
+                *(losses[name] for losses in (epoch.train, epoch.validation) for name in terms),
+            )
+        ]
+        for seed in evaluation.seeds
+        for epoch in seed.history
+    )
+    return _csv(header, rows)
+
+
+def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
+    """A table of metrics and one of classes."""
+    confidence = f"{evaluation.params.confidence:.0%} interval"
+    rows = [
+        [name, _mean_std(summary.mean, summary.std), _bounds(summary.interval), f"{summary.majority:.3f}",
+         f"{summary.validation:.3f}"]
+        for name, summary in evaluation.summaries.items()
+    ]  # fmt: skip
+    classes = [
+        [
+            label,
+            *(_mean_std(scores[name]["mean"], scores[name]["std"]) for name in ("precision", "recall", "f1")),
+            str(scores["support"]),
+        ]
+        for label, scores in _per_class(evaluation).items()
+    ]
+    lines = [
+        f"# {run['model']} on the test split",
+        "",
+        f"{int(_labelled(evaluation).sum())} labelled utterances, seeds {run['seeds']}. Mean ± standard deviation over "
+        "seeds; intervals resample whole conversations; the floor always predicts the majority label of train.",
+        "",
+        *_table(["metric", "test", confidence, "floor", "validation"], rows),
+        "",
+        *_table(["label", "precision", "recall", "f1", "support"], classes),
+        "",
+        f"Run {run['id']}: parameters `{run['params'][:12]}`, features `{run['features'][:12]}` (trained on "
+        f"`{run['trained_on'][:12]}`), modalities {run['modalities']}, erc-fusion {run['version']}, "
+        f"commit {run['commit'] or 'unknown'}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _labelled(evaluation: Evaluation) -> np.ndarray:
+    return evaluation.true != UNLABELLED
+
+
+def _summary(summary: Summary) -> dict[str, float | None]:
+    return {
+        "mean": _round(summary.mean),
+        "std": None if summary.std is None else _round(summary.std),
+        "low": _round(summary.interval.low),
+        "high": _round(summary.interval.high),
+        "majority": _round(summary.majority),
+    }
+
+
+def _seed(seed: SeedScores) -> dict[str, Any]:
+    test = {
+        name: {
+            "value": _round(value),
+            "low": _round(seed.intervals[name].low),
+            "high": _round(seed.intervals[name].high),
+        }
+        for name, value in seed.scores.items()
+    }
+    validation = {name: _round(value) for name, value in seed.provenance.validation.items()}
+    return {"test": test, "validation": validation, "best_epoch": seed.provenance.best_epoch}
+
+
+def _per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+    """Precision, recall and F1 of each label as mean and standard deviation over seeds, and its support."""
+    result: dict[str, dict[str, Any]] = {}
+    for index, label in enumerate(evaluation.labels):
+        scores: dict[str, Any] = {}
+        for name in ("precision", "recall", "f1"):
+            values = [float(getattr(seed.classes, name)[index]) for seed in evaluation.seeds]
+            std = sample_std(values)
+            scores[name] = {"mean": _round(float(np.mean(values))), "std": None if std is None else _round(std)}
+        result[label] = scores | {"support": int(evaluation.seeds[0].classes.support[index])}
+    return result
+
+
+def _round(value: float) -> float:
+    return round(value, DIGITS)
+
+
+def _mean_std(mean: float, std: float | None) -> str:
+    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
+
+
+def _bounds(interval: Interval) -> str:
+    return f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return buffer.getvalue()

@@ -1,0 +1,131 @@
+"""Train the models of several seeds into one folder, which appears when all are done.
+
+The work is done in `<output>.partial` beside the output, because DVC deletes the output before it runs the stage:
+
+    models/hbaf.partial/seed-0/          finished, taken over as it is when its fingerprint is still right
+    models/hbaf.partial/seed-1.state     begun, goes on after its last epoch
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from fusion.atomic import writing
+from fusion.checkpoint import partial_folder, read_provenance, save_model
+from fusion.data import Split, load_split
+from fusion.errors import ModelError, OutputError
+from fusion.params import Recipe
+from fusion.provenance import VERSION, Provenance
+from fusion.state import StateFile
+from fusion.train import fit
+from pipeline.store import Features, Identity
+
+CODE = Path(__file__).parent
+
+log = logging.getLogger(__name__)
+
+
+def train_seeds(features: Features, recipe: Recipe, output: Path, device: torch.device) -> list[Provenance]:
+    """One model for each of `train.seeds`, in `output/seed-<n>/`; an older `output` is replaced at the end.
+
+    Interrupted and called again, it goes on where it stopped.
+
+    Raises:
+        FeatureError, SettingsError, TrainingError: as `load_split` and `fit`.
+        OutputError: the models cannot be written, or `output` is something else than a folder of models.
+    """
+    output = output.absolute()
+    _check_replaceable(output)
+    work = partial_folder(output)
+    with writing(work):  # now, rather than after the first epoch
+        work.mkdir(parents=True, exist_ok=True)
+    load = partial(
+        load_split,
+        features,
+        modalities=recipe.model.modalities,
+        audio_frames=recipe.model.audio_frames,
+        device=device,
+    )
+    train, validation = load("train"), load("validation")
+    finished = [_train_seed(features, train, validation, recipe, seed, work) for seed in recipe.train.seeds]
+    _publish(work, output, keep={f"seed-{seed}" for seed in recipe.train.seeds})
+    return finished
+
+
+def fingerprint(features: Features, recipe: Recipe, seed: int, device: torch.device) -> str:
+    """Hash (hex) of everything that decides the weights of a model, to the last bit."""
+    parts = [features.digest, recipe.digest, seed, device.type, torch.__version__, VERSION]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    for path in sorted(CODE.rglob("*.py")):  # whoever works on a model does not raise the version with every edit
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _train_seed(
+    features: Features, train: Split, validation: Split, recipe: Recipe, seed: int, work: Path
+) -> Provenance:
+    folder = work / f"seed-{seed}"
+    state = StateFile(work / f"seed-{seed}.state", fingerprint(features, recipe, seed, train.device))
+    found = _finished(folder, state.fingerprint)
+    if found is None:
+        result = fit(train, validation, recipe, seed, classes=len(features.label_names), state=state)
+        found = Provenance(
+            recipe=recipe,
+            seed=seed,
+            labels=tuple(features.label_names),
+            audio=_encoder(features, "audio", recipe),
+            text=_encoder(features, "text", recipe),
+            features=features.digest,
+            fingerprint=state.fingerprint,
+            best_epoch=result.best.number,
+            validation=result.best.scores,
+        )
+        save_model(folder, result.model, found, result.history)
+    state.delete()
+    return found
+
+
+def _finished(folder: Path, fingerprint: str) -> Provenance | None:
+    """What lies in `folder` if it is the model with this fingerprint."""
+    if not folder.exists():
+        return None
+    try:
+        found = read_provenance(folder)
+    except ModelError as error:
+        log.warning("%s; it is trained afresh", error)
+        return None
+    if found.fingerprint != fingerprint:
+        log.warning("%s: of other parameters, features or versions; it is trained afresh", folder)
+        return None
+    return found
+
+
+def _encoder(features: Features, name: str, recipe: Recipe) -> Identity | None:
+    part = getattr(features, name)
+    return part.identity if recipe.model.modalities in ("both", name) else None
+
+
+def _check_replaceable(output: Path) -> None:
+    """Refuse before training what must not be deleted after it."""
+    if not output.exists():
+        return
+    with writing(output):
+        replaceable = output.is_dir() and all(path.name.startswith("seed-") for path in output.iterdir())
+    if not replaceable:
+        raise OutputError(f"{output}: exists and is not a folder of models alone; name another one with --output")
+
+
+def _publish(work: Path, output: Path, keep: set[str]) -> None:
+    """Rename `work` to `output`; killed in between, the next run finds every seed finished and does it again."""
+    with writing(output):
+        for path in work.iterdir():
+            if path.name not in keep:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if output.exists():
+            shutil.rmtree(output)
+        work.replace(output)

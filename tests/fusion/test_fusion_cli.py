@@ -1,0 +1,131 @@
+"""fusion-train and fusion-evaluate as a user types them."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fusion.cli import evaluate_app, train_app
+from tests.fusion.made import Made, write_made
+
+PARAMS = """
+model: {dim: 8, heads: 2, audio_frames: 8}
+train: {seeds: [0, 1], epochs: 2}
+evaluate: {resamples: 20}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with features and parameters, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    write_made(tmp_path / "data" / "feats.h5", Made(conversations=(4, 3, 3)))
+    return tmp_path
+
+
+def run(app: Any, *arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+
+def test_train_and_evaluate_need_nothing_but_the_feature_file(project: Path) -> None:
+    trained = run(train_app, "--features", "data/feats.h5")
+    assert trained.exit_code == 0
+    assert trained.stdout.startswith("models/hbaf: 2 trained, mean validation weighted_f1 0.")
+    assert sorted(path.name for path in (project / "models" / "hbaf").iterdir()) == ["seed-0", "seed-1"]
+    assert not (project / "models" / "hbaf.partial").exists()
+
+    evaluated = run(evaluate_app, "--features", "data/feats.h5")
+    assert evaluated.exit_code == 0
+    assert evaluated.stdout.startswith("results: test weighted_f1 0.")
+    assert len(trained.stdout.splitlines()) == len(evaluated.stdout.splitlines()) == 1
+    assert trained.stderr == evaluated.stderr == ""  # no progress bar where there is no terminal
+    content = json.loads((project / "results" / "metrics.json").read_text())
+    assert content["run"]["intervals"]["resamples"] == 20
+
+
+def test_paths_and_parameters_can_be_given(project: Path) -> None:
+    (project / "other.yaml").write_text("train: {epochs: 1, seeds: [7]}\nmodel: {dim: 8, heads: 2}\n")
+    common = ["--features", "data/feats.h5", "--params", "other.yaml", "--device", "cpu"]
+    assert run(train_app, *common, "--set", "model.context=none", "--output", "out/plain").exit_code == 0
+    config = json.loads((project / "out" / "plain" / "seed-7" / "config.json").read_text())
+    assert config["context"] == "none"
+    assert run(evaluate_app, *common, "--models", "out/plain", "--output", "out/scores").exit_code == 0
+    assert (project / "out" / "scores" / "metrics.json").exists()
+
+
+def test_without_params_yaml_defaults_are_used_and_this_is_said(project: Path) -> None:
+    (project / "params.yaml").unlink()
+    small = ["model.dim=8", "model.heads=2", "model.audio_frames=4", "train.seeds=[5]", "train.epochs=1"]
+    overrides = [argument for one in small for argument in ("--set", one)]
+    done = run(train_app, "--features", "data/feats.h5", *overrides)
+    assert done.exit_code == 0
+    assert done.stderr == "params.yaml: not here, so every parameter has its default\n"
+    config = json.loads((project / "models" / "hbaf" / "seed-5" / "config.json").read_text())
+    assert config["erc"]["params"]["train"]["patience"] == 15
+
+
+# decoupled weight decay multiplies every weight by 1 - 10 * 10 a step
+DIVERGING = ["train.optimizer=adamw", "train.learning_rate=10", "train.weight_decay=10", "train.epochs=40"]
+DIVERGING = [argument for one in DIVERGING for argument in ("--set", one)]
+
+REFUSED = [
+    (train_app, ["--features", "data/none.h5"], "data/none.h5: no such feature file"),
+    (train_app, ["--features", "params.yaml"], "params.yaml: not a feature file of this project"),
+    (train_app, ["--features", "data/feats.h5", "--params", "none.yaml"], "none.yaml: no such file"),
+    (train_app, ["--features", "data/feats.h5", "--set", "model.contxt=none"], "did you mean 'context'"),
+    (train_app, ["--features", "data/feats.h5", "--set", "model.name=hcma"], "'model.name' is 'hcma'"),
+    (train_app, ["--features", "data/feats.h5", "--device", "tpu"], "--device tpu: no such device; here are auto, cpu"),
+    (train_app, ["--features", "data/feats.h5", "--output", "."], "exists and is not a folder of models alone"),
+    (train_app, ["--features", "data/feats.h5", "--output", "params.yaml/m"], "m.partial: cannot be written"),
+    (train_app, ["--features", "data/feats.h5", *DIVERGING], "the loss is"),
+    (evaluate_app, ["--features", "data/feats.h5"], "models/hbaf: no such model folder; train it with fusion-train"),
+    (evaluate_app, ["--features", "data/feats.h5", "--models", "data"], "data: holds no seed-<n> folder"),
+    (evaluate_app, ["--features", "data/feats.h5", "--set", "evaluate.confidence=2"], "'evaluate.confidence' is 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("app", "arguments", "message"), REFUSED, ids=[message for *_, message in REFUSED])
+def test_what_a_user_can_mend_is_one_line_and_status_2(
+    project: Path, app: Any, arguments: list[str], message: str
+) -> None:
+    done = run(app, *arguments)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_a_user_cannot_mend_keeps_its_traceback(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusion.seeds.fit", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(train_app, "--features", "data/feats.h5")
+
+
+def loaded_by(statement: str) -> set[str]:
+    script = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_commands_loads_nothing_heavy() -> None:
+    heavy = {"torch", "transformers", "torchaudio", "dvc", "numpy", "pydantic", "sklearn", "h5py", "rich"}
+    assert not loaded_by("import fusion.cli") & heavy
+
+
+@pytest.mark.parametrize("command", ["fusion-train", "fusion-evaluate"])
+def test_help_answers_in_half_a_second(command: str) -> None:
+    path = Path(sys.executable).with_name(command)
+    seconds = []
+    for _ in range(5):  # the quickest of several: what else the machine does is not ours
+        start = time.perf_counter()
+        done = subprocess.run([path, "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert "--features" in done.stdout
+    assert min(seconds) < 0.5

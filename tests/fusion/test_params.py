@@ -1,0 +1,87 @@
+"""The sections of params.yaml that fusion owns: what they accept, and that they are the model's own arguments."""
+
+import inspect
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from fusion.models import MODELS
+from fusion.models.hbaf import HBAF
+from fusion.params import EvaluateParams, LossParams, ModelParams, TrainParams, model_arguments, read_recipe
+from pipeline.settings import Section, SettingsError, check_section
+from tests.fusion.made import tiny_recipe
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelParams,
+    "loss": LossParams,
+    "train": TrainParams,
+    "evaluate": EvaluateParams,
+}
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("model", {"name": "hbat"}, "'model.name' is 'hbat'.*'hbaf'"),
+    ("model", {"modalities": "video"}, "'model.modalities'"),
+    ("model", {"audio_frames": 0}, "'model.audio_frames' is 0.*greater than or equal to 1"),
+    ("model", {"dim": 10, "heads": 4}, "'model.heads' is 4: must divide model.dim, which is 10"),
+    ("model", {"dropout": 1.0}, "'model.dropout' is 1.0.*less than 1"),
+    ("model", {"dropout": "0.3"}, "'model.dropout' is '0.3'"),
+    ("model", {"gate": 1}, "'model.gate' is 1.*boolean"),
+    ("model", {"contxt": "none"}, "unknown key 'model.contxt'; did you mean 'context'"),
+    ("loss", {"auxiliary": -0.1}, "'loss.auxiliary' is -0.1"),
+    ("loss", {"temperature": 0.0}, "'loss.temperature' is 0.0.*greater than 0"),
+    ("loss", {"absolute": float("nan")}, "'loss.absolute'"),
+    ("train", {"seeds": []}, "'train.seeds'"),
+    ("train", {"seeds": [1, 1]}, "every seed may be given once only"),
+    ("train", {"seeds": [-1]}, "'train.seeds.0' is -1"),
+    ("train", {"metric": "f1"}, "'train.metric' is 'f1'"),
+    ("train", {"learning_rate": float("inf")}, "'train.learning_rate'"),
+    ("train", {"patience": 0}, "'train.patience' is 0"),
+    ("evaluate", {"confidence": 95}, "'evaluate.confidence' is 95"),
+    ("evaluate", {"resamples": 1.5}, "'evaluate.resamples' is 1.5"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), REFUSED)
+def test_a_value_out_of_range_is_refused_by_its_key(name: str, content: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        check_section(content, name, SECTIONS[name], "params.yaml")
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_an_absent_section_means_its_defaults(name: str, tmp_path: Path) -> None:
+    assert check_section({}, name, SECTIONS[name], "params.yaml") == SECTIONS[name]()
+
+
+def test_every_model_is_in_the_section() -> None:
+    assert set(get_args(ModelParams.model_fields["name"].annotation)) == set(MODELS)
+
+
+def test_the_model_section_is_what_hbaf_takes_with_the_same_defaults() -> None:
+    parameters = inspect.signature(HBAF.__init__).parameters
+    sizes = {"audio_dim", "text_dim", "audio_layers", "text_layers", "classes"}
+    own = {name: one.default for name, one in parameters.items() if name not in {"self", *sizes}}
+    assert model_arguments(ModelParams(), LossParams()) == own
+
+
+def test_what_no_loss_trains_is_not_built() -> None:
+    arguments = model_arguments(ModelParams(), LossParams(auxiliary=0.0, absolute=0.0, relative=0.0))
+    assert not arguments["auxiliary"]
+    assert not arguments["contrastive"]
+    assert model_arguments(ModelParams(), LossParams(absolute=0.0))["contrastive"]
+
+
+def test_a_recipe_reads_its_three_sections_and_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("model: {context: none}\ntrain: {seeds: [3]}\naudio: {encoder: tiny}\n")
+    recipe = read_recipe(path, ["train.learning_rate=1e-4", "loss.label_aware=true", "evaluate.seed=4"])
+    assert (recipe.model.context, recipe.train.seeds) == ("none", (3,))
+    assert (recipe.train.learning_rate, recipe.loss.label_aware) == (1e-4, True)
+
+
+def test_the_digest_of_a_recipe_changes_with_every_parameter_but_the_seeds() -> None:
+    digest = tiny_recipe().digest
+    assert tiny_recipe(seeds=(5, 6)).digest == digest
+    assert tiny_recipe(epochs=4).digest != digest
+    assert tiny_recipe(model={"context": "none"}).digest != digest
+    assert tiny_recipe(loss={"relative": 0.2}).digest != digest

@@ -1,0 +1,293 @@
+"""Training: what it learns, what it may not see, that it repeats itself, and that it survives being killed."""
+
+import multiprocessing
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fusion.criterion import label_weights
+from fusion.data import Split, load_split
+from fusion.errors import FeatureError, OutputError, TrainingError
+from fusion.history import best_epoch
+from fusion.metrics import all_metrics, confusion_matrix
+from fusion.params import Recipe
+from fusion.state import State, StateFile
+from fusion.train import Fit, fit
+from pipeline.settings import SettingsError
+from pipeline.store import Features
+from tests.fusion.made import Made, garble_test_split, make_features, tiny_recipe, train_made, write_made
+
+CLASSES = 3
+
+
+def splits(features: Features, recipe: Recipe) -> tuple[Split, Split]:
+    load = partial(load_split, features, modalities=recipe.model.modalities, audio_frames=recipe.model.audio_frames)
+    return load("train"), load("validation")
+
+
+def train(features: Features, recipe: Recipe, seed: int = 0, state: StateFile | None = None) -> Fit:
+    return fit(*splits(features, recipe), recipe, seed, classes=CLASSES, state=state)
+
+
+def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert torch.equal(weight, other[name]), name
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(("signal", "withheld"), [("audio", "text"), ("text", "audio")])
+def test_a_planted_signal_is_learned_from_the_modality_that_carries_it(signal: str, withheld: str) -> None:
+    made = Made(conversations=(24, 12, 1), frames=(2, 5), tokens=(2, 5), signal=(signal,))
+    recipe = tiny_recipe(epochs=5, learning_rate=0.02)
+    assert train(make_features(made), recipe).best.scores["weighted_f1"] > 0.9
+    without = replace(recipe, model=recipe.model.model_copy(update={"modalities": withheld}))
+    assert train(make_features(made), without).best.scores["weighted_f1"] < 0.75
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
+    features, recipe = make_features(), tiny_recipe(epochs=2)
+    first, again, other = (train(features, recipe, seed) for seed in (0, 0, 1))
+    assert_same_weights(first.model.state_dict(), again.model.state_dict())
+    assert first.history == again.history
+    assert any(
+        not torch.equal(weight, other.model.state_dict()[name]) for name, weight in first.model.state_dict().items()
+    )
+
+
+def test_training_leaves_the_callers_random_numbers_and_settings_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    train(make_features(), tiny_recipe(epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_training_is_the_same_bits_whatever_the_test_split_holds() -> None:
+    recipe = tiny_recipe(loss={"class_weights": "balanced"}, epochs=2)
+    features = make_features()
+    one, other = train(features, recipe), train(garble_test_split(features), recipe)
+    assert_same_weights(one.model.state_dict(), other.model.state_dict())
+    assert one.history == other.history
+
+
+def test_a_withheld_modality_has_no_influence() -> None:
+    features = make_features()
+    assert features.audio is not None
+    noise = np.random.default_rng(0).normal(size=features.audio.values.shape).astype(np.float16)
+    other = replace(features, audio=replace(features.audio, values=noise))
+    recipe = tiny_recipe(model={"modalities": "text"}, epochs=2)
+    assert_same_weights(train(features, recipe).model.state_dict(), train(other, recipe).model.state_dict())
+
+
+def test_the_weights_are_those_of_the_best_epoch_on_validation() -> None:
+    features, recipe = make_features(), tiny_recipe(epochs=6, learning_rate=0.05)
+    result = train(features, recipe)
+    assert result.best == max(result.history, key=lambda epoch: epoch.scores["weighted_f1"])
+    assert not result.model.training
+    _, validation = splits(features, recipe)
+    with torch.inference_mode():
+        predicted = torch.cat([result.model(batch).logits for batch in validation.batches(4)]).argmax(-1)
+    confusion = confusion_matrix(validation.labels.numpy(), predicted.numpy(), CLASSES)
+    assert all_metrics(confusion) == result.best.scores
+
+
+@pytest.mark.parametrize("metric", ["weighted_f1", "uar"])
+def test_training_stops_when_validation_has_not_improved_for_long_enough(metric: str) -> None:
+    features = make_features(Made(signal=()))
+    history = train(features, tiny_recipe(epochs=40, patience=2, metric=metric)).history
+    assert len(history) < 40
+    assert len(history) == best_epoch(history, metric).number + 2
+
+
+def test_the_first_of_equal_epochs_is_the_best() -> None:
+    history = train(make_features(), tiny_recipe(epochs=1)).history
+    assert best_epoch([history[0], replace(history[0], number=2)], "uar").number == 1
+
+
+@pytest.mark.parametrize("key", ["optimizer", "gradient_clip", "weight_decay", "conversations"])
+def test_every_parameter_of_optimisation_changes_the_weights(key: str) -> None:
+    other: dict[str, Any] = {"optimizer": "adamw", "gradient_clip": 1e-3, "weight_decay": 0.5, "conversations": 5}
+    features = make_features()
+    one = train(features, tiny_recipe(epochs=1, weight_decay=0.1)).model.state_dict()
+    two = train(features, tiny_recipe(**{"epochs": 1, "weight_decay": 0.1, key: other[key]})).model.state_dict()
+    assert any(not torch.equal(weight, two[name]) for name, weight in one.items())
+
+
+def test_balanced_weights_let_every_label_weigh_the_same() -> None:
+    labels = torch.tensor([0, 0, 0, 2, -1, -1])
+    weights = label_weights(labels, 4)
+    assert weights.tolist() == pytest.approx([4 / 6, 1, 2, 1])
+    assert float(weights[labels[:4]].mean()) == pytest.approx(1)
+
+
+def test_a_batch_without_a_label_changes_no_loss_but_is_allowed() -> None:
+    features = make_features(Made(conversations=(6, 3, 1)))
+    table = features.utterances
+    silent = np.array([name <= "train/002" for name in table.conversations])
+    features = replace(features, utterances=replace(table, labels=np.where(silent, -1, table.labels)))
+    history = train(features, tiny_recipe(epochs=2, conversations=1)).history
+    assert all(np.isfinite(epoch.train["total"]) for epoch in history)
+
+
+def test_a_loss_that_is_not_finite_names_the_epoch_and_what_to_do() -> None:
+    features = make_features()
+    assert features.audio is not None
+    values = np.array(features.audio.values)
+    values[:] = np.inf
+    broken = replace(features, audio=replace(features.audio, values=values))
+    with pytest.raises(
+        TrainingError, match=r"seed 0, epoch 1: the loss is nan; lower train\.learning_rate \(now 0\.01\)"
+    ):
+        train(broken, tiny_recipe())
+
+
+def test_what_the_model_refuses_is_an_error_of_settings() -> None:
+    with pytest.raises(SettingsError, match="attention"):
+        train(make_features(), tiny_recipe(model={"self_attention": False, "cross_attention": False}))
+
+
+# resuming
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a process between two epochs."""
+
+
+class StoppingFile(StateFile):
+    """A state file whose process ends right after an epoch was saved."""
+
+    def save(self, state: State) -> None:
+        super().save(state)
+        if len(state.history) == 2:
+            raise StoppedError
+
+
+def test_a_run_that_goes_on_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
+    features, recipe = make_features(), tiny_recipe(epochs=5)
+    undisturbed = train(features, recipe)
+    with pytest.raises(StoppedError):
+        train(features, recipe, state=StoppingFile(tmp_path / "run.state", "mark"))
+    resumed = train(features, recipe, state=StateFile(tmp_path / "run.state", "mark"))
+    assert resumed.history == undisturbed.history
+    assert_same_weights(resumed.model.state_dict(), undisturbed.model.state_dict())
+
+
+def test_a_state_of_another_run_is_discarded_with_a_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    features, recipe = make_features(), tiny_recipe(epochs=3)
+    with pytest.raises(StoppedError):
+        train(features, recipe, state=StoppingFile(tmp_path / "run.state", "one"))
+    result = train(features, recipe, state=StateFile(tmp_path / "run.state", "other"))
+    assert result.history == train(features, recipe).history
+    assert "of other parameters, features or versions; training starts afresh" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", "truncated"])
+def test_a_damaged_state_is_discarded_with_a_message(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | str
+) -> None:
+    path = tmp_path / "run.state"
+    with pytest.raises(StoppedError):
+        train(make_features(), tiny_recipe(), state=StoppingFile(path, "mark"))
+    path.write_bytes(content if isinstance(content, bytes) else path.read_bytes()[:-500])
+    assert StateFile(path, "mark").load() is None
+    assert "run.state: not a readable state" in caplog.text
+
+
+def changes(path: Path, process: Any) -> Iterable[int]:
+    """A number for each time that the file at `path` was seen to be another one, while `process` lives."""
+    seen, count = None, 0
+    while process.is_alive():
+        now = path.stat().st_mtime_ns if path.exists() else None
+        if now != seen:
+            seen, count = now, count + 1
+            yield count
+        time.sleep(0.002)
+
+
+def test_killed_at_random_moments_training_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    recipe = tiny_recipe(seeds=(0, 1), epochs=6, patience=6)
+    write_made(tmp_path / "feats.h5")
+    train_made(tmp_path / "feats.h5", tmp_path / "undisturbed", recipe)
+
+    processes = multiprocessing.get_context("forkserver")  # imports once, not in every process
+    processes.set_forkserver_preload(["tests.fusion.made", "torch._dynamo"])  # the optimizers import that one
+    moments = random.Random(0)
+    killed = 0
+    for _ in range(4):
+        arguments = (tmp_path / "feats.h5", tmp_path / "models", recipe)
+        process = processes.Process(target=train_made, args=arguments)
+        process.start()
+        begun = {seed: tmp_path / "models.partial" / f"seed-{seed}.state" for seed in recipe.train.seeds}
+        for epochs in changes(begun[killed // 3], process):
+            if epochs == 3:  # the state that was there, if any, and new ones
+                time.sleep(moments.uniform(0, 0.1))
+                process.kill()
+        process.join()
+        killed += process.exitcode == -9
+    assert killed >= 2
+    train_made(tmp_path / "feats.h5", tmp_path / "models", recipe)
+    assert files_below(tmp_path / "models") == files_below(tmp_path / "undisturbed")
+    assert not (tmp_path / "models.partial").exists()
+
+
+# several seeds in one folder
+
+
+def test_a_finished_seed_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, output = make_features(), tmp_path / "hbaf"
+    train_made(features, output, tiny_recipe(epochs=1))
+    output.rename(tmp_path / "hbaf.partial")  # as if it had been interrupted before the next seed
+    weights = tmp_path / "hbaf.partial" / "seed-0" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    train_made(features, output, tiny_recipe(epochs=1, seeds=(0, 4)))
+    assert sorted(path.name for path in output.iterdir()) == ["seed-0", "seed-4"]
+    assert (output / "seed-0" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_finished_seed_of_other_parameters_is_trained_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    features, output = make_features(), tmp_path / "hbaf"
+    train_made(features, output, tiny_recipe(epochs=1, seeds=(0, 1)))
+    output.rename(tmp_path / "hbaf.partial")
+    train_made(features, output, tiny_recipe(epochs=2))
+    assert "of other parameters, features or versions; it is trained afresh" in caplog.text
+    assert [path.name for path in output.iterdir()] == ["seed-0"]
+
+
+def test_an_older_output_stays_until_all_seeds_are_done(tmp_path: Path) -> None:
+    features, output = make_features(), tmp_path / "hbaf"
+    train_made(features, output, tiny_recipe(epochs=1))
+    before = files_below(output)
+    with pytest.raises(FeatureError):
+        train_made(replace(features, text=None), output, tiny_recipe(epochs=1))
+    assert files_below(output) == before
+    train_made(features, output, tiny_recipe(epochs=1, learning_rate=0.5))
+    assert files_below(output).keys() == before.keys()
+    assert files_below(output) != before
+
+
+def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="exists and is not a folder of models alone; name another one with --output"):
+        train_made(make_features(), tmp_path, tiny_recipe())
+    with pytest.raises(OutputError, match=r"notes\.txt: exists and is not a folder"):
+        train_made(make_features(), tmp_path / "notes.txt", tiny_recipe())
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"models\.partial: cannot be written \(Not a directory\)"):
+        train_made(make_features(), tmp_path / "file" / "models", tiny_recipe())

@@ -1,0 +1,134 @@
+"""The manifest: what is written is read, and what breaks its contract is refused with its line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import DataError
+from pipeline.manifest import Utterance, check_utterances, label_names, manifest_order, read_manifest, write_manifest
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)  # line ends, NUL and emoji too
+
+
+def utterance(conversation: str = "c", turn: int = 0, split: str = "train", **fields: Any) -> Utterance:
+    return Utterance(
+        **{"id": f"{conversation}/{turn}", "conversation": conversation, "turn": turn, "split": split, **fields}
+    )
+
+
+@given(
+    texts=st.lists(TEXTS, min_size=1, max_size=6),
+    score=st.none() | st.floats(-3, 3),
+    start=st.none() | st.floats(0, 1e4),
+)
+@settings(max_examples=100, deadline=None)
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], score: float | None, start: float | None
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    written = [utterance(turn=turn, text=text, score=score, start=start) for turn, text in enumerate(texts)]
+    write_manifest(path, written)
+    assert read_manifest(path) == written
+
+
+def test_a_thousand_utterances_round_trip_in_order(tmp_path: Path) -> None:
+    splits = ["test", "train", "validation"]
+    shuffled = [utterance(f"c{number % 97}", number // 97, splits[number % 97 % 3]) for number in range(1_000)]
+    written = sorted(shuffled, key=manifest_order)
+    write_manifest(tmp_path / "deep" / "manifest.jsonl", written)
+    found = read_manifest(tmp_path / "deep" / "manifest.jsonl")
+    assert found == written
+    assert [u.split for u in found] == sorted((u.split for u in found), key=["train", "validation", "test"].index)
+
+
+def test_an_interrupted_write_leaves_the_old_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    write_manifest(path, [utterance()])
+    broken = utterance(turn=1).model_copy(update={"text": "\ud83d"})  # UTF-8 has no form for half a character
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        write_manifest(path, [utterance(), broken])
+    assert read_manifest(path) == [utterance()]
+
+
+def line(**changes: Any) -> str:
+    return utterance().model_copy(update=changes).model_dump_json()
+
+
+BROKEN = {
+    "cut line": (line()[:-9], "line 1: 'line': Invalid JSON"),
+    "not JSON": ("hello", "line 1: 'line': Invalid JSON"),
+    "a list": ("[]", "line 1: 'line': Input should be an object"),
+    "unknown field": (line()[:-1] + ',"mood":1}', "line 1: 'mood': Extra inputs are not permitted"),
+    "turn a text": (line().replace('"turn":0', '"turn":"0"'), "line 1: 'turn': Input should be a valid integer"),
+    "no id": (line().replace('"id":"c/0",', ""), "line 1: 'id': Field required"),
+    "unknown split": (line(split="dev"), "line 1: 'split': Input should be 'train', 'validation' or 'test'"),
+    "second line": (line() + "\n{}", "line 2: 'id': Field required"),
+    "nothing": ("", "holds no utterance"),
+    "blank lines": ("\n\n", "holds no utterance"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_manifest_is_refused_with_its_line(tmp_path: Path, name: str) -> None:
+    content, expected = BROKEN[name]
+    (tmp_path / "manifest.jsonl").write_text(content)
+    with pytest.raises(DataError) as error:
+        read_manifest(tmp_path / "manifest.jsonl")
+    assert expected in str(error.value)
+    assert str(error.value).startswith(str(tmp_path / "manifest.jsonl"))
+
+
+def test_a_missing_manifest_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such manifest; run pipeline-prepare, or dvc repro"):
+        read_manifest(tmp_path / "manifest.jsonl")
+
+
+def test_a_folder_in_place_of_the_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be read \(Is a directory\); name the manifest with --manifest"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.jsonl").write_bytes(line(text="café").encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_manifest(tmp_path / "manifest.jsonl")
+
+
+CONTRACT = {
+    "repeated id": (
+        [utterance(id="x"), utterance(turn=1, id="x")],
+        "id 'x' is given to 2 utterances; ids must be unique",
+    ),
+    "two splits": (
+        [utterance(), utterance(turn=1, split="test")],
+        "conversation 'c' lies in two splits, train and test",
+    ),
+    "gap": ([utterance(), utterance(turn=2)], r"conversation 'c': expected turn 1, found 2 \('c/2'\)"),
+    "late start": ([utterance(turn=1)], "expected turn 0, found 1"),
+    "order": ([utterance("b"), utterance("a")], "not sorted by split, conversation and turn"),
+    "split order": ([utterance("a", split="test"), utterance("b")], "not sorted by split"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_utterances_that_break_the_contract_are_refused(name: str) -> None:
+    utterances, expected = CONTRACT[name]
+    with pytest.raises(DataError, match=expected):
+        check_utterances(utterances, "a.csv")
+
+
+def test_classes_are_the_sorted_labels_of_train() -> None:
+    utterances = [utterance(label="joy"), utterance(turn=1), utterance(turn=2, label="anger"), utterance(turn=3)]
+    assert label_names(utterances, "a.csv") == ["anger", "joy"]
+    assert label_names([utterance()], "a.csv") == []
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_label_that_train_lacks_is_refused_with_its_count(split: str) -> None:
+    utterances = [utterance("a", label="joy"), utterance("b", split=split, label="jooy")]
+    with pytest.raises(DataError, match=rf"label 'jooy' \(1 utterances, such as 'b/0' of the {split} split\).*\(joy\)"):
+        label_names(utterances, "a.csv")

@@ -1,0 +1,180 @@
+"""params.yaml and --set: strict, and answering every mistake with file, key, what was found and what is accepted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.params import AudioParams, DatasetParams, FeaturesParams, TextParams
+from pipeline.settings import SECTION_NAMES, Section, SettingsError, check_section, read_section
+
+SECTIONS: dict[str, type[Section]] = {
+    "dataset": DatasetParams,
+    "audio": AudioParams,
+    "text": TextParams,
+    "features": FeaturesParams,
+}
+
+
+def read(path: Path, content: str, overrides: Sequence[str] = ()) -> Any:
+    """The section that `content` (or else the first override) begins with."""
+    path.write_text(content, encoding="utf-8")
+    name = next(name for name in SECTIONS if (content or overrides[0]).startswith(name))
+    return read_section(path, name, SECTIONS[name], overrides)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_parameters_that_come_with_the_project_are_accepted(name: str) -> None:
+    content = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
+    assert read_section(Path(__file__).parents[2] / "params.yaml", name, SECTIONS[name]) is not None
+    assert set(content[name]) == set(SECTIONS[name].model_fields)
+    assert set(content) <= set(SECTION_NAMES)
+
+
+@pytest.mark.parametrize("content", ["", "audio:\n", "audio: {}\n", "text: {encoder: tiny}\n"])
+def test_an_absent_section_means_its_defaults(tmp_path: Path, content: str) -> None:
+    (tmp_path / "params.yaml").write_text(content)
+    assert read_section(tmp_path / "params.yaml", "audio", AudioParams) == AudioParams()
+
+
+def test_a_section_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        AudioParams().encoder = "other"  # type: ignore[misc]
+
+
+def test_lists_and_exponents_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    audio = read(tmp_path / "params.yaml", "audio: {layers: [1, 2], batch_seconds: 1e2, window_seconds: 8}")
+    assert (audio.layers, audio.batch_seconds, audio.window_seconds) == ((1, 2), 100.0, 8.0)
+
+
+@given(layers=st.lists(st.integers(0, 24), min_size=1, max_size=4), seconds=st.floats(0.5, 1e4))
+@settings(max_examples=30, deadline=None)
+def test_what_yaml_holds_is_what_is_read(
+    tmp_path_factory: pytest.TempPathFactory, layers: list[int], seconds: float
+) -> None:
+    content = yaml.safe_dump({"audio": {"layers": layers, "batch_seconds": seconds}})
+    audio = read(tmp_path_factory.getbasetemp() / "any.yaml", content)
+    assert (audio.layers, audio.batch_seconds) == (tuple(layers), seconds)
+
+
+def test_overrides_win_and_those_of_other_sections_are_left_alone(tmp_path: Path) -> None:
+    overrides = ["dataset.columns.text=Utterance", "dataset.split=speaker", "train.seeds=[1]", "dataset.split_seed=7"]
+    dataset = read(tmp_path / "params.yaml", "dataset: {split: given, root: x}\n", overrides)
+    assert (dataset.root, dataset.split, dataset.split_seed, dataset.columns.text) == ("x", "speaker", 7, "Utterance")
+
+
+WRONG = {
+    "key": ("audio: {encodr: x}", "unknown key 'audio.encodr'; did you mean 'encoder'?"),
+    "key like none": ("features: {zzz: 1}", "unknown key 'features.zzz'; known here: copy_parts"),
+    "nested key": ("dataset: {columns: {txet: x}}", "unknown key 'dataset.columns.txet'; did you mean 'text'?"),
+    "value": (
+        "dataset: {split: speakers}",
+        "'dataset.split' is 'speakers': input should be 'given', 'conversation' or 'speaker'; did you mean 'speaker'?",
+    ),
+    "type": ("audio: {encoder: 3}", "'audio.encoder' is 3: input should be a valid string"),
+    "a text for a number": ("text: {batch_tokens: many}", "'text.batch_tokens' is 'many': input should be a valid int"),
+    "a text for a truth": (
+        "features: {copy_parts: 'yes'}",
+        "'features.copy_parts' is 'yes': input should be a valid b",
+    ),
+    "null": ("audio: {encoder: null}", "'audio.encoder' is None: input should be a valid string"),
+    "range": ("dataset: {test_share: 1.5}", "'dataset.test_share' is 1.5: input should be less than 1"),
+    "fraction": ("dataset: {split_seed: 1.5}", "'dataset.split_seed' is 1.5: input should be a valid integer"),
+    "not a number": ("audio: {batch_seconds: .nan}", "'audio.batch_seconds' is nan: input should be a finite number"),
+    "infinite": ("audio: {batch_seconds: .inf}", "'audio.batch_seconds' is inf: input should be a finite number"),
+    "word for layers": ("audio: {layers: lst}", "'audio.layers' is 'lst': input should be 'last'; did you mean 'last'"),
+    "negative layer": ("audio: {layers: [-1]}", "'audio.layers.0' is -1: input should be greater than or equal to 0"),
+    "no layers": ("audio: {layers: []}", "'audio.layers' is []: list should have at least 1 item"),
+    "group": ("dataset: {columns: text}", "'dataset.columns' is 'text': input should be an object"),
+    "two shares": (
+        "dataset: {test_share: 0.9, validation_share: 0.3}",
+        "'dataset': validation_share 0.3 and test_share 0.9 leave nothing for train",
+    ),
+    "window": ("audio: {window_seconds: 3}", "overlap_seconds 4.0 is more than half of window_seconds 3.0"),
+    "not a section": ("audio: 5", "section 'audio' must hold keys and values, found 5"),
+    "misspelt section": ("audio: {}\ndatset: {}", "no section is called 'datset'; did you mean 'dataset'?"),
+    "foreign section": ("audio: {}\nzzz: {}", "no section is called 'zzz'; sections are dataset, audio, text,"),
+    "a key twice": ("audio:\n  dtype: float16\n  dtype: float32", "not valid YAML: key 'dtype' is given twice"),
+    "a tab": ("audio:\n\tdtype: float16", "not valid YAML: while scanning for the next token found character"),
+    "not closed": ("audio: [", "not valid YAML"),
+    "python": ("audio: !!python/object/apply:os.getcwd []", "not valid YAML: could not determine a constructor"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_answered_with_file_key_and_what_is_accepted(tmp_path: Path, name: str) -> None:
+    content, expected = WRONG[name]
+    with pytest.raises(SettingsError) as error:
+        read(tmp_path / "params.yaml", content)
+    message = str(error.value)
+    assert expected in message
+    assert message.startswith(f"{tmp_path / 'params.yaml'}: ")
+    assert "\n" not in message
+    assert "tuple" not in message
+
+
+def test_all_mistakes_of_a_section_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as error:
+        read(tmp_path / "params.yaml", "audio: {encodr: x, dtype: float61, window_seconds: 1}")
+    assert all(key in str(error.value) for key in ("audio.encodr", "audio.dtype", "audio.window_seconds"))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("audio.encodr=x", "unknown key 'audio.encodr'; did you mean 'encoder'?"),
+        ("audio.dtype=float61", "'audio.dtype' is 'float61': input should be 'float16' or 'float32'; did you mean"),
+        ("audoi.encoder=x", "--set 'audoi.encoder=x': no section 'audoi'; did you mean 'audio'?"),
+        ("encoder=x", "--set 'encoder=x': expected section.key=value, such as train.seeds=[0,1]"),
+        ("audio.encoder", "--set 'audio.encoder': expected section.key=value"),
+        ("audio.=x", "--set 'audio.=x': expected section.key=value"),
+        ("audio.layers=[1", "--set 'audio.layers=[1': the value is not valid YAML"),
+        ("audio.encoder.name=x", "'audio.encoder'"),
+        ("dataset.columns.txet=x", "unknown key 'dataset.columns.txet'; did you mean 'text'?"),
+    ],
+)
+def test_a_mistaken_override_is_answered_by_itself(tmp_path: Path, override: str, expected: str) -> None:
+    name = "dataset" if override.startswith("dataset") else "audio"
+    (tmp_path / "params.yaml").write_text("")
+    with pytest.raises(SettingsError) as error:
+        read_section(tmp_path / "params.yaml", name, SECTIONS[name], [override])
+    assert expected in str(error.value)
+
+
+def test_a_value_cannot_be_taken_for_a_group(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="'text' is not a group of keys"):
+        read(tmp_path / "params.yaml", "dataset: {columns: {text: x}}", ["dataset.columns.text.name=y"])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "no such file; run the command where params.yaml lies, or name it with --params"),
+        ("- audio", "must hold sections such as 'dataset:', found list"),
+        ("audio", "must hold sections such as 'dataset:', found str"),
+        (b"audio: {encoder: caf\xe9}", "cannot be read"),
+        (b"a\0u", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_params_file_is_refused(tmp_path: Path, content: str | bytes | None, expected: str) -> None:
+    path = tmp_path / "params.yaml"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SettingsError, match=expected):
+        read_section(path, "audio", AudioParams)
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_section(tmp_path, "audio", AudioParams)
+
+
+def test_a_section_that_is_in_memory_is_checked_alike() -> None:
+    assert check_section({"layers": [3]}, "audio", AudioParams, source="config.json").layers == (3,)
+    with pytest.raises(SettingsError, match=r"^config\.json: unknown key 'audio\.layer'; did you mean 'layers'\?"):
+        check_section({"layer": [3]}, "audio", AudioParams, source="config.json")

@@ -1,0 +1,149 @@
+"""dvc.yaml: the whole way on a piece of the demo, and which edit runs which stages."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+STAGES = ["prepare", "audio", "text", "features", "train", "evaluate"]
+
+
+class Project:
+    """A DVC project with this repository's dvc.yaml and sources, and a short corpus."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("pipeline", "fusion"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore", "data/.gitignore"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+        shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+        shutil.copytree(ROOT / "data" / "demo", folder / "data" / "demo")
+        self._shorten_corpus(folder / "data" / "demo" / "utterances.csv")
+        self.params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        self.edit("train", epochs=1, seeds=[0])
+        self.edit("evaluate", resamples=10)
+        self.edit("model", dim=8, heads=2, audio_frames=8)
+        self.run("git", "init", "--quiet")
+        self.run("git", "add", ".")
+        self.run("git", "-c", "user.name=T", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "all")
+
+    @staticmethod
+    def _shorten_corpus(table: Path) -> None:
+        header, *rows = table.read_text(encoding="utf-8").splitlines()
+        kept: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+        for row in rows:
+            split = next(name for name in kept if f",{name}," in row)
+            conversation = row.split(",")[0]
+            if conversation in kept[split] or len(kept[split]) < (4 if split == "train" else 2):
+                kept[split] += [conversation] if conversation not in kept[split] else []
+        chosen = {conversation for conversations in kept.values() for conversation in conversations}
+        table.write_text("\n".join([header, *(r for r in rows if r.split(",")[0] in chosen)]) + "\n", encoding="utf-8")
+
+    def edit(self, section: str, **values: object) -> None:
+        self.params[section] |= values
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params))
+
+    def run(self, *command: str) -> str:
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.folder),
+            "OMP_NUM_THREADS": "1",
+            **{f"GIT_{role}_{kind}": "t@example.org" for role in ("AUTHOR", "COMMITTER") for kind in ("NAME", "EMAIL")},
+        }
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def repro(self) -> list[str]:
+        """The stages that `dvc repro` runs."""
+        return re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro"))
+
+    def would_run(self) -> set[str]:
+        """The stages that changed, and all that read what those write."""
+        stages = yaml.safe_load((self.folder / "dvc.yaml").read_text())["stages"]
+        running = set(json.loads(self.run("dvc", "status", "--json")))
+        for name in STAGES:  # in the order of the pipeline
+            written = {out for stage in running for out in [*stages[stage]["outs"], *stages[stage].get("metrics", [])]}
+            if written & set(stages[name]["deps"]):
+                running.add(name)
+        return running
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    project = Project(tmp_path_factory.mktemp("project"))
+    assert sorted(project.repro()) == sorted(STAGES)
+    yield project
+    shutil.rmtree(project.folder, ignore_errors=True)
+
+
+def test_a_second_run_runs_no_stage(project: Project) -> None:
+    assert project.repro() == []
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "expected"),
+    [
+        ("evaluate", {"resamples": 20}, {"evaluate"}),
+        ("train", {"epochs": 2}, {"train", "evaluate"}),
+        ("features", {"copy_parts": True}, {"features", "train", "evaluate"}),
+        ("dataset", {"channels": "first"}, set(STAGES)),
+        ("loss", {"relative": 0.0}, {"train", "evaluate"}),
+        ("model", {"context": "none"}, {"train", "evaluate"}),
+        ("text", {"layers": [1]}, {"text", "features", "train", "evaluate"}),
+        ("audio", {"layers": [2]}, {"audio", "features", "train", "evaluate"}),
+    ],
+)
+def test_an_edit_runs_only_what_depends_on_it(
+    project: Project, section: str, values: dict[str, object], expected: set[str]
+) -> None:
+    before = dict(project.params[section])
+    project.edit(section, **values)
+    assert project.would_run() == expected
+    project.edit(section, **before)
+
+
+def test_an_experiment_is_one_command(project: Project) -> None:
+    """`dvc exp run -S`, with the commands that show it."""
+    ran = re.findall(r"Running stage '(\w+)'", project.run("dvc", "exp", "run", "-S", "model.gate=false"))
+    assert ran == ["train", "evaluate"]
+    assert "weighted_f1" in project.run("dvc", "exp", "show", "--csv")
+    assert "weighted_f1" in project.run("dvc", "metrics", "show", "--json")
+    project.run("dvc", "plots", "show")
+    page = (project.folder / "dvc_plots" / "index.html").read_text(encoding="utf-8")
+    assert all(title in page for title in ("Confusion on the test split", "Loss by epoch", "Validation weighted F1"))
+
+
+def test_result_files_agree_with_each_other(project: Project) -> None:
+    results = project.folder / "results"
+    metrics = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
+    with (results / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        predictions = list(csv.DictReader(file))
+    with (results / "confusion.csv").open(encoding="utf-8", newline="") as file:
+        confusion = list(csv.DictReader(file))
+    assert [(row["true"], row["predicted"]) for row in predictions] == [
+        (row["actual"], row["predicted"]) for row in confusion
+    ]
+    assert {row["split"] for row in predictions} == {"test"}
+    correct = sum(row["true"] == row["predicted"] for row in predictions) / len(predictions)
+    assert f"{correct:.6f}".rstrip("0") in json.dumps(metrics)
+    assert {row["run"] for row in predictions} == {metrics["run"]["id"]}
+
+
+def test_every_source_that_a_stage_names_exists() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for stage in stages.values():
+        for dependency in stage["deps"]:
+            if dependency.startswith(("pipeline/", "fusion/")):
+                assert (ROOT / dependency).exists(), dependency
