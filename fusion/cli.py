@@ -42,11 +42,11 @@ def command(body: Callable[..., None]) -> typer.Typer:
     return app
 
 
-def find_params(given: Path | None) -> Path:
-    """The file to read parameters from; an empty one, after a line on stderr, where none is named and none is here."""
+def find_params(given: Path | None) -> Path | None:
+    """The file to read parameters from; None, after a line on stderr, where none is named and none is here."""
     if given is None and not DEFAULT_PARAMS.exists():
         print(f"{DEFAULT_PARAMS}: not here, so every parameter has its default", file=sys.stderr)
-        return Path(os.devnull)
+        return None
     return given or DEFAULT_PARAMS
 
 

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from pipeline.settings import Section, read_section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Metric = Literal["weighted_f1", "macro_f1", "accuracy", "uar"]
 Modalities = Literal["both", "audio", "text"]
@@ -56,7 +56,7 @@ class LossParams(Section):
     auxiliary: Weight = 0.3  # cross-entropy of the head of each modality
     absolute: Weight = 0.1  # contrast: audio and text of one utterance belong together
     relative: Weight = 0.1  # contrast: both modalities arrange a batch alike
-    temperature: float = Field(0.1, gt=0, le=100, allow_inf_nan=False)  # of both contrasts
+    temperature: float = Field(0.1, gt=0, le=100)  # of both contrasts
     label_aware: bool = False  # utterances of one label are positives of the absolute contrast
     label_smoothing: Fraction = 0.0
     class_weights: Literal["none", "balanced"] = "none"  # balanced: each label weighs the same over the train split
@@ -71,9 +71,9 @@ class TrainParams(Section):
     metric: Metric = "weighted_f1"  # on validation; the best epoch's weights are kept
     conversations: int = Field(16, ge=1, le=100_000)  # a batch
     optimizer: Literal["adam", "adamw"] = "adam"  # adam: weight decay as L2 penalty; adamw: decoupled from the step
-    learning_rate: float = Field(1e-3, gt=0, le=10, allow_inf_nan=False)
-    weight_decay: float = Field(1e-4, ge=0, le=10, allow_inf_nan=False)
-    gradient_clip: float = Field(1.0, gt=0, allow_inf_nan=False)  # largest norm of all gradients together
+    learning_rate: float = Field(1e-3, gt=0, le=10)
+    weight_decay: float = Field(1e-4, ge=0, le=10)
+    gradient_clip: float = Field(1.0, gt=0)  # largest norm of all gradients together
 
     @field_validator("seeds")
     @classmethod
@@ -113,7 +113,7 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """The sections `model`, `loss` and `train` of the file at `path`; raises SettingsError."""
     return Recipe(
         read_section(path, "model", ModelParams, overrides),

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ def command(body: Callable[..., None]) -> typer.Typer:
     def guarded(**arguments: Any) -> None:
         from pipeline.settings import ErcError
 
+        # before torch starts its threads: ones that wait actively for each other on busy cores take all the time
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         try:
             body(**arguments)

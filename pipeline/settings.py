@@ -44,17 +44,19 @@ class Section(BaseModel):
 SectionType = TypeVar("SectionType", bound=Section)
 
 
-def read_section(path: Path, name: str, section: type[SectionType], overrides: Sequence[str] = ()) -> SectionType:
+def read_section(
+    path: Path | None, name: str, section: type[SectionType], overrides: Sequence[str] = ()
+) -> SectionType:
     """Section `name` of the YAML file at `path`, as a checked `section`.
 
-    A section that is absent or empty means its defaults. `overrides` are `section.key=value` strings with YAML
-    values; those of other sections are checked for form and left alone, so that one list serves a command that
-    reads several sections.
+    A section that is absent or empty means its defaults, as does no file (None). `overrides` are
+    `section.key=value` strings with YAML values; those of other sections are checked for form and left alone, so
+    that one list serves a command that reads several sections.
 
     Raises:
         SettingsError: the file is missing or not YAML, an override is malformed, or a value is not accepted.
     """
-    document = _read_yaml(path)
+    document = {} if path is None else _read_yaml(path)
     content = document.get(name)
     if content is None:
         content = {}
@@ -64,7 +66,7 @@ def read_section(path: Path, name: str, section: type[SectionType], overrides: S
         keys, value = _parse_override(override)
         if keys[0] == name:
             _set_key(content, keys[1:], value, override)
-    return check_section(content, name, section, source=str(path))
+    return check_section(content, name, section, source=str(path or "defaults"))
 
 
 def check_section(content: Mapping[str, Any], name: str, section: type[SectionType], source: str) -> SectionType:

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# pytest runs one process a core, so torch needs one thread in each; before torch is imported, and for child processes
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 def shared_data(name: str) -> Path:
     """The folder of real data `name`, or a visible skip where it is absent."""

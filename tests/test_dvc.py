@@ -58,7 +58,6 @@ class Project:
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.folder),
-            "OMP_NUM_THREADS": "1",
             **{f"GIT_{role}_{kind}": "t@example.org" for role in ("AUTHOR", "COMMITTER") for kind in ("NAME", "EMAIL")},
         }
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)

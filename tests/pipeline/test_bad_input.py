@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import typer
 from typer.testing import CliRunner
 
@@ -22,11 +21,6 @@ from tests.pipeline.made import cut, rows_of, sound, write_corpus, write_film, w
 
 RATE = 16_000
 LONG = " ".join(f"word{number % 50}" for number in range(2_000))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

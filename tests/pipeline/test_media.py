@@ -18,11 +18,6 @@ from tests.pipeline.made import SURROUND, as_stored, cut, sound, write_encoded, 
 RATE = 16_000
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def values(recording: Recording) -> np.ndarray:
     return recording.samples.astype(np.float64)
 
