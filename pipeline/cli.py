@@ -1,5 +1,6 @@
 """The pipeline's commands. Heavy libraries are imported when a command runs, so that `--help` answers at once."""
 
+import errno
 import functools
 import logging
 import os
@@ -33,8 +34,10 @@ def command(body: Callable[..., None]) -> typer.Typer:
             body(**arguments)
         except ErcError as error:
             _fail(str(error))
-        except OSError as error:  # a full disk, a folder that cannot be written
-            _fail(f"{error.filename or 'writing'}: {error.strerror or error}; finished work is kept, run again")
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            mend = "make room and run again, finished work is kept" if full else "mend the path or its permissions"
+            _fail(f"{error.filename or 'output'}: {error.strerror or error}; {mend}")
 
     # without rich, whose import takes longer than all else that --help needs
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.manifest import label_names, read_manifest
-from pipeline.store import UNLABELLED, Features, Utterances, read_features, read_part, write_joint
+from pipeline.store import UNLABELLED, Features, Part, StoreError, Utterances, read_features, read_part, write_joint
 
 
 def join(manifest: Path, audio: Path, text: Path, target: Path, copy_parts: bool = False) -> Features:
@@ -29,7 +29,15 @@ def join(manifest: Path, audio: Path, text: Path, target: Path, copy_parts: bool
         ),
         scores=np.array([np.nan if record.score is None else record.score for record in records], np.float32),
     )
-    parts = {"audio": read_part(audio), "text": read_part(text)}
+    parts = {"audio": _read_modality(audio, "audio"), "text": _read_modality(text, "text")}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_joint(target, utterances, names, parts, copy_parts)
     return read_features(target)
+
+
+def _read_modality(path: Path, modality: str) -> Part:
+    part = read_part(path)
+    found = part.identity.fields.get("modality", modality)
+    if found != modality:
+        raise StoreError(f"{path}: holds {found} features, expected {modality}; are --audio and --text swapped?")
+    return part

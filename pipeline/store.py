@@ -235,7 +235,7 @@ def _check_seal(path: Path) -> None:
             block = file.read(USER_BLOCK)
         size = path.stat().st_size
     except FileNotFoundError:
-        raise StoreError(f"{path}: no such feature file; run dvc repro, or name the file with --features") from None
+        raise StoreError(f"{path}: no such feature file; mend the path, or run dvc repro") from None
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
     try:

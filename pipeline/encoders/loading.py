@@ -1,6 +1,7 @@
 """Finding a pretrained model by hub name or local folder, and loading it so that no weight is silently random."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,11 @@ def find_model(name: str, revision: str | None, builtin: dict[str, Path]) -> Sou
     Raises:
         EncoderError: there is no such folder, or the hub does not know the model or cannot be reached.
     """
+    folder = Path(name).expanduser()
+    if revision is not None and (name in builtin or folder.is_dir()):
+        raise EncoderError(f"revision '{revision}' is for models of the hub, and {name} is not; leave it null")
     if name in builtin:
         return Source(str(builtin[name]), name, None)
-    folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise EncoderError(f"encoder folder {folder} has no config.json; expected a Hugging Face model folder")
@@ -81,7 +84,12 @@ def load_pretrained(loader: Any, source: Source, **options: Any) -> Any:
     transformers.logging.set_verbosity(logging.CRITICAL)  # its load report is judged below, in our words
     try:
         model, report = loader.from_pretrained(
-            source.location, revision=source.revision, trust_remote_code=False, output_loading_info=True, **options
+            source.location,
+            revision=source.revision,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # judged below
+            **options,
         )
     except Exception as error:  # whatever a damaged folder makes the libraries raise
         reason = " ".join(str(error).split())[:300]
@@ -128,8 +136,10 @@ def choose_device(device: str) -> str:
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise EncoderError(f"--device {device}: no CUDA device is available; use --device cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise EncoderError(f"--device {device}: expected auto, cpu, cuda or cuda:<n>")
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise EncoderError(f"--device {device}: {torch.cuda.device_count()} CUDA devices are there; use --device cpu")
     return device
 
 

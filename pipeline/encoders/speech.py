@@ -13,6 +13,7 @@ Axes: clips, samples, frames, layers, dim.
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -297,7 +298,7 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
 def _load_config(loader: Any, source: Source) -> Any:
     try:
         return loader.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever a damaged file makes the library raise
         reason = " ".join(str(error).split())[:300]
         raise EncoderError(f"encoder {source.location}: its config.json cannot be read: {reason}") from None
 
@@ -309,9 +310,15 @@ def _preprocessing(source: Source) -> tuple[bool, int]:
     pinned: dict[str, Any] = {"revision": source.revision} if source.revision else {}
     try:
         extractor = Wav2Vec2FeatureExtractor.from_pretrained(source.location, **pinned)
-    except OSError:
-        return True, 16_000
-    return bool(extractor.do_normalize), int(extractor.sampling_rate)
+        sample_rate = int(extractor.sampling_rate)
+    except Exception as error:  # whatever a missing or a damaged file makes the library raise
+        if Path(source.location).is_dir() and not (Path(source.location) / "preprocessor_config.json").exists():
+            return True, 16_000
+        reason = " ".join(str(error).split())[:300]
+        raise EncoderError(f"encoder {source.location}: preprocessor_config.json cannot be read: {reason}") from None
+    if not 1_000 <= sample_rate <= 768_000:
+        raise EncoderError(f"encoder {source.location}: preprocessor_config.json: sampling_rate is {sample_rate} Hz")
+    return bool(extractor.do_normalize), sample_rate
 
 
 def _receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:

@@ -6,6 +6,7 @@ is encoded in overlapping windows instead of being cut.
 Axes: texts, tokens, layers, dim.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,7 +114,6 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
 
     device = choose_device(device)
     source = find_model(params.encoder, params.revision, {"tiny": TINY_TEXT})
-    tokenizer = _load_tokenizer(source)
     model = load_pretrained(AutoModel, source, dtype=torch.float32)
     blocks = getattr(getattr(model, "encoder", None), "layer", None)
     if blocks is None:
@@ -121,6 +121,7 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
             f"text.encoder {params.encoder} is a '{model.config.model_type}' model; expected one of the BERT family "
             "(BERT, RoBERTa, ELECTRA, MPNet, ...)"
         )
+    tokenizer = _load_tokenizer(source, int(model.config.vocab_size))
     layers = resolve_layers(params.layers, len(blocks), params.encoder)
     model.encoder.layer = blocks[: layers[-1]]
     model.pooler = None  # it reads [CLS] for tasks that are not ours
@@ -143,20 +144,25 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
     return TextEncoder(model, tokenizer, identity, layers, params, device)
 
 
-def _load_tokenizer(source: Source) -> Any:
+def _load_tokenizer(source: Source, vocabulary: int) -> Any:
+    """The tokenizer, which must be the model's own: one without its files would read every word as unknown."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
     except Exception as error:  # whatever a damaged folder makes the libraries raise
         reason = " ".join(str(error).split())[:300]
         raise EncoderError(f"encoder {source.location}: its tokenizer cannot be loaded: {reason}") from None
+    if not vocabulary / 2 <= len(tokenizer) <= vocabulary:
+        raise EncoderError(
+            f"encoder {source.location}: its tokenizer knows {len(tokenizer)} tokens and its model {vocabulary}; "
+            "they do not belong together, or tokenizer files (tokenizer.json, vocab.txt) are missing in the folder"
+        )
+    return tokenizer
 
 
 def _vocabulary_hash(tokenizer: Any) -> str:
     """Hash (hex) of the whole tokenizer: vocabulary and rules."""
-    import hashlib
-
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(content.encode()).hexdigest()

@@ -380,7 +380,7 @@ def text_file(path: Path) -> Path:
 
 
 BAD_FEATURES = {
-    "missing": (lambda path: path, "feats.h5: no such feature file; run dvc repro"),
+    "missing": (lambda path: path, "feats.h5: no such feature file; mend the path, or run dvc repro"),
     "folder": (folder, "feats.h5: cannot be read (Is a directory)"),
     "text": (text_file, "feats.h5: not a feature file of this project, or unfinished or damaged"),
     "empty": (lambda path: cut(features(path), 0), "not a feature file of this project"),

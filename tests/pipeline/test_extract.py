@@ -230,3 +230,10 @@ def test_inspect_names_the_damaged_utterance(joined: Path, tmp_path: Path) -> No
 
     with pytest.raises(StoreError, match=f"1 of .* utterances do not match their checksum: '{part.ids[10]}'"):
         inspect_file(tmp_path / "audio.h5", verify=True)
+
+
+def test_swapped_parts_are_refused(manifest: Path, joined: Path, tmp_path: Path) -> None:
+    from pipeline.store import StoreError
+
+    with pytest.raises(StoreError, match="holds text features, expected audio; are --audio and --text swapped"):
+        join(manifest, joined.parent / "text.h5", joined.parent / "audio.h5", tmp_path / "feats.h5")

@@ -89,7 +89,7 @@ def test_real_models_on_real_recordings_are_exact(nemo: Path, tmp_path: Path) ->
     """A group-norm and a layer-norm wav2vec2 of base size, random weights."""
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-    recordings = [decode(path) for path in sorted((nemo / "wav").glob("*.wav"))[::60]]
+    recordings = [decode(path) for path in sorted((nemo / "wav").glob("*.wav"))[::80]]
     clips = [resample(recording.samples, recording.sample_rate, 16000) for recording in recordings]
     layer_norm = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
     for name, options in (("group", {}), ("layer", layer_norm)):
@@ -261,3 +261,41 @@ def test_a_layer_that_does_not_exist_is_refused(speech_folder: Path) -> None:
 def test_a_missing_folder_is_named(name: str) -> None:
     with pytest.raises(EncoderError, match="no such encoder folder"):
         load(name)
+
+
+def copied(folder: Path, target: Path) -> Path:
+    target.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_weights_of_another_shape_are_refused_by_name(speech_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copied(speech_folder, tmp_path) / "model.safetensors")
+    save_file(weights | {"encoder.layer_norm.weight": torch.zeros(5)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(EncoderError, match=r"mismatched, such as 'encoder\.layer_norm\.weight'"):
+        load(tmp_path)
+
+
+def test_a_damaged_preprocessor_is_not_taken_for_a_missing_one(speech_folder: Path, tmp_path: Path) -> None:
+    (copied(speech_folder, tmp_path) / "preprocessor_config.json").write_text("{")
+    with pytest.raises(EncoderError, match=r"preprocessor_config\.json cannot be read"):
+        load(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"sampling_rate": 0, "feature_extractor_type": "x"}')
+    with pytest.raises(EncoderError, match=r"sampling_rate is 0 Hz|cannot be read"):
+        load(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert load(tmp_path).sample_rate == 16000
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", "cuda:x"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(EncoderError, match=f"--device {device}: "):
+        load_speech_encoder(AudioParams(encoder="log-mel"), device)
+
+
+def test_a_revision_is_for_the_hub_only() -> None:
+    with pytest.raises(EncoderError, match="revision 'abc' is for models of the hub"):
+        load("tiny", revision="abc")
