@@ -1,13 +1,14 @@
 """Write an evaluation as the files of `results/`, each whole or not at all, the same bytes for the same evaluation.
 
-    metrics.json      per metric: mean, standard deviation, interval, floor; per class; per seed; what was run
+    metrics.json      mean and standard deviation over seeds, and each seed, of the test split
+    details.json      per metric: mean, standard deviation, interval, floor; per class; per seed; what was run
     predictions.csv   a row for each seed and utterance, with the probability of every label
     confusion.csv     a row for each seed and labelled utterance: actual, predicted (DVC's confusion template)
     curves.csv        a row for each seed and epoch: losses and validation scores
     table.md          the same for readers
 
-The CSV files name in their column `run` the `run.id` of metrics.json, which stands for the parameters, the seeds, the
-hashes of the feature files and the commit given there.
+The CSV files and metrics.json name in `run` the `run.id` of details.json, which stands for the parameters, the seeds,
+the hashes of the feature files and the commit given there.
 """
 
 import csv
@@ -38,6 +39,7 @@ def write_report(evaluation: Evaluation, folder: Path, commit: str | None) -> No
     run = describe_run(evaluation, commit)
     writers: dict[str, Callable[[Evaluation, Mapping[str, Any]], str]] = {
         "metrics.json": metrics_json,
+        "details.json": details_json,
         "predictions.csv": predictions_csv,
         "confusion.csv": confusion_csv,
         "curves.csv": curves_csv,
@@ -86,7 +88,17 @@ def describe_run(evaluation: Evaluation, commit: str | None) -> dict[str, Any]:
 
 
 def metrics_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
-    """All numbers, nested as `dvc metrics show` flattens them: test.weighted_f1.mean, seeds.0.test.uar.value ..."""
+    """The few numbers that `dvc metrics show` and `dvc exp show` have room for, all on the test split."""
+    first = next(iter(evaluation.summaries))
+    scores = {name: _summary(summary) for name, summary in evaluation.summaries.items()}
+    content: dict[str, Any] = {name: {key: score[key] for key in ("mean", "std")} for name, score in scores.items()}
+    seeds = {str(seed.provenance.seed): _seed(seed)["test"][first]["value"] for seed in evaluation.seeds}
+    content |= {"floor": {first: scores[first]["majority"]}, "seeds": {first: seeds}, "run": run["id"]}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
+    """All numbers: every metric with its interval, per class and per seed; and what was run."""
     scores = {name: _summary(summary) for name, summary in evaluation.summaries.items()}
     content = {
         "run": dict(run),

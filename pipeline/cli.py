@@ -34,6 +34,8 @@ def command(body: Callable[..., None]) -> typer.Typer:
             body(**arguments)
         except ErcError as error:
             _fail(str(error))
+        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             mend = "make room and run again, finished work is kept" if full else "mend the path or its permissions"

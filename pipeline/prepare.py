@@ -18,15 +18,17 @@ from pipeline.params import DatasetParams
 from pipeline.splits import assign_splits
 
 CONTROLS = ("Cc", "Zl", "Zp")  # Unicode categories of control characters and line ends
+NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
 DECODERS = 4  # threads; FFmpeg lets go of the interpreter lock while it decodes
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The manifest, and what the adapter mended (a sentence -> how often)."""
+    """The manifest, what the adapter mended (a sentence -> how often), and its notes."""
 
     utterances: list[Utterance]
     mended: Counter[str]
+    notes: list[str]
 
 
 def prepare(params: DatasetParams) -> Prepared:
@@ -50,7 +52,7 @@ def prepare(params: DatasetParams) -> Prepared:
     label_names(drafts, source)
     utterances = _probe_all(drafts, params)  # takes its time: all that can be refused without it has been
     _check_recordings(utterances, params)
-    return Prepared(utterances, corpus.mended)
+    return Prepared(utterances, corpus.mended, corpus.notes)
 
 
 def summary(prepared: Prepared) -> str:
@@ -75,8 +77,15 @@ def summary(prepared: Prepared) -> str:
     width = max(len(name) for name, _ in rows)
     lines = [" " * width + "".join(f"{name:>12}" for name in columns)]
     lines += [f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells) for name, cells in rows]
+    lines += [f"status {u.status}: '{u.id}', {u.audio}" for u in unusable(utterances)[:NAMED]]
     lines += [f"mended: {count} {what}" for what, count in prepared.mended.most_common()]
+    lines += [f"note: {note}" for note in prepared.notes]
     return "\n".join(lines)
+
+
+def unusable(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """Those whose recording is named and gives no sound."""
+    return [utterance for utterance in utterances if utterance.audio is not None and not utterance.samples]
 
 
 def _by_conversation(turns: Sequence[Turn]) -> list[list[Turn]]:

@@ -126,7 +126,7 @@ def test_an_experiment_is_one_command(project: Project) -> None:
 
 def test_result_files_agree_with_each_other(project: Project) -> None:
     results = project.folder / "results"
-    metrics = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((results / "details.json").read_text(encoding="utf-8"))
     with (results / "predictions.csv").open(encoding="utf-8", newline="") as file:
         predictions = list(csv.DictReader(file))
     with (results / "confusion.csv").open(encoding="utf-8", newline="") as file:

@@ -48,7 +48,21 @@ def read(params: DatasetParams) -> Corpus:
     rows = _read_rows(path, mended)
     columns = _resolve_columns(list(rows[0].cells), params.columns, path)
     turns = [_turn(row, number, columns, path, mended) for number, row in enumerate(rows, start=1)]
-    return Corpus(turns, mended)
+    return Corpus(turns, mended, _notes(rows, columns))
+
+
+def _notes(rows: list[Row], columns: Mapping[str, str]) -> list[str]:
+    """What a user may have overlooked: columns that nothing reads, turns that no conversation holds together."""
+    notes = []
+    unused = [name for name in rows[0].cells if name not in columns.values()]
+    if unused:
+        notes.append(f"columns that are not used: {', '.join(unused)}")
+    if "conversation" not in columns:
+        notes.append(
+            "no conversation column (dataset.columns.conversation): every row is a conversation of its own, so turns "
+            "have no context, and splits made here may part what belongs together"
+        )
+    return notes
 
 
 def _read_rows(path: Path, mended: Counter[str]) -> list[Row]:

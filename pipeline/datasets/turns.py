@@ -23,7 +23,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All turns, and what was mended on the way (a sentence -> how often)."""
+    """All turns, what was mended on the way (a sentence -> how often), and what a user should know."""
 
     turns: list[Turn]
     mended: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)

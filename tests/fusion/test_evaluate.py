@@ -27,7 +27,7 @@ from tests.fusion.made import LABELS, TEXT, Made, make_features, tiny_recipe, tr
 
 PARAMS = EvaluateParams(resamples=50)
 CPU = torch.device("cpu")
-NAMES = ["confusion.csv", "curves.csv", "metrics.json", "predictions.csv", "table.md"]
+NAMES = ["confusion.csv", "curves.csv", "details.json", "metrics.json", "predictions.csv", "table.md"]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_single_seed_has_no_deviation(tmp_path: Path, models: Path, features: 
     (tmp_path / "one" / "seed-3").symlink_to(models / "seed-3")
     evaluation = evaluate(features, tmp_path / "one", PARAMS, CPU)
     write_report(evaluation, tmp_path / "results", None)
-    content = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    content = json.loads((tmp_path / "results" / "details.json").read_text())
     assert content["test"]["uar"]["std"] is None
     assert content["run"]["commit"] is None
     assert "±" not in headline(evaluation)
@@ -143,7 +143,7 @@ def test_predictions_list_every_turn_of_every_seed(results: Path, evaluation: Ev
 
 
 def test_scores_can_be_computed_again_from_the_predictions(results: Path) -> None:
-    content = json.loads((results / "metrics.json").read_text())
+    content = json.loads((results / "details.json").read_text())
     for seed in ("3", "11"):
         rows = [row for row in rows_of(results / "predictions.csv") if row["seed"] == seed and row["true"]]
         true, predicted = [row["true"] for row in rows], [row["predicted"] for row in rows]
@@ -158,7 +158,7 @@ def test_scores_can_be_computed_again_from_the_predictions(results: Path) -> Non
 
 
 def test_metrics_hold_means_classes_seeds_and_the_run(results: Path, features: Features) -> None:
-    content = json.loads((results / "metrics.json").read_text())
+    content = json.loads((results / "details.json").read_text())
     assert list(content) == ["run", "test", "validation", "seeds"]
     assert set(content["test"]["weighted_f1"]) == {"mean", "std", "low", "high", "majority"}
     assert list(content["test"]["per_class"]) == LABELS
@@ -188,7 +188,7 @@ def test_curves_have_a_row_for_each_seed_and_epoch(results: Path, evaluation: Ev
 
 
 def test_every_file_names_the_run(results: Path) -> None:
-    run = json.loads((results / "metrics.json").read_text())["run"]
+    run = json.loads((results / "details.json").read_text())["run"]
     for name in NAMES:
         assert run["id"] in (results / name).read_text()
     table = (results / "table.md").read_text()

@@ -44,7 +44,7 @@ def test_train_and_evaluate_need_nothing_but_the_feature_file(project: Path) -> 
     assert evaluated.stdout.startswith("results: test weighted_f1 0.")
     assert len(trained.stdout.splitlines()) == len(evaluated.stdout.splitlines()) == 1
     assert trained.stderr == evaluated.stderr == ""  # no progress bar where there is no terminal
-    content = json.loads((project / "results" / "metrics.json").read_text())
+    content = json.loads((project / "results" / "details.json").read_text())
     assert content["run"]["intervals"]["resamples"] == 20
 
 
