@@ -25,9 +25,9 @@ def command(body: Callable[..., None]) -> typer.Typer:
 
     @functools.wraps(body)
     def guarded(**arguments: Any) -> None:
-        # torch's threads sleep while they wait for each other: where other work shares the cores, spinning made an
-        # epoch of the demo 20 times slower. Read once, when torch is imported.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # Before torch is imported. The operations are so small that more threads lose more time waiting for each other
+        # than they gain; one also gives the same numbers whatever the number of cores. Larger models: set it higher.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         from pipeline.settings import ErcError
 
         try:
