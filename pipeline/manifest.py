@@ -19,14 +19,14 @@ A turn is never dropped: where a modality is absent or odd, `status` says why. R
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import DataError
 
 Split = Literal["train", "validation", "test"]
-SPLIT_ORDER: tuple[Split, ...] = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = get_args(Split)
 OK = "ok"
 
 
@@ -92,7 +92,7 @@ def read_manifest(path: Path) -> list[Utterance]:
 
 def manifest_order(utterance: Utterance) -> tuple[int, str, int]:
     """Sorting key: split, conversation, turn."""
-    return SPLIT_ORDER.index(utterance.split), utterance.conversation, utterance.turn
+    return SPLITS.index(utterance.split), utterance.conversation, utterance.turn
 
 
 def check_utterances(utterances: Sequence[Utterance], source: str) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from pipeline.datasets import ADAPTERS
 from pipeline.datasets.turns import Turn
 from pipeline.errors import DataError
-from pipeline.manifest import OK, SPLIT_ORDER, Utterance, check_utterances, label_names, manifest_order
+from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, label_names, manifest_order
 from pipeline.media import Recording, decode
 from pipeline.params import DatasetParams
 from pipeline.splits import assign_splits
@@ -59,7 +59,7 @@ def summary(prepared: Prepared) -> str:
     """The table that `pipeline-prepare` prints: counts per split and label, hours, statuses, what was mended."""
     utterances = prepared.utterances
     labels = sorted({utterance.label or "(unlabelled)" for utterance in utterances})
-    columns = [*SPLIT_ORDER, "all"]
+    columns = [*SPLITS, "all"]
     chosen = {name: [u for u in utterances if name in ("all", u.split)] for name in columns}
     rows = [
         ("utterances", [f"{len(chosen[name])}" for name in columns]),
@@ -176,7 +176,7 @@ def _measures(recording: Recording | None) -> dict[str, int]:
 
 def _check_splits(utterances: Sequence[Utterance], params: DatasetParams) -> None:
     counts = Counter(utterance.split for utterance in utterances)
-    for split in SPLIT_ORDER:
+    for split in SPLITS:
         if not counts[split]:
             found = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise DataError(

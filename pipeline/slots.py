@@ -21,8 +21,9 @@ from typing import Literal
 import h5py
 import numpy as np
 
-from pipeline.errors import DataError
-from pipeline.store import USER_BLOCK, Identity, StoreError, checksum, lay_out_part, seal, sync
+from pipeline.errors import DataError, StoreError
+from pipeline.seal import USER_BLOCK, seal
+from pipeline.store import Identity, checksum, lay_out_part, sync
 
 log = logging.getLogger(__name__)
 

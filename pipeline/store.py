@@ -6,15 +6,13 @@ A *part* (`data/audio.h5`, `data/text.h5`, or a group of a self-contained file) 
     offsets    (utterances + 1,) int64: utterance i owns rows offsets[i] .. offsets[i + 1]
     checksums  (utterances,) uint64 of each utterance's bytes; 0 means not written yet
     ids        (utterances,) UTF-8, in manifest order
-    attributes `kind`, `identity` (JSON: which encoder made it), `plan` (hash of what it was made from)
+    attributes `format`, `version`, `kind`, `identity` (JSON: which encoder made it), `plan` (hash of its inputs)
 
 A *joint file* (`data/feats.h5`) holds the table `/utterances` with one column an array, the label names, and the
 parts `/audio` and `/text`: as external links with relative names, or copied in. It records each part's identity and
 digest, so that its own bytes change whenever a feature does, and a part that was exchanged is refused.
 
-The first 512 bytes are an HDF5 user block holding the *seal*: one JSON line with the file's size, where its values
-lie, and a hash of all other bytes. It is checked before the HDF5 library sees the file, since that library can crash
-the process on damaged structures. A file without a seal is unfinished.
+A file begins with its seal (`pipeline.seal`), which is checked before HDF5 reads it.
 
 Nothing in a file depends on time, machine or folder: the same input gives the same bytes. Values are returned as
 read-only memory maps; no HDF5 handle stays open, so a reader may fork.
@@ -32,18 +30,12 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
+from pipeline.errors import StoreError
+from pipeline.seal import FORMAT, USER_BLOCK, VERSION, check_seal, seal
 from pipeline.settings import ErcError
 
-FORMAT = "erc-features"
-VERSION = 1
 MODALITIES = ("audio", "text")
-SPLITS = ("train", "validation", "test")
 UNLABELLED = -1
-USER_BLOCK = 512  # bytes, the smallest that HDF5 allows
-
-
-class StoreError(ErcError):
-    """A feature file is missing, damaged, from another version, or not what it claims to be."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +118,7 @@ class Features:
     def digest(self) -> str:
         """Hash (hex) that changes with any id, split, label, identity or feature: the feature-file hash."""
         parts = {name: part for name in MODALITIES if (part := getattr(self, name)) is not None}
-        return _digest(self.utterances, self.label_names, {name: _seal(part) for name, part in parts.items()})
+        return _digest(self.utterances, self.label_names, {name: _fingerprint(part) for name, part in parts.items()})
 
 
 def read_features(path: Path) -> Features:
@@ -140,7 +132,7 @@ def read_features(path: Path) -> Features:
         utterances = _read_utterances(file["utterances"])
         label_names = json.loads(file.attrs["label_names"])
         links = {name: file.get(name, getlink=True) for name in MODALITIES if name in file.keys()}  # noqa: SIM118
-        seals = {name: str(file.attrs[f"{name}_seal"]) for name in links}
+        fingerprints = {name: str(file.attrs[f"{name}_fingerprint"]) for name in links}
         parts = {
             name: _read_part_group(file[name], path)
             for name, link in links.items()
@@ -151,7 +143,7 @@ def read_features(path: Path) -> Features:
     for name, target in targets.items():
         parts[name] = _follow_link(path, name, target)
     for name, part in parts.items():
-        if _seal(part) != seals[name] or part.ids != utterances.ids:
+        if _fingerprint(part) != fingerprints[name] or part.ids != utterances.ids:
             raise StoreError(
                 f"{path}: its {name} part {part.path} is not the one that it was joined with (other features or "
                 "another encoder); run pipeline-join again, or dvc repro"
@@ -201,7 +193,7 @@ _EMPTY = hashlib.blake2b(b"", digest_size=8)
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file for reading; whatever h5py raises on damage becomes one clear error."""
-    _check_seal(path)
+    check_seal(path)
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -212,69 +204,6 @@ def _open(path: Path) -> Iterator[h5py.File]:
         raise StoreError(
             f"{path}: not a readable feature file, truncated or damaged ({reason}); delete it and run dvc repro"
         ) from error
-
-
-def seal(path: Path, values: Sequence[tuple[int, int]]) -> None:
-    """Seal a finished file: `values` are the (offset, bytes) of the regions that have checksums of their own."""
-    values = [(offset, length) for offset, length in values if length]
-    line: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": path.stat().st_size, "values": sorted(values)}
-    line["structure"] = _hash_outside(path, values)
-    content = json.dumps(line).encode() + b"\n"
-    if len(content) > USER_BLOCK:
-        raise AssertionError("a seal must fit into the user block")
-    with path.open("r+b") as file:
-        file.write(content.ljust(USER_BLOCK, b"\0"))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _check_seal(path: Path) -> None:
-    """Raise StoreError unless `path` is a whole, undamaged file of this version (its values aside)."""
-    try:
-        with path.open("rb") as file:
-            block = file.read(USER_BLOCK)
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise StoreError(f"{path}: no such feature file; mend the path, or run dvc repro") from None
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        line = json.loads(block.split(b"\n")[0])
-        form, version = line["format"], line["version"]
-    except (ValueError, KeyError, TypeError):
-        form = version = None
-    if form != FORMAT:
-        raise StoreError(f"{path}: not a feature file of this project, or unfinished or damaged; run dvc repro")
-    if version != VERSION:
-        raise StoreError(
-            f"{path}: written in version {version} of the format, this program reads version {VERSION}; "
-            "run dvc repro to make it anew, or install the matching erc-fusion"
-        )
-    mend = "delete it and run dvc repro"
-    try:
-        expected, values, structure = (
-            int(line["size"]),
-            [(int(a), int(b)) for a, b in line["values"]],
-            line["structure"],
-        )
-    except (ValueError, KeyError, TypeError):
-        raise StoreError(f"{path}: damaged; {mend}") from None
-    if size != expected:
-        raise StoreError(f"{path}: truncated: {size} bytes, expected {expected}; {mend}")
-    if _hash_outside(path, values) != structure:
-        raise StoreError(f"{path}: damaged; {mend}")
-
-
-def _hash_outside(path: Path, values: Sequence[tuple[int, int]]) -> str:
-    """Hash (hex) of all bytes behind the user block that lie in none of the `values` regions."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        position = USER_BLOCK
-        for offset, length in [*sorted(values), (path.stat().st_size, 0)]:
-            file.seek(position)
-            digest.update(file.read(max(0, offset - position)))
-            position = offset + length
-    return digest.hexdigest()
 
 
 def _check_kind(group: h5py.Group, path: Path, kind: Literal["part", "joint"]) -> None:
@@ -350,16 +279,16 @@ def write_joint(
                 f"{part.path}: made from other utterances than the manifest "
                 f"({len(part.ids)} against {len(utterances)}, or another order); run pipeline-{name} again"
             )
-    seals = {name: _seal(part) for name, part in parts.items()}
+    fingerprints = {name: _fingerprint(part) for name, part in parts.items()}
     partial = path.with_name(path.name + ".partial")
     values = []
     with h5py.File(partial, "w", userblock_size=USER_BLOCK) as file:
-        file.attrs["kind"] = "joint"
+        _write_header(file, "joint")
         file.attrs["label_names"] = json.dumps(list(label_names), ensure_ascii=False)
-        file.attrs["digest"] = _digest(utterances, label_names, seals)
+        file.attrs["digest"] = _digest(utterances, label_names, fingerprints)
         _write_utterances(file.create_group("utterances"), utterances)
         for name, part in parts.items():
-            file.attrs[f"{name}_seal"] = seals[name]
+            file.attrs[f"{name}_fingerprint"] = fingerprints[name]
             if copy:
                 values.append(_copy_part(file.create_group(name), part))
             else:
@@ -406,7 +335,7 @@ def lay_out_part(
 
     The structure of the file never changes afterwards, so writing into the slots cannot make it unreadable.
     """
-    group.attrs["kind"] = "part"
+    _write_header(group, "part")
     group.attrs["identity"] = identity.to_json()
     group.attrs["plan"] = plan
     offsets = np.concatenate([[0], np.cumsum(rows)]).astype("<i8")
@@ -449,6 +378,12 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _write_header(group: h5py.Group, kind: Literal["part", "joint"]) -> None:
+    group.attrs["format"] = FORMAT
+    group.attrs["version"] = VERSION
+    group.attrs["kind"] = kind
+
+
 def _write_utterances(table: h5py.Group, utterances: Utterances) -> None:
     _write_strings(table, "id", utterances.ids)
     _write_strings(table, "conversation", utterances.conversations)
@@ -476,14 +411,14 @@ def _relative_name(target: Path, path: Path) -> str:
         ) from None
 
 
-def _seal(part: Part) -> str:
+def _fingerprint(part: Part) -> str:
     """What a joint file remembers of a part: its identity and digest, as one JSON line."""
     return json.dumps({"identity": part.identity.to_json(), "digest": part.digest}, sort_keys=True)
 
 
-def _digest(utterances: Utterances, label_names: Sequence[str], seals: Mapping[str, str]) -> str:
+def _digest(utterances: Utterances, label_names: Sequence[str], fingerprints: Mapping[str, str]) -> str:
     columns = (utterances.ids, utterances.conversations, utterances.speakers, utterances.splits, list(label_names))
-    digest = hashlib.sha256(json.dumps([columns, dict(seals)], sort_keys=True, ensure_ascii=False).encode())
+    digest = hashlib.sha256(json.dumps([columns, dict(fingerprints)], sort_keys=True, ensure_ascii=False).encode())
     digest.update(np.asarray(utterances.turns, "<i8").tobytes())
     digest.update(np.asarray(utterances.labels, "<i8").tobytes())
     digest.update(np.asarray(utterances.scores, "<f4").tobytes())

@@ -6,11 +6,11 @@ An adapter is a function `(DatasetParams) -> Corpus`. It checks nothing that `pi
 
 from collections.abc import Callable
 
-from pipeline.datasets import demo, table
+from pipeline.datasets import table
 from pipeline.datasets.turns import Corpus
 from pipeline.params import DatasetParams
 
 ADAPTERS: dict[str, Callable[[DatasetParams], Corpus]] = {
-    "demo": demo.read,
+    "demo": table.read,  # the embedded corpus, data/demo, is a table like a user's own
     "table": table.read,
 }

@@ -19,7 +19,11 @@ from pipeline.datasets.turns import Corpus, Turn
 from pipeline.errors import DataError
 from pipeline.params import Columns, DatasetParams
 
-SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"} | {
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
     "dev": "validation",
     "test": "test",
 }

@@ -12,11 +12,13 @@ import torch
 from fusion.params import LossParams, ModelParams, Recipe, TrainParams
 from fusion.provenance import Provenance
 from fusion.seeds import train_seeds
-from pipeline.store import SPLITS, Features, Identity, Part, Utterances, part_from_arrays, read_features, write_features
+from pipeline.store import Features, Identity, Part, Utterances, part_from_arrays, read_features, write_features
 
 LABELS = ["anger", "joy", "neutral"]
 AUDIO = Identity({"model": "made-audio", "weights": "a1", "layers": [2]})
 TEXT = Identity({"model": "made-text", "weights": "t1", "layers": [2]})
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

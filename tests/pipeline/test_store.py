@@ -3,14 +3,15 @@
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.inspect import inspect_file
+from pipeline.seal import FORMAT, VERSION
 from pipeline.store import (
-    VERSION,
     Features,
     Identity,
     StoreError,
@@ -180,6 +181,17 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StoreError, match=r"truncated: .* run dvc repro"):
         read_features(path)
+
+
+def test_any_hdf5_program_can_tell_what_a_file_is(linked: Path) -> None:
+    """The format's definition: attributes name format, version and encoder; values are plain and contiguous."""
+    with h5py.File(linked) as joint, h5py.File(linked.parent / "audio.h5") as part:
+        for file in (joint, part):
+            assert (file.attrs["format"], file.attrs["version"]) == (FORMAT, VERSION)
+        assert Identity.from_json(part.attrs["identity"]) == IDENTITY
+        assert np.array_equal(joint["audio"]["values"][:3], arrays(0)[0])  # HDF5 itself follows the relative link
+        assert part["values"].chunks is None
+        assert part["values"].compression is None
 
 
 def test_another_version_is_refused_by_number(tmp_path: Path) -> None:
