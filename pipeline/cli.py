@@ -32,6 +32,7 @@ def command(body: Callable[..., None]) -> typer.Typer:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         try:
             body(**arguments)
+            sys.stdout.flush()
         except ErcError as error:
             _fail(str(error))
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough

@@ -157,7 +157,7 @@ def test_scores_can_be_computed_again_from_the_predictions(results: Path) -> Non
         assert content["test"]["utterances"] == len(rows)
 
 
-def test_metrics_hold_means_classes_seeds_and_the_run(results: Path, features: Features) -> None:
+def test_details_hold_means_classes_seeds_and_the_run(results: Path, features: Features) -> None:
     content = json.loads((results / "details.json").read_text())
     assert list(content) == ["run", "test", "validation", "seeds"]
     assert set(content["test"]["weighted_f1"]) == {"mean", "std", "low", "high", "majority"}
@@ -169,6 +169,18 @@ def test_metrics_hold_means_classes_seeds_and_the_run(results: Path, features: F
     assert (run["features"], run["trained_on"]) == (features.digest, features.digest)
     assert (run["model"], run["seeds"], run["commit"]) == ("hbaf", "3,11", "c0ffee")
     assert run["params"] == tiny_recipe(epochs=2).digest
+
+
+def test_metrics_are_the_short_form_of_the_details(results: Path) -> None:
+    details = json.loads((results / "details.json").read_text())
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert list(metrics) == ["weighted_f1", "macro_f1", "accuracy", "uar", "floor", "seeds", "run"]
+    for name in ("weighted_f1", "macro_f1", "accuracy", "uar"):
+        assert metrics[name] == {key: details["test"][name][key] for key in ("mean", "std")}
+    values = {seed: details["seeds"][seed]["test"]["weighted_f1"]["value"] for seed in ("3", "11")}
+    assert metrics["seeds"] == {"weighted_f1": values}
+    assert metrics["weighted_f1"]["mean"] == pytest.approx(sum(values.values()) / 2, abs=1e-6)
+    assert metrics["floor"] == {"weighted_f1": details["test"]["weighted_f1"]["majority"]}
 
 
 def test_confusion_rows_are_the_labelled_predictions(results: Path) -> None:

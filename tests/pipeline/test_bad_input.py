@@ -1,6 +1,7 @@
 """The commands on bad input: one clear line on stderr and exit status 2, or a status in the manifest."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -449,6 +450,17 @@ def test_the_console_scripts_themselves_refuse_with_one_line(tmp_path: Path) -> 
     assert "split 'test' has no utterance" in lines[2]
     assert "truncated" in lines[3]
     assert all(run.stdout == "" for run in refused)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    """`pipeline-inspect data/feats.h5 | head -1`"""
+    path = features(tmp_path / "feats.h5")
+    command = f"{Path(sys.executable).with_name('pipeline-inspect')} {path} --json"
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        run = subprocess.run(command.split(), stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_the_console_script_prints_no_progress_into_a_file(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.manifest import Utterance, check_utterances, manifest_order
-from pipeline.params import DatasetParams
+from pipeline.params import Columns, DatasetParams
 from pipeline.prepare import prepare, summary
 from tests.pipeline.made import cut, rows_of, sound, write_corpus, write_encoded, write_film, write_rows, write_wav
 
@@ -150,6 +150,24 @@ def test_what_was_mended_is_counted_in_the_summary(tmp_path: Path) -> None:
     content = (tmp_path / "table.csv").read_bytes()
     (tmp_path / "table.csv").write_bytes(content.replace(b"hello", b"it\x92s", 1))
     assert "mended: 1 lines that were not UTF-8, read as cp1252" in summary(prepare(params(tmp_path)))
+
+
+def test_recordings_that_cannot_be_used_are_named_in_the_summary(tmp_path: Path) -> None:
+    write_corpus(tmp_path, three_splits())
+    (tmp_path / "b.wav").unlink()
+    (tmp_path / "c.wav").write_text("no sound")
+    lines = summary(prepare(params(tmp_path))).splitlines()
+    assert "status missing-file: 'b/0', b.wav" in lines
+    assert "status undecodable: 'c/0', c.wav" in lines
+
+
+def test_a_column_that_nothing_reads_is_told(tmp_path: Path) -> None:
+    rows = [{"dialogue": cells.pop("conversation")} | cells for cells in three_splits()]
+    notes = prepare(params(write_corpus(tmp_path, rows))).notes
+    assert notes[0] == "columns that are not used: dialogue"
+    assert notes[1].startswith("no conversation column (dataset.columns.conversation): every row is a conversation")
+    columns = Columns(conversation="dialogue")
+    assert prepare(params(tmp_path, columns=columns)).notes == []
 
 
 def test_turns_out_of_order_and_with_gaps_are_closed_by_order(tmp_path: Path) -> None:
