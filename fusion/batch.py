@@ -43,12 +43,14 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What every model returns; None where a model, or a setting of it, lacks the part.
+    """What every model returns; None or empty where a model, or a setting of it, lacks the part.
 
     Shape:
         logits: (utterances, classes), of the fused model
         audio_logits, text_logits: (utterances, classes), of the heads that see one modality's stream
-        audio, text: (utterances, dim), embeddings of length 1 for the contrastive losses
+        audio, text: (utterances, dim), embeddings of length 1 for the contrast between the modalities
+        embeddings: by head (`fused`, `audio`, `text`), (utterances, dim) of length 1, for the supervised contrast
+        earlier: by name, what the stages before the last one return
         views: by name, what the model shows of itself; empty unless asked for, shapes in the model's docstring
     """
 
@@ -57,7 +59,15 @@ class Output:
     text_logits: Tensor | None = None
     audio: Tensor | None = None
     text: Tensor | None = None
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict)
+    earlier: Mapping[str, "Output"] = field(default_factory=dict)
     views: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def heads(self) -> dict[str, Tensor]:
+        """The logits of every head by name: `fused`, `audio`, `text`, and `<stage>.<head>` of earlier stages."""
+        own = {"fused": self.logits, "audio": self.audio_logits, "text": self.text_logits}
+        named = {f"{stage}.{head}": x for stage, output in self.earlier.items() for head, x in output.heads().items()}
+        return {head: logits for head, logits in own.items() if logits is not None} | named
 
 
 def to_grid(flat: Tensor, turn_mask: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The README.md of a model folder: what the model is, what it was trained on, how well it does on validation."""
 
 import json
+from collections.abc import Mapping
 
 from fusion.provenance import Provenance
 
@@ -27,15 +28,13 @@ Labels: {labels}.
 | audio encoder | `{audio}` |
 | text encoder | `{text}` |
 | seed | {seed} |
-| best epoch | {best_epoch} |
+| epochs chosen | {selected} |
 
 ## Validation
 
-| metric | value |
-|---|---|
 {validation}
 
-The weights are those of the epoch with the best validation score; the test split took no part.
+The weights are those of the epochs with the best validation scores; the test split took no part.
 
 ## Parameters
 
@@ -68,8 +67,16 @@ def model_card(provenance: Provenance) -> str:
         features=provenance.features,
         audio=provenance.audio.to_json() if provenance.audio else "none",
         text=provenance.text.to_json() if provenance.text else "none",
-        best_epoch=provenance.best_epoch,
-        validation="\n".join(f"| {metric} | {score:.4f} |" for metric, score in provenance.validation.items()),
+        selected=", ".join(f"{head} {number}" for head, number in provenance.selected.items()),
+        validation=_scores(provenance.validation),
         params=json.dumps(provenance.recipe.to_json(), indent=2),
         folder=f"models/{name}/seed-{provenance.seed}",
     )
+
+
+def _scores(validation: Mapping[str, Mapping[str, float]]) -> str:
+    """A table with a row for every head."""
+    metrics = list(validation["fused"])
+    rows = [["head", *metrics], ["---"] * (len(metrics) + 1)]
+    rows += [[head, *(f"{scores[metric]:.4f}" for metric in metrics)] for head, scores in validation.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

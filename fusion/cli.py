@@ -61,14 +61,13 @@ def train_app(
     """Train the model of params.yaml with every seed, selected on validation. An interrupted run goes on."""
     from fusion.device import pick_device
     from fusion.params import read_recipe
-    from fusion.seeds import train_seeds
+    from fusion.seeds import train_seeds, training_headline
     from pipeline.store import read_features
 
     recipe = read_recipe(find_params(params), overrides)
     output = output or Path("models") / recipe.model.name
     trained = train_seeds(read_features(features), recipe, output, pick_device(device))
-    mean = sum(seed.validation[recipe.train.metric] for seed in trained) / len(trained)
-    print(f"{output}: {len(trained)} trained, mean validation {recipe.train.metric} {mean:.3f}")
+    print(f"{output}: {training_headline(trained)}")
 
 
 @command

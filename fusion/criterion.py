@@ -1,5 +1,6 @@
 """The loss of a batch under the parameters of section `loss`, and its means over an epoch."""
 
+from collections.abc import Collection
 from dataclasses import fields
 
 import torch
@@ -23,17 +24,22 @@ def label_weights(labels: Tensor, classes: int) -> Tensor:
 
 
 class Criterion:
-    """The loss of one batch under the parameters of section `loss`."""
+    """The loss of one batch under the parameters of section `loss`; `branches` are the heads that learn."""
 
     def __init__(self, params: LossParams, train: Split, classes: int) -> None:
         self.arguments = params.model_dump(exclude={"class_weights"})
         balanced = params.class_weights == "balanced"
         self.class_weights = label_weights(train.labels, classes).to(train.device) if balanced else None
 
-    def __call__(self, output: Output, batch: Batch) -> Losses:
-        audio_present, text_present = batch.audio_mask.any(1), batch.text_mask.any(1)
+    def __call__(self, output: Output, batch: Batch, branches: Collection[str]) -> Losses:
         return fusion_loss(
-            output, batch.labels, audio_present, text_present, class_weights=self.class_weights, **self.arguments
+            output,
+            batch.labels,
+            batch.audio_mask.any(1),
+            batch.text_mask.any(1),
+            class_weights=self.class_weights,
+            branches=branches,
+            **self.arguments,
         )
 
 

@@ -4,8 +4,8 @@ Axes: utterances, conversations, turns, frames (audio) or tokens (text), layers,
 all utterances one behind the other. Features stay in the precision of the file and become float32 when gathered.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from fusion.errors import FeatureError
 from fusion.params import Modalities
 from pipeline.store import UNLABELLED, Features, Part
 
+ENCODED = 16  # conversations at a time; what is encoded does not depend on it
 POOLED_ROWS = 65_536  # rows pooled at a time: bounds the float32 copy to 200 MB at 768 dimensions
 
 
@@ -92,6 +93,21 @@ class Split:
         order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
         for conversations in order.split(size):
             yield self.gather(conversations)
+
+
+@torch.no_grad()
+def encode_split(split: Split, encode: Callable[[Batch], Batch]) -> Split:
+    """The same utterances with the features that `encode` makes of them, which stay on the device in float32."""
+    batches = [encode(batch) for batch in split.batches(ENCODED)]
+    audio = _ragged([batch.audio for batch in batches], [batch.audio_mask for batch in batches])
+    text = _ragged([batch.text for batch in batches], [batch.text_mask for batch in batches])
+    return replace(split, audio=audio, text=text)
+
+
+def _ragged(values: list[Tensor], masks: list[Tensor]) -> Ragged:
+    """Padded features and masks of consecutive utterances, without the padding."""
+    rows = torch.cat([value[mask] for value, mask in zip(values, masks, strict=True)])
+    return Ragged(rows, _offsets(torch.cat([mask.sum(1) for mask in masks]).cpu()))
 
 
 def load_split(

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
 from fusion.data import Split, load_split
-from fusion.device import reproducible
 from fusion.history import Epoch
 from fusion.metrics import (
     METRICS,
@@ -21,11 +19,10 @@ from fusion.metrics import (
     majority_floor,
 )
 from fusion.params import EvaluateParams
+from fusion.predict import predict_heads
 from fusion.provenance import Provenance
 from fusion.statistics import Interval, bootstrap, percentile_interval
 from pipeline.store import Features
-
-CONVERSATIONS = 16  # scored at a time; predictions do not depend on it
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,7 @@ class SeedScores:
     scores: Mapping[str, float]  # by metric
     intervals: Mapping[str, Interval]  # by metric
     classes: ClassScores
+    heads: Mapping[str, Mapping[str, float]]  # scores of the other heads, by head and metric
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,8 @@ class Evaluation:
     conversations: Sequence[str]  # of each utterance
     true: np.ndarray  # (utterances,), -1 = unlabelled
     seeds: Sequence[SeedScores]
-    summaries: Mapping[str, Summary]  # by metric
-
-
-def predict(model: nn.Module, split: Split) -> np.ndarray:
-    """Probabilities (utterances, classes) in float64, in the order of the split."""
-    with reproducible(0, split.device), torch.inference_mode():
-        logits = [model.eval()(batch).logits for batch in split.batches(CONVERSATIONS)]
-    return torch.cat(logits).double().softmax(-1).cpu().numpy()
+    summaries: Mapping[str, Summary]  # of the models as a whole, by metric
+    heads: Mapping[str, Mapping[str, Summary]]  # of the heads inside them, by head and metric
 
 
 def evaluate(features: Features, models: Path, params: EvaluateParams, device: torch.device) -> Evaluation:
@@ -84,16 +76,24 @@ def evaluate(features: Features, models: Path, params: EvaluateParams, device: t
         check_compatible(one, features)
     given = loaded[0].provenance.recipe.model
     split = load_split(features, "test", modalities=given.modalities, audio_frames=given.audio_frames, device=device)
-    predictions = [predict(one.model, split) for one in loaded]
-    confusions = np.stack([_confusions(split, probabilities) for probabilities in predictions])
+    predictions = [predict_heads(one.model, split) for one in loaded]
+    confusions = {
+        head: np.stack([_confusions(split, probabilities[head]) for probabilities in predictions])
+        for head in predictions[0]
+    }  # by head: (seeds, conversations, classes, classes)
     draws = {
-        name: bootstrap(confusions, metric, params.resamples, params.seed) for name, metric in METRICS.items()
-    }  # by metric: (seeds, resamples)
+        head: {name: bootstrap(counts, metric, params.resamples, params.seed) for name, metric in METRICS.items()}
+        for head, counts in confusions.items()
+    }  # by head and metric: (seeds, resamples)
     seeds = [
-        _seed_scores(one, probabilities, confusion, {name: drawn[index] for name, drawn in draws.items()}, params)
-        for index, (one, probabilities, confusion) in enumerate(zip(loaded, predictions, confusions, strict=True))
+        _seed_scores(index, one, predictions[index]["fused"], confusions, draws["fused"], params)
+        for index, one in enumerate(loaded)
     ]
     floor = majority_floor(split.labels.numpy(), _train_labels(features), len(features.label_names))
+    summaries = {
+        head: {name: _summary(head, name, seeds, draws[head][name], floor[name], params) for name in METRICS}
+        for head in confusions
+    }
     return Evaluation(
         features=features.digest,
         params=params,
@@ -102,7 +102,8 @@ def evaluate(features: Features, models: Path, params: EvaluateParams, device: t
         conversations=split.conversation_ids,
         true=split.labels.numpy(),
         seeds=seeds,
-        summaries={name: _summary(name, seeds, draws[name], floor[name], params) for name in METRICS},
+        summaries=summaries.pop("fused"),
+        heads=summaries,
     )
 
 
@@ -112,33 +113,36 @@ def _confusions(split: Split, probabilities: np.ndarray) -> np.ndarray:
 
 
 def _seed_scores(
+    index: int,
     loaded: LoadedModel,
     probabilities: np.ndarray,
-    confusions: np.ndarray,
+    confusions: Mapping[str, np.ndarray],
     draws: Mapping[str, np.ndarray],
     params: EvaluateParams,
 ) -> SeedScores:
-    confusion = confusions.sum(0)
+    totals = {head: counts[index].sum(0) for head, counts in confusions.items()}
+    heads = {head: all_metrics(total) for head, total in totals.items()}
     return SeedScores(
         provenance=loaded.provenance,
         history=loaded.history,
         probabilities=probabilities,
-        scores=all_metrics(confusion),
-        intervals={name: percentile_interval(drawn, params.confidence) for name, drawn in draws.items()},
-        classes=class_scores(confusion),
+        scores=heads.pop("fused"),
+        intervals={name: percentile_interval(drawn[index], params.confidence) for name, drawn in draws.items()},
+        classes=class_scores(totals["fused"]),
+        heads=heads,
     )
 
 
 def _summary(
-    name: str, seeds: Sequence[SeedScores], draws: np.ndarray, majority: float, params: EvaluateParams
+    head: str, name: str, seeds: Sequence[SeedScores], draws: np.ndarray, majority: float, params: EvaluateParams
 ) -> Summary:
-    scores = [seed.scores[name] for seed in seeds]
+    scores = [(seed.scores if head == "fused" else seed.heads[head])[name] for seed in seeds]
     return Summary(
         mean=float(np.mean(scores)),
         std=sample_std(scores),
         interval=percentile_interval(draws.mean(0), params.confidence),
         majority=majority,
-        validation=float(np.mean([seed.provenance.validation[name] for seed in seeds])),
+        validation=float(np.mean([seed.provenance.validation[head][name] for seed in seeds])),
     )
 
 

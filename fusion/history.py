@@ -1,7 +1,7 @@
 """What training writes down of every epoch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -9,15 +9,22 @@ from typing import Any
 class Epoch:
     """Means over one epoch; the losses have `total` and the parts that the loss names."""
 
-    number: int  # from 1
+    number: int  # from 1, over all stages
     train: Mapping[str, float]  # losses, while learning (with dropout)
     validation: Mapping[str, float]  # losses, afterwards
-    scores: Mapping[str, float]  # of validation, by metric
+    scores: Mapping[str, float]  # of the fused head on validation, by metric
+    stage: str = "fusion"
+    heads: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # the same of the other heads
+
+    def score(self, head: str, metric: str) -> float:
+        """The validation score of one head."""
+        return (self.scores if head == "fused" else self.heads[head])[metric]
 
 
-def best_epoch(history: Sequence[Epoch], metric: str) -> Epoch:
-    """The epoch with the highest validation `metric`; the first of equals."""
-    return max(history, key=lambda epoch: epoch.scores[metric])
+def best_epoch(history: Sequence[Epoch], metric: str, head: str = "fused", stage: str | None = None) -> Epoch:
+    """The epoch (of `stage`, if given) with the highest validation `metric` of `head`; the first of equals."""
+    epochs = [epoch for epoch in history if stage in (None, epoch.stage)]
+    return max(epochs, key=lambda epoch: epoch.score(head, metric))
 
 
 def history_to_json(history: Sequence[Epoch]) -> list[dict[str, Any]]:

@@ -1,13 +1,22 @@
-"""The training loss: classification, auxiliary classification by each modality, and two contrastive terms.
+"""The training loss: classification by each head that learns, auxiliary heads, and contrastive terms.
 
-    L = CE + auxiliary * (CE_audio + CE_text) + absolute * L_absolute + relative * L_relative
+    L = sum over the branches of L_head + auxiliary * sum over the other heads of L_head
+        + absolute * L_absolute + relative * L_relative
+    L_head = (1 - supervised) * CE + supervised * L_supervised
+
+A model of one stage has one branch, its fused head. Stages in which each modality learns on its own have the branches
+`audio` and `text`. A head without an embedding, or a term for which the model has no embeddings, has no such part.
 
 After HBAF (arXiv 2503.06405), whose abstract states inter-modal contrastive learning of absolute and relative
-interactions; the formulas are our reading. Unlabelled utterances take no part in any term, those without audio none in
-the audio term, those without text none in the text term, and those that lack one of the two none in the contrastive
-terms. A term in which nobody takes part is zero. Everything is computed in float32, also under autocast.
+interactions, and HCAM (arXiv 2304.06910), which states the convex mix of cross-entropy and supervised contrastive loss
+(Khosla et al., arXiv 2004.11362, the form with the sum outside of the logarithm); the rest is our reading.
+
+Unlabelled utterances take no part in any term, those without audio none in the terms of audio heads, those without text
+none in those of text heads, and those that lack one of the two none in the terms between modalities. A term in which
+nobody takes part is zero. Everything is computed in float32, also under autocast.
 """
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +38,11 @@ class Losses:
     text: Tensor
     absolute: Tensor
     relative: Tensor
+    supervised: Tensor  # of the heads that learn here
+    earlier: Tensor  # of the heads of earlier stages that go on learning
+
+
+FUSED = ("fused",)  # the branches of a model of one stage
 
 
 def fusion_loss(
@@ -42,8 +56,10 @@ def fusion_loss(
     relative: float,
     temperature: float,
     label_aware: bool,
+    supervised: float = 0.0,
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
+    branches: Collection[str] = FUSED,
 ) -> Losses:
     """The loss of one batch. A part that the output lacks counts as zero.
 
@@ -52,25 +68,72 @@ def fusion_loss(
         labels: (utterances,) int64, -1 = unlabelled.
         audio_present, text_present: (utterances,) boolean, whether the utterance has that modality.
         auxiliary, absolute, relative: weights of the terms.
-        temperature: divides the cosine similarities of both contrastive terms.
+        temperature: divides the cosine similarities of all contrastive terms.
         label_aware: whether same-label pairs are positives of the absolute term, too.
-        class_weights: (classes,), for the three classification terms.
-        label_smoothing: share of the target spread over all classes, for the three classification terms.
+        supervised: share of the supervised contrast in the loss of a head that has an embedding, 0 to 1.
+        class_weights: (classes,), for all classification terms.
+        label_smoothing: share of the target spread over all classes, for all classification terms.
+        branches: the heads that learn here; the fused head counts if it is among them, others as auxiliary ones else.
     """
+    targets = {
+        "fused": labels,
+        "audio": labels.where(audio_present, UNLABELLED),
+        "text": labels.where(text_present, UNLABELLED),
+    }
     classify = partial(cross_entropy, class_weights=class_weights, label_smoothing=label_smoothing)
-    classification = classify(output.logits, labels)
-    audio = text = contrast = alignment = classification.new_zeros(())
-    if output.audio_logits is not None:
-        audio = classify(output.audio_logits, labels.where(audio_present, UNLABELLED))
-    if output.text_logits is not None:
-        text = classify(output.text_logits, labels.where(text_present, UNLABELLED))
+    mix = partial(_head_losses, targets=targets, classify=classify, share=supervised, temperature=temperature)
+    here = mix(output)
+    weights = {head: 1.0 if head in branches else auxiliary * (head != "fused") for head in targets}
+    none = output.logits.new_zeros((), dtype=torch.float32)
+    contrast = alignment = earlier = none
     if output.audio is not None and output.text is not None:
         paired = (labels != UNLABELLED) & audio_present & text_present
         positives = labels[paired] if label_aware else None
         contrast = absolute_loss(output.audio[paired], output.text[paired], temperature, positives)
         alignment = relative_loss(output.audio[paired], output.text[paired], temperature)
-    total = classification + auxiliary * (audio + text) + absolute * contrast + relative * alignment
-    return Losses(total, classification, audio, text, contrast, alignment)
+    for stage in output.earlier.values():
+        earlier = sum((loss.mixed for head, loss in mix(stage).items() if head != "fused"), earlier)
+    learning = sum((weights[head] * loss.mixed for head, loss in here.items()), none)
+    return Losses(
+        total=learning + absolute * contrast + relative * alignment + auxiliary * earlier,
+        classification=here["fused"].classification,
+        audio=here["audio"].classification if "audio" in here else none,
+        text=here["text"].classification if "text" in here else none,
+        absolute=contrast,
+        relative=alignment,
+        supervised=sum((loss.contrast for head, loss in here.items() if weights[head]), none),
+        earlier=earlier,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _HeadLoss:
+    classification: Tensor
+    contrast: Tensor
+    mixed: Tensor
+
+
+def _head_losses(
+    output: Output,
+    targets: Mapping[str, Tensor],
+    classify: Callable[[Tensor, Tensor], Tensor],
+    share: float,
+    temperature: float,
+) -> dict[str, _HeadLoss]:
+    """The loss of each head of `output`, without those of earlier stages."""
+    losses = {}
+    for head, labels in targets.items():
+        logits = {"fused": output.logits, "audio": output.audio_logits, "text": output.text_logits}[head]
+        if logits is None:
+            continue
+        classification = classify(logits, labels)
+        contrast, mixed = torch.zeros_like(classification), classification
+        if share and head in output.embeddings:
+            labelled = labels != UNLABELLED
+            contrast = supervised_loss(output.embeddings[head][labelled], labels[labelled], temperature)
+            mixed = (1 - share) * classification + share * contrast
+        losses[head] = _HeadLoss(classification, contrast, mixed)
+    return losses
 
 
 def cross_entropy(
@@ -122,6 +185,23 @@ def relative_loss(audio: Tensor, text: Tensor, temperature: float) -> Tensor:
     # KL(p | q) + KL(q | p) = sum (p - q) (log p - log q)
     divergences = ((p.exp() - q.exp()) * (p - q)).sum(dim=1)
     return _mean(divergences) / 2
+
+
+def supervised_loss(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Utterances of one label belong together: the mean log-likelihood of an utterance's positives among all others.
+
+    Utterances whose label nobody else has take part as others only. Khosla et al. (arXiv 2004.11362), equation 2.
+
+    Shape:
+        embeddings: (utterances, dim), of length 1
+        labels: (utterances,)
+        returns: scalar, zero where no two utterances have one label
+    """
+    likelihoods = _others(_similarities(embeddings, embeddings, temperature)).log_softmax(dim=1)
+    positive = _others(labels[:, None] == labels)
+    count = positive.sum(dim=1)
+    anchors = (likelihoods * positive).sum(dim=1) / count.clamp_min(1)
+    return -anchors.sum() / (count > 0).sum().clamp_min(1)
 
 
 def _similarities(x: Tensor, y: Tensor, temperature: float) -> Tensor:

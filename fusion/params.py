@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from fusion.models import own_arguments
 from pipeline.settings import Section, read_section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -20,11 +21,21 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Metric = Literal["weighted_f1", "macro_f1", "accuracy", "uar"]
 Modalities = Literal["both", "audio", "text"]
 
+GENERAL = ("name", "modalities", "audio_frames")  # what every model depends on
+LOSSES = {  # the keys of section `loss` that need a part of the model, by the argument that builds the part
+    "auxiliary": ("auxiliary",),
+    "contrastive": ("absolute", "relative", "label_aware", "temperature"),
+    "supervised": ("supervised", "temperature"),
+}
+
 
 class ModelParams(Section):
-    """Section `model`: what the model is given, and HBAF's own arguments with the switch of each part."""
+    """Section `model`: what the model is given, and the arguments of all models with the switch of each part.
 
-    name: Literal["hbaf"] = "hbaf"
+    A model takes the arguments that its class has (`fusion.models.own_arguments`), and does not look at the others.
+    """
+
+    name: Literal["hbaf", "hcam", "audio", "text", "concat", "crossmodal"] = "hbaf"
     modalities: Modalities = "both"  # given to the model; a withheld one is empty in every utterance
     audio_frames: int = Field(128, ge=1, le=100_000)  # longer utterances are average-pooled to it, nothing is cut
     dim: int = Field(64, ge=2, le=4096)  # width of every layer; a multiple of `heads`
@@ -34,12 +45,31 @@ class ModelParams(Section):
     context_turns: int = Field(4, ge=0, le=1000)  # turns on each side whose summaries are context
     direction: Literal["past", "both"] = "both"  # past: no turn sees a later one
     levels: Literal["both", "raw", "context"] = "both"  # of fusion
-    self_attention: bool = True  # intra-modal relations
+    self_attention: bool = True  # intra-modal relations; hcam: in all stages; crossmodal: behind the directions
     cross_attention: bool = True  # inter-modal relations
     gate: bool = True  # per dimension, between the two relations
     relevance: bool = True  # per position, may close a false cross-modal relation
     residual: bool = True
     conversation_encoder: Literal["gru", "none"] = "gru"
+    stages: Annotated[tuple[Literal["utterance", "conversation", "fusion"], ...], Field(min_length=1)] = (
+        "utterance",
+        "conversation",
+        "fusion",
+    )
+    training: Literal["hierarchical", "joint"] = "hierarchical"  # stage by stage, or all at once
+    freeze: bool = True  # earlier stages, while a later one is trained
+    co_attention: Literal["both", "audio", "text", "none"] = "both"  # audio: audio looks at text
+    blocks: int = Field(2, ge=0, le=100)  # of co-attention, or of cross-modal attention in each direction
+    recurrent_layers: int = Field(1, ge=1, le=10)  # along frames and tokens
+    ensemble: bool = False  # of the posteriors of all heads, by weights chosen on validation
+
+    @field_validator("stages")
+    @classmethod
+    def _in_order(cls, stages: tuple[str, ...]) -> tuple[str, ...]:
+        order = ("utterance", "conversation", "fusion")
+        if stages != tuple(name for name in order if name in stages):
+            raise ValueError(f"must name some of {', '.join(order)}, each once, in this order")
+        return stages
 
     @field_validator("heads")
     @classmethod
@@ -51,12 +81,13 @@ class ModelParams(Section):
 
 
 class LossParams(Section):
-    """Section `loss`: CE + auxiliary (CE audio + CE text) + absolute L_abs + relative L_rel; 0 leaves a part out."""
+    """Section `loss`: what `fusion.losses` adds up; 0 leaves a part out. A model without a part has no such loss."""
 
-    auxiliary: Weight = 0.3  # cross-entropy of the head of each modality
+    auxiliary: Weight = 0.3  # of heads beside those that the stage is about
     absolute: Weight = 0.1  # contrast: audio and text of one utterance belong together
     relative: Weight = 0.1  # contrast: both modalities arrange a batch alike
-    temperature: float = Field(0.1, gt=0, le=100)  # of both contrasts
+    supervised: float = Field(0.2, ge=0, le=1)  # hcam: share of supervised contrast beside cross-entropy
+    temperature: float = Field(0.1, gt=0, le=100)  # of all contrasts
     label_aware: bool = False  # utterances of one label are positives of the absolute contrast
     label_smoothing: Fraction = 0.0
     class_weights: Literal["none", "balanced"] = "none"  # balanced: each label weighs the same over the train split
@@ -100,10 +131,10 @@ class Recipe:
     train: TrainParams
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values by section; `train.seeds` is left out, since a model has but one of them."""
+        """Plain values by section, those alone that the model takes; `train.seeds` is left out, a model has one."""
         return {
-            "model": self.model.model_dump(mode="json"),
-            "loss": self.loss.model_dump(mode="json"),
+            "model": self.model.model_dump(mode="json", include={*GENERAL, *own_arguments(self.model.name)}),
+            "loss": self.loss.model_dump(mode="json", exclude=_losses_not_of(self.model.name)),
             "train": self.train.model_dump(mode="json", exclude={"seeds"}),
         }
 
@@ -124,8 +155,16 @@ def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
 
 def model_arguments(model: ModelParams, loss: LossParams) -> dict[str, Any]:
     """Keyword arguments of the model's constructor; heads and projections that no loss would train are left out."""
-    arguments = model.model_dump(exclude={"name", "modalities", "audio_frames"})
-    return arguments | {
+    trained = {
         "auxiliary": loss.auxiliary > 0,
         "contrastive": loss.absolute > 0 or loss.relative > 0,
+        "supervised": loss.supervised > 0,
     }
+    values = model.model_dump() | trained
+    return {name: values[name] for name in own_arguments(model.name)}
+
+
+def _losses_not_of(name: str) -> set[str]:
+    """Keys of section `loss` that make no difference to the model called `name`."""
+    taken = {key for argument in own_arguments(name) for key in LOSSES.get(argument, ())}
+    return {key for keys in LOSSES.values() for key in keys} - taken

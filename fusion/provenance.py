@@ -24,8 +24,8 @@ class Provenance:
     text: Identity | None
     features: str  # hash of the feature file
     fingerprint: str  # of everything that decides the weights
-    best_epoch: int
-    validation: Mapping[str, float]  # scores of that epoch by metric
+    selected: Mapping[str, int]  # `<stage>.<head>` -> the epoch whose weights that head has
+    validation: Mapping[str, Mapping[str, float]]  # scores by head and metric
     version: str = VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -39,8 +39,8 @@ class Provenance:
             "params": self.recipe.to_json(),
             "features": self.features,
             "fingerprint": self.fingerprint,
-            "best_epoch": self.best_epoch,
-            "validation": dict(self.validation),
+            "selected": dict(self.selected),
+            "validation": {head: dict(scores) for head, scores in self.validation.items()},
             "version": self.version,
         }
 
@@ -66,7 +66,7 @@ def provenance_from_json(content: Mapping[str, Any], path: Path) -> Provenance:
         text=_identity(content["text"]),
         features=content["features"],
         fingerprint=content["fingerprint"],
-        best_epoch=content["best_epoch"],
+        selected=content["selected"],
         validation=content["validation"],
         version=content["version"],
     )

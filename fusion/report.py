@@ -104,6 +104,12 @@ def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         "run": dict(run),
         "test": {**scores, "per_class": _per_class(evaluation), "utterances": int(_labelled(evaluation).sum())},
         "validation": {name: _round(summary.validation) for name, summary in evaluation.summaries.items()},
+        "heads": {
+            head: {
+                name: _summary(summary) | {"validation": _round(summary.validation)} for name, summary in own.items()
+            }
+            for head, own in evaluation.heads.items()
+        },
         "seeds": {str(seed.provenance.seed): _seed(seed) for seed in evaluation.seeds},
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -136,25 +142,31 @@ def confusion_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
 
 
 def curves_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
-    """Every epoch of every seed: the training loss and its terms, the same on validation, validation scores."""
-    first = evaluation.seeds[0].history[0]
+    """Every epoch of every seed and stage: the training loss, its terms, the same on validation, validation scores.
+
+    The scores of the heads of single modalities are empty where a stage has no such heads.
+    """
+    epochs = [(seed.provenance.seed, epoch) for seed in evaluation.seeds for epoch in seed.history]
+    first = epochs[0][1]
     terms = [name for name in first.train if name != "total"]
-    header = ["run", "seed", "epoch", "train_loss", "validation_loss"]
+    heads = list(dict.fromkeys(head for _, epoch in epochs for head in epoch.heads))
+    header = ["run", "seed", "stage", "epoch", "train_loss", "validation_loss"]
     header += [f"validation_{name}" for name in first.scores]
+    header += [f"validation_{head}_{name}" for head in heads for name in first.scores]
     header += [f"{split}_{name}_loss" for split in ("train", "validation") for name in terms]
     rows = (
-        [run["id"], seed.provenance.seed, epoch.number]
+        [run["id"], seed, epoch.stage, epoch.number]
         + [
-            f"{value:.{DIGITS}f}"
+            "" if value is None else f"{value:.{DIGITS}f}"
             for value in (
                 epoch.train["total"],
                 epoch.validation["total"],
                 *epoch.scores.values(),
+                *(epoch.heads.get(head, {}).get(name) for head in heads for name in epoch.scores),
                 *(losses[name] for losses in (epoch.train, epoch.validation) for name in terms),
             )
         ]
-        for seed in evaluation.seeds
-        for epoch in seed.history
+        for seed, epoch in epochs
     )
     return _csv(header, rows)
 
@@ -185,11 +197,25 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         "",
         *_table(["label", "precision", "recall", "f1", "support"], classes),
         "",
+        *_heads(evaluation, confidence),
         f"Run {run['id']}: parameters `{run['params'][:12]}`, features `{run['features'][:12]}` (trained on "
         f"`{run['trained_on'][:12]}`), modalities {run['modalities']}, erc-fusion {run['version']}, "
         f"commit {run['commit'] or 'unknown'}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _heads(evaluation: Evaluation, confidence: str) -> list[str]:
+    """A table of the heads inside the models, if they have any: those of single modalities and of earlier stages."""
+    if not evaluation.heads:
+        return []
+    metric = evaluation.seeds[0].provenance.recipe.train.metric
+    rows = [
+        [head, _mean_std(own[metric].mean, own[metric].std), _bounds(own[metric].interval),
+         f"{own[metric].validation:.3f}"]
+        for head, own in evaluation.heads.items()
+    ]  # fmt: skip
+    return ["Heads inside the models:", "", *_table([f"{metric} of", "test", confidence, "validation"], rows), ""]
 
 
 def _labelled(evaluation: Evaluation) -> np.ndarray:
@@ -215,8 +241,8 @@ def _seed(seed: SeedScores) -> dict[str, Any]:
         }
         for name, value in seed.scores.items()
     }
-    validation = {name: _round(value) for name, value in seed.provenance.validation.items()}
-    return {"test": test, "validation": validation, "best_epoch": seed.provenance.best_epoch}
+    validation = {name: _round(value) for name, value in seed.provenance.validation["fused"].items()}
+    return {"test": test, "validation": validation, "epochs": dict(seed.provenance.selected)}
 
 
 def _per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +58,17 @@ def train_seeds(features: Features, recipe: Recipe, output: Path, device: torch.
     return finished
 
 
+def training_headline(trained: Sequence[Provenance]) -> str:
+    """One line: the mean validation score of every head over the seeds, that of the whole model first."""
+    metric = trained[0].recipe.train.metric
+    means = {
+        head: sum(seed.validation[head][metric] for seed in trained) / len(trained) for head in trained[0].validation
+    }
+    fused = means.pop("fused")
+    heads = f" ({', '.join(f'{head} {mean:.3f}' for head, mean in means.items())})" if means else ""
+    return f"{len(trained)} trained, mean validation {metric} {fused:.3f}{heads}"
+
+
 def fingerprint(features: Features, recipe: Recipe, seed: int, device: torch.device) -> str:
     """Hash (hex) of everything that decides the weights of a model, to the last bit."""
     parts = [features.digest, recipe.digest, seed, device.type, torch.__version__, VERSION]
@@ -82,8 +94,8 @@ def _train_seed(
             text=_encoder(features, "text", recipe),
             features=features.digest,
             fingerprint=state.fingerprint,
-            best_epoch=result.best.number,
-            validation=result.best.scores,
+            selected=result.selected,
+            validation=result.validation,
         )
         save_model(folder, result.model, found, result.history)
     state.delete()

@@ -20,7 +20,8 @@ class State:
     """A run between two epochs; tensors and plain values only, so that loading executes nothing."""
 
     model: dict[str, Tensor]
-    best: dict[str, Tensor]  # weights of the best epoch so far
+    stage: str  # which one is under way
+    best: dict[str, dict[str, Tensor]]  # weights of the best epoch so far of each of its branches
     optimizer: dict[str, Any]
     random: dict[str, Tensor]  # states of the random generators by name
     history: list[dict[str, Any]]

@@ -14,7 +14,7 @@ class MultiHeadAttention(nn.Module):
     Shape:
         queries: (utterances, queries, dim)
         keys: (utterances, keys, dim)
-        key_mask: (utterances, keys)
+        key_mask: (utterances, keys), or (utterances, queries, keys) where each query has keys of its own
         returns: (utterances, queries, dim)
     """
 
@@ -27,21 +27,22 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Tensor:
-        present = key_mask.any(dim=1)[:, None]  # (utterances, 1)
+        key_mask = key_mask if key_mask.dim() == 3 else key_mask[:, None, :]  # (utterances, queries or 1, keys)
+        present = key_mask.any(dim=2, keepdim=True)
         attended = F.scaled_dot_product_attention(
             self._split(self.query(queries)),
             self._split(self.key(keys)),
             self._split(self.value(keys)),
             # not every kernel is defined where all keys are masked: let it attend to padding there, and drop the result
-            attn_mask=(key_mask | ~present)[:, None, None, :],
+            attn_mask=(key_mask | ~present)[:, None],
         )  # (utterances, heads, queries, dim / heads)
-        return self.out(attended.transpose(1, 2).flatten(2)) * present[..., None]
+        return self.out(attended.transpose(1, 2).flatten(2)) * present
 
     def weights(self, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Tensor:
         """How much each query attends to each key, which `forward` never holds: (utterances, heads, queries, keys)."""
         query, key = self._split(self.query(queries)), self._split(self.key(keys))
         scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
-        return masked_softmax(scores, key_mask[:, None, None, :])
+        return masked_softmax(scores, (key_mask if key_mask.dim() == 3 else key_mask[:, None, :])[:, None])
 
     def _split(self, x: Tensor) -> Tensor:
         """(utterances, positions, dim) -> (utterances, heads, positions, dim / heads)."""

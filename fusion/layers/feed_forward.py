@@ -1,4 +1,4 @@
-"""The position-wise network that follows attention."""
+"""Networks of two linear maps: the position-wise one that follows attention, and the one that classifies."""
 
 from torch import nn
 
@@ -12,4 +12,11 @@ def feed_forward(dim: int, dropout: float, expansion: int = 2) -> nn.Sequential:
         nn.GELU(),
         nn.Linear(expansion * dim, dim),
         SequenceDropout(dropout),
+    )
+
+
+def classifier(features: int, dim: int, classes: int, dropout: float) -> nn.Sequential:
+    """MLP, (utterances, features) -> (utterances, classes)."""
+    return nn.Sequential(
+        nn.Dropout(dropout), nn.Linear(features, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, classes)
     )

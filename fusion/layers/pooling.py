@@ -5,6 +5,19 @@ from torch import Tensor, nn
 from fusion.layers.softmax import masked_softmax
 
 
+class MeanPooling(nn.Module):
+    """Mean over the real positions; zeros where an utterance has none.
+
+    Shape:
+        x: (utterances, positions, dim)
+        mask: (utterances, positions)
+        returns: (utterances, dim)
+    """
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return (x * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
+
+
 class AttentionPooling(nn.Module):
     """Mean over the real positions, weighted by a learned score of each; zeros where an utterance has none.
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def collect_views(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collects what the parts of `model` show of themselves while the context is open.
+def collect_views(model: nn.Module, wanted: bool) -> Iterator[dict[str, Tensor]]:
+    """Collects what the parts of `model` show of themselves while the context is open; nothing unless `wanted`.
 
     A part shows itself by a method `views`, which takes what its `forward` takes and returns named tensors. They are
     collected under the part's own name in the model, such as `levels.raw.audio.gate`, without gradient.
@@ -26,7 +26,7 @@ def collect_views(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         return hook
 
     with ExitStack() as stack:
-        for name, part in model.named_modules():
+        for name, part in model.named_modules() if wanted else ():
             if hasattr(part, "views"):
                 stack.enter_context(part.register_forward_hook(collect_from(name)))
         yield collected

@@ -1,16 +1,32 @@
 """The models, by the names that params.yaml and a model folder's config.json use."""
 
 import difflib
+import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from fusion.models.baselines import Concat, CrossModal, SingleModality
 from fusion.models.hbaf import HBAF
+from fusion.models.hcam import HCAM
 from pipeline.settings import SettingsError
 
-MODELS: dict[str, type[nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "hbaf": HBAF,
+    "hcam": HCAM,
+    "audio": partial(SingleModality, modality="audio"),
+    "text": partial(SingleModality, modality="text"),
+    "concat": Concat,
+    "crossmodal": CrossModal,
 }
+GIVEN = ("modality", "audio_dim", "text_dim", "audio_layers", "text_layers", "classes")  # by the name and the features
+
+
+def own_arguments(name: str) -> list[str]:
+    """The arguments of the model called `name` that parameters decide, in order."""
+    return [argument for argument in inspect.signature(MODELS[name]).parameters if argument not in GIVEN]
 
 
 def build_model(

@@ -38,17 +38,18 @@ And what each switch leaves:
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Output
 from fusion.layers.attention import MultiHeadAttention
+from fusion.layers.conversation import ConversationEncoder, ConversationEncoding
 from fusion.layers.dropout import SequenceDropout
-from fusion.layers.feed_forward import feed_forward
+from fusion.layers.embedding import Embedding
+from fusion.layers.feed_forward import classifier, feed_forward
 from fusion.layers.gate import Gate
 from fusion.layers.mix import WeightedMix
 from fusion.layers.neighbours import gather_neighbours
@@ -57,11 +58,12 @@ from fusion.layers.projection import InputProjection
 from fusion.layers.recurrent import Direction, TurnGRU
 from fusion.layers.stand_ins import Constant, Unchanged
 from fusion.layers.views import collect_views, zero_padding
+from fusion.models.checks import check_choices, check_width
+from fusion.stages import Stage, whole
 from pipeline.settings import SettingsError
 
 Context = Literal["none", "text", "conversation", "both"]
 Levels = Literal["both", "raw", "context"]
-ConversationEncoding = Literal["gru", "none"]
 CHOICES = {"context": Context, "direction": Direction, "levels": Levels, "conversation_encoder": ConversationEncoding}
 
 
@@ -221,36 +223,6 @@ class Level(nn.Module):
         return self.audio(audio, text, audio_mask, text_mask), self.text(text, audio, text_mask, audio_mask)
 
 
-class ConversationEncoder(nn.Module):
-    """Lets the turns of a conversation see each other: LN(x + GRU(x)).
-
-    Shape:
-        x: (utterances, dim)
-        turn_mask: (conversations, turns)
-        returns: (utterances, dim)
-    """
-
-    def __init__(self, dim: int, direction: Direction, dropout: float) -> None:
-        super().__init__()
-        self.gru = TurnGRU(dim, direction)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor, turn_mask: Tensor) -> Tensor:
-        return self.norm(x + self.dropout(self.gru(x, turn_mask)))
-
-
-class Embedding(nn.Module):
-    """A linear map to vectors of length 1, (utterances, dim) -> (utterances, dim)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self.linear(x), dim=-1)
-
-
 class HBAF(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url="https://arxiv.org/abs/2503.06405"):
     """Heterogeneous bimodal attention fusion. `forward` takes a `Batch` and returns an `Output`.
 
@@ -312,8 +284,11 @@ class HBAF(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
         contrastive: bool = True,
     ) -> None:
         super().__init__()
-        _check_choices(context=context, direction=direction, levels=levels, conversation_encoder=conversation_encoder)
-        _check(dim, heads, direction, context_turns, self_attention, cross_attention)
+        check_choices(
+            CHOICES, context=context, direction=direction, levels=levels, conversation_encoder=conversation_encoder
+        )
+        check_width(dim, heads, halves=direction == "both")
+        _check(context_turns, self_attention, cross_attention)
         augment: dict[str, Callable[[], nn.Module]] = {
             "raw": Unchanged,
             "context": partial(_audio_context, context, context_turns, direction, dim, heads, dropout),
@@ -341,16 +316,18 @@ class HBAF(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
         encodes = conversation_encoder == "gru"
         self.audio_encoder = ConversationEncoder(dim, direction, dropout) if encodes else Unchanged()
         self.text_encoder = ConversationEncoder(dim, direction, dropout) if encodes else Unchanged()
-        self.classifier = _classifier(dim, classes, dropout)
+        self.classifier = classifier(3 * dim, dim, classes, dropout)
         self.audio_head = nn.Linear(dim, classes) if auxiliary else Constant(None)
         self.text_head = nn.Linear(dim, classes) if auxiliary else Constant(None)
         self.audio_embedding = Embedding(dim) if contrastive else Constant(None)
         self.text_embedding = Embedding(dim) if contrastive else Constant(None)
 
+    def stages(self) -> list[Stage]:
+        """Trained in one piece."""
+        return [whole(self)]
+
     def forward(self, batch: Batch, views: bool = False) -> Output:
-        if not views:
-            return self._fuse(batch)
-        with collect_views(self) as shown:
+        with collect_views(self, views) as shown:
             return replace(self._fuse(batch), views=shown)
 
     def _fuse(self, batch: Batch) -> Output:
@@ -382,25 +359,7 @@ def _audio_context(
     return AudioContext(sources, dim, heads, dropout) if sources else Unchanged()
 
 
-def _classifier(dim: int, classes: int, dropout: float) -> nn.Sequential:
-    """MLP([a; t; a * t]), (utterances, 3 * dim) -> (utterances, classes)."""
-    return nn.Sequential(
-        nn.Dropout(dropout), nn.Linear(3 * dim, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, classes)
-    )
-
-
-def _check_choices(**found: str) -> None:
-    for name, value in found.items():
-        accepted = get_args(CHOICES[name])
-        if value not in accepted:
-            raise SettingsError(f"model.{name} is {value!r}: expected one of {', '.join(accepted)}")
-
-
-def _check(dim: int, heads: int, direction: Direction, turns: int, self_attention: bool, cross_attention: bool) -> None:
-    if dim % heads or (direction == "both" and dim % 2):
-        raise SettingsError(
-            f"model.dim is {dim}: expected a multiple of model.heads ({heads}), and even; change either"
-        )
+def _check(turns: int, self_attention: bool, cross_attention: bool) -> None:
     if turns < 1:
         raise SettingsError(f"model.context_turns is {turns}: expected at least 1; for none, set model.context to text")
     if not (self_attention or cross_attention):

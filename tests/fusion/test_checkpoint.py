@@ -57,7 +57,9 @@ def test_a_folder_says_where_its_model_comes_from(trained: Path, features: Featu
     assert (provenance.seed, provenance.labels) == (10, tuple(LABELS))
     assert (provenance.audio, provenance.text) == (AUDIO, TEXT)
     assert provenance.features == features.digest
-    assert provenance.validation == loaded.history[provenance.best_epoch - 1].scores
+    assert provenance.selected == {"fusion.fused": 1}
+    assert provenance.validation["fused"] == loaded.history[0].scores
+    assert set(provenance.validation) == {"fused", "audio", "text"}
 
 
 def test_the_encoder_of_a_withheld_modality_is_not_recorded(tmp_path: Path, features: Features) -> None:
@@ -89,7 +91,8 @@ def test_the_card_names_data_encoders_parameters_and_scores(trained: Path, featu
         AUDIO.to_json(),
         TEXT.to_json(),
         '"audio_frames": 8',
-        "| weighted_f1 | 0.",
+        "| head | weighted_f1 | macro_f1 | accuracy | uar |",
+        "| fused | 0.",
         "anger, joy",
     ):
         assert text in card

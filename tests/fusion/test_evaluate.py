@@ -15,12 +15,13 @@ import pytest
 import torch
 from sklearn import metrics as reference
 
-import fusion.evaluate
+import fusion.predict
 from fusion.checkpoint import load_model
 from fusion.data import load_split
 from fusion.errors import FeatureError, ModelError, OutputError
-from fusion.evaluate import Evaluation, evaluate, predict
+from fusion.evaluate import Evaluation, evaluate
 from fusion.params import EvaluateParams
+from fusion.predict import predict, predict_heads
 from fusion.report import current_commit, headline, write_report
 from pipeline.store import Features, Identity
 from tests.fusion.made import LABELS, TEXT, Made, make_features, tiny_recipe, train_made
@@ -65,7 +66,7 @@ def test_a_conversation_is_predicted_alike_whatever_is_predicted_beside_it(
     model = load_model(models / "seed-3").model
     split = load_split(features, "test", modalities="both", audio_frames=8)
     together = predict(model, split)
-    monkeypatch.setattr(fusion.evaluate, "CONVERSATIONS", 1)
+    monkeypatch.setattr(fusion.predict, "CONVERSATIONS", 1)
     np.testing.assert_allclose(predict(model, split), together, atol=1e-5)
 
 
@@ -93,6 +94,23 @@ def test_a_single_seed_has_no_deviation(tmp_path: Path, models: Path, features: 
     assert content["test"]["uar"]["std"] is None
     assert content["run"]["commit"] is None
     assert "±" not in headline(evaluation)
+
+
+def test_the_heads_inside_the_models_are_scored_like_the_whole(
+    evaluation: Evaluation, features: Features, models: Path, results: Path
+) -> None:
+    split = load_split(features, "test", modalities="both", audio_frames=8)
+    labelled = split.labelled.numpy()
+    scores = []
+    for seed in ("seed-3", "seed-11"):
+        predicted = predict_heads(load_model(models / seed).model, split)["text"].argmax(-1)
+        scores.append(reference.accuracy_score(split.labels.numpy()[labelled], predicted[labelled]))
+    assert evaluation.heads["text"]["accuracy"].mean == pytest.approx(sum(scores) / 2)
+    assert set(evaluation.heads) == {"audio", "text"}
+    assert json.loads((results / "details.json").read_text())["heads"]["text"]["accuracy"]["mean"] == pytest.approx(
+        sum(scores) / 2, abs=1e-6
+    )
+    assert f"| text | {evaluation.heads['text']['weighted_f1'].mean:.3f}" in (results / "table.md").read_text()
 
 
 def test_other_validation_and_train_features_change_no_score(
@@ -159,7 +177,7 @@ def test_scores_can_be_computed_again_from_the_predictions(results: Path) -> Non
 
 def test_details_hold_means_classes_seeds_and_the_run(results: Path, features: Features) -> None:
     content = json.loads((results / "details.json").read_text())
-    assert list(content) == ["run", "test", "validation", "seeds"]
+    assert list(content) == ["run", "test", "validation", "heads", "seeds"]
     assert set(content["test"]["weighted_f1"]) == {"mean", "std", "low", "high", "majority"}
     assert list(content["test"]["per_class"]) == LABELS
     assert set(content["test"]["per_class"]["joy"]) == {"precision", "recall", "f1", "support"}
@@ -196,7 +214,9 @@ def test_curves_have_a_row_for_each_seed_and_epoch(results: Path, evaluation: Ev
     assert float(rows[0]["train_loss"]) == pytest.approx(first.train["total"], abs=1e-6)
     assert float(rows[0]["validation_loss"]) == pytest.approx(first.validation["total"], abs=1e-6)
     assert float(rows[0]["validation_uar"]) == pytest.approx(first.scores["uar"], abs=1e-6)
+    assert float(rows[0]["validation_text_uar"]) == pytest.approx(first.heads["text"]["uar"], abs=1e-6)
     assert "train_relative_loss" in rows[0]
+    assert {row["stage"] for row in rows} == {"fusion"}
 
 
 def test_every_file_names_the_run(results: Path) -> None:

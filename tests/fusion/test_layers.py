@@ -230,7 +230,7 @@ def test_a_stand_in_has_no_parameters() -> None:
 def test_views_are_collected_only_while_asked_for() -> None:
     model = nn.ModuleDict({"pool": AttentionPooling(DIM)})
     x, mask = random(2, 3, DIM), mask_of([3, 1])
-    with collect_views(model) as shown:
+    with collect_views(model, wanted=True) as shown:
         model["pool"](x, mask)
     assert set(shown) == {"pool.weights"}
     assert not shown["pool.weights"].requires_grad
@@ -238,6 +238,9 @@ def test_views_are_collected_only_while_asked_for() -> None:
     model["pool"](2 * x, mask)
     assert not shown
     torch.testing.assert_close(expected, model["pool"].weights(x, mask))
+    with collect_views(model, wanted=False) as shown:
+        model["pool"](x, mask)
+    assert not shown
 
 
 def test_views_of_padding_are_zero_and_constants_are_left_out() -> None:

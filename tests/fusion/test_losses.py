@@ -12,10 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fusion.batch import Output
-from fusion.losses import Losses, absolute_loss, cross_entropy, fusion_loss, relative_loss
+from fusion.losses import Losses, absolute_loss, cross_entropy, fusion_loss, relative_loss, supervised_loss
 
 TEMPERATURE = 0.1
-WEIGHTS = {"auxiliary": 0.3, "absolute": 0.1, "relative": 0.2, "temperature": TEMPERATURE, "label_aware": False}
+WEIGHTS = {
+    "auxiliary": 0.3,
+    "absolute": 0.1,
+    "relative": 0.2,
+    "supervised": 0.25,
+    "temperature": TEMPERATURE,
+    "label_aware": False,
+}
+HEADS = ("fused", "audio", "text")
 
 
 def unit_vectors(utterances: int, seed: int, dim: int = 5) -> Tensor:
@@ -30,6 +38,7 @@ def random_output(utterances: int, classes: int = 3, seed: int = 0) -> Output:
         *logits,
         audio=unit_vectors(utterances, seed + 1).requires_grad_(),
         text=unit_vectors(utterances, seed + 2).requires_grad_(),
+        embeddings={head: unit_vectors(utterances, seed + 3 + i).requires_grad_() for i, head in enumerate(HEADS)},
     )
 
 
@@ -47,6 +56,7 @@ def loss_of(
 
 def gradients(output: Output) -> list[Tensor]:
     leaves = [output.logits, output.audio_logits, output.text_logits, output.audio, output.text]
+    leaves += output.embeddings.values()
     return [leaf.grad for leaf in leaves if leaf is not None and leaf.grad is not None]
 
 
@@ -75,6 +85,31 @@ def plain_relative_loss(audio: list[list[float]], text: list[list[float]]) -> fl
         p, q = distribution(audio, i), distribution(text, i)
         total += sum(a * math.log(a / b) + b * math.log(b / a) for a, b in zip(p, q, strict=True))
     return total / size / 2
+
+
+def plain_supervised_loss(vectors: list[list[float]], labels: list[int]) -> float:
+    size, terms = len(vectors), []
+    for i in range(size):
+        scores = [sum(x * y for x, y in zip(vectors[i], vectors[j], strict=True)) / TEMPERATURE for j in range(size)]
+        log_sum = math.log(sum(math.exp(scores[j]) for j in range(size) if j != i)) if size > 1 else 0.0
+        positives = [j for j in range(size) if j != i and labels[j] == labels[i]]
+        if positives:
+            terms.append(-sum(scores[j] - log_sum for j in positives) / len(positives))
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+@given(st.integers(0, 9), st.integers(0, 99))
+def test_supervised_loss_agrees_with_a_double_loop(utterances: int, seed: int) -> None:
+    vectors = unit_vectors(utterances, seed).double()
+    labels = torch.randint(3, (utterances,), generator=torch.Generator().manual_seed(seed))
+    expected = plain_supervised_loss(vectors.tolist(), labels.tolist())
+    assert supervised_loss(vectors, labels, TEMPERATURE).item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_supervised_loss_falls_as_labels_come_together() -> None:
+    labels = torch.tensor([0, 0, 1, 1])
+    apart, together = torch.eye(4), torch.eye(4)[labels]
+    assert supervised_loss(together, labels, TEMPERATURE) < supervised_loss(apart, labels, TEMPERATURE)
 
 
 @given(st.integers(1, 8), st.integers(0, 99), st.booleans())
@@ -123,12 +158,41 @@ def test_cross_entropy_is_that_of_torch_over_labelled_utterances(
 
 
 def test_the_total_is_the_weighted_sum_of_its_terms() -> None:
-    losses = loss_of(random_output(6), torch.tensor([0, 1, 2, 0, 1, 2]))
+    losses = loss_of(random_output(6), torch.tensor([0, 1, 2, 0, 1, 2]), supervised=0.0)
     expected = (
         losses.classification + 0.3 * (losses.audio + losses.text) + 0.1 * losses.absolute + 0.2 * losses.relative
     )
     torch.testing.assert_close(losses.total, expected)
-    assert all(getattr(losses, item.name) > 0 for item in fields(losses))
+    assert all(getattr(losses, item.name) > 0 for item in fields(losses) if item.name not in ("supervised", "earlier"))
+
+
+def test_a_head_with_an_embedding_has_a_convex_mix_of_both_losses() -> None:
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    random = random_output(6)
+    output = Output(random.logits, embeddings={"fused": random.embeddings["fused"]})
+    contrast = supervised_loss(random.embeddings["fused"], labels, TEMPERATURE)
+    for share in (0.25, 1.0):
+        losses = loss_of(output, labels, supervised=share)
+        torch.testing.assert_close(losses.total, (1 - share) * losses.classification + share * contrast)
+        torch.testing.assert_close(losses.supervised, contrast)
+
+
+def test_branches_learn_fully_and_other_heads_as_auxiliary_ones() -> None:
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    output = replace(random_output(6), audio=None, text=None, embeddings={})
+    losses = loss_of(output, labels, branches=("audio",))
+    torch.testing.assert_close(losses.total, losses.audio + 0.3 * losses.text)  # the fused head is no auxiliary one
+    losses = loss_of(output, labels, branches=("audio", "text"))
+    torch.testing.assert_close(losses.total, losses.audio + losses.text)
+
+
+def test_heads_of_earlier_stages_are_auxiliary_ones() -> None:
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    first = replace(random_output(6, seed=9), audio=None, text=None, embeddings={})
+    losses = loss_of(Output(random_output(6).logits, earlier={"utterance": first}), labels)
+    heads = loss_of(first, labels)
+    torch.testing.assert_close(losses.earlier, heads.audio + heads.text)
+    torch.testing.assert_close(losses.total, losses.classification + 0.3 * losses.earlier)
 
 
 def test_unlabelled_utterances_take_no_part_in_any_term() -> None:
@@ -144,7 +208,8 @@ def test_other_utterances_lose_nothing_by_unlabelled_ones() -> None:
     output, labels = random_output(6), torch.tensor([0, -1, 1, 2, -1, 0])
     labelled = labels >= 0
     names = ("logits", "audio_logits", "text_logits", "audio", "text")
-    alone = Output(**{name: getattr(output, name)[labelled] for name in names})
+    embeddings = {head: embedding[labelled] for head, embedding in output.embeddings.items()}
+    alone = Output(**{name: getattr(output, name)[labelled] for name in names}, embeddings=embeddings)
     torch.testing.assert_close(loss_of(output, labels).total, loss_of(alone, labels[labelled]).total)
 
 
@@ -158,6 +223,10 @@ def test_an_utterance_without_a_modality_takes_no_part_in_its_terms() -> None:
     assert output.text_logits.grad.any(dim=1).tolist() == text.tolist()
     assert output.audio.grad.any(dim=1).tolist() == (audio & text).tolist()
     assert output.text.grad.any(dim=1).tolist() == (audio & text).tolist()
+    for head, present in (("fused", everyone(5)), ("audio", audio), ("text", text)):
+        takes_part = output.embeddings[head].grad.any(dim=1)
+        assert not takes_part[~present].any()
+        assert takes_part.any()
 
 
 @pytest.mark.parametrize("label_aware", [False, True])

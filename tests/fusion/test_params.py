@@ -6,9 +6,8 @@ from typing import Any, get_args
 
 import pytest
 
-from fusion.models import MODELS
-from fusion.models.hbaf import HBAF
-from fusion.params import EvaluateParams, LossParams, ModelParams, TrainParams, model_arguments, read_recipe
+from fusion.models import MODELS, own_arguments
+from fusion.params import GENERAL, EvaluateParams, LossParams, ModelParams, TrainParams, model_arguments, read_recipe
 from pipeline.settings import Section, SettingsError, check_section
 from tests.fusion.made import tiny_recipe
 
@@ -26,6 +25,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("model", {"dim": 10, "heads": 4}, "'model.heads' is 4: must divide model.dim, which is 10"),
     ("model", {"dropout": 1.0}, "'model.dropout' is 1.0.*less than 1"),
     ("model", {"dropout": "0.3"}, "'model.dropout' is '0.3'"),
+    ("model", {"stages": []}, "'model.stages'"),
+    ("model", {"stages": ["fusion", "utterance"]}, "'model.stages'.*each once, in this order"),
+    ("model", {"blocks": -1}, "'model.blocks' is -1"),
+    ("loss", {"supervised": 1.5}, "'loss.supervised' is 1.5.*less than or equal to 1"),
     ("model", {"gate": 1}, "'model.gate' is 1.*boolean"),
     ("model", {"contxt": "none"}, "unknown key 'model.contxt'; did you mean 'context'"),
     ("loss", {"auxiliary": -0.1}, "'loss.auxiliary' is -0.1"),
@@ -57,11 +60,27 @@ def test_every_model_is_in_the_section() -> None:
     assert set(get_args(ModelParams.model_fields["name"].annotation)) == set(MODELS)
 
 
-def test_the_model_section_is_what_hbaf_takes_with_the_same_defaults() -> None:
-    parameters = inspect.signature(HBAF.__init__).parameters
-    sizes = {"audio_dim", "text_dim", "audio_layers", "text_layers", "classes"}
-    own = {name: one.default for name, one in parameters.items() if name not in {"self", *sizes}}
-    assert model_arguments(ModelParams(), LossParams()) == own
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_section_is_what_the_model_takes_with_the_same_defaults(name: str) -> None:
+    parameters = inspect.signature(MODELS[name]).parameters
+    own = {key: one.default for key, one in parameters.items() if key in own_arguments(name)}
+    assert model_arguments(ModelParams(name=name), LossParams()) == own
+
+
+def test_every_key_of_the_model_section_is_taken_by_some_model() -> None:
+    taken = {key for name in MODELS for key in own_arguments(name)}
+    assert set(ModelParams.model_fields) - taken == set(GENERAL)
+
+
+def test_a_parameter_that_the_model_does_not_take_changes_no_digest() -> None:
+    def digest(**params: Any) -> str:
+        return tiny_recipe(**params).digest
+
+    assert digest(model={"name": "hcam", "gate": False}) == digest(model={"name": "hcam"})
+    assert digest(model={"freeze": False}) == digest()
+    assert digest(model={"name": "concat"}, loss={"auxiliary": 0.0}) == digest(model={"name": "concat"})
+    assert digest(loss={"supervised": 0.7}) == digest()
+    assert digest(model={"name": "hcam"}, loss={"supervised": 0.7}) != digest(model={"name": "hcam"})
 
 
 def test_what_no_loss_trains_is_not_built() -> None:

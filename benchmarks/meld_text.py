@@ -1,0 +1,63 @@
+"""MELD's official annotation files as one table of turns, for text-only runs of this pipeline.
+
+    python benchmarks/meld_text.py MELD_CSV_FOLDER WORK_FOLDER TEXT_ENCODER
+
+writes WORK_FOLDER/turns.csv and params.yaml (from benchmarks/meld_text.yaml), from which the ordinary commands do the
+rest; it prints them. The folder holds train_sent_emo.csv, dev_sent_emo.csv and test_sent_emo.csv.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+import yaml
+
+SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+COLUMNS = ["conversation", "turn", "speaker", "split", "label", "text"]
+
+
+def turns(folder: Path) -> list[dict[str, str]]:
+    """A row for every utterance of the three splits."""
+    rows = []
+    for name, split in SPLITS.items():
+        with (folder / f"{name}_sent_emo.csv").open(encoding="utf-8", newline="") as file:
+            rows += [
+                {
+                    "conversation": f"{split}-{row['Dialogue_ID']}",
+                    "turn": row["Utterance_ID"],
+                    "speaker": row["Speaker"],
+                    "split": split,
+                    "label": row["Emotion"],
+                    "text": row["Utterance"],
+                }
+                for row in csv.DictReader(file)
+            ]
+    return rows
+
+
+def main(meld: Path, work: Path, encoder: str) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "turns.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(turns(meld))
+    params = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    params["dataset"]["root"] = str(work)
+    params["text"]["encoder"] = encoder
+    (work / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    given = f"--params {work}/params.yaml"
+    print(f"pipeline-prepare {given} --output {work}/manifest.jsonl")
+    print(f"pipeline-text {given} --manifest {work}/manifest.jsonl --output {work}/text.h5")
+    print(f"pipeline-audio {given} --manifest {work}/manifest.jsonl --output {work}/audio.h5")
+    print(
+        f"pipeline-join {given} --manifest {work}/manifest.jsonl --audio {work}/audio.h5 --text {work}/text.h5 "
+        f"--output {work}/feats.h5"
+    )
+    for model in ("hbaf", "hcam", "text"):
+        print(f"fusion-train {given} --features {work}/feats.h5 --set model.name={model} --output {work}/{model}")
+        places = f"--models {work}/{model} --output {work}/results-{model}"
+        print(f"fusion-evaluate {given} --features {work}/feats.h5 {places}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,466 @@
+"""HCAM, hierarchical cross-attention model (arXiv 2304.06910): each modality alone, along the conversation, together.
+
+The paper's body was not at hand: its abstract and public notes name the parts, and how they are built is our reading.
+
+Stated                                                          Here
+-----------------------------------------------------------     ----------------------------------------------------
+three stages, trained hierarchically                            `Unimodal` utterance, `Unimodal` conversation, `Fusion`
+I: bidirectional GRU layers with self-attention turn frames     `UtteranceEncoder` of each modality, with a classifier
+    or tokens into one embedding per utterance                      of its own
+II: a contextual GRU with self-attention over the turns         `ContextEncoder` of each modality, with a classifier
+III: co-attention between the two modalities, then              `CoAttentionBlock`, a few of them, and a classifier on
+    self-attention                                                  both
+a convex mix of cross-entropy and supervised contrastive        `Head` gives an embedding, `loss.supervised` the share
+    loss
+test-time ensembling of the stages                              `PosteriorEnsemble` of all heads, off by default
+a learnable wav2vec front end                                   not in here: the encoder is fine-tuned first, and
+                                                                    features are extracted from the result
+
+Our choices:
+
+- Each recurrence and attention adds what it finds to its input, behind a layer norm.
+- Attention pooling turns positions into the embedding of an utterance.
+- A stage that is frozen is left in evaluation mode: what it makes of the data is computed once, before the next stage.
+- An utterance without a modality has no vector of it in any stage: zeros, to which nobody attends.
+- Where the two heads of a stage are to speak with one voice, log posteriors of what is present are averaged.
+
+And what each switch leaves:
+
+- `stages` without `utterance`: frames and tokens are projected and averaged, without recurrence, attention or a head.
+  Without `conversation`: embeddings of utterances are fused as they are. Without `fusion`: the two heads of the last
+  stage speak with one voice.
+- `training: joint` trains all at once from the start, the heads of the earlier stages as auxiliary ones
+  (`loss.auxiliary`). With `hierarchical`, `freeze: false` lets earlier stages go on learning, heads likewise.
+- `self_attention: false` leaves it out in all stages.
+- `co_attention: audio` lets audio look at text and not the other way round, `text` the reverse, `none` neither.
+- `blocks: 0` leaves a classifier on the two vectors of stage II.
+- `direction: past` lets no later turn influence an earlier one, anywhere in the model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from fusion.batch import Batch, Output
+from fusion.layers.attention import MultiHeadAttention
+from fusion.layers.conversation import ConversationEncoder, TurnAttention
+from fusion.layers.dropout import SequenceDropout
+from fusion.layers.embedding import Embedding
+from fusion.layers.ensemble import PosteriorEnsemble
+from fusion.layers.feed_forward import classifier, feed_forward
+from fusion.layers.pooling import AttentionPooling, MeanPooling
+from fusion.layers.projection import InputProjection
+from fusion.layers.recurrent import Direction, SequenceGRU
+from fusion.layers.stand_ins import Constant, Unchanged
+from fusion.layers.views import collect_views
+from fusion.models.checks import check_choices, check_width
+from fusion.stages import Stage
+from pipeline.settings import SettingsError
+
+StageName = Literal["utterance", "conversation", "fusion"]
+Training = Literal["hierarchical", "joint"]
+CoAttention = Literal["both", "audio", "text", "none"]
+CHOICES = {"training": Training, "co_attention": CoAttention, "direction": Direction}
+STAGES: tuple[StageName, ...] = get_args(StageName)
+
+
+class RecurrentLayer(nn.Module):
+    """LN(x + GRU(x)) along the frames or tokens, both ways.
+
+    Shape:
+        x: (utterances, positions, dim)
+        mask: (utterances, positions)
+        returns: (utterances, positions, dim)
+    """
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.gru = SequenceGRU(dim)
+        self.dropout = SequenceDropout(dropout)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.norm(x + self.dropout(self.gru(x, mask)))
+
+
+class SelfAttention(nn.Module):
+    """LN(x + MHA(x; x)) among the frames or tokens of an utterance.
+
+    Shape:
+        x: (utterances, positions, dim)
+        mask: (utterances, positions)
+        returns: (utterances, positions, dim)
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(dim, heads)
+        self.dropout = SequenceDropout(dropout)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.norm(x + self.dropout(self.attention(x, x, mask)))
+
+
+class UtteranceEncoder(nn.Module):
+    """Stage I for one modality: an utterance's frames or tokens to one vector.
+
+    Shape:
+        x: (utterances, positions, features), or (utterances, positions, layers, features)
+        mask: (utterances, positions)
+        turn_mask: (conversations, turns), not looked at
+        returns: (utterances, dim), zeros where the utterance lacks the modality
+    """
+
+    def __init__(self, project: nn.Module, layers: Sequence[nn.Module], pool: nn.Module) -> None:
+        super().__init__()
+        self.project = project
+        self.layers = nn.ModuleList(layers)
+        self.pool = pool
+
+    def forward(self, x: Tensor, mask: Tensor, turn_mask: Tensor) -> Tensor:
+        x = self.project(x)  # (utterances, positions, dim)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.pool(x, mask)
+
+
+class ContextEncoder(nn.Module):
+    """Stage II for one modality: the vectors of a conversation's utterances, each told by the others.
+
+    Shape:
+        x: (utterances, 1 or 0, dim)
+        mask: (utterances, 1 or 0)
+        turn_mask: (conversations, turns)
+        returns: (utterances, dim), zeros where the utterance lacks the modality
+    """
+
+    def __init__(self, recurrent: nn.Module, attention: nn.Module) -> None:
+        super().__init__()
+        self.recurrent = recurrent
+        self.attention = attention
+
+    def forward(self, x: Tensor, mask: Tensor, turn_mask: Tensor) -> Tensor:
+        vectors, present = x.sum(dim=1), mask.any(dim=1)
+        vectors = self.recurrent(vectors, turn_mask)
+        vectors = self.attention(vectors, vectors, present, turn_mask)
+        return vectors * present[:, None]
+
+
+class Head(nn.Module):
+    """A classifier, and an embedding for the supervised contrast.
+
+    Shape:
+        x: (utterances, features)
+        returns: logits (utterances, classes) and embedding (utterances, dim) or None
+    """
+
+    def __init__(self, features: int, dim: int, classes: int, dropout: float, supervised: bool) -> None:
+        super().__init__()
+        self.classify = classifier(features, dim, classes, dropout)
+        self.embed = (
+            nn.Sequential(nn.Linear(features, dim), nn.GELU(), Embedding(dim)) if supervised else Constant(None)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.classify(x), self.embed(x)
+
+
+class Modality(nn.Module):
+    """One modality of a stage: its encoder, and its head, if it has one."""
+
+    def __init__(self, encoder: nn.Module, head: Head | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head: Any = head
+
+
+class Unimodal(nn.Module):
+    """Stage I or II: each modality by itself.
+
+    `encode` makes of a batch another one in which an utterance has one vector of each modality that it has,
+    (utterances, 1, dim); `classify` makes an `Output` of that.
+    """
+
+    def __init__(self, audio: Modality, text: Modality) -> None:
+        super().__init__()
+        self.audio = audio
+        self.text = text
+        self.classifies = audio.head is not None
+
+    def encode(self, batch: Batch) -> Batch:
+        audio = self.audio.encoder(batch.audio, batch.audio_mask, batch.turn_mask)
+        text = self.text.encoder(batch.text, batch.text_mask, batch.turn_mask)
+        return replace(
+            batch,
+            audio=audio[:, None],
+            audio_mask=batch.audio_mask.any(dim=1, keepdim=True),
+            text=text[:, None],
+            text_mask=batch.text_mask.any(dim=1, keepdim=True),
+        )
+
+    def classify(self, batch: Batch) -> Output:
+        audio_logits, audio_embedding = self.audio.head(batch.audio.sum(dim=1))
+        text_logits, text_embedding = self.text.head(batch.text.sum(dim=1))
+        embeddings = {"audio": audio_embedding, "text": text_embedding}
+        return Output(
+            logits=_one_voice(audio_logits, text_logits, batch.audio_mask, batch.text_mask),
+            audio_logits=audio_logits,
+            text_logits=text_logits,
+            embeddings={head: embedding for head, embedding in embeddings.items() if embedding is not None},
+        )
+
+
+class CoAttentionBlock(nn.Module):
+    """Each modality looks at the other along the turns, then at itself, then a feed-forward network, all residual.
+
+    Shape:
+        audio, text: (utterances, dim)
+        audio_present, text_present: (utterances,) boolean
+        turn_mask: (conversations, turns)
+        returns: audio and text, (utterances, dim)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float,
+        direction: Direction,
+        *,
+        co_attention: CoAttention,
+        self_attention: bool,
+    ) -> None:
+        super().__init__()
+
+        def attention(wanted: bool) -> nn.Module:
+            return TurnAttention(dim, heads, direction, dropout) if wanted else Unchanged()
+
+        self.audio_to_text = attention(co_attention in ("both", "audio"))
+        self.text_to_audio = attention(co_attention in ("both", "text"))
+        self.audio_to_audio = attention(self_attention)
+        self.text_to_text = attention(self_attention)
+        self.audio_feed_forward = _FeedForward(dim, dropout)
+        self.text_feed_forward = _FeedForward(dim, dropout)
+
+    def forward(
+        self, audio: Tensor, text: Tensor, audio_present: Tensor, text_present: Tensor, turn_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        a = self.audio_to_text(audio, text, text_present, turn_mask)
+        t = self.text_to_audio(text, audio, audio_present, turn_mask)
+        a = self.audio_to_audio(a, a, audio_present, turn_mask)
+        t = self.text_to_text(t, t, text_present, turn_mask)
+        return self.audio_feed_forward(a), self.text_feed_forward(t)
+
+
+class _FeedForward(nn.Module):
+    """LN(x + FFN(x)), (utterances, dim) -> the same."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.network = feed_forward(dim, dropout)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.network(x[:, None])[:, 0])
+
+
+class Fusion(nn.Module):
+    """Stage III: the two sequences of utterances, told by each other, of a batch that stage II or I has encoded."""
+
+    classifies = True
+
+    def __init__(self, blocks: Sequence[CoAttentionBlock], head: Head) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.head = head
+
+    def encode(self, batch: Batch) -> Batch:
+        return batch
+
+    def classify(self, batch: Batch) -> Output:
+        audio, text = batch.audio.sum(dim=1), batch.text.sum(dim=1)  # (utterances, dim)
+        present = batch.audio_mask.any(dim=1), batch.text_mask.any(dim=1)
+        for block in self.blocks:
+            audio, text = block(audio, text, *present, batch.turn_mask)
+        logits, embedding = self.head(torch.cat([audio, text], dim=-1))
+        return Output(logits=logits, embeddings={} if embedding is None else {"fused": embedding})
+
+
+Part = Unimodal | Fusion
+
+
+class Chain(nn.Module):
+    """Stages one after the other, from features to the output of the last one; those before it are `earlier`."""
+
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+
+    def forward(self, batch: Batch) -> Output:
+        outputs = {}
+        for name, part in self._parts():
+            batch = part.encode(batch)
+            if part.classifies:
+                outputs[name] = part.classify(batch)
+        *earlier, last = outputs
+        return replace(outputs[last], earlier={name: outputs[name] for name in earlier})
+
+    def encode(self, batch: Batch) -> Batch:
+        for _, part in self._parts():
+            batch = part.encode(batch)
+        return batch
+
+    def branches(self) -> dict[str, nn.Module]:
+        """The heads of the last stage, each with the weights behind it."""
+        parts = [part for _, part in self._parts()]
+        if isinstance(parts[-1], Fusion):
+            return {"fused": self}
+        return {name: nn.ModuleList(getattr(part, name) for part in parts) for name in ("audio", "text")}
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        return list(self.parts.items())
+
+
+class HCAM(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url="https://arxiv.org/abs/2304.06910"):
+    """Hierarchical cross-attention model. `forward` takes a `Batch` and returns an `Output`.
+
+    The output's `earlier` holds what stages I and II return, under `utterance` and `conversation`; with `ensemble`
+    also the fused head alone, under `single`. With `views=True` it also shows, where these parts exist:
+
+        chain.parts.utterance.<modality>.encoder.pool.weights           (utterances, positions)
+        chain.parts.utterance.<modality>.encoder.project.mix.weights    (layers,)
+        chain.parts.conversation.<modality>.encoder.attention.attention (utterances, heads, turns)
+        chain.parts.fusion.blocks.<n>.<one>_to_<other>.attention        (utterances, heads, turns)
+
+    where <modality>, <one> and <other> are audio or text, and `audio_to_text` is audio looking at text.
+
+    Args:
+        audio_dim, text_dim: width of the stored features.
+        audio_layers, text_layers: stored layers; more than one are mixed by learned weights.
+        classes: how many labels there are.
+        dim: width of everything inside; even, and a multiple of `heads`.
+        heads: of every attention.
+        dropout: share dropped of the inputs, of what each part adds to its input, and in the classifiers.
+        direction: `past` for turns that have been, `both` for the whole conversation.
+        stages: which of the three there are, in their order.
+        training: the stages one after the other, or at once.
+        freeze: whether earlier stages stay as they are while a later one is trained.
+        self_attention: in all stages.
+        co_attention, blocks: of stage III, see the module.
+        recurrent_layers: of the bidirectional GRU of stage I.
+        ensemble: whether the posteriors of all heads are averaged by weights chosen on validation.
+        auxiliary: whether, trained jointly, the earlier stages have heads.
+        supervised: whether there are embeddings for the supervised contrast.
+
+    Raises:
+        SettingsError: the arguments do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        audio_dim: int,
+        text_dim: int,
+        audio_layers: int = 1,
+        text_layers: int = 1,
+        classes: int,
+        dim: int = 64,
+        heads: int = 4,
+        dropout: float = 0.3,
+        direction: Direction = "both",
+        stages: Sequence[StageName] = STAGES,
+        training: Training = "hierarchical",
+        freeze: bool = True,
+        self_attention: bool = True,
+        co_attention: CoAttention = "both",
+        blocks: int = 2,
+        recurrent_layers: int = 1,
+        ensemble: bool = False,
+        auxiliary: bool = True,
+        supervised: bool = True,
+    ) -> None:
+        super().__init__()
+        check_choices(CHOICES, training=training, co_attention=co_attention, direction=direction)
+        check_width(dim, heads, halves=True)
+        _check_stages(stages)
+        self.training_of_stages, self.freeze = training, freeze
+        last = stages[-1]
+
+        def head(stage: StageName, features: int) -> Head | None:
+            silent = stage not in stages or (training == "joint" and not auxiliary and stage != last)
+            return None if silent else Head(features, dim, classes, dropout, supervised)
+
+        def utterance(features: int, layers: int) -> Modality:
+            project = InputProjection(features, layers, dim, dropout)
+            if "utterance" not in stages:
+                return Modality(UtteranceEncoder(project, [], MeanPooling()), None)
+            inner: list[nn.Module] = [RecurrentLayer(dim, dropout) for _ in range(recurrent_layers)]
+            inner += [SelfAttention(dim, heads, dropout)] if self_attention else []
+            return Modality(UtteranceEncoder(project, inner, AttentionPooling(dim)), head("utterance", dim))
+
+        def conversation() -> Modality:
+            attention = TurnAttention(dim, heads, direction, dropout) if self_attention else Unchanged()
+            encoder = ContextEncoder(ConversationEncoder(dim, direction, dropout), attention)
+            return Modality(encoder, head("conversation", dim))
+
+        def block() -> CoAttentionBlock:
+            return CoAttentionBlock(
+                dim, heads, dropout, direction, co_attention=co_attention, self_attention=self_attention
+            )
+
+        parts: dict[str, Part] = {
+            "utterance": Unimodal(utterance(audio_dim, audio_layers), utterance(text_dim, text_layers))
+        }
+        if "conversation" in stages:
+            parts["conversation"] = Unimodal(conversation(), conversation())
+        if "fusion" in stages:
+            parts["fusion"] = Fusion([block() for _ in range(blocks)], Head(2 * dim, dim, classes, dropout, supervised))
+        self.chain = Chain(parts)
+        self.ensemble = PosteriorEnsemble(_head_names(parts)) if ensemble else Unchanged()
+
+    def stages(self) -> list[Stage]:
+        """Hierarchical training: each stage that classifies, behind those before it; joint training: all at once."""
+        if self.training_of_stages == "joint":
+            return [Stage("joint", self.chain, self.chain.branches())]
+        parts: dict[str, Any] = dict(self.chain.parts.items())
+        names = list(parts)
+        ends = [index + 1 for index, name in enumerate(names) if parts[name].classifies]
+        stages = []
+        for begin, end in pairwise([0, *ends]):
+            frozen = names[:begin] if self.freeze else []
+            chain = Chain({name: parts[name] for name in names[len(frozen) : end]})
+            encode = Chain({name: parts[name] for name in frozen}).encode if frozen else None
+            stages.append(Stage(names[end - 1], chain, chain.branches(), encode))
+        return stages
+
+    def forward(self, batch: Batch, views: bool = False) -> Output:
+        with collect_views(self, views) as shown:
+            return replace(self.ensemble(self.chain(batch), batch), views=shown)
+
+
+def _one_voice(audio_logits: Tensor, text_logits: Tensor, audio_mask: Tensor, text_mask: Tensor) -> Tensor:
+    """Mean log posterior of the modalities that the utterance has, (utterances, classes); even where it has none."""
+    audio, text = audio_mask.any(dim=1)[:, None], text_mask.any(dim=1)[:, None]
+    total = audio_logits.log_softmax(-1) * audio + text_logits.log_softmax(-1) * text
+    return total / (audio.int() + text.int()).clamp_min(1)
+
+
+def _head_names(parts: Mapping[str, Part]) -> list[str]:
+    """The heads of all stages, as `Output.heads` names them; averages of earlier stages are left out."""
+    *earlier, last = [name for name, part in parts.items() if part.classifies]
+    names = [f"{name}.{modality}" for name in earlier for modality in ("audio", "text")]
+    return [*names, "fused"] if isinstance(parts[last], Fusion) else [*names, "audio", "text", "fused"]
+
+
+def _check_stages(stages: Sequence[str]) -> None:
+    if not stages or list(stages) != [name for name in STAGES if name in stages]:
+        raise SettingsError(
+            f"model.stages is [{', '.join(map(str, stages))}]: expected some of {', '.join(STAGES)}, each once, "
+            "in this order"
+        )

@@ -1,0 +1,136 @@
+"""The training of one stage, epoch by epoch."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fusion.criterion import Criterion, LossMeans
+from fusion.data import Split, encode_split
+from fusion.errors import TrainingError
+from fusion.history import Epoch, best_epoch
+from fusion.metrics import all_metrics, confusion_matrix
+from fusion.params import TrainParams
+from fusion.stages import Stage
+from fusion.state import State
+
+
+class StageRun:
+    """The training of one stage between two epochs.
+
+    Args:
+        stage: what learns.
+        train, validation: as stored; frozen stages encode them here.
+        shuffle: gives the order of batches.
+        history: of all stages so far, to which this one adds its epochs.
+        classes: labels are 0 .. classes - 1.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        train: Split,
+        validation: Split,
+        loss: Criterion,
+        params: TrainParams,
+        shuffle: torch.Generator,
+        history: list[Epoch],
+        classes: int,
+    ) -> None:
+        self.stage, self.loss, self.params, self.classes = stage, loss, params, classes
+        self.train = encode_split(train, stage.encode) if stage.encode else train
+        self.validation = encode_split(validation, stage.encode) if stage.encode else validation
+        self.shuffle, self.history = shuffle, history
+        self.weights = [weight for branch in stage.branches.values() for weight in branch.parameters()]
+        self.optimizer = _optimizer(self.weights, params)
+        self.best: dict[str, dict[str, Tensor]] = {}  # by branch
+
+    @property
+    def epochs(self) -> list[Epoch]:
+        """Those of this stage."""
+        return [epoch for epoch in self.history if epoch.stage == self.stage.name]
+
+    @property
+    def selected(self) -> dict[str, Epoch]:
+        """The best epoch so far of each branch."""
+        return {
+            branch: best_epoch(self.history, self.params.metric, branch, self.stage.name)
+            for branch in self.stage.branches
+        }
+
+    @property
+    def finished(self) -> bool:
+        """Whether no branch has become better for long enough, or all epochs are over."""
+        if not self.epochs:
+            return False
+        waited = self.history[-1].number - max(epoch.number for epoch in self.selected.values())
+        return len(self.epochs) >= self.params.epochs or waited >= self.params.patience
+
+    def advance(self) -> Epoch:
+        """One epoch of learning and its validation."""
+        epoch = self._validate(self._learn())
+        self.history.append(epoch)
+        for branch, best in self.selected.items():
+            if best is epoch:
+                weights = self.stage.branches[branch].state_dict()
+                self.best[branch] = {name: weight.detach().clone() for name, weight in weights.items()}
+        return epoch
+
+    def select(self) -> None:
+        """Give every branch the weights of its best epoch."""
+        for branch, module in self.stage.branches.items():
+            module.load_state_dict(self.best[branch])
+        self.stage.module.eval()
+
+    def _learn(self) -> Mapping[str, float]:
+        self.stage.module.train()
+        means = LossMeans()
+        for batch in self.train.batches(self.params.conversations, self.shuffle):
+            losses = self.loss(self.stage.module(batch), batch, self.stage.branches)
+            self.optimizer.zero_grad()
+            losses.total.backward()
+            nn.utils.clip_grad_norm_(self.weights, self.params.gradient_clip)
+            self.optimizer.step()
+            means.add(losses, batch)
+        return self._finite(means)
+
+    @torch.no_grad()
+    def _validate(self, train_losses: Mapping[str, float]) -> Epoch:
+        self.stage.module.eval()
+        means, predictions = LossMeans(), []
+        for batch in self.validation.batches(self.params.conversations):
+            output = self.stage.module(batch)
+            means.add(self.loss(output, batch, self.stage.branches), batch)
+            predictions.append({head: logits.argmax(-1) for head, logits in output.heads().items() if "." not in head})
+        scores = {head: self._score([batch[head] for batch in predictions]) for head in predictions[0]}
+        fused = scores.pop("fused")
+        number = len(self.history) + 1
+        return Epoch(number, train_losses, self._finite(means), fused, self.stage.name, scores)
+
+    def _score(self, predictions: list[Tensor]) -> Mapping[str, float]:
+        predicted = torch.cat(predictions).cpu().numpy()
+        return all_metrics(confusion_matrix(self.validation.labels.numpy(), predicted, self.classes))
+
+    def _finite(self, means: LossMeans) -> Mapping[str, float]:
+        losses = means.compute()
+        if not math.isfinite(losses["total"]):
+            raise TrainingError(
+                f"epoch {len(self.history) + 1}: the loss is {losses['total']}; lower train.learning_rate "
+                f"(now {self.params.learning_rate}), and check the features with pipeline-inspect --verify"
+            )
+        return losses
+
+    def restore(self, state: State) -> None:
+        """Go on from `state`, which is of this stage."""
+        self.optimizer.load_state_dict(state.optimizer)
+        device = self.train.device
+        self.best = {
+            branch: {name: weight.to(device) for name, weight in weights.items()}
+            for branch, weights in state.best.items()
+        }
+
+
+def _optimizer(weights: list[nn.Parameter], params: TrainParams) -> torch.optim.Optimizer:
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[params.optimizer]
+    return optimizer(weights, lr=params.learning_rate, weight_decay=params.weight_decay)

@@ -1,0 +1,92 @@
+"""Small random batches and models, and what tests ask of them."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusion.batch import Batch, Output
+from fusion.losses import FUSED, fusion_loss
+from fusion.models import build_model, own_arguments
+
+AUDIO_DIM, TEXT_DIM, CLASSES, DIM, HEADS = 5, 6, 3, 8, 2
+SIZES = {"audio_dim": AUDIO_DIM, "text_dim": TEXT_DIM, "audio_layers": 1, "text_layers": 1, "classes": CLASSES}
+
+
+def name_of(setting: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in setting.items()) or "default"
+
+
+def make(name: str, **arguments: Any) -> Any:
+    """The model called `name`, small, always with the same weights, in evaluation mode."""
+    torch.manual_seed(0)
+    small = {key: value for key, value in {"dim": DIM, "heads": HEADS}.items() if key in own_arguments(name)}
+    return build_model(name, **(SIZES | small | arguments)).eval()
+
+
+def make_batch(
+    turns: list[int], frames: list[int] | None = None, tokens: list[int] | None = None, seed: int = 0, **sizes: int
+) -> Batch:
+    """Conversations of so many turns; `frames` and `tokens` are the lengths of each utterance, 1 to 4 by default."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(lengths: list[int] | None, dim: int, layers: int) -> tuple[Tensor, Tensor]:
+        count = torch.tensor(lengths) if lengths else torch.randint(1, 5, (sum(turns),), generator=generator)
+        mask = torch.arange(int(count.max())) < count[:, None]
+        stored = (layers, dim) if layers > 1 else (dim,)
+        return torch.randn(*mask.shape, *stored, generator=generator), mask
+
+    return Batch(
+        *draw(frames, AUDIO_DIM, sizes.get("audio_layers", 1)),
+        *draw(tokens, TEXT_DIM, sizes.get("text_layers", 1)),
+        labels=torch.randint(CLASSES, (sum(turns),), generator=generator),
+        turn_mask=torch.arange(max(turns)) < torch.tensor(turns)[:, None],
+    )
+
+
+def batch_for(setting: dict[str, Any], turns: list[int] | None = None) -> Batch:
+    layers = {key: value for key, value in setting.items() if key.endswith("_layers") and key[:5] in ("audio", "text_")}
+    return make_batch(turns or [3, 1, 4], **layers)
+
+
+def total_loss(output: Output, batch: Batch, branches: Any = FUSED) -> Tensor:
+    return fusion_loss(
+        output,
+        batch.labels,
+        batch.audio_mask.any(dim=1),
+        batch.text_mask.any(dim=1),
+        auxiliary=0.3,
+        absolute=0.1,
+        relative=0.1,
+        supervised=0.2,
+        temperature=0.1,
+        label_aware=False,
+        branches=branches,
+    ).total
+
+
+def tensors_of(output: Output) -> dict[str, Tensor]:
+    """All that an output says of each utterance, (utterances, ...) each."""
+    own = {name: value for name in ("audio", "text") if (value := getattr(output, name)) is not None}
+    embeddings = {f"embedding of {head}": value for head, value in output.embeddings.items()}
+    return {f"logits of {head}": value for head, value in output.heads().items()} | own | embeddings
+
+
+def assert_same(found: Output, expected: Output) -> None:
+    torch.testing.assert_close(tensors_of(found), tensors_of(expected), rtol=0, atol=1e-6)
+
+
+def only(batch: Batch, utterances: Any, turn_mask: Tensor) -> Batch:
+    """The batch of some utterances."""
+    names = ("audio", "audio_mask", "text", "text_mask", "labels")
+    return Batch(**{name: getattr(batch, name)[utterances] for name in names}, turn_mask=turn_mask)
+
+
+def influence(model: nn.Module, batch: Batch, target: int) -> list[bool]:
+    """Which utterances the answers for the utterance `target` depend on."""
+    audio, text = batch.audio.clone().requires_grad_(), batch.text.clone().requires_grad_()
+    output = model(replace(batch, audio=audio, text=text))
+    torch.stack([value[target].square().sum() for value in tensors_of(output).values()]).sum().backward()
+    reached = [x.grad.flatten(1).any(dim=1) for x in (audio, text) if x.grad is not None]
+    return torch.stack(reached).any(dim=0).tolist()
