@@ -21,6 +21,8 @@ Our choices:
 - Each recurrence and attention adds what it finds to its input, behind a layer norm.
 - Attention pooling turns positions into the embedding of an utterance.
 - A stage that is frozen is left in evaluation mode: what it makes of the data is computed once, before the next stage.
+- Attention along the turns learns weights of distances; a GRU along the turns needs none.
+- Stages II and III drop a share of the vectors that they are given, as stage I does of the features.
 - An utterance without a modality has no vector of it in any stage: zeros, to which nobody attends.
 - Where the two heads of a stage are to speak with one voice, log posteriors of what is present are averaged.
 
@@ -140,13 +142,14 @@ class ContextEncoder(nn.Module):
         returns: (utterances, dim), zeros where the utterance lacks the modality
     """
 
-    def __init__(self, recurrent: nn.Module, attention: nn.Module) -> None:
+    def __init__(self, recurrent: nn.Module, attention: nn.Module, dropout: float) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.recurrent = recurrent
         self.attention = attention
 
     def forward(self, x: Tensor, mask: Tensor, turn_mask: Tensor) -> Tensor:
-        vectors, present = x.sum(dim=1), mask.any(dim=1)
+        vectors, present = self.dropout(x.sum(dim=1)), mask.any(dim=1)
         vectors = self.recurrent(vectors, turn_mask)
         vectors = self.attention(vectors, vectors, present, turn_mask)
         return vectors * present[:, None]
@@ -275,8 +278,9 @@ class Fusion(nn.Module):
 
     classifies = True
 
-    def __init__(self, blocks: Sequence[CoAttentionBlock], head: Head) -> None:
+    def __init__(self, blocks: Sequence[CoAttentionBlock], head: Head, dropout: float) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(blocks)
         self.head = head
 
@@ -284,7 +288,7 @@ class Fusion(nn.Module):
         return batch
 
     def classify(self, batch: Batch) -> Output:
-        audio, text = batch.audio.sum(dim=1), batch.text.sum(dim=1)  # (utterances, dim)
+        audio, text = self.dropout(batch.audio.sum(dim=1)), self.dropout(batch.text.sum(dim=1))  # (utterances, dim)
         present = batch.audio_mask.any(dim=1), batch.text_mask.any(dim=1)
         for block in self.blocks:
             audio, text = block(audio, text, *present, batch.turn_mask)
@@ -406,7 +410,7 @@ class HCAM(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
 
         def conversation() -> Modality:
             attention = TurnAttention(dim, heads, direction, dropout) if self_attention else Unchanged()
-            encoder = ContextEncoder(ConversationEncoder(dim, direction, dropout), attention)
+            encoder = ContextEncoder(ConversationEncoder(dim, direction, dropout), attention, dropout)
             return Modality(encoder, head("conversation", dim))
 
         def block() -> CoAttentionBlock:
@@ -420,7 +424,8 @@ class HCAM(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
         if "conversation" in stages:
             parts["conversation"] = Unimodal(conversation(), conversation())
         if "fusion" in stages:
-            parts["fusion"] = Fusion([block() for _ in range(blocks)], Head(2 * dim, dim, classes, dropout, supervised))
+            last_head = Head(2 * dim, dim, classes, dropout, supervised)
+            parts["fusion"] = Fusion([block() for _ in range(blocks)], last_head, dropout)
         self.chain = Chain(parts)
         self.ensemble = PosteriorEnsemble(_head_names(parts)) if ensemble else Unchanged()
 

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from fusion.batch import to_flat, to_grid
 from fusion.layers.attention import MultiHeadAttention
+from fusion.layers.conversation import REACH, TurnAttention
 from fusion.layers.dropout import SequenceDropout
 from fusion.layers.feed_forward import feed_forward
 from fusion.layers.gate import Gate
 from fusion.layers.mix import WeightedMix
 from fusion.layers.neighbours import gather_neighbours
-from fusion.layers.pooling import AttentionPooling
+from fusion.layers.pooling import AttentionPooling, MeanPooling
 from fusion.layers.projection import InputProjection
-from fusion.layers.recurrent import TurnGRU
+from fusion.layers.recurrent import SequenceGRU, TurnGRU
 from fusion.layers.softmax import masked_softmax
 from fusion.layers.stand_ins import Constant, Unchanged
 from fusion.layers.views import collect_views, zero_padding
@@ -255,3 +256,41 @@ def test_examples_in_docstrings_hold(name: str) -> None:
     results = doctest.testmod(importlib.import_module(f"fusion.layers.{name}"))
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_attention_along_turns_can_choose_by_distance() -> None:
+    layer = TurnAttention(DIM, heads=2, direction="both", dropout=0.0)
+    nn.init.constant_(layer.distances[:, REACH - 1], 100.0)  # the turn before
+    turn_mask = torch.tensor([[True, True, True], [True, True, False]])
+    weights = layer.views(random(5, DIM), random(5, DIM, seed=1), torch.ones(5, dtype=torch.bool), turn_mask)[
+        "attention"
+    ]
+    assert weights.shape == (5, 2, 3)
+    before = {1: 0, 2: 1, 4: 0}  # utterance: place of the turn before in its conversation
+    for utterance, turn in before.items():
+        torch.testing.assert_close(weights[utterance, :, turn], torch.ones(2))
+
+
+def test_a_turn_attends_to_nothing_that_is_absent_or_in_another_conversation() -> None:
+    layer = TurnAttention(DIM, heads=2, direction="past", dropout=0.0)
+    turn_mask = torch.tensor([[True, True, True], [True, True, False]])
+    present = torch.tensor([False, True, False, False, False])
+    weights = layer.views(random(5, DIM), random(5, DIM, seed=1), present, turn_mask)["attention"]
+    expected = torch.zeros(5, 2, 3)
+    expected[1:3, :, 1] = 1.0
+    torch.testing.assert_close(weights, expected)
+
+
+def test_a_recurrence_along_positions_does_not_see_padding() -> None:
+    layer, x, mask = SequenceGRU(DIM), random(3, 4, DIM), mask_of([4, 2, 0])
+    found = layer(x, mask)
+    for utterance, length in enumerate([4, 2, 0]):
+        alone = layer(x[utterance : utterance + 1, :length], mask[utterance : utterance + 1, :length])
+        torch.testing.assert_close(found[utterance, :length], alone[0])
+    assert not found[~mask].any()
+
+
+def test_mean_pooling_is_the_mean_of_what_is_real() -> None:
+    x, mask = random(3, 4, DIM), mask_of([4, 1, 0])
+    expected = torch.stack([x[0].mean(dim=0), x[1, 0], torch.zeros(DIM)])
+    torch.testing.assert_close(MeanPooling()(x, mask), expected)
