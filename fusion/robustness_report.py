@@ -40,7 +40,7 @@ PICTURES = {
 STYLES = {
     WORDS: ("#0072B2", "o", "injected errors"),
     RECOGNISER: ("#D55E00", "D", "recogniser"),
-    NOISE: ("#0072B2", "o", "mean over seeds"),
+    NOISE: ("#0072B2", "o", "noise"),
     MISSING_AUDIO: ("#0072B2", "o", "audio missing"),
     MISSING_TEXT: ("#D55E00", "s", "text missing"),
 }
@@ -154,7 +154,7 @@ def _levels(robustness: Robustness, studies: Sequence[str]) -> list[Level]:
 
 
 def picture(robustness: Robustness, name: str, model: str) -> bytes:
-    """One picture of PICTURES as PNG: mean over seeds, its interval as a band, the floor as a dashed line."""
+    """One of PICTURES as PNG: mean and deviation over seeds, the mean's interval as a band, the floor dashed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -168,8 +168,10 @@ def picture(robustness: Robustness, name: str, model: str) -> bytes:
     axes.axhline(
         robustness.floor[robustness.metric], color="0.4", linestyle="--", linewidth=1, label="majority label of train"
     )
-    band = Patch(color="0.5", alpha=BAND, linewidth=0, label=f"{robustness.confidence:.0%} interval")
-    axes.set(title=f"{title}: {model}", xlabel=axis, ylabel=f"test {robustness.metric}", ylim=(0, 1))
+    band = Patch(color="0.5", alpha=BAND, linewidth=0, label=f"{robustness.confidence:.0%} interval of the mean")
+    axes.set(
+        title=f"{title}: {model}", xlabel=axis, ylabel=f"test {robustness.metric}, mean ± std over seeds", ylim=(0, 1)
+    )
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(handles=[*axes.get_legend_handles_labels()[0], band], frameon=False)
@@ -186,14 +188,13 @@ def _draw(axes: "Axes", levels: Sequence[Level], metric: str) -> None:
     shown = levels[1:] if study == RECOGNISER else levels  # its clean level is that of the curve
     scores = [level.scores[metric] for level in shown]
     places = [float(index) for index in range(len(shown))] if study == NOISE else [_place(level) for level in shown]
-    means = [score.mean for score in scores]
     low, high = [score.interval.low for score in scores], [score.interval.high for score in scores]
     if study == RECOGNISER:
-        reach = [[max(0.0, means[0] - low[0])], [max(0.0, high[0] - means[0])]]
-        axes.errorbar(places, means, reach, color=colour, marker=marker, capsize=3, linestyle="none", label=label)
-        return
-    axes.fill_between(places, low, high, color=colour, alpha=BAND, linewidth=0)
-    axes.plot(places, means, color=colour, marker=marker, label=label)
+        axes.vlines(places, low, high, color=colour, alpha=BAND, linewidth=8)
+    else:
+        axes.fill_between(places, low, high, color=colour, alpha=BAND, linewidth=0)
+    means, deviations = [score.mean for score in scores], [score.std or 0.0 for score in scores]
+    axes.errorbar(places, means, deviations, color=colour, marker=marker, capsize=3, label=label)
     if study == NOISE:  # from clean to loud, evenly spaced: clean has no place on a scale of dB
         axes.set_xticks(places, [_name(level).removesuffix(" dB") for level in shown])
 
