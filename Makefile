@@ -15,7 +15,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 demo: $(VENV)/installed
 	dvc repro
-	@cat results/table.md
+	@cat results/table.md results/robustness/table.md
 
 test: lint
 	pytest

@@ -77,19 +77,28 @@ def evaluate_app(
     params: ParamsFile = None,
     overrides: Overrides = [],  # noqa: B006
     output: Annotated[Path, typer.Option(help="Where the result files go.")] = Path("results"),
+    degraded: Annotated[
+        Path | None, typer.Option(help="What pipeline-degrade wrote; degraded/ beside the feature file by default.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
-    """Score the trained models of all seeds on the test split, and write the result files."""
+    """Score the trained models of all seeds on the test split, clean and degraded, and write the result files."""
     from fusion.device import pick_device
     from fusion.evaluate import evaluate
     from fusion.params import EvaluateParams, ModelParams
-    from fusion.report import current_commit, headline, write_report
+    from fusion.report import current_commit, describe_run, headline, write_report
+    from fusion.robustness import measure_robustness, read_degraded
+    from fusion.robustness_report import write_robustness
     from pipeline.settings import read_section
     from pipeline.store import read_features
 
     path = find_params(params)
     section = read_section(path, "evaluate", EvaluateParams, overrides)
     models = models or Path("models") / read_section(path, "model", ModelParams, overrides).name
-    evaluation = evaluate(read_features(features), models, section, pick_device(device))
-    write_report(evaluation, output, current_commit())
+    joint, chosen, commit = read_features(features), pick_device(device), current_commit()
+    parts = read_degraded(degraded, joint)
+    evaluation = evaluate(joint, models, section, chosen)
+    robustness = measure_robustness(joint, models, section, parts, chosen)
+    write_report(evaluation, output, commit)
+    write_robustness(robustness, output / "robustness", describe_run(evaluation, commit))
     print(f"{output}: {headline(evaluation)}")

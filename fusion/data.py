@@ -171,6 +171,11 @@ def _load_modality(
             f"{features.path}: holds no {name}, but model.modalities is '{modalities}'; "
             f"set model.modalities to '{other}', or join {name} features in"
         )
+    return load_rows(part, first, last, limit, device)
+
+
+def load_rows(part: Part, first: int, last: int, limit: int | None, device: torch.device | str) -> Ragged:
+    """Utterances `first` .. `last` of `part` on `device`, those of more than `limit` rows average-pooled to it."""
     offsets = part.offsets[first : last + 1]
     values = part.values[offsets[0] : offsets[-1]]
     lengths = torch.from_numpy(np.diff(offsets))
@@ -179,6 +184,13 @@ def _load_modality(
     else:
         ragged = Ragged(torch.from_numpy(np.array(values)), _offsets(lengths))
     return Ragged(ragged.values.to(device), ragged.offsets)
+
+
+def withhold(modality: Ragged, missing: Tensor) -> Ragged:
+    """`modality` without the rows of the utterances that `missing` (utterances,) marks."""
+    lengths = modality.offsets.diff()
+    kept = torch.repeat_interleave(~missing, lengths).to(modality.values.device)
+    return Ragged(modality.values[kept], _offsets(torch.where(missing, 0, lengths)))
 
 
 def pool(values: np.ndarray, lengths: Tensor, limit: int) -> Ragged:

@@ -115,11 +115,20 @@ class TrainParams(Section):
 
 
 class EvaluateParams(Section):
-    """Section `evaluate`: percentile bootstrap intervals that resample whole conversations."""
+    """Section `evaluate`: percentile bootstrap intervals that resample whole conversations, and robustness studies."""
 
     resamples: int = Field(1000, ge=10, le=1_000_000)
     confidence: float = Field(0.95, gt=0, lt=1)
-    seed: Seed = 0
+    seed: Seed = 0  # of the bootstrap, and of which utterances miss a modality
+    missing: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()  # shares of utterances without one of two modalities
+    degrade: dict[str, Any] | None = Field(None, exclude=True)  # read and checked by pipeline-degrade alone
+
+    @field_validator("missing")
+    @classmethod
+    def _differ(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(shares)) < len(shares):
+            raise ValueError("every share may be given once only")
+        return shares
 
 
 @dataclass(frozen=True)

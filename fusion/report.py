@@ -11,12 +11,10 @@ The CSV files and metrics.json name in `run` the `run.id` of details.json, which
 the hashes of the feature files and the commit given there.
 """
 
-import csv
 import hashlib
-import io
 import json
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,10 @@ import numpy as np
 
 from fusion.atomic import write_file
 from fusion.evaluate import Evaluation, SeedScores, Summary, sample_std
-from fusion.statistics import Interval
+from fusion.tables import bounds as _bounds
+from fusion.tables import csv_text as _csv
+from fusion.tables import markdown_table as _table
+from fusion.tables import mean_std as _mean_std
 from pipeline.store import UNLABELLED
 
 DIGITS = 6  # behind the point, in every file
@@ -260,24 +261,3 @@ def _per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
 
 def _round(value: float) -> float:
     return round(value, DIGITS)
-
-
-def _mean_std(mean: float, std: float | None) -> str:
-    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
-
-
-def _bounds(interval: Interval) -> str:
-    return f"{interval.low:.3f} to {interval.high:.3f}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return buffer.getvalue()

@@ -127,6 +127,28 @@ def join_app(
 
 
 @command
+def degrade_app(
+    manifest: Manifest = DEFAULT_MANIFEST,
+    output: Annotated[Path, typer.Option(help="The folder that is made to hold what is asked for.")] = Path(
+        "data/degraded"
+    ),
+    params: ParamsFile = DEFAULT_PARAMS,
+    overrides: Overrides = [],  # noqa: B006
+    device: Device = "auto",
+) -> None:
+    """Encode the test split with word errors, a recogniser's words or noise: group evaluate.degrade of params.yaml."""
+    from pipeline.degrade import degrade
+    from pipeline.params import AudioParams, DatasetParams, DegradeParams, TextParams
+    from pipeline.settings import read_section
+
+    asked = read_section(params, "evaluate.degrade", DegradeParams, overrides)
+    dataset = read_section(params, "dataset", DatasetParams, overrides)
+    audio = read_section(params, "audio", AudioParams, overrides)
+    text = read_section(params, "text", TextParams, overrides)
+    print(degrade(manifest, output, asked, audio, text, Path(dataset.root), dataset.channels, device).summary())
+
+
+@command
 def inspect_app(
     file: Annotated[Path, typer.Argument(help="A feature file: data/feats.h5, data/audio.h5 or data/text.h5.")],
     verify: Annotated[bool, typer.Option("--verify", help="Read every row and compare checksums.")] = False,

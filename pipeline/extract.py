@@ -7,7 +7,7 @@ done, and ends with the same bytes as an undisturbed one.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,9 @@ from pipeline.store import Identity
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.encoders.speech import SpeechEncoder
+    from pipeline.encoders.text import TextEncoder
 
 Input = TypeVar("Input")
 
@@ -50,6 +53,24 @@ class Outcome:
         return f"{self.path}: {self.utterances} utterances, {self.rows} {unit}; {self.encoded} encoded{kept}{empty}"
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is to be encoded, settled before the encoder runs."""
+
+    layout: PartLayout
+    batches: list[list[int]]
+    load: Callable[[int], Any]  # the encoder's input for the utterance with this index
+    encode: Callable[[list[Any]], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Altered:
+    """Says that an encoder's input is not the corpus' own."""
+
+    input: Mapping[str, Any]  # the field `input` of the identity
+    code: str  # hash (hex) of the code that alters: other code is other work
+
+
 def extract_audio(
     manifest: Path, target: Path, params: AudioParams, root: Path, channels: Channels, device: str = "auto"
 ) -> Outcome:
@@ -64,18 +85,7 @@ def extract_audio(
 
     utterances = read_manifest(manifest)
     encoder = load_speech_encoder(params, device)
-    lengths = [_encoder_samples(utterance, encoder.sample_rate) for utterance in utterances]
-    plan = _plan(
-        [channels, *([u.id, u.audio, u.start, u.end, u.samples, _size(root, u)] for u in utterances)],
-    )
-    rows = [encoder.frames(length) if length else 0 for length in lengths]
-    layout = _layout(utterances, rows, encoder, params.dtype, plan)
-    batches = batches_under_budget(lengths, budget=int(params.batch_seconds * encoder.sample_rate))
-
-    def load(index: int) -> "torch.Tensor":
-        return _load_clip(utterances[index], root, channels, encoder.sample_rate, lengths[index])
-
-    return _fill(target, layout, batches, load, encoder.encode, "audio")
+    return fill(target, plan_audio(utterances, encoder, params, root, channels), "audio")
 
 
 def extract_text(manifest: Path, target: Path, params: TextParams, device: str = "auto") -> Outcome:
@@ -84,24 +94,61 @@ def extract_text(manifest: Path, target: Path, params: TextParams, device: str =
 
     utterances = read_manifest(manifest)
     encoder = load_text_encoder(params, device)
+    return fill(target, plan_text(utterances, encoder, params), "text")
+
+
+def plan_audio(
+    utterances: Sequence[Utterance],
+    encoder: "SpeechEncoder",
+    params: AudioParams,
+    root: Path,
+    channels: Channels,
+    altered: Altered | None = None,
+    alter: Callable[[Utterance, "torch.Tensor"], "torch.Tensor"] | None = None,
+) -> Work:
+    """The work of encoding the recordings; `alter` changes a clip (samples,) at the encoder's rate, not its length."""
+    lengths = [_encoder_samples(utterance, encoder.sample_rate) for utterance in utterances]
+    plan = _plan([channels, *([u.id, u.audio, u.start, u.end, u.samples, _size(root, u)] for u in utterances)], altered)
+    rows = [encoder.frames(length) if length else 0 for length in lengths]
+    batches = batches_under_budget(lengths, budget=int(params.batch_seconds * encoder.sample_rate))
+
+    def load(index: int) -> "torch.Tensor":
+        clip = _load_clip(utterances[index], root, channels, encoder.sample_rate, lengths[index])
+        return alter(utterances[index], clip) if alter else clip
+
+    return Work(_layout(utterances, rows, encoder, params.dtype, plan, altered), batches, load, encoder.encode)
+
+
+def plan_text(
+    utterances: Sequence[Utterance], encoder: "TextEncoder", params: TextParams, altered: Altered | None = None
+) -> Work:
+    """The work of encoding the field `text` of the utterances."""
     token_ids = [encoder.tokenize(utterance.text) if utterance.text else [] for utterance in utterances]
     rows = [encoder.tokens(ids) if ids else 0 for ids in token_ids]
-    plan = _plan([[utterance.id, utterance.text] for utterance in utterances])
-    layout = _layout(utterances, rows, encoder, params.dtype, plan)
+    plan = _plan([[utterance.id, utterance.text] for utterance in utterances], altered)
+    layout = _layout(utterances, rows, encoder, params.dtype, plan, altered)
     batches = batches_under_budget(rows, budget=params.batch_tokens)
-    return _fill(target, layout, batches, token_ids.__getitem__, encoder.encode, "text")
+    return Work(layout, batches, token_ids.__getitem__, encoder.encode)
 
 
 def _layout(
-    utterances: Sequence[Utterance], rows: list[int], encoder: Any, dtype: Literal["float16", "float32"], plan: str
+    utterances: Sequence[Utterance],
+    rows: list[int],
+    encoder: "SpeechEncoder | TextEncoder",
+    dtype: Literal["float16", "float32"],
+    plan: str,
+    altered: Altered | None,
 ) -> PartLayout:
-    identity: Identity = encoder.identity
+    identity = encoder.identity
+    if altered:
+        identity = Identity({**identity.fields, "input": dict(altered.input)})
     return PartLayout([u.id for u in utterances], rows, encoder.row_shape, dtype, identity, plan)
 
 
-def _plan(inputs: list[Any]) -> str:
+def _plan(inputs: list[Any], altered: Altered | None) -> str:
     """Hash (hex) of all that the features are made from, besides the encoder."""
-    return hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()
+    content = inputs if altered is None else [*inputs, altered.code]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
 def _size(root: Path, utterance: Utterance) -> int | None:
@@ -130,28 +177,26 @@ def _load_clip(utterance: Utterance, root: Path, channels: Channels, sample_rate
     return clip
 
 
-def _fill(
-    target: Path,
-    layout: PartLayout,
-    batches: list[list[int]],
-    load: Callable[[int], Input],
-    encode: Callable[[list[Input]], list[np.ndarray]],
-    name: str,
-) -> Outcome:
-    """Encode every batch that is not done, and finish the file."""
+def fill(target: Path, work: Work, name: str) -> Outcome:
+    """Encode every batch that is not done, and finish the file; `name` is that of the progress bar.
+
+    Raises:
+        DataError, EncoderError, StoreError, OSError: as `extract_audio`.
+    """
+    layout = work.layout
     with SlotWriter(target, layout) as writer, ThreadPoolExecutor(DECODERS) as pool:
         empty = [index for index, rows in enumerate(layout.rows) if not rows]
         writer.write(empty, [np.empty((0, *layout.row_shape), layout.dtype)] * len(empty))
-        waiting = [batch for batch in batches if not writer.done[batch].all()]
+        waiting = [batch for batch in work.batches if not writer.done[batch].all()]
         total = sum(len(batch) for batch in waiting)
         kept = len(layout.ids) - len(empty) - total
         with tqdm(total=total, desc=name, unit="utterance", disable=None) as progress:
-            ahead = [pool.submit(load, index) for index in waiting[0]] if waiting else []
+            ahead = [pool.submit(work.load, index) for index in waiting[0]] if waiting else []
             for number, batch in enumerate(waiting):
                 loaded = [future.result() for future in ahead]
                 following = waiting[number + 1] if number + 1 < len(waiting) else []
-                ahead = [pool.submit(load, index) for index in following]
-                writer.write(batch, _encode_halving(loaded, encode, layout.ids[batch[0]]))
+                ahead = [pool.submit(work.load, index) for index in following]
+                writer.write(batch, _encode_halving(loaded, work.encode, layout.ids[batch[0]]))
                 progress.update(len(batch))
         writer.finish()
     return Outcome(target, len(layout.ids), sum(layout.rows), total, kept, len(empty))

@@ -43,6 +43,7 @@ class Utterance(BaseModel):
     label: str | None = None
     score: float | None = None
     text: str = ""
+    recognised: str | None = None  # the recogniser's transcript; None, and not in the line, where there is none
     audio: str | None = None  # path relative to the corpus root
     start: float | None = None  # seconds in that file
     end: float | None = None
@@ -58,7 +59,8 @@ def write_manifest(path: Path, utterances: Sequence[Utterance]) -> None:
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8", newline="\n") as file:
         for utterance in utterances:
-            file.write(utterance.model_dump_json() + "\n")
+            absent = {"recognised"} if utterance.recognised is None else None
+            file.write(utterance.model_dump_json(exclude=absent) + "\n")
     partial.replace(path)
 
 

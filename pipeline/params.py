@@ -1,9 +1,10 @@
-"""The sections of params.yaml that the pipeline owns: `dataset`, `audio`, `text`, `features`."""
+"""What the pipeline owns of params.yaml: sections `dataset`, `audio`, `text`, `features`, group `evaluate.degrade`."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from pipeline.noise import NoiseKind
 from pipeline.settings import Section
 
 Layers = Literal["last"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -21,6 +22,7 @@ class Columns(Section):
     label: str | None = None
     score: str | None = None
     text: str | None = None
+    recognised: str | None = None  # what a speech recogniser made of the recording
     audio: str | None = None
     start: str | None = None
     end: str | None = None
@@ -87,3 +89,29 @@ class FeaturesParams(Section):
     """Audio and text -> one joint file."""
 
     copy_parts: bool = False  # true: a self-contained file instead of links (also pipeline-join --copy)
+
+
+class DegradeParams(Section):
+    """Group `evaluate.degrade`: the test split once more, with worse transcripts and recordings."""
+
+    word_errors: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()  # chances of an error at each word; one study
+    substitute: Annotated[float, Field(ge=0)] = 1.0  # how often an error is of this kind, relative to the other two
+    delete: Annotated[float, Field(ge=0)] = 1.0
+    insert: Annotated[float, Field(ge=0)] = 1.0
+    recogniser: bool = False  # a study of the column dataset.columns.recognised
+    noise: tuple[Annotated[float, Field(ge=-100, le=100)], ...] = ()  # signal-to-noise ratios in dB; one study
+    noise_kind: NoiseKind = "white"  # white | speech: with the spectrum of the clip itself
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @field_validator("word_errors", "noise")
+    @classmethod
+    def _differ(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(levels)) < len(levels):
+            raise ValueError("every level may be given once only")
+        return levels
+
+    @model_validator(mode="after")
+    def _errors_are_of_some_kind(self) -> "DegradeParams":
+        if not self.substitute + self.delete + self.insert:
+            raise ValueError("substitute, delete and insert are all 0; let at least one kind of error happen")
+        return self

@@ -116,6 +116,7 @@ def _draft(turn: Turn, index: int, split: str, params: DatasetParams) -> Utteran
         label=turn.label,
         score=turn.score,
         text=_visible(turn.text),
+        recognised=None if turn.recognised is None else _visible(turn.recognised),
         audio=None if turn.audio is None else _relative_path(turn.audio, identifier, params),
         start=turn.start,
         end=turn.end,

@@ -49,7 +49,8 @@ def read_section(
 ) -> SectionType:
     """Section `name` of the YAML file at `path`, as a checked `section`.
 
-    A section that is absent or empty means its defaults, as does no file (None). `overrides` are
+    A dotted `name` such as `evaluate.degrade` is a group inside a section, read alone: the rest of that section is
+    another stage's. A section that is absent or empty means its defaults, as does no file (None). `overrides` are
     `section.key=value` strings with YAML values; those of other sections are checked for form and left alone, so
     that one list serves a command that reads several sections.
 
@@ -57,16 +58,25 @@ def read_section(
         SettingsError: the file is missing or not YAML, an override is malformed, or a value is not accepted.
     """
     document = {} if path is None else _read_yaml(path)
-    content = document.get(name)
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise SettingsError(f"{path}: section '{name}' must hold keys and values, found {content!r}")
+    top, *groups = name.split(".")
+    content = _group(document, top, f"{path}: section '{top}'")
     for override in overrides:
         keys, value = _parse_override(override)
-        if keys[0] == name:
+        if keys[0] == top:
             _set_key(content, keys[1:], value, override)
+    for depth, group in enumerate(groups, start=1):
+        content = _group(content, group, f"{path or 'defaults'}: group '{'.'.join([top, *groups[:depth]])}'")
     return check_section(content, name, section, source=str(path or "defaults"))
+
+
+def _group(content: Mapping[str, Any], key: str, what: str) -> dict[str, Any]:
+    """The keys and values under `key`; none where it is absent or empty."""
+    group = content.get(key)
+    if group is None:
+        return {}
+    if not isinstance(group, dict):
+        raise SettingsError(f"{what} must hold keys and values, found {group!r}")
+    return group
 
 
 def check_section(content: Mapping[str, Any], name: str, section: type[SectionType], source: str) -> SectionType:

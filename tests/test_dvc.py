@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["prepare", "audio", "text", "features", "train", "evaluate"]
+STAGES = ["prepare", "audio", "text", "degrade", "features", "train", "evaluate"]
 
 
 class Project:
@@ -32,7 +32,7 @@ class Project:
         self._shorten_corpus(folder / "data" / "demo" / "utterances.csv")
         self.params = yaml.safe_load((ROOT / "params.yaml").read_text())
         self.edit("train", epochs=1, seeds=[0])
-        self.edit("evaluate", resamples=10)
+        self.edit("evaluate", resamples=10, missing=[0.5], degrade=None)
         self.edit("model", dim=8, heads=2, audio_frames=8)
         self.run("git", "init", "--quiet")
         self.run("git", "add", ".")
@@ -95,13 +95,15 @@ def test_a_second_run_runs_no_stage(project: Project) -> None:
     ("section", "values", "expected"),
     [
         ("evaluate", {"resamples": 20}, {"evaluate"}),
+        ("evaluate", {"missing": []}, {"evaluate"}),
+        ("evaluate", {"degrade": {"word_errors": [0.5]}}, {"degrade", "evaluate"}),
         ("train", {"epochs": 2}, {"train", "evaluate"}),
         ("features", {"copy_parts": True}, {"features", "train", "evaluate"}),
         ("dataset", {"channels": "first"}, set(STAGES)),
         ("loss", {"relative": 0.0}, {"train", "evaluate"}),
         ("model", {"context": "none"}, {"train", "evaluate"}),
-        ("text", {"layers": [1]}, {"text", "features", "train", "evaluate"}),
-        ("audio", {"layers": [2]}, {"audio", "features", "train", "evaluate"}),
+        ("text", {"layers": [1]}, {"text", "degrade", "features", "train", "evaluate"}),
+        ("audio", {"layers": [2]}, {"audio", "degrade", "features", "train", "evaluate"}),
     ],
 )
 def test_an_edit_runs_only_what_depends_on_it(
@@ -113,6 +115,23 @@ def test_an_edit_runs_only_what_depends_on_it(
     project.edit(section, **before)
 
 
+def test_a_further_level_of_noise_encodes_that_level_alone(project: Project) -> None:
+    """Although DVC deletes the folder with the others before it runs the stage."""
+    before = dict(project.params["audio"]), dict(project.params["evaluate"])
+    project.edit("audio", encoder="log-mel")
+    project.edit("evaluate", degrade={"noise": [20]})
+    encoded = re.compile(r"^audio-noise-(\d+)dB.h5: .*, encoded$", flags=re.MULTILINE)
+    assert encoded.findall(project.run("dvc", "repro", "--single-item", "degrade")) == ["20"]
+    project.edit("evaluate", degrade={"noise": [5, 20]})
+    assert encoded.findall(project.run("dvc", "repro", "--single-item", "degrade")) == ["5"]
+    folder = project.folder / "data" / "degraded"
+    assert sorted(path.name for path in folder.iterdir()) == ["audio-noise-20dB.h5", "audio-noise-5dB.h5"]
+    project.edit("audio", **before[0])
+    project.edit("evaluate", **before[1])
+    assert project.repro() == []  # from DVC's own cache
+    assert not list(folder.iterdir())
+
+
 def test_an_experiment_is_one_command(project: Project) -> None:
     """`dvc exp run -S`, with the commands that show it."""
     ran = re.findall(r"Running stage '(\w+)'", project.run("dvc", "exp", "run", "-S", "model.gate=false"))
@@ -122,6 +141,7 @@ def test_an_experiment_is_one_command(project: Project) -> None:
     project.run("dvc", "plots", "show")
     page = (project.folder / "dvc_plots" / "index.html").read_text(encoding="utf-8")
     assert all(title in page for title in ("Confusion on the test split", "Loss by epoch", "Validation weighted F1"))
+    assert "robustness_missing.png" in page
 
 
 def test_result_files_agree_with_each_other(project: Project) -> None:

@@ -11,7 +11,7 @@ from typer.main import get_command
 import fusion.cli
 import pipeline.cli
 from fusion.params import EvaluateParams, LossParams, ModelParams, TrainParams
-from pipeline.params import AudioParams, DatasetParams, FeaturesParams, TextParams
+from pipeline.params import AudioParams, DatasetParams, DegradeParams, FeaturesParams, TextParams
 from pipeline.settings import Section, check_section, read_section
 
 ROOT = Path(__file__).parents[1]
@@ -25,11 +25,13 @@ SECTIONS: dict[str, type[Section]] = {
     "loss": LossParams,
     "train": TrainParams,
     "evaluate": EvaluateParams,
+    "evaluate.degrade": DegradeParams,
 }
 APPS = {
     "pipeline-prepare": pipeline.cli.prepare_app,
     "pipeline-audio": pipeline.cli.audio_app,
     "pipeline-text": pipeline.cli.text_app,
+    "pipeline-degrade": pipeline.cli.degrade_app,
     "pipeline-join": pipeline.cli.join_app,
     "pipeline-inspect": pipeline.cli.inspect_app,
     "fusion-train": fusion.cli.train_app,
@@ -56,7 +58,9 @@ COMMANDS = sorted(
 @pytest.mark.parametrize(("name", "section"), SECTIONS.items())
 def test_params_yaml_lists_every_key(name: str, section: type[Section]) -> None:
     """`dvc exp run -S` can set only what the file lists."""
-    listed = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))[name]
+    listed = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for key in name.split("."):
+        listed = listed[key]
     assert list(listed) == list(section.model_fields)
     read_section(ROOT / "params.yaml", name, section)
 
@@ -64,7 +68,7 @@ def test_params_yaml_lists_every_key(name: str, section: type[Section]) -> None:
 @pytest.mark.parametrize(("name", "section"), SECTIONS.items())
 def test_the_table_of_parameters_is_complete(name: str, section: type[Section]) -> None:
     row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
-    assert re.findall(r"`(\w+)`", row)[1:] == list(section.model_fields)
+    assert re.findall(r"`([\w.]+)`", row)[1:] == list(section.model_fields)
 
 
 def test_there_are_commands_to_check() -> None:
@@ -82,16 +86,21 @@ def test_options_of_commands_exist(command: str) -> None:
 def test_overrides_of_commands_are_accepted(command: str) -> None:
     for argument in shlex.split(command):
         if re.fullmatch(r"\w+\.[\w.]+=.*", argument):
-            name = argument.split(".")[0]
+            name = argument.split("=")[0].rpartition(".")[0]
+            name = name if name in SECTIONS else name.split(".")[0]
             read_section(ROOT / "params.yaml", name, SECTIONS[name], [argument])
 
 
 def test_yaml_examples_are_accepted() -> None:
-    examples = [yaml.safe_load(block) for block in code_blocks() if block.startswith(("dataset:", "audio:"))]
+    examples = [
+        yaml.safe_load(block) for block in code_blocks() if block.startswith(("dataset:", "audio:", "evaluate:"))
+    ]
     assert len(examples) >= 2
     for example in examples:
         for name, content in example.items():
             check_section(content, name, SECTIONS[name], "README.md")
+            if "degrade" in content:
+                check_section(content["degrade"], "evaluate.degrade", DegradeParams, "README.md")
 
 
 def test_every_script_of_the_package_is_a_known_command() -> None:

@@ -192,6 +192,7 @@ def _turn(row: Row, number: int, columns: Mapping[str, str], path: Path, mended:
     cells = {name: row.cells[column] for name, column in columns.items()}
     # before white space is stripped, which the control character U+0085 (a cp1252 ellipsis) would count as
     text = _mend_controls(cells.get("text", ""), mended)
+    recognised = _mend_controls(cells["recognised"], mended) if "recognised" in cells else None
     cells = {name: cell.strip() for name, cell in cells.items()}
     where = f"{path}, line {row.line}"
     conversation = cells.get("conversation", f"{number:06d}")
@@ -212,6 +213,7 @@ def _turn(row: Row, number: int, columns: Mapping[str, str], path: Path, mended:
         label=cells.get("label") or None,
         score=_number(cells.get("score", ""), "score", where),
         text=text,
+        recognised=recognised,
         audio=cells.get("audio") or None,
         start=_number(cells.get("start", ""), "start", where),
         end=_number(cells.get("end", ""), "end", where),

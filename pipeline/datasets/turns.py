@@ -16,6 +16,7 @@ class Turn:
     label: str | None = None
     score: float | None = None
     text: str = ""
+    recognised: str | None = None  # what a speech recogniser made of the recording
     audio: str | None = None  # path relative to the corpus root
     start: float | None = None  # seconds
     end: float | None = None

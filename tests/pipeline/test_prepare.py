@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.manifest import Utterance, check_utterances, manifest_order
+from pipeline.manifest import Utterance, check_utterances, manifest_order, read_manifest, write_manifest
 from pipeline.params import Columns, DatasetParams
 from pipeline.prepare import prepare, summary
 from tests.pipeline.made import cut, rows_of, sound, write_corpus, write_encoded, write_film, write_rows, write_wav
@@ -319,3 +319,15 @@ def test_splits_are_made_where_the_table_has_none(tmp_path: Path, split: str) ->
 def test_conversations_called_like_turns_of_others_do_not_clash(tmp_path: Path) -> None:
     rows = [row("a", audio=""), row("a", audio=""), row("a/1", "validation", audio=""), row("a/0", "test")]
     assert set(prepared(tmp_path, [cells | {"audio": "x.wav"} for cells in rows])) == {"a/0", "a/1", "a/1/0", "a/0/0"}
+
+
+def test_what_a_recogniser_wrote_is_kept_beside_the_transcript(tmp_path: Path) -> None:
+    """Under the user's name for the column; "" where it heard nothing."""
+    rows = rows_of(6, 2, audio=False)
+    for number, row in enumerate(rows):
+        row["asr"] = "" if number == 3 else f"  heard {number}\u2028 "
+    utterances = list(prepared(tmp_path, rows, columns=Columns(recognised="asr")).values())
+    write_manifest(tmp_path / "manifest.jsonl", utterances)
+    assert read_manifest(tmp_path / "manifest.jsonl") == utterances
+    assert {u.recognised for u in utterances} == {"", *(f"heard {number}" for number in range(12) if number != 3)}
+    assert all(u.text.startswith("turn") for u in utterances)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.params import AudioParams, DatasetParams, FeaturesParams, TextParams
+from pipeline.params import AudioParams, DatasetParams, DegradeParams, FeaturesParams, TextParams
 from pipeline.settings import SECTION_NAMES, Section, SettingsError, check_section, read_section
 
 SECTIONS: dict[str, type[Section]] = {
@@ -66,6 +66,43 @@ def test_overrides_win_and_those_of_other_sections_are_left_alone(tmp_path: Path
     overrides = ["dataset.columns.text=Utterance", "dataset.split=speaker", "train.seeds=[1]", "dataset.split_seed=7"]
     dataset = read(tmp_path / "params.yaml", "dataset: {split: given, root: x}\n", overrides)
     assert (dataset.root, dataset.split, dataset.split_seed, dataset.columns.text) == ("x", "speaker", 7, "Utterance")
+
+
+def test_a_group_is_read_alone_and_the_rest_of_its_section_left_to_others(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("evaluate: {resamples: zzz, degrade: {noise: [20, 0.5], seed: 3}}")
+    overrides = ["evaluate.degrade.seed=4", "evaluate.confidence=zzz", "evaluate.degrade.word_errors=[0.1]"]
+    degrade = read_section(path, "evaluate.degrade", DegradeParams, overrides)
+    assert (degrade.noise, degrade.seed, degrade.word_errors) == ((20.0, 0.5), 4, (0.1,))
+    assert read_section(path, "evaluate.degrade", DegradeParams, ["evaluate.degrade={seed: 9}"]).seed == 9
+    assert read_section(None, "evaluate.degrade", DegradeParams, ["evaluate.degrade.seed=5"]).seed == 5
+
+
+@pytest.mark.parametrize("content", ["", "evaluate:\n", "evaluate: {seed: 1}\n", "evaluate: {degrade: }\n"])
+def test_an_absent_group_means_its_defaults(tmp_path: Path, content: str) -> None:
+    (tmp_path / "params.yaml").write_text(content)
+    assert read_section(tmp_path / "params.yaml", "evaluate.degrade", DegradeParams) == DegradeParams()
+
+
+WRONG_GROUPS = {
+    "key": ("degrade: {nois: [1]}", "unknown key 'evaluate.degrade.nois'; did you mean 'noise'?"),
+    "no group": ("degrade: 3", "group 'evaluate.degrade' must hold keys and values, found 3"),
+    "rate": ("degrade: {word_errors: [1.5]}", "'evaluate.degrade.word_errors.0' is 1.5: input should be less than"),
+    "no rate": ("degrade: {word_errors: [0]}", "'evaluate.degrade.word_errors.0' is 0: input should be greater than 0"),
+    "twice": ("degrade: {noise: [1, 1.0]}", "every level may be given once only"),
+    "ratio": ("degrade: {noise: [.inf]}", "'evaluate.degrade.noise.0' is inf: input should be"),
+    "no kind": ("degrade: {substitute: 0, delete: 0, insert: 0}", "substitute, delete and insert are all 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_GROUPS)
+def test_a_mistake_in_a_group_is_answered_by_its_full_name(tmp_path: Path, name: str) -> None:
+    content, expected = WRONG_GROUPS[name]
+    (tmp_path / "params.yaml").write_text(f"evaluate: {{{content}}}")
+    with pytest.raises(SettingsError) as error:
+        read_section(tmp_path / "params.yaml", "evaluate.degrade", DegradeParams)
+    assert str(error.value).startswith(str(tmp_path / "params.yaml"))
+    assert expected in str(error.value)
 
 
 WRONG = {
