@@ -8,18 +8,17 @@ import numpy as np
 import torch
 
 from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
-from fusion.data import Split, load_split
+from fusion.data import load_split
 from fusion.history import Epoch
 from fusion.metrics import (
     METRICS,
     ClassScores,
     all_metrics,
     class_scores,
-    conversation_confusions,
     majority_floor,
 )
 from fusion.params import EvaluateParams
-from fusion.predict import predict_heads
+from fusion.predict import predict_heads, split_confusions
 from fusion.provenance import Provenance
 from fusion.statistics import Interval, bootstrap, percentile_interval
 from pipeline.store import Features
@@ -78,7 +77,7 @@ def evaluate(features: Features, models: Path, params: EvaluateParams, device: t
     split = load_split(features, "test", modalities=given.modalities, audio_frames=given.audio_frames, device=device)
     predictions = [predict_heads(one.model, split) for one in loaded]
     confusions = {
-        head: np.stack([_confusions(split, probabilities[head]) for probabilities in predictions])
+        head: np.stack([split_confusions(split, probabilities[head]) for probabilities in predictions])
         for head in predictions[0]
     }  # by head: (seeds, conversations, classes, classes)
     draws = {
@@ -105,11 +104,6 @@ def evaluate(features: Features, models: Path, params: EvaluateParams, device: t
         summaries=summaries.pop("fused"),
         heads=summaries,
     )
-
-
-def _confusions(split: Split, probabilities: np.ndarray) -> np.ndarray:
-    true, predicted = split.labels.numpy(), probabilities.argmax(-1)
-    return conversation_confusions(true, predicted, split.conversations.numpy(), probabilities.shape[-1])
 
 
 def _seed_scores(

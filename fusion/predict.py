@@ -9,7 +9,7 @@ from torch import nn
 from fusion.data import Split
 from fusion.device import reproducible
 from fusion.layers.ensemble import PosteriorEnsemble
-from fusion.metrics import all_metrics, confusion_matrix
+from fusion.metrics import all_metrics, confusion_matrix, conversation_confusions
 
 CONVERSATIONS = 16  # at a time; predictions do not depend on it
 
@@ -35,6 +35,12 @@ def score_heads(model: nn.Module, split: Split, classes: int) -> dict[str, Mappi
         head: all_metrics(confusion_matrix(labels, probabilities.argmax(-1), classes))
         for head, probabilities in predict_heads(model, split).items()
     }
+
+
+def split_confusions(split: Split, probabilities: np.ndarray) -> np.ndarray:
+    """Confusion matrices (conversations, classes, classes) of predicting the most probable class."""
+    true, predicted = split.labels.numpy(), probabilities.argmax(-1)
+    return conversation_confusions(true, predicted, split.conversations.numpy(), probabilities.shape[-1])
 
 
 def fit_ensembles(model: nn.Module, validation: Split) -> None:

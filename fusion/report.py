@@ -22,10 +22,7 @@ import numpy as np
 
 from fusion.atomic import write_file
 from fusion.evaluate import Evaluation, SeedScores, Summary, sample_std
-from fusion.tables import bounds as _bounds
-from fusion.tables import csv_text as _csv
-from fusion.tables import markdown_table as _table
-from fusion.tables import mean_std as _mean_std
+from fusion.tables import bounds, csv_text, markdown_table, mean_std
 from pipeline.store import UNLABELLED
 
 DIGITS = 6  # behind the point, in every file
@@ -57,8 +54,8 @@ def headline(evaluation: Evaluation) -> str:
     summary = evaluation.summaries[metric]
     count = len(evaluation.seeds)
     return (
-        f"test {metric} {_mean_std(summary.mean, summary.std)} over {count} {'seed' if count == 1 else 'seeds'} "
-        f"({evaluation.params.confidence:.0%} interval {_bounds(summary.interval)}, floor {summary.majority:.3f})"
+        f"test {metric} {mean_std(summary.mean, summary.std)} over {count} {'seed' if count == 1 else 'seeds'} "
+        f"({evaluation.params.confidence:.0%} interval {bounds(summary.interval)}, floor {summary.majority:.3f})"
     )
 
 
@@ -128,7 +125,7 @@ def predictions_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
             evaluation.ids, evaluation.conversations, evaluation.true, seed.probabilities, strict=True
         )
     )
-    return _csv(header + [f"p_{label}" for label in evaluation.labels], rows)
+    return csv_text(header + [f"p_{label}" for label in evaluation.labels], rows)
 
 
 def confusion_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
@@ -139,7 +136,7 @@ def confusion_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         for seed in evaluation.seeds
         for true, predicted in zip(evaluation.true[labelled], seed.probabilities[labelled].argmax(-1), strict=True)
     )
-    return _csv(["run", "seed", "actual", "predicted"], rows)
+    return csv_text(["run", "seed", "actual", "predicted"], rows)
 
 
 def curves_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
@@ -169,21 +166,21 @@ def curves_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         ]
         for seed, epoch in epochs
     )
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
 def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     """A table of metrics and one of classes."""
     confidence = f"{evaluation.params.confidence:.0%} interval"
     rows = [
-        [name, _mean_std(summary.mean, summary.std), _bounds(summary.interval), f"{summary.majority:.3f}",
+        [name, mean_std(summary.mean, summary.std), bounds(summary.interval), f"{summary.majority:.3f}",
          f"{summary.validation:.3f}"]
         for name, summary in evaluation.summaries.items()
     ]  # fmt: skip
     classes = [
         [
             label,
-            *(_mean_std(scores[name]["mean"], scores[name]["std"]) for name in ("precision", "recall", "f1")),
+            *(mean_std(scores[name]["mean"], scores[name]["std"]) for name in ("precision", "recall", "f1")),
             str(scores["support"]),
         ]
         for label, scores in _per_class(evaluation).items()
@@ -194,9 +191,9 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         f"{int(_labelled(evaluation).sum())} labelled utterances, seeds {run['seeds']}. Mean ± standard deviation over "
         "seeds; intervals resample whole conversations; the floor always predicts the majority label of train.",
         "",
-        *_table(["metric", "test", confidence, "floor", "validation"], rows),
+        *markdown_table(["metric", "test", confidence, "floor", "validation"], rows),
         "",
-        *_table(["label", "precision", "recall", "f1", "support"], classes),
+        *markdown_table(["label", "precision", "recall", "f1", "support"], classes),
         "",
         *_heads(evaluation, confidence),
         f"Run {run['id']}: parameters `{run['params'][:12]}`, features `{run['features'][:12]}` (trained on "
@@ -212,11 +209,16 @@ def _heads(evaluation: Evaluation, confidence: str) -> list[str]:
         return []
     metric = evaluation.seeds[0].provenance.recipe.train.metric
     rows = [
-        [head, _mean_std(own[metric].mean, own[metric].std), _bounds(own[metric].interval),
+        [head, mean_std(own[metric].mean, own[metric].std), bounds(own[metric].interval),
          f"{own[metric].validation:.3f}"]
         for head, own in evaluation.heads.items()
     ]  # fmt: skip
-    return ["Heads inside the models:", "", *_table([f"{metric} of", "test", confidence, "validation"], rows), ""]
+    return [
+        "Heads inside the models:",
+        "",
+        *markdown_table([f"{metric} of", "test", confidence, "validation"], rows),
+        "",
+    ]
 
 
 def _labelled(evaluation: Evaluation) -> np.ndarray:

@@ -23,9 +23,10 @@ import torch
 from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
 from fusion.data import Ragged, Split, load_rows, load_split, withhold
 from fusion.errors import FeatureError
-from fusion.evaluate import predict, sample_std
-from fusion.metrics import METRICS, conversation_confusions, majority_floor
+from fusion.evaluate import sample_std
+from fusion.metrics import METRICS, majority_floor
 from fusion.params import EvaluateParams, ModelParams
+from fusion.predict import predict, split_confusions
 from fusion.statistics import Interval, bootstrap, percentile_interval
 from pipeline.store import Features, Identity, Part, read_part
 
@@ -209,12 +210,6 @@ class _Point:
     draws: np.ndarray  # (resamples,), means over seeds
 
 
-def _confusions(split: Split, probabilities: np.ndarray) -> np.ndarray:
-    return conversation_confusions(
-        split.labels.numpy(), probabilities.argmax(-1), split.conversations.numpy(), probabilities.shape[-1]
-    )
-
-
 def _point(confusions: np.ndarray, metric: str, params: EvaluateParams) -> _Point:
     """From confusion matrices (seeds, conversations, classes, classes)."""
     seeds = METRICS[metric](confusions.sum(1))
@@ -233,7 +228,7 @@ def _against(point: _Point, clean: _Point, confidence: float) -> Score:
 
 def _points(split: Split, models: Sequence[LoadedModel], params: EvaluateParams) -> dict[str, _Point]:
     """Every metric on one split."""
-    confusions = np.stack([_confusions(split, predict(one.model, split)) for one in models])
+    confusions = np.stack([split_confusions(split, predict(one.model, split)) for one in models])
     return {name: _point(confusions, name, params) for name in METRICS}
 
 

@@ -17,8 +17,9 @@ from fusion.checkpoint import load_model
 from fusion.cli import evaluate_app
 from fusion.data import load_split, withhold
 from fusion.errors import FeatureError
-from fusion.evaluate import evaluate, predict
+from fusion.evaluate import evaluate
 from fusion.params import EvaluateParams
+from fusion.predict import predict
 from fusion.report import describe_run
 from fusion.robustness import CLEAN, MISSING_AUDIO, Level, Robustness, _missing, measure_robustness, read_degraded
 from fusion.robustness_report import scores_csv, table_md, write_robustness
