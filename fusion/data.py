@@ -5,7 +5,7 @@ all utterances one behind the other. Features stay in the precision of the file 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -127,6 +127,17 @@ def load_split(
         audio=_load_modality(features, "audio", first, last, modalities, audio_frames, device),
         text=_load_modality(features, "text", first, last, modalities, None, device),
     )
+
+
+def withhold(split: Split, modalities: Modalities) -> Split:
+    """The same split, sharing its rows, in which a modality that `modalities` withholds is empty everywhere."""
+    audio = split.audio if modalities in ("both", "audio") else _without_rows(split.audio)
+    text = split.text if modalities in ("both", "text") else _without_rows(split.text)
+    return replace(split, audio=audio, text=text)
+
+
+def _without_rows(ragged: Ragged) -> Ragged:
+    return Ragged(ragged.values[:0], torch.zeros_like(ragged.offsets))
 
 
 def _conversation_offsets(conversation_ids: list[str]) -> Tensor:

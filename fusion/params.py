@@ -1,4 +1,4 @@
-"""The sections of params.yaml that fusion owns: `model`, `loss`, `train`, `evaluate`.
+"""The sections of params.yaml that fusion owns: `model`, `loss`, `train`, `evaluate`, `ablations`.
 
 A comment behind a key gives its meaning and unit. Defaults are those of `fusion-train` where no params.yaml lies.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from pipeline.settings import Section, read_section
 
@@ -84,11 +84,40 @@ class TrainParams(Section):
 
 
 class EvaluateParams(Section):
-    """Section `evaluate`: percentile bootstrap intervals that resample whole conversations."""
+    """Section `evaluate`: intervals that resample whole conversations, tests that swap them."""
 
     resamples: int = Field(1000, ge=10, le=1_000_000)
     confidence: float = Field(0.95, gt=0, lt=1)
+    permutations: int = Field(10_000, ge=10, le=1_000_000)  # of the tests between rows of an ablation table
     seed: Seed = 0
+
+
+class AblationSet(Section):
+    """A set of section `ablations`: overrides `section.key: value` of `model`, `loss`, `train`, and two keys more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[str, Any]
+    base: str | None = None  # the row whose overrides it inherits and with which it is compared; none: the base row
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({})  # a row for each combination of values
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """By `section.key`; values are checked where they are put in place."""
+        return dict(self.__pydantic_extra__)
+
+
+class AblationParams(Section):
+    """Section `ablations`: sets by name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[str, AblationSet]
+
+    @property
+    def sets(self) -> dict[str, AblationSet]:
+        """By name, in the order of the file."""
+        return dict(self.__pydantic_extra__)
 
 
 @dataclass(frozen=True)

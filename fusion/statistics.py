@@ -21,8 +21,8 @@ predictions are swapped conversation by conversation, all seeds together, as oft
 models that were trained, and finds their luck significant (15 % of trials at level 0.05 where half of the variance is
 that of seeds, all of them where all is). Three seeds cannot be relabelled in enough ways to tell (of 20 ways the rarest
 has p = 0.1), so their luck is normal noise on each swapped difference, of the variance found above, divided by what a
-chi distribution of its degrees of freedom says about how well that variance is known. In 3,000 trials of each of 40 such
-cases without a difference it was significant at 0.05 in 2.4 to 5.8 %.
+chi distribution of its degrees of freedom says about how well that variance is known. In 3,000 trials of 40 such cases
+each without a difference it was significant at 0.05 in 2.4 to 5.8 %.
 """
 
 from collections.abc import Callable
