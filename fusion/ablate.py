@@ -6,6 +6,7 @@ No thread of torch may live when a process forks, so this one computes with a si
 depend on how many processes there are: each run has its own seed and as many threads as torch would have here.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -150,6 +151,8 @@ def _train_all(
 ) -> None:
     """Do all `runs`; one that fails does not keep the others from being done."""
     jobs = min(jobs, len(runs))
+    if runs:
+        importlib.import_module("torch._dynamo")  # every optimizer needs it: seconds, once and in no run's time
     train = partial(_train, splits=splits, classes=classes, kept=kept)
     if jobs > 1:
         finished = _side_by_side(runs, jobs, _Worker(train, threads))

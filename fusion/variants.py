@@ -128,13 +128,13 @@ def _override(recipe: Recipe, overrides: Mapping[str, Any], source: str) -> Reci
 
 
 def _choose(variants: Mapping[str, Variant], rows: Mapping[str, _Row], only: Sequence[str], source: str) -> set[str]:
-    """Names of the rows that `only` asks for, of those that they are compared with, and the base row's."""
+    """Names of the rows that `only` asks for, of all that they are based on, and the base row's."""
     known = {*variants, *(row.set_name for row in rows.values())}
     for name in only:
         if name not in known:
             raise SettingsError(f"--only {name!r}: no set or row of ablations in {source}{_hint(name, known)}")
     chosen = {row.name for row in rows.values() if not only or row.name in only or row.set_name in only}
-    return {BASE} | chosen | {rows[name].base for name in chosen}
+    return {BASE} | {ancestor.name for name in chosen for ancestor in _lineage(rows[name], rows, source)}
 
 
 def _drop_grid_bases(variants: Mapping[str, Variant], rows: Sequence[_Row], source: str) -> dict[str, Variant]:
