@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -154,13 +155,13 @@ def _train_all(
     if runs:
         importlib.import_module("torch._dynamo")  # every optimizer needs it: seconds, once and in no run's time
     train = partial(_train, splits=splits, classes=classes, kept=kept)
-    if jobs > 1:
-        finished = _side_by_side(runs, jobs, _Worker(train, threads))
-    else:
-        torch.set_num_threads(threads)
-        finished = map(train, runs)
+    torch.set_num_threads(1 if jobs > 1 else threads)
     failures: list[str] = []
-    with tqdm(total=total, initial=total - len(runs), desc="ablations", unit="run", disable=None) as bar:
+    with (
+        # the bar has a thread of its own, so it comes after the processes
+        _side_by_side(runs, jobs, _Worker(train, threads)) if jobs > 1 else nullcontext(map(train, runs)) as finished,
+        tqdm(total=total, initial=total - len(runs), desc="ablations", unit="run", disable=None) as bar,
+    ):
         for failure in finished:
             failures += [failure] if failure else []
             bar.update()
@@ -205,12 +206,14 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _side_by_side(runs: Sequence[Run], jobs: int, worker: _Worker) -> Iterator[str | None]:
+@contextmanager
+def _side_by_side(runs: Sequence[Run], jobs: int, worker: _Worker) -> Iterator[Iterator[str | None]]:
+    """What `worker` makes of the `runs`, as they finish; the processes are gone when the context is left."""
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), initializer=worker.start) as executor:
         futures: Iterable[Future[str | None]] = [executor.submit(_Worker.work, run) for run in runs]
         try:
-            yield from (future.result() for future in as_completed(futures))
+            yield (future.result() for future in as_completed(futures))
         except BaseException as error:  # Ctrl-C, too: what is running is not waited for
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
