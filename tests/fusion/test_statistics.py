@@ -124,7 +124,7 @@ def made_study(
 
 def made_samples(studies: np.ndarray, metric: Metric) -> list[list[Sample]]:
     """By study and setting; one call for all of `studies` (studies, settings, seeds, ...), which share the draws."""
-    draws = bootstrap(studies, metric, resamples=200, seed=0)
+    draws = bootstrap(studies, metric, resamples=150, seed=0)
     scores = metric(studies.sum(-3))
     count = studies.shape[-3]
     return [[Sample(*two, count) for two in zip(*one, strict=True)] for one in zip(scores, draws, strict=True)]
@@ -154,7 +154,7 @@ def test_intervals_hold_the_truth_at_their_rate_and_the_test_errs_at_its_level(
             difference = estimate_interval(gain, measure_spread(better, base), 0.95, (-1, 1))
             held += difference.low <= 0.1 <= difference.high
             spread = measure_spread(equal, base)
-            false += permutation_test(study[2], study[1], metric, spread, permutations=199, seed=0) <= 0.05
+            false += permutation_test(study[2], study[1], metric, spread, permutations=159, seed=0) <= 0.05
     assert 0.92 <= scored / 500 <= 0.98
     assert 0.92 <= held / 500 <= 0.98
     assert 0.01 <= false / 500 <= 0.07
