@@ -102,3 +102,36 @@ def evaluate_app(
     write_report(evaluation, output, commit)
     write_robustness(robustness, output / "robustness", describe_run(evaluation, commit))
     print(f"{output}: {headline(evaluation)}")
+
+
+@command
+def ablate_app(
+    features: FeatureFile,
+    params: ParamsFile = None,
+    overrides: Overrides = [],  # noqa: B006
+    output: Annotated[Path, typer.Option(help="Where the tables go; finished runs in its folder 'ablations'.")] = Path(
+        "results"
+    ),
+    only: Annotated[list[str], typer.Option(metavar="NAME", help="A set of the table; repeatable.")] = [],  # noqa: B006
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side; one for each core by default, one on a GPU.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Train and score the sets of section ablations with every seed, compare them. An interrupted table goes on."""
+    from fusion.ablate import ablate
+    from fusion.ablation_report import headline, write_table
+    from fusion.comparison import compare
+    from fusion.device import pick_device
+    from fusion.params import EvaluateParams
+    from fusion.report import current_commit
+    from fusion.variants import read_variants
+    from pipeline.settings import read_section
+    from pipeline.store import read_features
+
+    path = find_params(params)
+    variants, section = read_variants(path, overrides, only), read_section(path, "evaluate", EvaluateParams, overrides)
+    folder, where = output / "ablations", pick_device(device)
+    comparison = compare(ablate(read_features(features), variants, section, folder, where, jobs))
+    write_table(comparison, output, current_commit())
+    print(f"{output}: {headline(comparison)}")

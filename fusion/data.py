@@ -145,6 +145,17 @@ def load_split(
     )
 
 
+def withhold(split: Split, modalities: Modalities) -> Split:
+    """The same split, sharing its rows, in which a modality that `modalities` withholds is empty everywhere."""
+    audio = split.audio if modalities in ("both", "audio") else _without_rows(split.audio)
+    text = split.text if modalities in ("both", "text") else _without_rows(split.text)
+    return replace(split, audio=audio, text=text)
+
+
+def _without_rows(ragged: Ragged) -> Ragged:
+    return Ragged(ragged.values[:0], torch.zeros_like(ragged.offsets))
+
+
 def _conversation_offsets(conversation_ids: list[str]) -> Tensor:
     ids = np.array(conversation_ids)
     starts = np.flatnonzero(ids[1:] != ids[:-1]) + 1
@@ -186,7 +197,7 @@ def load_rows(part: Part, first: int, last: int, limit: int | None, device: torc
     return Ragged(ragged.values.to(device), ragged.offsets)
 
 
-def withhold(modality: Ragged, missing: Tensor) -> Ragged:
+def drop_rows(modality: Ragged, missing: Tensor) -> Ragged:
     """`modality` without the rows of the utterances that `missing` (utterances,) marks."""
     lengths = modality.offsets.diff()
     kept = torch.repeat_interleave(~missing, lengths).to(modality.values.device)

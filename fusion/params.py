@@ -1,4 +1,4 @@
-"""The sections of params.yaml that fusion owns: `model`, `loss`, `train`, `evaluate`.
+"""The sections of params.yaml that fusion owns: `model`, `loss`, `train`, `evaluate`, `ablations`.
 
 A comment behind a key gives its meaning and unit. Defaults are those of `fusion-train` where no params.yaml lies.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from fusion.models import own_arguments
 from pipeline.settings import Section, read_section
@@ -119,6 +119,7 @@ class EvaluateParams(Section):
 
     resamples: int = Field(1000, ge=10, le=1_000_000)
     confidence: float = Field(0.95, gt=0, lt=1)
+    permutations: int = Field(10_000, ge=10, le=1_000_000)  # of the tests between rows of an ablation table
     seed: Seed = 0  # of the bootstrap, and of which utterances miss a modality
     missing: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()  # shares of utterances without one of two modalities
     degrade: dict[str, Any] | None = Field(None, exclude=True)  # read and checked by pipeline-degrade alone
@@ -129,6 +130,34 @@ class EvaluateParams(Section):
         if len(set(shares)) < len(shares):
             raise ValueError("every share may be given once only")
         return shares
+
+
+class AblationSet(Section):
+    """A set of section `ablations`: overrides `section.key: value` of `model`, `loss`, `train`, and two keys more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[str, Any]
+    base: str | None = None  # the row whose overrides it inherits and with which it is compared; none: the base row
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({})  # a row for each combination of values
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """By `section.key`; values are checked where they are put in place."""
+        return dict(self.__pydantic_extra__)
+
+
+class AblationParams(Section):
+    """Section `ablations`: sets by name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[str, AblationSet]
+
+    @property
+    def sets(self) -> dict[str, AblationSet]:
+        """By name, in the order of the file."""
+        return dict(self.__pydantic_extra__)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
-from fusion.data import Ragged, Split, load_rows, load_split, withhold
+from fusion.data import Ragged, Split, drop_rows, load_rows, load_split
 from fusion.errors import FeatureError
 from fusion.evaluate import sample_std
 from fusion.metrics import METRICS, majority_floor
@@ -194,7 +194,7 @@ def _missing(split: Split, study: str, share: float, seed: int) -> Condition:
     modality = MODALITY[study]
     missing = torch.zeros(len(split.ids), dtype=torch.bool)
     missing[_order(split.ids, seed)[: round(share * len(split.ids))]] = True
-    return Condition(study, share, None, _with(split, modality, withhold(getattr(split, modality), missing)))
+    return Condition(study, share, None, _with(split, modality, drop_rows(getattr(split, modality), missing)))
 
 
 def _order(ids: Sequence[str], seed: int) -> list[int]:

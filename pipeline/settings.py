@@ -180,7 +180,8 @@ def _describe(problem: Any, name: str, section: type[Section]) -> str:
         return f"key '{key}' is required"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    message = message.replace("a valid array", "a list").replace("tuple", "list").replace(" after validation", "")
+    message = message.replace("a valid array", "a list").replace("an object", "a group of keys and values")
+    message = message.replace("tuple", "list").replace(" after validation", "")
     found = problem["input"]
     if isinstance(found, dict | BaseModel):  # a rule over several keys: its message names them
         return f"'{key}': {message}"

@@ -91,7 +91,7 @@ def test_commands_import_no_heavy_library(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "app"),
-    [("fusion.cli", "train_app"), ("fusion.cli", "evaluate_app")]
+    [("fusion.cli", "train_app"), ("fusion.cli", "evaluate_app"), ("fusion.cli", "ablate_app")]
     + [("pipeline.cli", f"{name}_app") for name in ("prepare", "audio", "text", "degrade", "join", "inspect")],
 )
 def test_help_loads_no_torch(module: str, app: str) -> None:

@@ -36,6 +36,7 @@ APPS = {
     "pipeline-inspect": pipeline.cli.inspect_app,
     "fusion-train": fusion.cli.train_app,
     "fusion-evaluate": fusion.cli.evaluate_app,
+    "fusion-ablate": fusion.cli.ablate_app,
 }
 
 

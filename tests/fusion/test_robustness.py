@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from fusion.checkpoint import load_model
 from fusion.cli import evaluate_app
-from fusion.data import load_split, withhold
+from fusion.data import drop_rows, load_split
 from fusion.errors import FeatureError
 from fusion.evaluate import evaluate
 from fusion.params import EvaluateParams
@@ -176,7 +176,8 @@ def test_changes_are_differences_with_the_same_draws(robustness: Robustness) -> 
     assert loudest.change < 0
     width = loudest.change_interval.high - loudest.change_interval.low
     clean_interval = study(robustness, "noise")[0].scores["weighted_f1"].interval
-    assert width < (loudest.interval.high - loudest.interval.low) + (clean_interval.high - clean_interval.low)
+    # equal where the clean score is perfect in every draw
+    assert width <= loudest.interval.high - loudest.interval.low + clean_interval.high - clean_interval.low + 1e-9
 
 
 # missing modalities
@@ -226,7 +227,7 @@ def test_who_misses_a_modality_depends_on_the_seed(features: Features) -> None:
 def test_layers_survive_withholding() -> None:
     features = make_features(Made(conversations=(2, 1, 2), layers=(3, 1)))
     split = load_split(features, "test", modalities="both", audio_frames=8)
-    assert withhold(split.audio, torch.ones(len(split.ids), dtype=torch.bool)).values.shape == (0, 3, 6)
+    assert drop_rows(split.audio, torch.ones(len(split.ids), dtype=torch.bool)).values.shape == (0, 3, 6)
 
 
 def test_a_model_of_one_modality_has_the_studies_of_that_one(
@@ -374,7 +375,13 @@ def test_the_command_writes_the_studies_beside_the_scores(
     assert {float(row["weighted_f1"]) for row in clean} == {metrics["weighted_f1"]["mean"]}
     params = EvaluateParams(resamples=20, missing=(0.5,))
     again = describe_run(evaluate(read_features(features.path), models, params, CPU), None)
-    assert again["intervals"] == {"resamples": 20, "confidence": 0.95, "seed": 0, "missing": [0.5]}
+    assert again["intervals"] == {
+        "resamples": 20,
+        "confidence": 0.95,
+        "permutations": 10_000,
+        "seed": 0,
+        "missing": [0.5],
+    }
 
 
 def test_with_nothing_asked_for_there_is_no_row_and_no_picture(project: list[str], tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ WRONG = {
     "word for layers": ("audio: {layers: lst}", "'audio.layers' is 'lst': input should be 'last'; did you mean 'last'"),
     "negative layer": ("audio: {layers: [-1]}", "'audio.layers.0' is -1: input should be greater than or equal to 0"),
     "no layers": ("audio: {layers: []}", "'audio.layers' is []: list should have at least 1 item"),
-    "group": ("dataset: {columns: text}", "'dataset.columns' is 'text': input should be an object"),
+    "group": ("dataset: {columns: text}", "'dataset.columns' is 'text': input should be a group of keys and values"),
     "two shares": (
         "dataset: {test_share: 0.9, validation_share: 0.3}",
         "'dataset': validation_share 0.3 and test_share 0.9 leave nothing for train",

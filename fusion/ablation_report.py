@@ -1,0 +1,247 @@
+"""Write an ablation table, each file whole or not at all, the same bytes for the same runs but for their seconds.
+
+    ablations.csv     a row for each set, every number
+    ablations.md      the same for readers
+    ablations.tex     a booktabs tabular for papers: \\usepackage{booktabs}, then \\input{ablations}
+    ablations.svg, ablations.png     bars with intervals
+
+Each names in `run` what was run: a hash of the rows' parameters, the seeds, the features, section `evaluate`, the
+version and the commit, which ablations.md spells out.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fusion.atomic import write_file
+from fusion.comparison import Comparison, Row
+from fusion.metrics import METRICS
+from fusion.picture import draw_bars
+from fusion.provenance import VERSION
+from fusion.statistics import Interval
+from fusion.variants import BASE, format_value
+
+DIGITS = 6  # behind the point, in ablations.csv
+TITLES = {"weighted_f1": "weighted F1", "macro_f1": "macro F1", "accuracy": "accuracy", "uar": "UAR"}
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", **{symbol: "\\" + symbol for symbol in "&%$#_{}"},
+}  # fmt: skip
+
+
+def write_table(comparison: Comparison, folder: Path, commit: str | None) -> None:
+    """Write all files into `folder`, made where it is missing; `commit` is that of the code.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    run = describe_run(comparison, commit)
+    writers: dict[str, Callable[[Comparison, Mapping[str, Any]], str]] = {
+        "ablations.csv": table_csv,
+        "ablations.md": table_md,
+        "ablations.tex": table_tex,
+    }
+    contents = {name: write(comparison, run).encode() for name, write in writers.items()}
+    label = f"{TITLES[comparison.metric]} on the test split, {_confidence(comparison)} (run {run['id']})"
+    for kind in ("svg", "png"):
+        contents[f"ablations.{kind}"] = draw_bars(comparison.rows, label, _level(comparison), kind)
+    for name, content in contents.items():
+        write_file(folder / name, content)
+
+
+def headline(comparison: Comparison) -> str:
+    """One line: how many rows, and the base row."""
+    base, rest = comparison.rows[0], [row for row in comparison.rows if row.difference]
+    sure = sum(_is_sure(row, _level(comparison)) for row in rest)
+    return (
+        f"{len(comparison.rows)} rows of {_seeds(comparison)}, base test {comparison.metric} {_mean_std(base)}; "
+        f"{sure} of {len(rest)} differ from their base (Holm, {_level(comparison):.2g})"
+    )
+
+
+def describe_run(comparison: Comparison, commit: str | None) -> dict[str, Any]:
+    """What was run; `id` is a short hash of the rest."""
+    ablation = comparison.ablation
+    run: dict[str, Any] = {
+        "rows": {one.name: [one.base, one.recipe.digest] for one in ablation.variants},
+        "seeds": ",".join(str(seed) for seed in ablation.seeds),
+        "metric": comparison.metric,
+        "features": ablation.features,
+        "evaluate": ablation.params.model_dump(mode="json"),
+        "device": ablation.device,
+        "version": VERSION,
+        "commit": commit,
+    }
+    return {"id": hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12], **run}
+
+
+def table_csv(comparison: Comparison, run: Mapping[str, Any]) -> str:
+    """Every number; empty where there is none."""
+    buffer = io.StringIO()
+    header = [
+        "run",
+        "name",
+        "base",
+        "overrides",
+        "model",
+        "seeds",
+        "metric",
+        "mean",
+        "std",
+        "low",
+        "high",
+        "validation",
+    ]
+    header += ["difference", "difference_low", "difference_high", "p", "p_holm", *METRICS, "parameters", "seconds"]
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    for row in comparison.rows:
+        variant, difference = row.variant, row.difference
+        overrides = " ".join(f"{key}={format_value(value)}" for key, value in variant.overrides.items())
+        numbers = [row.mean, row.std, row.interval.low, row.interval.high, row.validation]
+        if difference is None:
+            numbers += [None] * 5
+        else:
+            numbers += [difference.mean, difference.interval.low, difference.interval.high]
+            numbers += [difference.p, difference.p_holm]
+        numbers += row.scores.values()
+        cells = [run["id"], variant.name, variant.base, overrides, variant.recipe.model.name, run["seeds"]]
+        cells += [comparison.metric, *("" if number is None else f"{number:.{DIGITS}f}" for number in numbers)]
+        writer.writerow([*cells, row.parameters, "" if row.seconds is None else f"{row.seconds:.1f}"])
+    return buffer.getvalue()
+
+
+def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
+    """For readers. A difference is bold only where the corrected test says that it is one."""
+    ablation, level = comparison.ablation, _level(comparison)
+    others = [name for name in METRICS if name != comparison.metric]
+    header = ["row", TITLES[comparison.metric], f"{ablation.params.confidence:.0%} interval", "against", "difference"]
+    header += [f"{ablation.params.confidence:.0%} interval", "p", "p (Holm)", *(TITLES[name] for name in others)]
+    lines = [[*header, "validation", "parameters", "seconds"], ["---", *["---:"] * (len(header) + 2)]]
+    for row in comparison.rows:
+        cells = [_escape_md(row.variant.name), _mean_std(row), _bounds(row.interval)]
+        if row.difference is None:
+            cells += [""] * 5
+        else:
+            change = f"{row.difference.mean:+.3f}"
+            cells += [_escape_md(row.variant.base or ""), f"**{change}**" if _is_sure(row, level) else change]
+            cells += [_bounds(row.difference.interval, "+"), _p(row.difference.p), _p(row.difference.p_holm)]
+        cells += [f"{row.scores[name]:.3f}" for name in others]
+        cells += [f"{row.validation:.3f}", f"{row.parameters:,}", "" if row.seconds is None else f"{row.seconds:.1f}"]
+        lines.append(cells)
+    changes = [
+        f"- {_escape_md(one.name)}: "
+        + ", ".join(f"`{key}: {format_value(one.overrides[key])}`" for key in one.overrides)
+        for one in ablation.variants
+        if one.base is not None
+    ]
+    return "\n".join(
+        [
+            "# Ablations on the test split",
+            "",
+            *(f"| {' | '.join(cells)} |" for cells in lines),
+            "",
+            _explain(comparison),
+            "",
+            f"Rows differ from row {BASE}, which is params.yaml as it is, in:",
+            "",
+            *changes,
+            "",
+            f"Run {run['id']}: features `{run['features'][:12]}`, seeds {run['seeds']}, `evaluate` "
+            f"`{json.dumps(run['evaluate'])}`, {run['device']}, erc-fusion {run['version']}, "
+            f"commit {run['commit'] or 'unknown'}.",
+            "",
+        ]
+    )
+
+
+def table_tex(comparison: Comparison, run: Mapping[str, Any]) -> str:
+    """A tabular; the differences that the corrected test confirms are bold."""
+    level = _level(comparison)
+    lines = [
+        f"% erc-fusion {VERSION}, run {run['id']}, seeds {run['seeds']}, {comparison.metric} on the test split,",
+        f"% mean and standard deviation over seeds, {_confidence(comparison)}.",
+        r"% Needs \usepackage{booktabs}.",
+        r"\begin{tabular}{lllllr}",
+        r"\toprule",
+        f"Setting & {TITLES[comparison.metric]} & Interval & Difference & Interval & $p$ (Holm) " + r"\\",
+        r"\midrule",
+    ]
+    for row in comparison.rows:
+        cells = [escape_latex(row.variant.name), _mean_std(row).replace(" ± ", r" $\pm$ ")]
+        cells.append(f"[{_bounds(row.interval, separator=', ')}]")
+        if row.difference is None:
+            cells += ["", "", ""]
+        else:
+            change = f"{row.difference.mean:+.3f}"
+            cells.append(r"$\mathbf{%s}$" % change if _is_sure(row, level) else f"${change}$")  # noqa: UP031
+            cells.append(f"$[{_bounds(row.difference.interval, '+', ', ')}]$")
+            p = _p(row.difference.p_holm)
+            cells.append(f"${p}$" if p.startswith("<") else p)
+            if row.variant.base != BASE:
+                cells[0] += f" (against {escape_latex(row.variant.base or '')})"
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def escape_latex(text: str) -> str:
+    r"""`text` as LaTeX prints it.
+
+    >>> escape_latex("gate_1 & 50%")
+    'gate\\_1 \\& 50\\%'
+    """
+    return "".join(LATEX.get(symbol, symbol) for symbol in " ".join(text.split()))
+
+
+def _explain(comparison: Comparison) -> str:
+    ablation = comparison.ablation
+    conversations = len(ablation.test.conversations) - 1
+    if len(ablation.seeds) > 1:
+        drawn = "Intervals and tests count both what other conversations and what other seeds would change."
+    else:
+        drawn = "With a single seed, intervals and tests count other conversations only, not other seeds."
+    return (
+        f"{int(ablation.test.labelled.sum())} labelled utterances of {conversations} conversations, mean ± standard "
+        f"deviation of {_seeds(comparison)}. {drawn} p: paired permutation test of no difference; p (Holm): corrected "
+        f"for the {sum(row.difference is not None for row in comparison.rows)} rows that are compared; a difference is "
+        f"bold where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs beside it or not."
+    )
+
+
+def _level(comparison: Comparison) -> float:
+    """Of the tests, to go with the intervals."""
+    return 1 - comparison.ablation.params.confidence
+
+
+def _is_sure(row: Row, level: float) -> bool:
+    return row.difference is not None and row.difference.p_holm < level
+
+
+def _confidence(comparison: Comparison) -> str:
+    drawn = "conversations and seeds" if len(comparison.ablation.seeds) > 1 else "conversations alone"
+    return f"{comparison.ablation.params.confidence:.0%} intervals over {drawn}"
+
+
+def _seeds(comparison: Comparison) -> str:
+    count = len(comparison.ablation.seeds)
+    return f"{count} {'seed' if count == 1 else 'seeds'}"
+
+
+def _mean_std(row: Row) -> str:
+    return f"{row.mean:.3f}" if row.std is None else f"{row.mean:.3f} ± {row.std:.3f}"
+
+
+def _bounds(interval: Interval, sign: str = "", separator: str = " to ") -> str:
+    return f"{interval.low:{sign}.3f}{separator}{interval.high:{sign}.3f}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _escape_md(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

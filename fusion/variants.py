@@ -1,0 +1,172 @@
+"""The rows of an ablation table: section `ablations` of params.yaml, every set checked before the first run.
+
+    ablations:
+      no gate: {model.gate: false}
+      no gate, raw: {base: no gate, model.levels: raw}        # no gate's overrides too, and compared with that row
+      width: {grid: {model.dim: [32, 128]}}                   # rows 'width model.dim=32' and 'width model.dim=128'
+
+The base row, which is params.yaml as it is, is always there. A combination of a grid that is its base is left out:
+that row is in the table already.
+"""
+
+import difflib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusion.params import AblationParams, AblationSet, LossParams, ModelParams, Recipe, TrainParams, read_recipe
+from pipeline.settings import SettingsError, check_section, read_section
+
+BASE = "base"
+SECTIONS = ("model", "loss", "train")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row: what is trained, and with which row it is compared."""
+
+    name: str
+    base: str | None  # None for the base row itself
+    overrides: Mapping[str, Any]  # of params.yaml, by `section.key`
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A set, or one combination of its grid, before its overrides are put in place."""
+
+    name: str
+    set_name: str
+    base: str
+    overrides: Mapping[str, Any]  # its own
+
+
+def read_variants(path: Path | None, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> list[Variant]:
+    """The base row and one for each set of the file at `path`, in its order.
+
+    Args:
+        path: of params.yaml; None for defaults, which have no set.
+        overrides: `section.key=value`, which change the base row and with it every set.
+        only: names of sets or rows; none means all. Rows that they are compared with come along.
+
+    Raises:
+        SettingsError: a set is not accepted, is like another row, or there is none of such a name.
+    """
+    source = str(path or "defaults")
+    recipe = read_recipe(path, overrides)
+    rows = {}
+    for row in _expand(read_section(path, "ablations", AblationParams, overrides).sets, source):
+        if row.name in rows or row.name == BASE:
+            raise SettingsError(f"{source}: 'ablations.{row.set_name}': a row called '{row.name}' is there already")
+        rows[row.name] = row
+    base = Variant(BASE, None, {}, recipe)
+    variants = {BASE: base} | {name: _build(row, rows, recipe, source) for name, row in rows.items()}
+    chosen = _choose(variants, rows, only, source)
+    variants = {name: one for name, one in variants.items() if name in chosen}
+    kept = _drop_grid_bases(variants, [row for row in rows.values() if row.name in chosen], source)
+    _check_differ(kept, source)
+    return list(kept.values())
+
+
+def format_value(value: Any) -> str:
+    """A value as params.yaml would have it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _expand(sets: Mapping[str, AblationSet], source: str) -> Iterator[_Row]:
+    for name, one in sets.items():
+        twice = sorted(one.grid.keys() & one.overrides.keys())
+        if twice:
+            raise SettingsError(f"{source}: 'ablations.{name}': {twice[0]} is in the grid and beside it; keep one")
+        for values in itertools.product(*one.grid.values()):
+            point = dict(zip(one.grid, values, strict=True))
+            suffix = "".join(f" {key}={format_value(value)}" for key, value in point.items())
+            yield _Row(name + suffix, name, one.base or BASE, one.overrides | point)
+
+
+def _build(row: _Row, rows: Mapping[str, _Row], recipe: Recipe, source: str) -> Variant:
+    overrides: dict[str, Any] = {}
+    for ancestor in reversed(_lineage(row, rows, source)):
+        overrides |= ancestor.overrides
+    return Variant(row.name, row.base, overrides, _override(recipe, overrides, f"{source}: 'ablations.{row.set_name}'"))
+
+
+def _lineage(row: _Row, rows: Mapping[str, _Row], source: str) -> list[_Row]:
+    """The row, the one it is based on, and so on."""
+    lineage = [row]
+    while (base := lineage[-1].base) != BASE:
+        if base not in rows:
+            raise SettingsError(
+                f"{source}: 'ablations.{lineage[-1].set_name}.base' is '{base}': no row is called so{_hint(base, rows)}"
+            )
+        if rows[base] in lineage:
+            circle = " -> ".join([*(one.name for one in lineage), base])
+            raise SettingsError(f"{source}: 'ablations.{row.set_name}.base' leads back to itself: {circle}")
+        lineage.append(rows[base])
+    return lineage
+
+
+def _override(recipe: Recipe, overrides: Mapping[str, Any], source: str) -> Recipe:
+    """`recipe` with some keys set, read as strictly as the file itself."""
+    contents = {name: getattr(recipe, name).model_dump(mode="json") for name in SECTIONS}
+    for key, value in overrides.items():
+        section, _, name = key.partition(".")
+        if section not in contents or not name:
+            expected = f"expected a key of {', '.join(SECTIONS)}, such as model.dropout, or base, or grid"
+            raise SettingsError(f"{source}: unknown key '{key}': {expected}{_hint(section, contents)}")
+        if key == "train.seeds":
+            raise SettingsError(f"{source}: train.seeds cannot be set here: all rows share the seeds of section train")
+        contents[section][name] = value
+    return Recipe(
+        check_section(contents["model"], "model", ModelParams, source),
+        check_section(contents["loss"], "loss", LossParams, source),
+        check_section(contents["train"], "train", TrainParams, source),
+    )
+
+
+def _choose(variants: Mapping[str, Variant], rows: Mapping[str, _Row], only: Sequence[str], source: str) -> set[str]:
+    """Names of the rows that `only` asks for, of all that they are based on, and the base row's."""
+    known = {*variants, *(row.set_name for row in rows.values())}
+    for name in only:
+        if name not in known:
+            raise SettingsError(f"--only {name!r}: no set or row of ablations in {source}{_hint(name, known)}")
+    chosen = {row.name for row in rows.values() if not only or row.name in only or row.set_name in only}
+    return {BASE} | {ancestor.name for name in chosen for ancestor in _lineage(rows[name], rows, source)}
+
+
+def _drop_grid_bases(variants: Mapping[str, Variant], rows: Sequence[_Row], source: str) -> dict[str, Variant]:
+    """All rows but those of a grid that change nothing; a set of which nothing is left is refused."""
+    kept = {name: one for name, one in variants.items() if not _same_as_base(one, variants)}
+    left = {row.set_name for row in rows if row.name in kept}
+    for row in rows:
+        if row.set_name not in left:
+            raise SettingsError(
+                f"{source}: 'ablations.{row.set_name}' changes nothing of '{row.base}': "
+                "the chosen model does not take these keys, or they have these values already; mend it or take it out"
+            )
+    return kept
+
+
+def _same_as_base(variant: Variant, variants: Mapping[str, Variant]) -> bool:
+    return variant.base is not None and variants[variant.base].recipe.digest == variant.recipe.digest
+
+
+def _check_differ(variants: Mapping[str, Variant], source: str) -> None:
+    """Rows that are compared with the same one must differ, or the table would count one result twice."""
+    seen: dict[tuple[str | None, str], str] = {}
+    for name, one in variants.items():
+        if one.base is not None and one.base not in variants:
+            raise SettingsError(
+                f"{source}: 'ablations.{name}.base' is '{one.base}', which changes nothing; name its base"
+            )
+        first = seen.setdefault((one.base, one.recipe.digest), name)
+        if first != name:
+            raise SettingsError(f"{source}: rows '{first}' and '{name}' of ablations are the same; take one out")
+
+
+def _hint(word: str, known: Mapping[str, Any] | set[str]) -> str:
+    close = difflib.get_close_matches(word, sorted(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
