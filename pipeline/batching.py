@@ -9,6 +9,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+POOL = 8  # batches of shuffled items among which items of like length are put together
+
 
 def batches_under_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices of the items with a length above 0, in batches whose padded size (items x longest) fits `budget`.
@@ -26,6 +30,27 @@ def batches_under_budget(lengths: Sequence[int], budget: int) -> list[list[int]]
         else:
             batches.append([index])
     return batches
+
+
+def shuffled_batches(lengths: Sequence[int], size: int, seed: Sequence[int]) -> list[list[int]]:
+    """Indices in random batches of `size` (the last may be smaller) for training; a function of its arguments.
+
+    Items of like length meet, within pools that are small enough to keep batches random.
+
+    >>> shuffled_batches([3, 9, 4, 8, 4], size=2, seed=[0, 1])
+    [[4, 2], [1, 3], [0]]
+    """
+    random = np.random.default_rng(list(seed))
+    order = random.permutation(len(lengths)).tolist()
+    pools = [sorted(pool, key=lambda index: -lengths[index]) for pool in _pieces(order, POOL * size)]
+    batches = [batch for pool in pools for batch in _pieces(pool, size)]
+    whole = [batch for batch in batches if len(batch) == size]
+    rest = [batch for batch in batches if len(batch) < size]  # of the last pool
+    return [whole[position] for position in random.permutation(len(whole))] + rest
+
+
+def _pieces(items: list[int], size: int) -> list[list[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,14 @@ ParamsFile = Annotated[Path, typer.Option("--params", help="The YAML file with t
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter; repeatable.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
 Manifest = Annotated[Path, typer.Option(help="The manifest that pipeline-prepare wrote.")]
+
+
+class Modality(StrEnum):
+    """What an encoder reads."""
+
+    AUDIO = "audio"
+    TEXT = "text"
+
 
 DEFAULT_PARAMS = Path("params.yaml")
 DEFAULT_MANIFEST = Path("data/manifest.jsonl")
@@ -69,6 +78,37 @@ def prepare_app(
     write_manifest(output, prepared.utterances)
     print(summary(prepared))
     print(f"{output}: {len(prepared.utterances)} utterances")
+
+
+@command
+def finetune_app(
+    modality: Annotated[Modality, typer.Option(help="Which encoder learns.")],
+    manifest: Manifest = DEFAULT_MANIFEST,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder of the encoder; models/encoders/<modality> by default.")
+    ] = None,
+    params: ParamsFile = DEFAULT_PARAMS,
+    overrides: Overrides = [],  # noqa: B006
+    device: Device = "auto",
+) -> None:
+    """Fine-tune an encoder on the labels of train, chosen on validation. An interrupted run goes on."""
+    from pipeline.finetune.folder import turn_off
+    from pipeline.params import AudioParams, DatasetParams, TextParams
+    from pipeline.settings import read_section
+
+    audio = read_section(params, "audio", AudioParams, overrides)
+    text = read_section(params, "text", TextParams, overrides)
+    output = output or Path("models/encoders") / modality
+    if not (audio if modality == Modality.AUDIO else text).finetune.epochs:
+        print(turn_off(output, modality))
+        return
+    from pipeline.finetune.stage import finetune_audio, finetune_text
+
+    if modality == Modality.AUDIO:
+        dataset = read_section(params, "dataset", DatasetParams, overrides)
+        print(finetune_audio(manifest, output, audio, Path(dataset.root), dataset.channels, device).summary())
+    else:
+        print(finetune_text(manifest, output, text, device).summary())
 
 
 @command

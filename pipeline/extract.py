@@ -107,13 +107,14 @@ def plan_audio(
     alter: Callable[[Utterance, "torch.Tensor"], "torch.Tensor"] | None = None,
 ) -> Work:
     """The work of encoding the recordings; `alter` changes a clip (samples,) at the encoder's rate, not its length."""
-    lengths = [_encoder_samples(utterance, encoder.sample_rate) for utterance in utterances]
-    plan = _plan([channels, *([u.id, u.audio, u.start, u.end, u.samples, _size(root, u)] for u in utterances)], altered)
+    lengths = [encoder_samples(utterance, encoder.sample_rate) for utterance in utterances]
+    inputs = [[u.id, u.audio, u.start, u.end, u.samples, file_size(root, u)] for u in utterances]
+    plan = _plan([channels, *inputs], altered)
     rows = [encoder.frames(length) if length else 0 for length in lengths]
     batches = batches_under_budget(lengths, budget=int(params.batch_seconds * encoder.sample_rate))
 
     def load(index: int) -> "torch.Tensor":
-        clip = _load_clip(utterances[index], root, channels, encoder.sample_rate, lengths[index])
+        clip = load_clip(utterances[index], root, channels, encoder.sample_rate, lengths[index])
         return alter(utterances[index], clip) if alter else clip
 
     return Work(_layout(utterances, rows, encoder, params.dtype, plan, altered), batches, load, encoder.encode)
@@ -151,20 +152,25 @@ def _plan(inputs: list[Any], altered: Altered | None) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
-def _size(root: Path, utterance: Utterance) -> int | None:
+def file_size(root: Path, utterance: Utterance) -> int | None:
     """Bytes of the recording, which change with most edits of it; None where there is none."""
     path = root / utterance.audio if utterance.audio else None
     return path.stat().st_size if path is not None and path.is_file() else None
 
 
-def _encoder_samples(utterance: Utterance, sample_rate: int) -> int:
+def encoder_samples(utterance: Utterance, sample_rate: int) -> int:
+    """How many samples the utterance has at the encoder's rate; 0 where there is no audio."""
     if not utterance.samples or not utterance.sample_rate:
         return 0
     return resampled_length(utterance.samples, utterance.sample_rate, sample_rate)
 
 
-def _load_clip(utterance: Utterance, root: Path, channels: Channels, sample_rate: int, expected: int) -> "torch.Tensor":
-    """The utterance's samples at the encoder's rate, (samples,)."""
+def load_clip(utterance: Utterance, root: Path, channels: Channels, sample_rate: int, expected: int) -> "torch.Tensor":
+    """The utterance's samples at the encoder's rate, (samples,).
+
+    Raises:
+        DataError: the recording is not what the manifest says.
+    """
     recording = decode(root / str(utterance.audio), channels, utterance.start, utterance.end)
     if len(recording.samples) != utterance.samples or recording.sample_rate != utterance.sample_rate:
         found = f"{len(recording.samples)} samples" if len(recording.samples) else "+".join(recording.issues)

@@ -50,6 +50,40 @@ class DatasetParams(Section):
         return self
 
 
+class FinetuneParams(Section):
+    """An encoder that learns from the labels of train; the keys that both modalities have."""
+
+    epochs: Annotated[int, Field(ge=0)] = 0  # at most; 0: fine-tuning is off
+    encoder: str = "tiny"  # where it starts: tiny | a Hugging Face name | a local folder
+    revision: str | None = None
+    patience: Annotated[int, Field(gt=0)] = 5  # epochs without a better validation score before stopping
+    metric: Literal["weighted_f1", "macro_f1", "accuracy", "uar"] = "weighted_f1"  # on validation, selects the epoch
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4  # at its height, behind the warmup
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of all steps
+    class_weights: Literal["none", "balanced"] = "none"
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # of hidden states; None: the encoder's own
+    precision: Literal["auto", "float32"] = "auto"  # auto: bfloat16 or float16 on a GPU that has them
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class FinetuneAudioParams(FinetuneParams):
+    """A speech encoder that learns."""
+
+    freeze_front_end: bool = True  # the convolutions stay as they are
+    # shares of frames and of dimensions that are hidden while it learns (SpecAugment); None: the encoder's own
+    mask_time: Annotated[float, Field(ge=0, lt=1)] | None = None
+    mask_features: Annotated[float, Field(ge=0, lt=1)] | None = None
+    max_seconds: Annotated[float, Field(ge=1)] = 10.0  # of a clip, its beginning; memory grows with it
+
+
+class FinetuneTextParams(FinetuneParams):
+    """A text encoder that learns."""
+
+    max_tokens: Annotated[int, Field(ge=4)] = 128  # of a text, its beginning
+
+
 class AudioParams(Section):
     """Recordings -> frames."""
 
@@ -62,6 +96,7 @@ class AudioParams(Section):
     batch_seconds: Annotated[float, Field(gt=0)] = 60.0  # of audio in a batch, padding included
     window_seconds: Annotated[float, Field(ge=2)] = 40.0  # longer clips are encoded in windows
     overlap_seconds: Annotated[float, Field(ge=0)] = 4.0
+    finetune: FinetuneAudioParams = FinetuneAudioParams()
 
     @model_validator(mode="after")
     def _windows_advance(self) -> "AudioParams":
@@ -83,6 +118,7 @@ class TextParams(Section):
     dtype: Literal["float16", "float32"] = "float16"
     batch_tokens: Annotated[int, Field(gt=0)] = 4096  # in a batch, padding included
     overlap_tokens: Annotated[int, Field(ge=0)] = 64  # between the windows of a text that exceeds the model's length
+    finetune: FinetuneTextParams = FinetuneTextParams()
 
 
 class FeaturesParams(Section):

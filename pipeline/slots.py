@@ -59,7 +59,7 @@ class SlotWriter:
             _lay_out(self.partial, layout)
         self._file = os.open(self.partial, os.O_RDWR)
         try:
-            _lock(self._file, self.partial)
+            lock(self._file, self.partial)
             with h5py.File(self.partial, "r", locking=False) as file:
                 self._values_at = file["values"].id.get_offset() or 0
                 self._checksums_at = file["checksums"].id.get_offset() or 0
@@ -174,7 +174,8 @@ def _lay_out(partial: Path, layout: PartLayout) -> None:
     sync(partial.parent)
 
 
-def _lock(descriptor: int, partial: Path) -> None:
+def lock(descriptor: int, partial: Path) -> None:
+    """Hold a file or folder for this process; raises StoreError where another one does."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -92,7 +92,10 @@ def test_commands_import_no_heavy_library(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "app"),
     [("fusion.cli", "train_app"), ("fusion.cli", "evaluate_app"), ("fusion.cli", "ablate_app")]
-    + [("pipeline.cli", f"{name}_app") for name in ("prepare", "audio", "text", "degrade", "join", "inspect")],
+    + [
+        ("pipeline.cli", f"{name}_app")
+        for name in ("prepare", "finetune", "audio", "text", "degrade", "join", "inspect")
+    ],
 )
 def test_help_loads_no_torch(module: str, app: str) -> None:
     statement = (
@@ -113,4 +116,6 @@ def test_training_modules_load_no_encoder_library() -> None:
 
 def test_encoding_needs_neither_dvc_nor_av() -> None:
     """Machines that only encode what is decoded, or train, may lack both."""
-    assert not loaded_by("import pipeline.extract, pipeline.encoders.speech, pipeline.encoders.text") & {"dvc", "av"}
+    assert not loaded_by(
+        "import pipeline.extract, pipeline.encoders.speech, pipeline.encoders.text, pipeline.finetune.trainer"
+    ) & {"dvc", "av"}

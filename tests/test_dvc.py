@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.params import AudioParams, TextParams
+from pipeline.settings import Section
+
 ROOT = Path(__file__).parents[1]
-STAGES = ["prepare", "audio", "text", "degrade", "features", "train", "evaluate"]
+ALWAYS = ["prepare", "finetune-audio", "finetune-text"]
+STAGES = [*ALWAYS, "audio", "text", "degrade", "features", "train", "evaluate"]
 
 
 class Project:
@@ -64,9 +68,9 @@ class Project:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def repro(self) -> list[str]:
+    def repro(self, *targets: str) -> list[str]:
         """The stages that `dvc repro` runs."""
-        return re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro"))
+        return re.findall(r"Running stage '([\w-]+)'", self.run("dvc", "repro", *targets))
 
     def would_run(self) -> set[str]:
         """The stages that changed, and all that read what those write."""
@@ -132,9 +136,18 @@ def test_a_further_level_of_noise_encodes_that_level_alone(project: Project) -> 
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize(("modality", "section"), [("audio", AudioParams), ("text", TextParams)])
+def test_a_stage_depends_on_every_key_of_its_section_but_finetune(modality: str, section: type[Section]) -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for stage in (modality, "degrade"):
+        named = [key for key in stages[stage]["params"] if key.startswith(f"{modality}.")]
+        assert named == [f"{modality}.{key}" for key in section.model_fields if key != "finetune"]
+    assert f"{modality}.finetune" in stages[f"finetune-{modality}"]["params"]
+
+
 def test_an_experiment_is_one_command(project: Project) -> None:
     """`dvc exp run -S`, with the commands that show it."""
-    ran = re.findall(r"Running stage '(\w+)'", project.run("dvc", "exp", "run", "-S", "model.gate=false"))
+    ran = re.findall(r"Running stage '([\w-]+)'", project.run("dvc", "exp", "run", "-S", "model.gate=false"))
     assert ran == ["train", "evaluate"]
     assert "weighted_f1" in project.run("dvc", "exp", "show", "--csv")
     assert "weighted_f1" in project.run("dvc", "metrics", "show", "--json")
@@ -166,3 +179,14 @@ def test_every_source_that_a_stage_names_exists() -> None:
         for dependency in stage["deps"]:
             if dependency.startswith(("pipeline/", "fusion/")):
                 assert (ROOT / dependency).exists(), dependency
+
+
+def test_fine_tuning_feeds_its_own_modality_and_while_off_nothing(project: Project) -> None:
+    """The last test of the project: it leaves edits behind."""
+    for modality in ("audio", "text"):
+        project.edit(modality, finetune=project.params[modality]["finetune"] | {"seed": 7})
+    assert sorted(project.repro()) == ["finetune-audio", "finetune-text"]  # the notes are the same
+    learning = project.params["text"]["finetune"] | {"epochs": 1}
+    project.edit("text", encoder="models/encoders/text", finetune=learning)
+    assert project.repro("features") == ["finetune-text", "text", "features"]
+    assert (project.folder / "models" / "encoders" / "text" / "model.safetensors").exists()

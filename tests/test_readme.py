@@ -11,7 +11,15 @@ from typer.main import get_command
 import fusion.cli
 import pipeline.cli
 from fusion.params import EvaluateParams, LossParams, ModelParams, TrainParams
-from pipeline.params import AudioParams, DatasetParams, DegradeParams, FeaturesParams, TextParams
+from pipeline.params import (
+    AudioParams,
+    DatasetParams,
+    DegradeParams,
+    FeaturesParams,
+    FinetuneAudioParams,
+    FinetuneTextParams,
+    TextParams,
+)
 from pipeline.settings import Section, check_section, read_section
 
 ROOT = Path(__file__).parents[1]
@@ -27,8 +35,10 @@ SECTIONS: dict[str, type[Section]] = {
     "evaluate": EvaluateParams,
     "evaluate.degrade": DegradeParams,
 }
+GROUPS: dict[str, type[Section]] = {"audio.finetune": FinetuneAudioParams, "text.finetune": FinetuneTextParams}
 APPS = {
     "pipeline-prepare": pipeline.cli.prepare_app,
+    "pipeline-finetune": pipeline.cli.finetune_app,
     "pipeline-audio": pipeline.cli.audio_app,
     "pipeline-text": pipeline.cli.text_app,
     "pipeline-degrade": pipeline.cli.degrade_app,
@@ -66,7 +76,14 @@ def test_params_yaml_lists_every_key(name: str, section: type[Section]) -> None:
     read_section(ROOT / "params.yaml", name, section)
 
 
-@pytest.mark.parametrize(("name", "section"), SECTIONS.items())
+@pytest.mark.parametrize(("name", "group"), GROUPS.items())
+def test_params_yaml_lists_every_key_of_a_group(name: str, group: type[Section]) -> None:
+    section, key = name.split(".")
+    listed = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))[section][key]
+    assert list(listed) == list(group.model_fields)
+
+
+@pytest.mark.parametrize(("name", "section"), [*SECTIONS.items(), *GROUPS.items()])
 def test_the_table_of_parameters_is_complete(name: str, section: type[Section]) -> None:
     row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
     assert re.findall(r"`([\w.]+)`", row)[1:] == list(section.model_fields)

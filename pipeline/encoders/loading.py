@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.encoders.note import read_note
 from pipeline.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 HEADS = ("cls.", "lm_head.", "classifier.", "projector.", "predictions.", "discriminator_predictions.", "qa_outputs.")
 PRETRAINING = ("quantizer.", "project_q.", "project_hid.", "final_proj.", "mask_predictions.", "vocab_", "label_embs")
 UNUSED_HERE = ("pooler.", "masked_spec_embed", "adapter.")
+FRESH = (*HEADS, *UNUSED_HERE)  # what a model that is about to be fine-tuned may begin with random weights
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ def find_model(name: str, revision: str | None, builtin: dict[str, Path]) -> Sou
         return Source(str(builtin[name]), name, None)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise EncoderError(f"encoder folder {folder} has no config.json; expected a Hugging Face model folder")
+            reason = read_note(folder) or "expected a Hugging Face model folder"
+            raise EncoderError(f"encoder folder {folder} has no config.json; {reason}")
         return Source(str(folder), folder.resolve().name, None)
     if name.count("/") > 1 or name.startswith(("/", ".", "~")) or not name.strip("/"):
         raise EncoderError(f"no such encoder folder: {name}; mend the path, or give a Hugging Face name")
@@ -70,8 +73,10 @@ def _commit(name: str, revision: str | None) -> str:
     return commit or revision or "main"
 
 
-def load_pretrained(loader: Any, source: Source, **options: Any) -> Any:
+def load_pretrained(loader: Any, source: Source, *, trainable: bool = False, **options: Any) -> Any:
     """`loader.from_pretrained(source)`, safely, and refusing a checkpoint that does not fit the model.
+
+    A model that is to be trained may begin with a head of random weights; one that is not has none.
 
     Raises:
         EncoderError: files are missing or damaged, or weight names are missing, unexpected or of another shape.
@@ -97,8 +102,9 @@ def load_pretrained(loader: Any, source: Source, **options: Any) -> Any:
     finally:
         transformers.logging.set_verbosity(verbosity)
     prefix = f"{model.base_model_prefix}."
-    _refuse_misfits(source, {kind: [_bare(key, prefix) for key in report[kind]] for kind in report})
-    return model.eval().requires_grad_(False)
+    fresh = FRESH if trainable else UNUSED_HERE
+    _refuse_misfits(source, {kind: [_bare(key, prefix) for key in report[kind]] for kind in report}, fresh)
+    return model.train(trainable).requires_grad_(trainable)
 
 
 def _bare(key: Any, prefix: str) -> str:
@@ -106,11 +112,11 @@ def _bare(key: Any, prefix: str) -> str:
     return name.removeprefix(prefix)
 
 
-def _refuse_misfits(source: Source, report: dict[str, list[str]]) -> None:
+def _refuse_misfits(source: Source, report: dict[str, list[str]], fresh: tuple[str, ...]) -> None:
     tolerated = {
-        "missing_keys": UNUSED_HERE,
+        "missing_keys": fresh,
         "unexpected_keys": (*HEADS, *PRETRAINING, *UNUSED_HERE),
-        "mismatched_keys": (),
+        "mismatched_keys": HEADS if fresh == FRESH else (),
     }
     for kind, prefixes in tolerated.items():
         wrong = sorted(key for key in report.get(kind, []) if not key.startswith(prefixes))

@@ -1,12 +1,6 @@
 """Speech encoders: the wav2vec2 family (wav2vec2, HuBERT, WavLM, data2vec-audio), and log-mel frames as a reference.
 
-A clip's features do not depend on the clips that share its batch. Three places would break this under padding:
-
-- the first convolution of the base models is followed by group norm *over time* (`ClipGroupNorm`: each clip's
-  statistics are taken over its own frames only);
-- positional convolutions look across the end of a clip (padded positions are zeroed before each of them, which is
-  what a clip alone sees beyond its end);
-- attention (masked).
+A clip's features do not depend on the clips that share its batch; `pipeline.encoders.exact` says how.
 
 Axes: clips, samples, frames, layers, dim.
 """
@@ -19,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.batching import windows
+from pipeline.encoders.exact import Convolutions, make_exact, padded, prepared
 from pipeline.encoders.loading import (
     Source,
     choose_device,
@@ -70,19 +64,13 @@ class SpeechEncoder:
     @torch.inference_mode()
     def encode(self, clips: Sequence[Tensor]) -> list[np.ndarray]:
         """Each clip (samples,) -> (frames, *row_shape) float32; one longer than the window in overlapping windows."""
-        prepared = [self._prepare(clip) for clip in clips]
-        fitting = [clip for clip in prepared if self._frontend.frames(len(clip)) <= self._window]
+        ready = [prepared(clip, self._frontend.normalise, self._frontend.receptive_field) for clip in clips]
+        fitting = [clip for clip in ready if self._frontend.frames(len(clip)) <= self._window]
         encoded = iter(self._frontend(fitting) if fitting else [])
         return [
             self._mixed(next(encoded)) if self._frontend.frames(len(clip)) <= self._window else self._encode_long(clip)
-            for clip in prepared
+            for clip in ready
         ]
-
-    def _prepare(self, clip: Tensor) -> Tensor:
-        """Normalise a clip by its own statistics, then pad it to one frame if it is shorter."""
-        if self._frontend.normalise:
-            clip = (clip - clip.mean()) / torch.sqrt(clip.var(correction=0) + 1e-7)
-        return F.pad(clip, (0, max(0, self._frontend.receptive_field - len(clip))))
 
     def _encode_long(self, clip: Tensor) -> np.ndarray:
         hop, field = self._frontend.hop, self._frontend.receptive_field
@@ -113,9 +101,8 @@ class HiddenStates:
         precision: str,
     ) -> None:
         self.normalise, self.sample_rate = normalise, sample_rate
-        self._kernels, self._strides = list(model.config.conv_kernel), list(model.config.conv_stride)
-        self.hop = int(np.prod(self._strides))
-        self.receptive_field = _receptive_field(self._kernels, self._strides)
+        self._convolutions = Convolutions.of(model.config)
+        self.hop, self.receptive_field = self._convolutions.hop, self._convolutions.receptive_field
         self._device, self._precision = device, precision
         self._layers = layers
         # the norm behind the last layer of models with norms in front ("stable"), part of their last hidden state
@@ -125,31 +112,23 @@ class HiddenStates:
         model.encoder.layers = model.encoder.layers[: max(1, layers[-1])]
         self._depth = layers[-1]
         self._captured: dict[int, Tensor] = {}
-        self._padding = Padding()
-        _make_exact(model, self._padding)
+        make_exact(model)
         self._capture(model.encoder.layers)
         self._model = model.to(device)
 
     def frames(self, samples: int) -> int:
         """Frames of a clip of `samples`, by the convolutions' own formula."""
-        for kernel, stride in zip(self._kernels, self._strides, strict=True):
-            samples = (samples - kernel) // stride + 1
-        return samples
+        return self._convolutions.frames(samples)
 
     def __call__(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Clips (samples,) -> (frames, layers, dim) each."""
-        lengths = [len(clip) for clip in clips]
-        batch = nn.utils.rnn.pad_sequence(list(clips), batch_first=True).to(self._device)  # (clips, samples)
-        sample_mask = torch.arange(batch.shape[1])[None] < torch.tensor(lengths)[:, None]
-        frames = [self.frames(length) for length in lengths]
-        self._padding.frame_mask = (torch.arange(max(frames))[None] < torch.tensor(frames)[:, None]).to(self._device)
-        self._padding.first_lengths = [(length - self._kernels[0]) // self._strides[0] + 1 for length in lengths]
+        batch, sample_mask = padded(clips)
         with torch.autocast(torch.device(self._device).type, torch.bfloat16, enabled=self._precision == "bfloat16"):
-            self._model(batch, attention_mask=sample_mask.long().to(self._device))
+            self._model(batch.to(self._device), attention_mask=sample_mask.long().to(self._device))
             states = [self._normed(layer) for layer in self._layers]
         self._captured.clear()
         stacked = torch.stack(states, dim=2)  # (clips, frames, layers, dim)
-        return [stacked[index, :count] for index, count in enumerate(frames)]
+        return [stacked[index, : self.frames(len(clip))] for index, clip in enumerate(clips)]
 
     def _normed(self, layer: int) -> Tensor:
         state = self._captured[layer].float()
@@ -206,29 +185,6 @@ class LogMel:
         return centred / (centred.square().mean(dim=0).sqrt() + 1e-3)
 
 
-class Padding:
-    """What the patched modules must know of the batch in hand."""
-
-    frame_mask: Tensor  # (clips, frames), true = real
-    first_lengths: list[int]  # frames of each clip behind the first convolution
-
-
-class ClipGroupNorm(nn.Module):
-    """Group norm over time whose statistics are those of each clip's real frames."""
-
-    def __init__(self, norm: nn.GroupNorm, padding: Padding) -> None:
-        super().__init__()
-        self.norm = norm
-        self._padding = padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(clips, channels, frames) -> the same shape; padded frames come back as zeros."""
-        normed = torch.zeros_like(x)
-        for index, length in enumerate(self._padding.first_lengths):
-            normed[index : index + 1, :, :length] = self.norm(x[index : index + 1, :, :length])
-        return normed
-
-
 def load_speech_encoder(params: AudioParams, device: str = "auto") -> SpeechEncoder:
     """The encoder that `params` names, ready on `device`.
 
@@ -261,7 +217,7 @@ def _log_mel_encoder(params: AudioParams, device: str) -> SpeechEncoder:
 def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> SpeechEncoder:
     from transformers import AutoConfig, AutoModel
 
-    config = _load_config(AutoConfig, source)
+    config = load_config(AutoConfig, source)
     if config.model_type not in FAMILY:
         raise EncoderError(
             f"audio.encoder {params.encoder} is a '{config.model_type}' model; expected one of {', '.join(FAMILY)}, "
@@ -270,7 +226,7 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
     model = load_pretrained(AutoModel, source, dtype=torch.float32)
     layers = resolve_layers(params.layers, len(model.encoder.layers), params.encoder)
     precision = choose_precision(params.precision, device)
-    normalise, sample_rate = _preprocessing(source)
+    normalise, sample_rate = preprocessing(source)
     frontend = HiddenStates(model, layers, normalise, sample_rate, device, precision)
     identity = Identity(
         {
@@ -295,7 +251,8 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
     return SpeechEncoder(frontend, identity, (dim,) if params.mix == "mean" else (len(layers), dim), params)
 
 
-def _load_config(loader: Any, source: Source) -> Any:
+def load_config(loader: Any, source: Source) -> Any:
+    """The model's configuration, without its weights; raises EncoderError where it cannot be read."""
     try:
         return loader.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file makes the library raise
@@ -303,7 +260,7 @@ def _load_config(loader: Any, source: Source) -> Any:
         raise EncoderError(f"encoder {source.location}: its config.json cannot be read: {reason}") from None
 
 
-def _preprocessing(source: Source) -> tuple[bool, int]:
+def preprocessing(source: Source) -> tuple[bool, int]:
     """(normalise each clip, sample rate) as the model's preprocessor says; as wav2vec2-base where it has none."""
     from transformers import Wav2Vec2FeatureExtractor
 
@@ -319,25 +276,3 @@ def _preprocessing(source: Source) -> tuple[bool, int]:
     if not 1_000 <= sample_rate <= 768_000:
         raise EncoderError(f"encoder {source.location}: preprocessor_config.json: sampling_rate is {sample_rate} Hz")
     return bool(extractor.do_normalize), sample_rate
-
-
-def _receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
-    """Samples that one frame sees; 400 for wav2vec2."""
-    field = 1
-    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
-        field = (field - 1) * stride + kernel
-    return field
-
-
-def _make_exact(model: Any, padding: Padding) -> None:
-    """Patch the modules through which padding would reach real frames."""
-    first = model.feature_extractor.conv_layers[0]
-    if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
-        first.layer_norm = ClipGroupNorm(first.layer_norm, padding)
-
-    def zero_padding(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        return (args[0] * padding.frame_mask[:, None, :],)  # (clips, channels, frames)
-
-    for module in model.encoder.pos_conv_embed.modules():
-        if isinstance(module, nn.Conv1d):
-            module.register_forward_pre_hook(zero_padding)

@@ -48,8 +48,8 @@ class TextEncoder:
         dim = int(model.config.hidden_size)
         self.row_shape = (dim,) if params.mix == "mean" else (len(layers), dim)
         self._tokenizer = tokenizer
-        self._prefix, self._suffix = _special_tokens(tokenizer)
-        self._window = _positions(model, tokenizer) - len(self._prefix) - len(self._suffix)
+        self._prefix, self._suffix = special_tokens(tokenizer)
+        self._window = longest_sequence(model, tokenizer) - len(self._prefix) - len(self._suffix)
         self._overlap = min(params.overlap_tokens, self._window // 2)
         self._pad = tokenizer.pad_token_id or 0
         self._layers, self._mix, self._device = layers, params.mix, device
@@ -121,7 +121,7 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
             f"text.encoder {params.encoder} is a '{model.config.model_type}' model; expected one of the BERT family "
             "(BERT, RoBERTa, ELECTRA, MPNet, ...)"
         )
-    tokenizer = _load_tokenizer(source, int(model.config.vocab_size))
+    tokenizer = load_tokenizer(source, int(model.config.vocab_size))
     layers = resolve_layers(params.layers, len(blocks), params.encoder)
     model.encoder.layer = blocks[: layers[-1]]
     model.pooler = None  # it reads [CLS] for tasks that are not ours
@@ -144,7 +144,7 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
     return TextEncoder(model, tokenizer, identity, layers, params, device)
 
 
-def _load_tokenizer(source: Source, vocabulary: int) -> Any:
+def load_tokenizer(source: Source, vocabulary: int) -> Any:
     """The tokenizer, which must be the model's own: one without its files would read every word as unknown."""
     from transformers import AutoTokenizer
 
@@ -168,7 +168,7 @@ def _vocabulary_hash(tokenizer: Any) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The token numbers that the tokenizer puts before and after a text."""
     bare = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     whole = tokenizer(PROBE, add_special_tokens=True, truncation=False, padding=False)["input_ids"]
@@ -178,7 +178,7 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     raise EncoderError("the tokenizer changes a text when it adds special tokens; no such tokenizer is supported")
 
 
-def _positions(model: Any, tokenizer: Any) -> int:
+def longest_sequence(model: Any, tokenizer: Any) -> int:
     """The longest sequence that the model was built for, special tokens included."""
     positions = int(getattr(model.config, "max_position_embeddings", 512))
     if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text"):

@@ -1,0 +1,135 @@
+"""What makes a wav2vec2-family model exact: a clip's states do not depend on the clips that share its batch.
+
+Three places would break this under padding:
+
+- the first convolution of the base models is followed by group norm *over time* (`ClipGroupNorm`: each clip's
+  statistics are taken over its own frames only);
+- positional convolutions look across the end of a clip (padded positions are zeroed before each of them, which is
+  what a clip alone sees beyond its end);
+- attention (masked by the model itself).
+
+Extraction and fine-tuning share it, so that an encoder learns on the very states that it gives later.
+
+Axes: clips, samples, frames.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Convolutions:
+    """The convolutions that turn samples into frames."""
+
+    kernels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: Any) -> "Convolutions":
+        """Those of a wav2vec2-family configuration."""
+        return cls(tuple(config.conv_kernel), tuple(config.conv_stride))
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next; 320 for wav2vec2."""
+        return math.prod(self.strides)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees; 400 for wav2vec2."""
+        field = 1
+        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
+            field = (field - 1) * stride + kernel
+        return field
+
+    def frames(self, samples: int, depth: int | None = None) -> int:
+        """Frames of a clip of `samples`, behind the first `depth` convolutions or behind all."""
+        for kernel, stride in list(zip(self.kernels, self.strides, strict=True))[:depth]:
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def samples(self, frames: int) -> int:
+        """The fewest samples that give this many frames.
+
+        >>> Convolutions((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)).samples(2)
+        720
+        """
+        return (frames - 1) * self.hop + self.receptive_field
+
+
+def prepared(clip: Tensor, normalise: bool, receptive_field: int) -> Tensor:
+    """A clip (samples,) normalised by its own statistics, then padded to one frame if it is shorter."""
+    if normalise:
+        clip = (clip - clip.mean()) / torch.sqrt(clip.var(correction=0) + 1e-7)
+    return nn.functional.pad(clip, (0, max(0, receptive_field - len(clip))))
+
+
+def padded(clips: Sequence[Tensor], samples: int = 0) -> tuple[Tensor, Tensor]:
+    """Clips (samples,) -> (clips, samples), at least `samples` wide, and its mask, true = real."""
+    batch = nn.utils.rnn.pad_sequence(list(clips), batch_first=True)
+    batch = nn.functional.pad(batch, (0, max(0, samples - batch.shape[1])))
+    lengths = torch.tensor([len(clip) for clip in clips])
+    return batch, torch.arange(batch.shape[1])[None] < lengths[:, None]
+
+
+class Padding:
+    """What the patched modules must know of the batch in hand; read off the attention mask given to the model."""
+
+    frame_mask: Tensor  # (clips, frames), true = real
+    first_lengths: list[int]  # frames of each clip behind the first convolution
+
+    def __init__(self, convolutions: Convolutions) -> None:
+        self._convolutions = convolutions
+
+    def observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A hook before the model's forward pass."""
+        mask: Tensor = kwargs["attention_mask"]  # (clips, samples)
+        lengths = mask.sum(dim=1).tolist()
+        frames = torch.tensor([self._convolutions.frames(length) for length in lengths], device=mask.device)
+        width = torch.arange(self._convolutions.frames(mask.shape[1]), device=mask.device)
+        self.frame_mask = width[None] < frames[:, None]
+        self.first_lengths = [self._convolutions.frames(length, depth=1) for length in lengths]
+
+    def zero(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        """A hook before a convolution over frames: (clips, channels, frames), zero where padded."""
+        return (args[0] * self.frame_mask[:, None, :],)
+
+
+class ClipGroupNorm(nn.Module):
+    """Group norm over time whose statistics are those of each clip's real frames."""
+
+    def __init__(self, norm: nn.GroupNorm, padding: Padding) -> None:
+        super().__init__()
+        self.norm = norm
+        self._padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(clips, channels, frames) -> the same shape; padded frames come back as zeros."""
+        normed = torch.zeros_like(x)
+        for index, length in enumerate(self._padding.first_lengths):
+            normed[index : index + 1, :, :length] = self.norm(x[index : index + 1, :, :length])
+        return normed
+
+
+def make_exact(model: Any) -> None:
+    """Patch the modules through which padding would reach real frames; `model` must then be given attention masks."""
+    padding = Padding(Convolutions.of(model.config))
+    model.register_forward_pre_hook(padding.observe, with_kwargs=True)
+    first = model.feature_extractor.conv_layers[0]
+    if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
+        first.layer_norm = ClipGroupNorm(first.layer_norm, padding)
+    for module in model.encoder.pos_conv_embed.modules():
+        if isinstance(module, nn.Conv1d):
+            module.register_forward_pre_hook(padding.zero)
+
+
+def restore_names(model: Any) -> None:
+    """Undo the one patch of `make_exact` that renames weights, so that the model can be saved for everybody."""
+    first = model.feature_extractor.conv_layers[0]
+    if isinstance(getattr(first, "layer_norm", None), ClipGroupNorm):
+        first.layer_norm = first.layer_norm.norm
