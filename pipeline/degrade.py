@@ -28,8 +28,8 @@ from pipeline.errors import DataError, StoreError
 from pipeline.extract import Altered, Work, fill, plan_audio, plan_text
 from pipeline.manifest import Utterance, read_manifest
 from pipeline.media import Channels
-from pipeline.noise import NoiseKind, add_noise
-from pipeline.params import AudioParams, DegradeParams, TextParams
+from pipeline.noise import add_noise
+from pipeline.params import AudioParams, DegradeParams, NoiseKind, TextParams
 from pipeline.slots import PartLayout
 from pipeline.store import damaged_utterances, read_part
 from pipeline.words import ErrorKinds, WordErrors, add_word_errors, vocabulary_of, word_errors

@@ -10,13 +10,10 @@ only scale it, so that curves over the ratio are smooth. It is
 Digital silence has no ratio and stays as it is.
 """
 
-from typing import Literal
-
 import numpy as np
 
+from pipeline.params import NoiseKind
 from pipeline.randomness import generator
-
-NoiseKind = Literal["white", "speech"]
 
 
 def add_noise(clip: np.ndarray, ratio: float, seed: int, identifier: str, kind: NoiseKind = "white") -> np.ndarray:

@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.noise import NoiseKind
 from pipeline.settings import Section
 
 Layers = Literal["last"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+NoiseKind = Literal["white", "speech"]
 
 
 class Columns(Section):
