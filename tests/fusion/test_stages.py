@@ -15,7 +15,7 @@ from fusion.state import State, StateFile
 from fusion.train import build_split_model
 from tests.fusion.made import Made, make_features, tiny_recipe
 from tests.fusion.test_models import SETTINGS
-from tests.fusion.test_train import CLASSES, assert_same_weights, splits, train
+from tests.fusion.test_train import CLASSES, StoppedError, assert_same_weights, splits, train
 
 FEATURES = make_features(Made(conversations=(6, 6, 1)))
 
@@ -119,10 +119,6 @@ def test_a_planted_signal_is_learned_by_every_model(name: str) -> None:
     made = Made(conversations=(24, 12, 1), frames=(2, 5), tokens=(2, 5), signal=("audio", "text"))
     recipe = tiny_recipe(model={"name": name}, epochs=5, learning_rate=0.02)
     assert train(make_features(made), recipe).validation["fused"]["weighted_f1"] > 0.9
-
-
-class StoppedError(Exception):
-    """Stands for whatever ends a process between two epochs."""
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 5, 6])
