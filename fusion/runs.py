@@ -60,7 +60,7 @@ class Result:
     """A finished run."""
 
     probabilities: np.ndarray  # (utterances, classes), of the test split
-    validation: Mapping[str, float]  # scores of the best epoch, by metric
+    validation: Mapping[str, float]  # scores of the trained model, by metric
     parameters: int
     epochs: int
     seconds: float | None  # of training, by the clock on the wall; None where it was interrupted
@@ -140,7 +140,7 @@ def train_run(run: Run, splits: Splits, classes: int, folder: RunFolder, stderr:
     seconds = time.perf_counter() - began
     result = Result(
         probabilities=predict(done.model, splits.test),
-        validation=done.best.scores,
+        validation=done.validation["fused"],
         parameters=sum(weights.numel() for weights in done.model.parameters()),
         epochs=len(done.history),
         seconds=seconds if whole else None,

@@ -37,7 +37,7 @@ class Fit:
 
     @property
     def best(self) -> Epoch:
-        """The epoch whose weights the last stage has; the later one if it has heads of their own."""
+        """The epoch whose weights the last stage has; the later one where its branches have one each."""
         return self.history[max(self.selected.values()) - 1]
 
 

@@ -133,7 +133,7 @@ def test_a_run_is_the_training_that_fusion_train_does(done: Path) -> None:
     table = ablate(features, [base], SECTION, done / "out" / "ablations", CPU, 1)
     result = table.results["base"][1]
     np.testing.assert_array_equal(result.probabilities, fusion.runs.predict(fit.model, test))
-    assert result.validation == fit.best.scores
+    assert result.validation == fit.validation["fused"]
     assert result.parameters == sum(weights.numel() for weights in fit.model.parameters())
 
 
