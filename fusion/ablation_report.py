@@ -9,9 +9,7 @@ Each names in `run` what was run: a hash of the rows' parameters, the seeds, the
 version and the commit, which ablations.md spells out.
 """
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +20,7 @@ from fusion.comparison import Comparison, Row
 from fusion.metrics import METRICS
 from fusion.picture import draw_bars
 from fusion.provenance import VERSION
-from fusion.statistics import Interval
+from fusion.tables import bounds, csv_text, markdown_table, mean_std
 from fusion.variants import BASE, format_value
 
 DIGITS = 6  # behind the point, in ablations.csv
@@ -57,8 +55,9 @@ def headline(comparison: Comparison) -> str:
     """One line: how many rows, and the base row."""
     base, rest = comparison.rows[0], [row for row in comparison.rows if row.difference]
     sure = sum(_is_sure(row, _level(comparison)) for row in rest)
+    score = mean_std(base.mean, base.std)
     return (
-        f"{len(comparison.rows)} rows of {_seeds(comparison)}, base test {comparison.metric} {_mean_std(base)}; "
+        f"{len(comparison.rows)} rows of {_seeds(comparison)}, base test {comparison.metric} {score}; "
         f"{sure} of {len(rest)} differ from their base (Holm, {_level(comparison):.2g})"
     )
 
@@ -81,24 +80,9 @@ def describe_run(comparison: Comparison, commit: str | None) -> dict[str, Any]:
 
 def table_csv(comparison: Comparison, run: Mapping[str, Any]) -> str:
     """Every number; empty where there is none."""
-    buffer = io.StringIO()
-    header = [
-        "run",
-        "name",
-        "base",
-        "overrides",
-        "model",
-        "seeds",
-        "metric",
-        "mean",
-        "std",
-        "low",
-        "high",
-        "validation",
-    ]
-    header += ["difference", "difference_low", "difference_high", "p", "p_holm", *METRICS, "parameters", "seconds"]
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
+    header = ["run", "name", "base", "overrides", "model", "seeds", "metric", "mean", "std", "low", "high"]
+    header += ["validation", "difference", "difference_low", "difference_high", "p", "p_holm", *METRICS]
+    rows = []
     for row in comparison.rows:
         variant, difference = row.variant, row.difference
         overrides = " ".join(f"{key}={format_value(value)}" for key, value in variant.overrides.items())
@@ -111,8 +95,8 @@ def table_csv(comparison: Comparison, run: Mapping[str, Any]) -> str:
         numbers += row.scores.values()
         cells = [run["id"], variant.name, variant.base, overrides, variant.recipe.model.name, run["seeds"]]
         cells += [comparison.metric, *("" if number is None else f"{number:.{DIGITS}f}" for number in numbers)]
-        writer.writerow([*cells, row.parameters, "" if row.seconds is None else f"{row.seconds:.1f}"])
-    return buffer.getvalue()
+        rows.append([*cells, row.parameters, "" if row.seconds is None else f"{row.seconds:.1f}"])
+    return csv_text([*header, "parameters", "seconds"], rows)
 
 
 def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
@@ -121,18 +105,18 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
     others = [name for name in METRICS if name != comparison.metric]
     header = ["row", TITLES[comparison.metric], f"{ablation.params.confidence:.0%} interval", "against", "difference"]
     header += [f"{ablation.params.confidence:.0%} interval", "p", "p (Holm)", *(TITLES[name] for name in others)]
-    lines = [[*header, "validation", "parameters", "seconds"], ["---", *["---:"] * (len(header) + 2)]]
+    rows = []
     for row in comparison.rows:
-        cells = [_escape_md(row.variant.name), _mean_std(row), _bounds(row.interval)]
+        cells = [_escape_md(row.variant.name), mean_std(row.mean, row.std), bounds(row.interval)]
         if row.difference is None:
             cells += [""] * 5
         else:
             change = f"{row.difference.mean:+.3f}"
             cells += [_escape_md(row.variant.base or ""), f"**{change}**" if _is_sure(row, level) else change]
-            cells += [_bounds(row.difference.interval, "+"), _p(row.difference.p), _p(row.difference.p_holm)]
+            cells += [bounds(row.difference.interval, signed=True), _p(row.difference.p), _p(row.difference.p_holm)]
         cells += [f"{row.scores[name]:.3f}" for name in others]
         cells += [f"{row.validation:.3f}", f"{row.parameters:,}", "" if row.seconds is None else f"{row.seconds:.1f}"]
-        lines.append(cells)
+        rows.append(cells)
     changes = [
         f"- {_escape_md(one.name)}: "
         + ", ".join(f"`{key}: {format_value(one.overrides[key])}`" for key in one.overrides)
@@ -143,7 +127,7 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
         [
             "# Ablations on the test split",
             "",
-            *(f"| {' | '.join(cells)} |" for cells in lines),
+            *markdown_table([*header, "validation", "parameters", "seconds"], rows),
             "",
             _explain(comparison),
             "",
@@ -172,14 +156,14 @@ def table_tex(comparison: Comparison, run: Mapping[str, Any]) -> str:
         r"\midrule",
     ]
     for row in comparison.rows:
-        cells = [escape_latex(row.variant.name), _mean_std(row).replace(" ± ", r" $\pm$ ")]
-        cells.append(f"[{_bounds(row.interval, separator=', ')}]")
+        cells = [escape_latex(row.variant.name), mean_std(row.mean, row.std).replace(" ± ", r" $\pm$ ")]
+        cells.append(f"[{bounds(row.interval, separator=', ')}]")
         if row.difference is None:
             cells += ["", "", ""]
         else:
             change = f"{row.difference.mean:+.3f}"
             cells.append(r"$\mathbf{%s}$" % change if _is_sure(row, level) else f"${change}$")  # noqa: UP031
-            cells.append(f"$[{_bounds(row.difference.interval, '+', ', ')}]$")
+            cells.append(f"$[{bounds(row.difference.interval, True, ', ')}]$")
             p = _p(row.difference.p_holm)
             cells.append(f"${p}$" if p.startswith("<") else p)
             if row.variant.base != BASE:
@@ -229,14 +213,6 @@ def _confidence(comparison: Comparison) -> str:
 def _seeds(comparison: Comparison) -> str:
     count = len(comparison.ablation.seeds)
     return f"{count} {'seed' if count == 1 else 'seeds'}"
-
-
-def _mean_std(row: Row) -> str:
-    return f"{row.mean:.3f}" if row.std is None else f"{row.mean:.3f} ± {row.std:.3f}"
-
-
-def _bounds(interval: Interval, sign: str = "", separator: str = " to ") -> str:
-    return f"{interval.low:{sign}.3f}{separator}{interval.high:{sign}.3f}"
 
 
 def _p(value: float) -> str:

@@ -29,9 +29,8 @@ from fusion.state import State, StateFile
 from fusion.train import fit
 from pipeline.settings import SettingsError
 
-KEEP_SECONDS = (
-    30.0  # of work that an interruption may cost; keeping the state takes as long as a tenth of a small epoch
-)
+# work that an interruption may cost; keeping the state takes as long as a tenth of a small epoch
+KEEP_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ def mean_std(mean: float, std: float | None) -> str:
     return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
 
 
-def bounds(interval: Interval, signed: bool = False) -> str:
+def bounds(interval: Interval, signed: bool = False, separator: str = " to ") -> str:
     """Both ends of an interval, with their signs where `signed`."""
     style = "+.3f" if signed else ".3f"
-    return f"{interval.low:{style}} to {interval.high:{style}}"
+    return f"{interval.low:{style}}{separator}{interval.high:{style}}"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
