@@ -9,6 +9,15 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+LONGEST = ("test_dvc.py", "test_finetune.py", "test_extract.py", "test_train.py")  # a minute and more each
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: a process takes a file at a time, and none should be left to the end with one."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
 def shared_data(name: str) -> Path:
     """The folder of real data `name`, or a visible skip where it is absent."""
     root = Path(os.environ.get("ERC_SHARED", Path(__file__).parents[1].parent / "shared"))

@@ -1,5 +1,6 @@
 """dvc.yaml: the whole way on a piece of the demo, and which edit runs which stages."""
 
+import contextlib
 import csv
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from pipeline.params import AudioParams, TextParams
 from pipeline.settings import Section
@@ -75,7 +77,8 @@ class Project:
     def would_run(self) -> set[str]:
         """The stages that changed, and all that read what those write."""
         stages = yaml.safe_load((self.folder / "dvc.yaml").read_text())["stages"]
-        running = set(json.loads(self.run("dvc", "status", "--json")))
+        with contextlib.chdir(self.folder), Repo() as repo:  # what `dvc status` prints, seconds sooner
+            running = set(repo.status())
         for name in STAGES:  # in the order of the pipeline
             written = {out for stage in running for out in [*stages[stage]["outs"], *stages[stage].get("metrics", [])]}
             if written & set(stages[name]["deps"]):
