@@ -145,7 +145,8 @@ def _drop_grid_bases(variants: Mapping[str, Variant], rows: Sequence[_Row], sour
         if row.set_name not in left:
             raise SettingsError(
                 f"{source}: 'ablations.{row.set_name}' changes nothing of '{row.base}': "
-                "the chosen model does not take these keys, or they have these values already; mend it or take it out"
+                "the chosen model does not take these keys, or they have these values already; mend it, take it out, or "
+                "name the sets that are wanted with --only"
             )
     return kept
 
