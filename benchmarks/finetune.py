@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from fusion.data import load_split
-from fusion.evaluate import predict
+from fusion.predict import predict
 from fusion.metrics import all_metrics, confusion_matrix, majority_floor
 from fusion.params import read_recipe
 from fusion.train import fit
