@@ -131,7 +131,7 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
             "",
             _explain(comparison),
             "",
-            f"Rows differ from row {BASE}, which is params.yaml as it is, in:",
+            f"Row {BASE} is `{json.dumps(ablation.variants[0].recipe.to_json())}`. The others differ from it in:",
             "",
             *changes,
             "",

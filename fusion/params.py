@@ -71,6 +71,14 @@ class ModelParams(Section):
             raise ValueError(f"must name some of {', '.join(order)}, each once, in this order")
         return stages
 
+    @field_validator("modalities")
+    @classmethod
+    def _leaves_the_model_something(cls, modalities: str, info: Any) -> str:
+        name = info.data.get("name")
+        if name in ("audio", "text") and modalities not in ("both", name):
+            raise ValueError(f"withholds all that model '{name}' looks at; set it to both or {name}")
+        return modalities
+
     @field_validator("heads")
     @classmethod
     def _divides_dim(cls, heads: int, info: Any) -> int:

@@ -5,7 +5,7 @@
       no gate, raw: {base: no gate, model.levels: raw}        # no gate's overrides too, and compared with that row
       width: {grid: {model.dim: [32, 128]}}                   # rows 'width model.dim=32' and 'width model.dim=128'
 
-The base row, which is params.yaml as it is, is always there. A combination of a grid that is its base is left out:
+The base row, which is params.yaml as it is with the overrides of the command, is always there. A combination of a grid that is its base is left out:
 that row is in the table already.
 """
 

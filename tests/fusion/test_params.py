@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
 from fusion.models import MODELS, own_arguments
 from fusion.params import GENERAL, EvaluateParams, LossParams, ModelParams, TrainParams, model_arguments, read_recipe
@@ -104,3 +105,9 @@ def test_the_digest_of_a_recipe_changes_with_every_parameter_but_the_seeds() -> 
     assert tiny_recipe(epochs=4).digest != digest
     assert tiny_recipe(model={"context": "none"}).digest != digest
     assert tiny_recipe(loss={"relative": 0.2}).digest != digest
+
+
+def test_a_model_of_one_modality_is_not_left_without_it() -> None:
+    with pytest.raises(ValidationError, match="withholds all that model 'text' looks at; set it to both or text"):
+        ModelParams(name="text", modalities="audio")
+    assert ModelParams(name="text", modalities="text").modalities == "text"
