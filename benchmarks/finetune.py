@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from fusion.data import load_split
-from fusion.predict import predict
 from fusion.metrics import all_metrics, confusion_matrix, majority_floor
 from fusion.params import read_recipe
+from fusion.predict import predict
 from fusion.train import fit
 from pipeline.extract import extract_audio, extract_text
 from pipeline.finetune.stage import finetune_audio, finetune_text

@@ -5,8 +5,8 @@
       no gate, raw: {base: no gate, model.levels: raw}        # no gate's overrides too, and compared with that row
       width: {grid: {model.dim: [32, 128]}}                   # rows 'width model.dim=32' and 'width model.dim=128'
 
-The base row, which is params.yaml as it is with the overrides of the command, is always there. A combination of a grid that is its base is left out:
-that row is in the table already.
+The base row, which is params.yaml with the overrides of the command, is always there. A combination of a grid that is
+its base is left out: that row is in the table already.
 """
 
 import difflib
@@ -145,8 +145,8 @@ def _drop_grid_bases(variants: Mapping[str, Variant], rows: Sequence[_Row], sour
         if row.set_name not in left:
             raise SettingsError(
                 f"{source}: 'ablations.{row.set_name}' changes nothing of '{row.base}': "
-                "the chosen model does not take these keys, or they have these values already; mend it, take it out, or "
-                "name the sets that are wanted with --only"
+                "the chosen model does not take these keys, or they have these values already; mend it, take it out, "
+                "or name the sets that are wanted with --only"
             )
     return kept
 
