@@ -139,7 +139,7 @@ def test_the_summary_counts_every_status_and_split(tmp_path: Path) -> None:
     assert lines["utterances"] == ["3", "1", "1", "5"]
     assert lines["conversations"] == ["3", "1", "1", "5"]
     assert lines["label joy"] == ["2", "0", "0", "2"]
-    assert lines["label (unlabelled)"] == ["1", "1", "1", "3"]
+    assert lines["labelled"] == ["2", "0", "0", "2"]
     assert lines["status ok"] == ["1", "1", "1", "3"]
     assert lines["status missing-file"] == ["2", "0", "0", "2"]
     assert lines["status no-text"] == ["1", "0", "0", "1"]
