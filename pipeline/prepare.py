@@ -149,6 +149,7 @@ def _draft(turn: Turn, index: int, split: str, params: DatasetParams) -> Utteran
         audio=None if turn.audio is None else _relative_path(turn.audio, identifier, params),
         start=turn.start,
         end=turn.end,
+        extra=dict(turn.extra),
         status="+".join(turn.issues) or OK,
     )
 

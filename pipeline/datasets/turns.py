@@ -23,6 +23,7 @@ class Turn:
     audio: str | None = None  # path relative to the corpus root
     start: float | None = None  # seconds
     end: float | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)  # what else the corpus says; carried along, read by nothing
     issues: tuple[str, ...] = ()  # of the corpus, for `status` (`pipeline.manifest` lists them all)
 
 

@@ -164,7 +164,7 @@ def test_recordings_that_cannot_be_used_are_named_in_the_summary(tmp_path: Path)
 def test_a_column_that_nothing_reads_is_told(tmp_path: Path) -> None:
     rows = [{"dialogue": cells.pop("conversation")} | cells for cells in three_splits()]
     notes = prepare(params(write_corpus(tmp_path, rows))).notes
-    assert notes[0] == "columns that are not used: dialogue"
+    assert notes[0] == "columns that are not used, only carried along: dialogue"
     assert notes[1].startswith("no conversation column (dataset.columns.conversation): every row is a conversation")
     columns = Columns(conversation="dialogue")
     assert prepare(params(tmp_path, columns=columns)).notes == []
