@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from pipeline.datasets import ADAPTERS
+from pipeline.datasets import read_corpus
 from pipeline.datasets.turns import Counts, Turn
 from pipeline.errors import DataError
 from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, label_names, manifest_order
@@ -42,7 +42,7 @@ def prepare(params: DatasetParams) -> Prepared:
         DataError: see the adapters, `assign_splits`, `check_utterances` and `label_names`; also when a split is empty
             or when no recording at all can be read.
     """
-    corpus = ADAPTERS[params.name](params)
+    corpus = read_corpus(params)
     splits = assign_splits(corpus.turns, params)
     drafts = [
         _draft(turn, index, splits[turn.conversation], params)
