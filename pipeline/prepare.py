@@ -13,7 +13,7 @@ from pipeline.datasets import read_corpus
 from pipeline.datasets.turns import Counts, Turn
 from pipeline.errors import DataError
 from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, label_names, manifest_order
-from pipeline.media import Recording, decode
+from pipeline.media import Recording, Stretch, decode_stretches
 from pipeline.params import DatasetParams
 from pipeline.published import COLUMNS, Difference, compare, count, select, statuses
 from pipeline.splits import assign_splits
@@ -179,18 +179,39 @@ def _relative_path(audio: str, identifier: str, params: DatasetParams) -> str:
 
 
 def _probe_all(drafts: Sequence[Utterance], params: DatasetParams) -> list[Utterance]:
-    with ThreadPoolExecutor(DECODERS) as pool:
-        probed = pool.map(lambda draft: _probe(draft, params), drafts)
-        return list(tqdm(probed, total=len(drafts), desc="decoding", unit="clip", disable=None))
+    """The drafts with what decoding their recordings tells; every recording is decoded once."""
+    albums: dict[str | None, list[Utterance]] = defaultdict(list)
+    for draft in drafts:
+        albums[draft.audio].append(draft)
+    silent = [_probed(draft, None) for draft in albums.pop(None, [])]
+    with (
+        ThreadPoolExecutor(DECODERS) as pool,
+        tqdm(total=len(drafts), desc="decoding", unit="clip", disable=None) as bar,
+    ):
+        bar.update(len(silent))
+        found = {utterance.id: utterance for utterance in silent}
+        for probed in pool.map(lambda album: _probe(album, params), albums.values()):
+            found.update((utterance.id, utterance) for utterance in probed)
+            bar.update(len(probed))
+    return [found[draft.id] for draft in drafts]
 
 
-def _probe(draft: Utterance, params: DatasetParams) -> Utterance:
+def _probe(album: Sequence[Utterance], params: DatasetParams) -> list[Utterance]:
+    """The turns of one recording, in the order in which they end."""
+    turns: dict[Stretch, list[Utterance]] = defaultdict(list)
+    for draft in album:
+        turns[Stretch(draft.start, draft.end)].append(draft)
+    path = Path(params.root) / str(album[0].audio)
+    return [
+        _probed(draft, recording)
+        for stretch, recording in decode_stretches(path, params.channels, list(turns))
+        for draft in turns[stretch]
+    ]
+
+
+def _probed(draft: Utterance, recording: Recording | None) -> Utterance:
     """The utterance with what decoding its recording tells."""
-    if draft.audio is None:
-        recording, issues = None, ["no-audio"]
-    else:
-        recording = decode(Path(params.root) / draft.audio, params.channels, draft.start, draft.end)
-        issues = list(recording.issues)
+    issues = ["no-audio"] if recording is None else list(recording.issues)
     if not draft.text:
         issues.append("no-text")
     if draft.status != OK:  # what the adapter said

@@ -290,7 +290,7 @@ def test_a_contradictory_corpus_is_refused_before_hours_of_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     decoded: list[Path] = []
-    monkeypatch.setattr("pipeline.prepare.decode", lambda path, *_: decoded.append(path))
+    monkeypatch.setattr("pipeline.prepare.decode_stretches", lambda path, *_: decoded.append(path))
     rows, expected = REFUSED[name]
     cells = {key: "" for given in rows for key in given}
     assert expected in refusal(tmp_path, [cells | given for given in rows])
