@@ -67,16 +67,19 @@ def prepare_app(
     output: Annotated[Path, typer.Option(help="Where the manifest goes.")] = DEFAULT_MANIFEST,
     params: ParamsFile = DEFAULT_PARAMS,
     overrides: Overrides = [],  # noqa: B006
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse counts that are not the published ones.")] = False,
 ) -> None:
     """Read the corpus, settle its oddities, and write one record per utterance."""
     from pipeline.manifest import write_manifest
     from pipeline.params import DatasetParams
-    from pipeline.prepare import prepare, summary
+    from pipeline.prepare import check_published, prepare, summary
     from pipeline.settings import read_section
 
     prepared = prepare(read_section(params, "dataset", DatasetParams, overrides))
-    write_manifest(output, prepared.utterances)
     print(summary(prepared))
+    if strict:
+        check_published(prepared)
+    write_manifest(output, prepared.utterances)
     print(f"{output}: {len(prepared.utterances)} utterances")
 
 

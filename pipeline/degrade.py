@@ -38,7 +38,17 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGE = Path(__file__).parent
-CODE = ("batching.py", "degrade.py", "encoders", "extract.py", "media.py", "noise.py", "randomness.py", "words.py")
+CODE = (
+    "batching.py",
+    "clips.py",
+    "degrade.py",
+    "encoders",
+    "extract.py",
+    "media.py",
+    "noise.py",
+    "randomness.py",
+    "words.py",
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ def degrade(
     done: dict[bool, list[Condition]] = {True: [], False: []}  # by whether an earlier run had encoded it
     for condition in (
         *_text_conditions(test, hearings, text, device),
-        *_audio_conditions(test, params, audio, root, channels, device),
+        *_audio_conditions(test, params, audio, root, channels, kept, device),
     ):
         reused = _is_finished(kept / condition.name, condition.work.layout)
         if not reused:
@@ -171,6 +181,7 @@ def _audio_conditions(
     audio: AudioParams,
     root: Path,
     channels: Channels,
+    scratch: Path,
     device: str,
 ) -> Iterator[Condition]:
     if not params.noise:
@@ -183,7 +194,7 @@ def _audio_conditions(
     for ratio in params.noise:
         given = {"study": "noise", "level": ratio, "seed": params.seed, "kind": params.noise_kind, "silent": silent}
         alter = partial(_add_noise, ratio=ratio, seed=params.seed, kind=params.noise_kind)
-        work = plan_audio(test, encoder, audio, root, channels, Altered(given, code), alter)
+        work = plan_audio(test, encoder, audio, root, channels, scratch, Altered(given, code), alter)
         measured = f"{params.noise_kind} noise in {clips - silent} clips"
         yield Condition(
             f"audio-noise-{ratio:.12g}dB.h5", work, measured + f", {silent} silent ones left as they are" * (silent > 0)

@@ -17,9 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.batching import batches_under_budget
-from pipeline.errors import DataError, EncoderError
+from pipeline.clips import Clips, encoder_samples
+from pipeline.errors import EncoderError
 from pipeline.manifest import Utterance, read_manifest
-from pipeline.media import Channels, decode, resample, resampled_length
+from pipeline.media import Channels
 from pipeline.params import AudioParams, TextParams
 from pipeline.slots import PartLayout, SlotWriter
 from pipeline.store import Identity
@@ -85,7 +86,7 @@ def extract_audio(
 
     utterances = read_manifest(manifest)
     encoder = load_speech_encoder(params, device)
-    return fill(target, plan_audio(utterances, encoder, params, root, channels), "audio")
+    return fill(target, plan_audio(utterances, encoder, params, root, channels, target.parent), "audio")
 
 
 def extract_text(manifest: Path, target: Path, params: TextParams, device: str = "auto") -> Outcome:
@@ -103,18 +104,24 @@ def plan_audio(
     params: AudioParams,
     root: Path,
     channels: Channels,
+    scratch: Path,
     altered: Altered | None = None,
     alter: Callable[[Utterance, "torch.Tensor"], "torch.Tensor"] | None = None,
 ) -> Work:
-    """The work of encoding the recordings; `alter` changes a clip (samples,) at the encoder's rate, not its length."""
+    """The work of encoding the recordings; `alter` changes a clip (samples,) at the encoder's rate, not its length.
+
+    `scratch` is a folder with room for what `pipeline.clips` lays down.
+    """
     lengths = [encoder_samples(utterance, encoder.sample_rate) for utterance in utterances]
     inputs = [[u.id, u.audio, u.start, u.end, u.samples, file_size(root, u)] for u in utterances]
     plan = _plan([channels, *inputs], altered)
     rows = [encoder.frames(length) if length else 0 for length in lengths]
     batches = batches_under_budget(lengths, budget=int(params.batch_seconds * encoder.sample_rate))
+    clips = Clips(utterances, root, channels, encoder.sample_rate, scratch)
 
     def load(index: int) -> "torch.Tensor":
-        clip = load_clip(utterances[index], root, channels, encoder.sample_rate, lengths[index])
+        clip = clips.load(utterances[index])
+        assert len(clip) == lengths[index]
         return alter(utterances[index], clip) if alter else clip
 
     return Work(_layout(utterances, rows, encoder, params.dtype, plan, altered), batches, load, encoder.encode)
@@ -156,31 +163,6 @@ def file_size(root: Path, utterance: Utterance) -> int | None:
     """Bytes of the recording, which change with most edits of it; None where there is none."""
     path = root / utterance.audio if utterance.audio else None
     return path.stat().st_size if path is not None and path.is_file() else None
-
-
-def encoder_samples(utterance: Utterance, sample_rate: int) -> int:
-    """How many samples the utterance has at the encoder's rate; 0 where there is no audio."""
-    if not utterance.samples or not utterance.sample_rate:
-        return 0
-    return resampled_length(utterance.samples, utterance.sample_rate, sample_rate)
-
-
-def load_clip(utterance: Utterance, root: Path, channels: Channels, sample_rate: int, expected: int) -> "torch.Tensor":
-    """The utterance's samples at the encoder's rate, (samples,).
-
-    Raises:
-        DataError: the recording is not what the manifest says.
-    """
-    recording = decode(root / str(utterance.audio), channels, utterance.start, utterance.end)
-    if len(recording.samples) != utterance.samples or recording.sample_rate != utterance.sample_rate:
-        found = f"{len(recording.samples)} samples" if len(recording.samples) else "+".join(recording.issues)
-        raise DataError(
-            f"'{utterance.id}': {root / str(utterance.audio)} has changed since the manifest was made (found {found}, "
-            f"expected {utterance.samples}); run pipeline-prepare again, or dvc repro"
-        )
-    clip = resample(recording.samples, recording.sample_rate, sample_rate)
-    assert len(clip) == expected
-    return clip
 
 
 def fill(target: Path, work: Work, name: str) -> Outcome:

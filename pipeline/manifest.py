@@ -28,6 +28,7 @@ from pipeline.errors import DataError
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 OK = "ok"
+OPTIONAL = ("recognised", "extra")  # not in the line of an utterance that has none
 
 
 class Utterance(BaseModel):
@@ -47,6 +48,7 @@ class Utterance(BaseModel):
     audio: str | None = None  # path relative to the corpus root
     start: float | None = None  # seconds in that file
     end: float | None = None
+    extra: dict[str, str] = {}  # what else the corpus says; not in the line where there is nothing
     samples: int = 0  # as decoded, at `sample_rate`; 0 means that there is no audio
     sample_rate: int | None = None
     channels: int | None = None
@@ -59,7 +61,7 @@ def write_manifest(path: Path, utterances: Sequence[Utterance]) -> None:
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8", newline="\n") as file:
         for utterance in utterances:
-            absent = {"recognised"} if utterance.recognised is None else None
+            absent = {name for name in OPTIONAL if getattr(utterance, name) in (None, {})}
             file.write(utterance.model_dump_json(exclude=absent) + "\n")
     partial.replace(path)
 

@@ -5,11 +5,11 @@ with it comes back as issues, whose names `pipeline.manifest` explains.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
-from math import gcd
+from math import gcd, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,6 +40,23 @@ class Recording:
     issues: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Seconds of a recording; None is its beginning, or its end."""
+
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Sorts stretches by where they begin."""
+        return self.start or 0.0, inf if self.end is None else self.end
+
+    def first(self, rate: int) -> int:
+        """Its first sample."""
+        return round((self.start or 0.0) * rate)
+
+
 def decode(
     path: Path, channels: Channels = "downmix", start: float | None = None, end: float | None = None
 ) -> Recording:
@@ -47,51 +64,103 @@ def decode(
 
     An issue that leaves no usable sound comes with no samples.
     """
+    ((_, recording),) = decode_stretches(path, channels, [Stretch(start, end)])
+    return recording
+
+
+def decode_stretches(
+    path: Path, channels: Channels, stretches: Sequence[Stretch]
+) -> Iterator[tuple[Stretch, Recording]]:
+    """Every stretch as `decode` gives it, from one pass over the file, in the order in which they end.
+
+    Seeking would spare the pass, but what a decoder of AAC or Opus gives depends on the packets before.
+    """
     import av  # not installed on machines that only encode cached audio or train
 
     try:
-        if not path.is_file():
-            return _nothing("missing-file")
+        is_file = path.is_file()
     except OSError:  # a name that is too long, a folder that may not be entered
-        return _nothing("missing-file")
+        is_file = False
     try:
         # a crafted playlist must not make the decoder open other places
-        container = av.open(str(path.absolute()), options={"protocol_whitelist": "file"})
+        container = av.open(str(path.absolute()), options={"protocol_whitelist": "file"}) if is_file else None
     except (av.error.FFmpegError, ValueError, UnicodeError):
-        return _nothing("undecodable")
+        yield from ((stretch, _nothing("undecodable")) for stretch in stretches)
+        return
+    if container is None:
+        yield from ((stretch, _nothing("missing-file")) for stretch in stretches)
+        return
     with container:
         if not container.streams.audio:
-            return _nothing("no-sound-stream")
-        stream = container.streams.audio[0]
-        if stream.codec_context is None:  # a codec that FFmpeg does not know
-            return _nothing("undecodable")
-        blocks: list[np.ndarray] = []
-        rate = count = position = 0
-        broken = complete = False
-        try:
-            for frame in container.decode(stream):
-                if frame.sample_rate not in SAMPLE_RATES or (rate and frame.sample_rate != rate):
-                    broken = True  # where the rate changes midway, what follows cannot be joined to what was read
-                    break
-                rate, count = frame.sample_rate, max(count, frame.layout.nb_channels)
-                position += frame.samples
-                if position > round((start or 0.0) * rate):  # a turn of a long recording needs no more memory than that
-                    blocks.append(_mono(frame, channels))
-                if end is not None and position >= round(end * rate):
-                    complete = True
-                    break
-        except (av.error.FFmpegError, ValueError):
-            broken = True
-        declared = end if end is not None else _declared_seconds(container, stream)
-        slack = int(TRUNCATED_SECONDS * (stream.bit_rate or 0) / 8)
-    if not blocks:
-        return _nothing("undecodable" if broken else "empty-audio")
-    missing = declared is not None and declared - position / rate > TRUNCATED_SECONDS
-    truncated = not complete and (broken or missing or _lacks_its_end(path, slack))
-    samples = np.concatenate(blocks)
-    skipped = position - len(samples)
-    first, last = round((start or 0.0) * rate), position if end is None else round(end * rate)
-    return _judge(samples[first - skipped : last - skipped], rate, count, ["truncated"] if truncated else [])
+            yield from ((stretch, _nothing("no-sound-stream")) for stretch in stretches)
+        elif container.streams.audio[0].codec_context is None:  # a codec that FFmpeg does not know
+            yield from ((stretch, _nothing("undecodable")) for stretch in stretches)
+        else:
+            yield from _decode_open(container, path, channels, stretches)
+
+
+def _decode_open(
+    container: Any, path: Path, channels: Channels, stretches: Sequence[Stretch]
+) -> Iterator[tuple[Stretch, Recording]]:
+    import av
+
+    stream = container.streams.audio[0]
+    waiting = [_Cut(stretch) for stretch in sorted(stretches, key=lambda s: s.seconds, reverse=True)]  # next one last
+    running: list[_Cut] = []
+    rate = count = position = 0
+    broken = False
+    try:
+        for frame in container.decode(stream):
+            if frame.sample_rate not in SAMPLE_RATES or (rate and frame.sample_rate != rate):
+                broken = True  # where the rate changes midway, what follows cannot be joined to what was read
+                break
+            rate, count = frame.sample_rate, max(count, frame.layout.nb_channels)
+            position += frame.samples
+            while waiting and waiting[-1].begins(position, rate):
+                running.append(waiting.pop())
+            if running:
+                block = _mono(frame, channels)
+                for cut in running:
+                    cut.blocks.append(block)
+                ended = [cut for cut in running if cut.ends(position, rate)]
+                running = [cut for cut in running if not cut.ends(position, rate)]
+                for cut in ended:
+                    yield cut.stretch, cut.recording(position, rate, count, [])
+                if not running and not waiting:
+                    return
+    except (av.error.FFmpegError, ValueError):
+        broken = True
+    declared = _declared_seconds(container, stream)
+    lacks_its_end = _lacks_its_end(path, slack=int(TRUNCATED_SECONDS * (stream.bit_rate or 0) / 8))
+    for cut in [*running, *waiting]:
+        if not cut.blocks:
+            yield cut.stretch, _nothing("undecodable" if broken else "empty-audio")
+            continue
+        expected = declared if cut.stretch.end is None else cut.stretch.end
+        missing = expected is not None and expected - position / rate > TRUNCATED_SECONDS
+        issues = ["truncated"] if broken or missing or lacks_its_end else []
+        yield cut.stretch, cut.recording(position, rate, count, issues)
+
+
+@dataclass
+class _Cut:
+    """A stretch while it is being decoded."""
+
+    stretch: Stretch
+    blocks: list[np.ndarray] = field(default_factory=list)  # from the first one that reaches into it
+
+    def begins(self, position: int, rate: int) -> bool:
+        """Whether the samples up to `position` reach into it, or beyond it."""
+        return position > self.stretch.first(rate) or self.ends(position, rate)
+
+    def ends(self, position: int, rate: int) -> bool:
+        return self.stretch.end is not None and position >= round(self.stretch.end * rate)
+
+    def recording(self, position: int, rate: int, channels: int, issues: list[str]) -> Recording:
+        samples = np.concatenate(self.blocks)
+        skipped = position - len(samples)
+        last = position if self.stretch.end is None else round(self.stretch.end * rate)
+        return _judge(samples[self.stretch.first(rate) - skipped : last - skipped], rate, channels, issues)
 
 
 def resampled_length(samples: int, rate: int, target_rate: int) -> int:

@@ -31,15 +31,22 @@ class Columns(Section):
 class DatasetParams(Section):
     """Where the recordings and transcripts are, and how they are split."""
 
-    name: Literal["demo", "table"] = "demo"
-    root: str = "data/demo"  # folder that holds the table; paths of recordings are relative to it
-    table: str = "utterances.csv"  # .csv, .tsv or .jsonl, relative to root
+    name: Literal["demo", "table", "meld", "iemocap", "mosi"] = "demo"
+    root: str = "data/demo"  # folder of the release, or that holds the table; paths of recordings are relative to it
+    target: str | None = None  # what the label is; null: the corpus' own first one (`pipeline.datasets.targets`)
+    fold: Annotated[int, Field(ge=0, le=5)] = 0  # iemocap: the session that is the test split; 0: session 5
+    table: str = "utterances.csv"  # .csv, .tsv, .jsonl or .parquet, relative to root
     columns: Columns = Columns()
-    split: Literal["given", "conversation", "speaker"] = "given"
+    split: Literal["given", "conversation", "speaker"] = "given"  # given: validation is made where there is none
     validation_share: Share = 0.15  # of the utterances, for splits that are made
     test_share: Share = 0.2
     split_seed: int = 0
     channels: Literal["downmix", "center", "first"] = "downmix"  # how several channels become one
+
+    @property
+    def source(self) -> str:
+        """What messages name: the table, or the folder of a release."""
+        return f"{self.root}/{self.table}" if self.name in ("demo", "table") else self.root
 
     @model_validator(mode="after")
     def _shares_leave_a_train_split(self) -> "DatasetParams":

@@ -9,26 +9,30 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from pipeline.datasets import ADAPTERS
-from pipeline.datasets.turns import Turn
+from pipeline.datasets import read_corpus
+from pipeline.datasets.turns import Counts, Turn
 from pipeline.errors import DataError
 from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, label_names, manifest_order
-from pipeline.media import Recording, decode
+from pipeline.media import Recording, Stretch, decode_stretches
 from pipeline.params import DatasetParams
+from pipeline.published import COLUMNS, Difference, compare, count, select, statuses
 from pipeline.splits import assign_splits
 
 CONTROLS = ("Cc", "Zl", "Zp")  # Unicode categories of control characters and line ends
+ROW_OF_HOURS = 3  # of the printed table
 NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
 DECODERS = 4  # threads; FFmpeg lets go of the interpreter lock while it decodes
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The manifest, what the adapter mended (a sentence -> how often), and its notes."""
+    """The manifest, what the adapter mended (a sentence -> how often), its notes, and the published counts."""
 
     utterances: list[Utterance]
     mended: Counter[str]
     notes: list[str]
+    published: Counts
+    differences: list[Difference]  # to the published counts
 
 
 def prepare(params: DatasetParams) -> Prepared:
@@ -38,7 +42,7 @@ def prepare(params: DatasetParams) -> Prepared:
         DataError: see the adapters, `assign_splits`, `check_utterances` and `label_names`; also when a split is empty
             or when no recording at all can be read.
     """
-    corpus = ADAPTERS[params.name](params)
+    corpus = read_corpus(params)
     splits = assign_splits(corpus.turns, params)
     drafts = [
         _draft(turn, index, splits[turn.conversation], params)
@@ -46,41 +50,66 @@ def prepare(params: DatasetParams) -> Prepared:
         for index, turn in enumerate(turns)
     ]
     drafts.sort(key=manifest_order)
-    source = f"{params.root}/{params.table}"
+    source = params.source
     check_utterances(drafts, source)
     _check_splits(drafts, params)
     label_names(drafts, source)
     utterances = _probe_all(drafts, params)  # takes its time: all that can be refused without it has been
     _check_recordings(utterances, params)
-    return Prepared(utterances, corpus.mended, corpus.notes)
+    notes = [*corpus.notes, *_note_validation(corpus.turns, params)]
+    return Prepared(utterances, corpus.mended, notes, corpus.published, compare(utterances, corpus.published))
 
 
 def summary(prepared: Prepared) -> str:
     """The table that `pipeline-prepare` prints: counts per split and label, hours, statuses, what was mended."""
     utterances = prepared.utterances
-    labels = sorted({utterance.label or "(unlabelled)" for utterance in utterances})
-    columns = [*SPLITS, "all"]
-    chosen = {name: [u for u in utterances if name in ("all", u.split)] for name in columns}
-    rows = [
-        ("utterances", [f"{len(chosen[name])}" for name in columns]),
-        ("conversations", [f"{len({u.conversation for u in chosen[name]})}" for name in columns]),
-        ("speakers", [f"{len({u.speaker for u in chosen[name]} - {None})}" for name in columns]),
-        ("hours", [f"{sum(map(_seconds, chosen[name])) / 3600:.3f}" for name in columns]),
-    ]
-    for label in labels:
-        rows.append(
-            (f"label {label}", [f"{sum((u.label or '(unlabelled)') == label for u in chosen[c])}" for c in columns])
-        )
-    statuses = Counter(reason for utterance in utterances for reason in utterance.status.split("+"))
-    for status, _ in statuses.most_common():
-        rows.append((f"status {status}", [f"{sum(status in u.status.split('+') for u in chosen[c])}" for c in columns]))
+    found = count(utterances)
+    chosen = {name: select(utterances, name) for name in COLUMNS}
+    rows = [(what, [f"{columns[name]}" for name in COLUMNS]) for what, columns in found.items()]
+    rows.insert(ROW_OF_HOURS, ("hours", [f"{sum(map(_seconds, chosen[name])) / 3600:.3f}" for name in COLUMNS]))
+    named = statuses(utterances) | Counter({OK: sum(utterance.status == OK for utterance in utterances)})
+    for status, _ in named.most_common():
+        rows.append((f"status {status}", [f"{sum(status in u.status.split('+') for u in chosen[c])}" for c in COLUMNS]))
     width = max(len(name) for name, _ in rows)
-    lines = [" " * width + "".join(f"{name:>12}" for name in columns)]
+    lines = [" " * width + "".join(f"{name:>12}" for name in COLUMNS)]
     lines += [f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells) for name, cells in rows]
     lines += [f"status {u.status}: '{u.id}', {u.audio}" for u in unusable(utterances)[:NAMED]]
     lines += [f"mended: {count} {what}" for what, count in prepared.mended.most_common()]
     lines += [f"note: {note}" for note in prepared.notes]
+    lines += _published_lines(prepared)
     return "\n".join(lines)
+
+
+def check_published(prepared: Prepared) -> None:
+    """Refuse a corpus whose counts are not the published ones.
+
+    Raises:
+        DataError: naming the first difference.
+    """
+    if prepared.differences:
+        raise DataError(
+            f"{len(prepared.differences)} counts differ from the published ones, such as "
+            f"{prepared.differences[0]}; complete the corpus, or leave --strict out"
+        )
+
+
+def _published_lines(prepared: Prepared) -> list[str]:
+    """The published counts, if there are any, as a second table, then every difference."""
+    if not prepared.published:
+        return []
+    counts = sum(len(columns) for columns in prepared.published.values())
+    same = counts - len(prepared.differences)
+    return [
+        f"published: {same} of {counts} counts are found",
+        *(f"differs: {difference}" for difference in prepared.differences),
+    ]
+
+
+def _note_validation(turns: Sequence[Turn], params: DatasetParams) -> list[str]:
+    made = params.split == "given" and not any(turn.split == "validation" for turn in turns)
+    return [
+        f"no validation split is given: conversations of train were held out (split_seed {params.split_seed})"
+    ] * made
 
 
 def unusable(utterances: Sequence[Utterance]) -> list[Utterance]:
@@ -101,7 +130,7 @@ def _draft(turn: Turn, index: int, split: str, params: DatasetParams) -> Utteran
     names = {"id": identifier, "conversation": turn.conversation, "speaker": turn.speaker, "label": turn.label}
     for name, value in names.items():
         if value is not None and any(unicodedata.category(character) in CONTROLS for character in value):
-            raise DataError(f"{params.root}/{params.table}: {name} {value!r} holds control characters; mend the table")
+            raise DataError(f"{params.source}: {name} {value!r} holds control characters; mend the table")
     for name, seconds in (("start", turn.start), ("end", turn.end)):
         if seconds is not None and seconds < 0:
             raise DataError(f"'{identifier}': {name} {seconds} s is negative; count seconds from the file's beginning")
@@ -120,6 +149,8 @@ def _draft(turn: Turn, index: int, split: str, params: DatasetParams) -> Utteran
         audio=None if turn.audio is None else _relative_path(turn.audio, identifier, params),
         start=turn.start,
         end=turn.end,
+        extra=dict(turn.extra),
+        status="+".join(turn.issues) or OK,
     )
 
 
@@ -148,20 +179,43 @@ def _relative_path(audio: str, identifier: str, params: DatasetParams) -> str:
 
 
 def _probe_all(drafts: Sequence[Utterance], params: DatasetParams) -> list[Utterance]:
-    with ThreadPoolExecutor(DECODERS) as pool:
-        probed = pool.map(lambda draft: _probe(draft, params), drafts)
-        return list(tqdm(probed, total=len(drafts), desc="decoding", unit="clip", disable=None))
+    """The drafts with what decoding their recordings tells; every recording is decoded once."""
+    albums: dict[str | None, list[Utterance]] = defaultdict(list)
+    for draft in drafts:
+        albums[draft.audio].append(draft)
+    silent = [_probed(draft, None) for draft in albums.pop(None, [])]
+    with (
+        ThreadPoolExecutor(DECODERS) as pool,
+        tqdm(total=len(drafts), desc="decoding", unit="clip", disable=None) as bar,
+    ):
+        bar.update(len(silent))
+        found = {utterance.id: utterance for utterance in silent}
+        for probed in pool.map(lambda album: _probe(album, params), albums.values()):
+            found.update((utterance.id, utterance) for utterance in probed)
+            bar.update(len(probed))
+    return [found[draft.id] for draft in drafts]
 
 
-def _probe(draft: Utterance, params: DatasetParams) -> Utterance:
+def _probe(album: Sequence[Utterance], params: DatasetParams) -> list[Utterance]:
+    """The turns of one recording, in the order in which they end."""
+    turns: dict[Stretch, list[Utterance]] = defaultdict(list)
+    for draft in album:
+        turns[Stretch(draft.start, draft.end)].append(draft)
+    path = Path(params.root) / str(album[0].audio)
+    return [
+        _probed(draft, recording)
+        for stretch, recording in decode_stretches(path, params.channels, list(turns))
+        for draft in turns[stretch]
+    ]
+
+
+def _probed(draft: Utterance, recording: Recording | None) -> Utterance:
     """The utterance with what decoding its recording tells."""
-    if draft.audio is None:
-        recording, issues = None, ["no-audio"]
-    else:
-        recording = decode(Path(params.root) / draft.audio, params.channels, draft.start, draft.end)
-        issues = list(recording.issues)
+    issues = ["no-audio"] if recording is None else list(recording.issues)
     if not draft.text:
         issues.append("no-text")
+    if draft.status != OK:  # what the adapter said
+        issues.append(draft.status)
     return draft.model_copy(update={"status": "+".join(issues) or OK, **_measures(recording)})
 
 
@@ -181,7 +235,7 @@ def _check_splits(utterances: Sequence[Utterance], params: DatasetParams) -> Non
         if not counts[split]:
             found = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise DataError(
-                f"{params.root}/{params.table}: split '{split}' has no utterance (found {found}); "
+                f"{params.source}: split '{split}' has no utterance (found {found}); "
                 "fill the split column, or set dataset.split: conversation (or speaker) to have splits made"
             )
 

@@ -1,12 +1,13 @@
-"""Train, validation and test splits for corpora that bring none. Pure.
+"""Train, validation and test splits for corpora that bring none, or no validation split. Pure.
 
 Whole conversations are held out, or whole speakers together with every conversation that they take part in, so that
-nothing of a test conversation (or voice) is seen in training.
+nothing of a test conversation (or voice) is seen in training. A missing validation split comes out of train, never out
+of test.
 """
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.datasets.turns import Turn
 from pipeline.errors import DataError
@@ -21,9 +22,10 @@ def assign_splits(turns: Sequence[Turn], params: DatasetParams) -> dict[str, Spl
         DataError: a split is missing from the table, a conversation lies in two, or there are too few groups to fill
             three splits.
     """
-    source = f"{params.root}/{params.table}"
+    source = params.source
     if params.split == "given":
-        return _given_splits(turns, source)
+        splits = _given_splits(turns, source)
+        return splits if "validation" in splits.values() else _hold_out_validation(turns, splits, params)
     groups = _groups(turns, params.split == "speaker", source)
     return _made_splits(groups, Counter(turn.conversation for turn in turns), params)
 
@@ -43,6 +45,17 @@ def _given_splits(turns: Sequence[Turn], source: str) -> dict[str, Split]:
                 "conversation in one, or set dataset.split: conversation to have them made"
             )
     return splits
+
+
+def _hold_out_validation(turns: Sequence[Turn], splits: Mapping[str, Split], params: DatasetParams) -> dict[str, Split]:
+    """Conversations of train, by the seed, as validation; a train split of one conversation keeps it."""
+    train = sorted([conversation] for conversation, split in splits.items() if split == "train")
+    if len(train) < 2:
+        return dict(splits)
+    sizes = Counter(turn.conversation for turn in turns)
+    random.Random(params.split_seed).shuffle(train)
+    taken = _hold_out(train, params.validation_share * sum(sizes[name] for (name,) in train), 1, sizes)
+    return {**splits, **{name: "validation" for (name,) in taken}}
 
 
 def _groups(turns: Sequence[Turn], by_speaker: bool, source: str) -> list[list[str]]:

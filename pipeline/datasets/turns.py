@@ -1,7 +1,10 @@
 """What an adapter hands to `pipeline.prepare`."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+Counts = Mapping[str, Mapping[str, int]]  # of what (`utterances`, `label joy`), in which split or `all`, how many
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,18 @@ class Turn:
     audio: str | None = None  # path relative to the corpus root
     start: float | None = None  # seconds
     end: float | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)  # what else the corpus says; carried along, read by nothing
+    issues: tuple[str, ...] = ()  # of the corpus, for `status` (`pipeline.manifest` lists them all)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """All turns, what was mended on the way (a sentence -> how often), and what a user should know."""
+    """All turns, what was mended on the way (a sentence -> how often), and what a user should know.
+
+    `published` are counts that the corpus' authors state, which `pipeline.published` compares with what is found.
+    """
 
     turns: list[Turn]
     mended: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    published: Counts = field(default_factory=dict)

@@ -79,7 +79,8 @@ def finetune_audio(
         StoreError, OSError: the folder cannot be written.
     """
     with _prepared(manifest, output, params, "audio", device) as (chosen, work, device):
-        from pipeline.extract import DECODERS, encoder_samples, file_size, load_clip
+        from pipeline.clips import Clips
+        from pipeline.extract import DECODERS, file_size
         from pipeline.finetune.learners import SpeechLearner
 
         learner = SpeechLearner(params.finetune, chosen.labels)
@@ -88,9 +89,10 @@ def finetune_audio(
             for u in (*chosen.train, *chosen.validation)
         ]
 
+        clips = Clips((*chosen.train, *chosen.validation), root, channels, learner.sample_rate, work)
+
         def load(utterance: Utterance) -> "torch.Tensor":
-            samples = encoder_samples(utterance, learner.sample_rate)
-            return learner.prepare(load_clip(utterance, root, channels, learner.sample_rate, samples))
+            return learner.prepare(clips.load(utterance))
 
         def read(utterances: Sequence[Utterance], name: str) -> "list[torch.Tensor]":
             return lay_down(work / f"{name}.f32", utterances, load, DECODERS)

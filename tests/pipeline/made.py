@@ -13,7 +13,9 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow
 import yaml
+from pyarrow import parquet
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format tags of WAV
 GUID = bytes.fromhex("000000001000800000aa00389b71")  # what follows the format tag in an extensible header
@@ -107,8 +109,12 @@ def cut(path: Path, share: float) -> Path:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """A table: .csv, .tsv or .jsonl by its suffix."""
+    """A table: .csv, .tsv, .jsonl or .parquet by its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        names = {name: None for row in rows for name in row}
+        parquet.write_table(pyarrow.table({name: [row.get(name) for row in rows] for name in names}), path)
+        return path
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return path

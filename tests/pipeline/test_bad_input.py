@@ -131,7 +131,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "UTF-16": ("a.tsv", "id\ttext\n1\ta\n".encode("utf-16"), "UTF-16 is not read"),
     "nested JSON": ("a.jsonl", b'{"text": ["a"]}\n', "line 1: 'text' is a list; expected a text, a number or null"),
     "no JSON": ("a.jsonl", b"id,text\n1,a\n", "a.jsonl, line 1: not JSON"),
-    "spreadsheet": ("a.xlsx", b"PK", "a table must end in .csv, .tsv, .jsonl; convert it"),
+    "spreadsheet": ("a.xlsx", b"PK", "a table must end in .csv, .tsv, .jsonl, .parquet; convert it"),
 }
 
 

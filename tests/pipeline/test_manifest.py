@@ -53,6 +53,15 @@ def test_an_interrupted_write_leaves_the_old_manifest(tmp_path: Path) -> None:
     assert read_manifest(path) == [utterance()]
 
 
+def test_what_is_carried_along_is_read_again_and_absent_where_there_is_nothing(tmp_path: Path) -> None:
+    written = [utterance(extra={"camera": "left"}), utterance(turn=1)]
+    write_manifest(tmp_path / "manifest.jsonl", written)
+    assert read_manifest(tmp_path / "manifest.jsonl") == written
+    with_extra, without = (tmp_path / "manifest.jsonl").read_text().splitlines()
+    assert '"extra":{"camera":"left"}' in with_extra
+    assert "extra" not in without
+
+
 def line(**changes: Any) -> str:
     return utterance().model_copy(update=changes).model_dump_json()
 

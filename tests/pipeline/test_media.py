@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchaudio.functional import resample as reference_resample
 
-from pipeline.media import Channels, Recording, decode, resample, resampled_length
+from pipeline.media import Channels, Recording, Stretch, decode, decode_stretches, resample, resampled_length
 from tests.pipeline.made import SURROUND, as_stored, cut, sound, write_encoded, write_film, write_wav
 
 RATE = 16_000
@@ -102,6 +102,42 @@ def test_stretches_tile_a_recording(tmp_path_factory: pytest.TempPathFactory, se
         write_encoded(path, sound(1.0, RATE), RATE, "flac")
     whole, before, after = decode(path), decode(path, end=seam), decode(path, start=seam)
     np.testing.assert_array_equal(np.concatenate([before.samples, after.samples]), whole.samples)
+
+
+STRETCHES = [
+    *(Stretch(), Stretch(0.2, 0.4), Stretch(0.4, 0.9), Stretch(0.1, None), Stretch(None, 0.3), Stretch(0.35, 0.45)),
+    *(
+        Stretch(0.5, 0.5),
+        Stretch(1.9, 2.5),
+        Stretch(3.0, 4.0),
+        Stretch(0.0, 0.01),
+        Stretch(1.5, 1.9),
+        Stretch(9.0, None),
+    ),
+    *(Stretch(0.064, 0.064), Stretch(0.064, 0.5)),
+]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6, 0.0])
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.aac", "a.ogg", "a.mp4"])
+def test_all_stretches_of_one_pass_are_as_each_alone(tmp_path: Path, name: str, share: float) -> None:
+    codecs = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame", ".ogg": "libopus"}
+    options = {"movflags": "faststart"} if name == "a.mp4" else {}
+    path = tmp_path / name
+    cut(write_encoded(path, sound(2.0, 48_000, 2), 48_000, codecs.get(path.suffix, "aac"), **options), share)
+    together = dict(decode_stretches(path, "first", STRETCHES[::-1]))
+    assert set(together) == set(STRETCHES)
+    for stretch in STRETCHES:
+        alone = decode(path, "first", stretch.start, stretch.end)
+        found = together[stretch]
+        np.testing.assert_array_equal(found.samples, alone.samples)
+        assert (found.sample_rate, found.channels, found.issues) == (alone.sample_rate, alone.channels, alone.issues)
+
+
+def test_stretches_come_as_they_end_without_waiting_for_the_rest(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", sound(2.0, RATE), RATE)
+    asked = [Stretch(1.0, 1.5), Stretch(0.0, 1.9), Stretch(0.1, 0.2)]
+    assert [stretch for stretch, _ in decode_stretches(path, "downmix", asked)] == [asked[2], asked[0], asked[1]]
 
 
 def test_a_stretch_is_cut_at_the_sample(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_the_summary_counts_every_status_and_split(tmp_path: Path) -> None:
     assert lines["utterances"] == ["3", "1", "1", "5"]
     assert lines["conversations"] == ["3", "1", "1", "5"]
     assert lines["label joy"] == ["2", "0", "0", "2"]
-    assert lines["label (unlabelled)"] == ["1", "1", "1", "3"]
+    assert lines["labelled"] == ["2", "0", "0", "2"]
     assert lines["status ok"] == ["1", "1", "1", "3"]
     assert lines["status missing-file"] == ["2", "0", "0", "2"]
     assert lines["status no-text"] == ["1", "0", "0", "1"]
@@ -164,7 +164,7 @@ def test_recordings_that_cannot_be_used_are_named_in_the_summary(tmp_path: Path)
 def test_a_column_that_nothing_reads_is_told(tmp_path: Path) -> None:
     rows = [{"dialogue": cells.pop("conversation")} | cells for cells in three_splits()]
     notes = prepare(params(write_corpus(tmp_path, rows))).notes
-    assert notes[0] == "columns that are not used: dialogue"
+    assert notes[0] == "columns that are not used, only carried along: dialogue"
     assert notes[1].startswith("no conversation column (dataset.columns.conversation): every row is a conversation")
     columns = Columns(conversation="dialogue")
     assert prepare(params(tmp_path, columns=columns)).notes == []
@@ -290,7 +290,7 @@ def test_a_contradictory_corpus_is_refused_before_hours_of_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     decoded: list[Path] = []
-    monkeypatch.setattr("pipeline.prepare.decode", lambda path, *_: decoded.append(path))
+    monkeypatch.setattr("pipeline.prepare.decode_stretches", lambda path, *_: decoded.append(path))
     rows, expected = REFUSED[name]
     cells = {key: "" for given in rows for key in given}
     assert expected in refusal(tmp_path, [cells | given for given in rows])

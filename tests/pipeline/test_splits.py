@@ -133,3 +133,16 @@ def test_speakers_who_all_talk_with_each_other_cannot_be_split() -> None:
 def test_two_conversations_cannot_fill_three_splits() -> None:
     with pytest.raises(DataError, match="2 conversations, but three splits need at least 3"):
         assign_splits(turns_of([["a"], ["b"]]), params(split="conversation"))
+
+
+def test_validation_comes_out_of_train_where_none_is_given() -> None:
+    turns = [Turn(conversation=f"c{n}", order=0, split="test" if n > 7 else "train") for n in range(10)]
+    splits = assign_splits(turns, params(validation_share=0.25))
+    assert {name for name, split in splits.items() if split == "test"} == {"c8", "c9"}
+    assert Counter(splits.values()) == {"train": 6, "validation": 2, "test": 2}
+    assert splits != assign_splits(turns, params(validation_share=0.25, split_seed=1))
+
+
+def test_a_train_split_of_one_conversation_keeps_it() -> None:
+    turns = [Turn(conversation="a", order=0, split="train"), Turn(conversation="b", order=0, split="test")]
+    assert assign_splits(turns, params()) == {"a": "train", "b": "test"}

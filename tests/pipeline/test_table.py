@@ -1,15 +1,18 @@
 """The table adapter: what people have in CSV, TSV and JSONL becomes turns, or one clear refusal."""
 
+import datetime
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
-from pipeline.datasets import table
-from pipeline.datasets.table import MENDED_BYTES, MENDED_CONTROLS, MENDED_SURROGATES
+from pipeline.datasets import mending, table
 from pipeline.datasets.turns import Corpus, Turn
 from pipeline.errors import DataError
 from pipeline.params import Columns, DatasetParams
@@ -34,7 +37,7 @@ def refusal(path: Path, content: str | bytes, **columns: str) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "A.CSV"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet", "A.CSV"])
 def test_every_kind_of_table_gives_the_same_turns(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write_rows(path.with_suffix(path.suffix.lower()), rows_of(2)).rename(path)
@@ -51,7 +54,7 @@ def test_every_kind_of_table_gives_the_same_turns(tmp_path: Path, name: str) -> 
     assert len(read(path).turns) == 4
 
 
-@given(texts=st.lists(TEXTS, min_size=1, max_size=8), kind=st.sampled_from(["csv", "tsv", "jsonl"]))
+@given(texts=st.lists(TEXTS, min_size=1, max_size=8), kind=st.sampled_from(["csv", "tsv", "jsonl", "parquet"]))
 @settings(max_examples=60, deadline=None)
 def test_any_text_survives_the_table(tmp_path_factory: pytest.TempPathFactory, texts: list[str], kind: str) -> None:
     path = tmp_path_factory.getbasetemp() / f"texts.{kind}"
@@ -120,19 +123,19 @@ def test_cp1252_lines_among_utf8_are_read_and_counted(tmp_path: Path, name: str)
     content = head + row % (1, b"It\x92s caf\xe9") + row % (2, "It’s café 😀".encode())
     corpus = read_text(tmp_path / name, content)
     assert [turn.text for turn in corpus.turns] == ["It’s café", "It’s café 😀"]
-    assert corpus.mended == {MENDED_BYTES: 1}
+    assert corpus.mended == {mending.BYTES: 1}
 
 
 def test_controls_of_a_wrong_conversion_get_their_meaning_back(tmp_path: Path) -> None:
     corpus = read_text(tmp_path / "a.csv", "id,text\n1,It\x92s \x93so\x94\x85\n2,plain\n")
     assert [turn.text for turn in corpus.turns] == ["It’s “so”…", "plain"]
-    assert corpus.mended == {MENDED_CONTROLS: 1}
+    assert corpus.mended == {mending.CONTROLS: 1}
 
 
 def test_half_a_character_is_replaced_and_counted(tmp_path: Path) -> None:
     corpus = read_text(tmp_path / "a.jsonl", '{"text": "cut \\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n')
     assert [turn.text for turn in corpus.turns] == ["cut ?", "whole 😀"]
-    assert corpus.mended == {MENDED_SURROGATES: 1}
+    assert corpus.mended == {mending.SURROGATES: 1}
 
 
 def test_a_text_of_two_thousand_words_is_read_whole(tmp_path: Path) -> None:
@@ -149,6 +152,70 @@ def test_jsonl_rows_may_lack_keys_and_hold_numbers(tmp_path: Path) -> None:
     assert [(t.conversation, t.order, t.text, t.start) for t in turns] == [("7", 1, "x", 0.5), ("7", 0, "", None)]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet"])
+def test_columns_that_no_field_takes_are_carried_along(tmp_path: Path, name: str) -> None:
+    rows = [{"text": "x", "camera": "left ", "take": "3"}, {"text": "y", "camera": "", "take": "4"}]
+    corpus = read(write_rows(tmp_path / name, rows))
+    assert [turn.extra for turn in corpus.turns] == [{"camera": "left", "take": "3"}, {"take": "4"}]
+    assert corpus.notes[0] == "columns that are not used, only carried along: camera, take"
+
+
+def test_what_is_no_text_is_carried_along_as_json(tmp_path: Path) -> None:
+    content = '{"text": "x", "words": [{"w": "é", "at": 0.5}], "sure": true, "none": null, "nan": NaN}\n'
+    assert read_text(tmp_path / "a.jsonl", content).turns[0].extra == {
+        "words": '[{"w": "é", "at": 0.5}]',
+        "sure": "true",
+    }
+
+
+def parquet_of(path: Path, **columns: Any) -> Path:
+    parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_parquet_keeps_numbers_categories_and_absent_cells(tmp_path: Path) -> None:
+    path = parquet_of(
+        tmp_path / "a.parquet",
+        text=pyarrow.array(["x", None]).dictionary_encode(),
+        start=pyarrow.array([0.5, float("nan")], pyarrow.float32()),
+        turn=pyarrow.array([2, 1], pyarrow.int8()),
+        conversation=["c", "c"],
+        day=[datetime.date(2020, 1, 2), None],
+        sound=[{"bytes": b"RIFF", "path": "a.wav"}, None],
+    )
+    first, second = read(path).turns
+    assert (first.text, first.start, first.order, second.text, second.start) == ("x", 0.5, 2, "", None)
+    assert first.extra == {"day": "2020-01-02", "sound": '{"bytes": "<bytes>", "path": "a.wav"}'}
+    assert second.extra == {}
+
+
+def test_recordings_inside_a_parquet_table_are_refused(tmp_path: Path) -> None:
+    path = parquet_of(tmp_path / "a.parquet", text=["x"], audio=[{"bytes": b"RIFF", "path": "a.wav"}])
+    with pytest.raises(DataError, match="row 1: 'audio' is a dict; expected a text, a number or null"):
+        read(path)
+
+
+def test_a_broken_parquet_table_is_refused(tmp_path: Path) -> None:
+    assert "a.parquet: not a Parquet file that can be read" in refusal(tmp_path / "a.parquet", "id,text\n1,x\n")
+    path = parquet_of(tmp_path / "b.parquet", text=["a text of some length"] * 100)
+    content = bytearray(path.read_bytes())
+    for position in range(0, len(content), 7):
+        broken = content.copy()
+        broken[position] ^= 0xFF
+        path.write_bytes(broken)
+        try:
+            assert len(read(path).turns) == 100
+        except DataError as error:
+            assert "b.parquet" in str(error)  # noqa: PT017
+
+
+def test_parquet_without_its_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = parquet_of(tmp_path / "a.parquet", text=["x"])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"install erc-fusion\[parquet\], or save the table as"):
+        read(path)
+
+
 def test_a_missing_table_says_which_parameters_name_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.csv: no such table; mend dataset\.root and dataset\.table"):
         read(tmp_path / "a.csv")
@@ -161,7 +228,7 @@ def test_a_folder_in_place_of_the_table_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_spreadsheet_is_refused_with_what_is_read_instead(tmp_path: Path) -> None:
-    assert "must end in .csv, .tsv, .jsonl; convert it" in refusal(tmp_path / "a.xlsx", "x")
+    assert "must end in .csv, .tsv, .jsonl, .parquet; convert it" in refusal(tmp_path / "a.xlsx", "x")
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "id,text\n", "\ufeff"])

@@ -1,0 +1,141 @@
+"""Recordings as an encoder wants them: utterances in any order, every recording decoded once.
+
+Encoders take clips by length, so the turns of one long recording are asked for in no order of its own. Decoding it from
+its start for each of them would take time that grows with the square of its length: all of its turns are cut at the
+first request, and lie in a nameless scratch file until they are asked for, 0.23 GB for an hour at 16 kHz. The file goes
+when the work does, even if it is killed.
+"""
+
+import os
+import tempfile
+import weakref
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.manifest import Utterance
+from pipeline.media import Channels, Stretch, decode, decode_stretches, resample, resampled_length
+
+if TYPE_CHECKING:
+    import torch
+
+
+def encoder_samples(utterance: Utterance, sample_rate: int) -> int:
+    """How many samples the utterance has at the encoder's rate; 0 where there is no audio."""
+    if not utterance.samples or not utterance.sample_rate:
+        return 0
+    return resampled_length(utterance.samples, utterance.sample_rate, sample_rate)
+
+
+def stretch_of(utterance: Utterance) -> Stretch:
+    """The part of its recording that an utterance is."""
+    return Stretch(utterance.start, utterance.end)
+
+
+class Clips:
+    """The clips of a corpus at the encoder's rate; threads may load them in any order."""
+
+    def __init__(
+        self, utterances: Iterable[Utterance], root: Path, channels: Channels, sample_rate: int, scratch: Path
+    ) -> None:
+        self._root, self._channels, self._sample_rate = root, channels, sample_rate
+        self._scratch = _Scratch(scratch)
+        stretches: dict[str, set[Stretch]] = defaultdict(set)
+        for utterance in utterances:
+            if utterance.audio is not None and utterance.samples:
+                stretches[utterance.audio].add(stretch_of(utterance))
+        self._albums = {audio: _Album(several) for audio, several in stretches.items() if len(several) > 1}
+
+    def load(self, utterance: Utterance) -> "torch.Tensor":
+        """(samples,) float32 at the encoder's rate.
+
+        Raises:
+            DataError: the recording is not what the manifest says.
+            OSError: the scratch file cannot be written.
+        """
+        path, stretch = self._root / str(utterance.audio), stretch_of(utterance)
+        album = self._albums.get(str(utterance.audio))
+        if album is None:
+            recording = decode(path, self._channels, stretch.start, stretch.end)
+            clip = _Clip(len(recording.samples), recording.sample_rate, recording.issues)
+            _check(utterance, clip, path)
+            return resample(recording.samples, recording.sample_rate, self._sample_rate)
+        with album.lock:
+            if not album.clips:
+                album.clips = dict(self._cut(path, album))
+        _check(utterance, album.clips[stretch], path)
+        return self._scratch.read(album.clips[stretch].first_byte, encoder_samples(utterance, self._sample_rate))
+
+    def _cut(self, path: Path, album: "_Album") -> "Iterator[tuple[Stretch, _Clip]]":
+        """All clips of a recording, laid into the scratch file."""
+        for stretch, recording in decode_stretches(path, self._channels, list(album.stretches)):
+            first_byte = 0
+            if len(recording.samples):
+                clip = resample(recording.samples, recording.sample_rate, self._sample_rate)
+                first_byte = self._scratch.append(clip)
+            yield stretch, _Clip(len(recording.samples), recording.sample_rate, recording.issues, first_byte)
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """A clip as it was decoded, and where it lies in the scratch file, if it does."""
+
+    samples: int
+    sample_rate: int
+    issues: list[str]
+    first_byte: int = 0
+
+
+@dataclass
+class _Album:
+    """A recording of several turns, and its clips once they are cut."""
+
+    stretches: set[Stretch]
+    clips: dict[Stretch, _Clip] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+
+class _Scratch:
+    """A nameless file of float32 samples."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = Lock()
+        self._file: IO[bytes] | None = None
+
+    def append(self, clip: "torch.Tensor") -> int:
+        """Where it begins."""
+        with self._lock:
+            if self._file is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+                weakref.finalize(self, self._file.close)
+            first_byte = self._file.seek(0, os.SEEK_END)
+            self._file.write(clip.numpy().tobytes())
+            self._file.flush()
+            return first_byte
+
+    def read(self, first_byte: int, samples: int) -> "torch.Tensor":
+        import torch
+
+        with self._lock:
+            assert self._file is not None
+            self._file.seek(first_byte)
+            content = self._file.read(4 * samples)
+        assert len(content) == 4 * samples
+        return torch.from_numpy(np.frombuffer(bytearray(content), np.float32))
+
+
+def _check(utterance: Utterance, clip: _Clip, path: Path) -> None:
+    if (clip.samples, clip.sample_rate) != (utterance.samples, utterance.sample_rate):
+        found = f"{clip.samples} samples" if clip.samples else "+".join(clip.issues)
+        raise DataError(
+            f"'{utterance.id}': {path} has changed since the manifest was made (found {found}, "
+            f"expected {utterance.samples}); run pipeline-prepare again, or dvc repro"
+        )

@@ -1,0 +1,150 @@
+"""MELD (declare-lab/MELD, GPL-3.0): the release's three CSVs, and its clips or conversions of them.
+
+    train_sent_emo.csv   train_splits/dia0_utt0.mp4
+    dev_sent_emo.csv     dev_splits_complete/
+    test_sent_emo.csv    output_repeated_splits_test/
+
+below `dataset.root`, or in its folders train, dev and test, as the archives unpack them. A clip may be converted to
+.wav or .flac under its stem; where a clip lies there twice, the conversion is taken. Dialogue numbers repeat in every
+split, so ids begin with it: `train/0/3` is dia3_utt3 of the split. Utterance numbers have gaps, which `prepare` closes.
+
+StartTime and EndTime are times of the episode, not of the clip; they are carried along with the other columns, and
+nothing reads them (test 155, 3 ends where it starts, and its clip has sound).
+
+Published: utterances, speakers and labels as in the authors' README and paper. They state 1,039 dialogues of train,
+by the highest number: there is no dialogue 60, and the CSV has 1,038. Clips are as counted from the release: train
+dia125_utt3 cannot be decoded, dev dia110_utt7 is missing.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pipeline.datasets.mending import mend_controls
+from pipeline.datasets.rows import Row, read_rows
+from pipeline.datasets.targets import target_of
+from pipeline.datasets.turns import Corpus, Counts, Turn
+from pipeline.errors import DataError
+from pipeline.params import DatasetParams
+
+FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
+SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+SUFFIXES = (".flac", ".wav", ".mp4")  # in the order of preference
+FIELDS = ("Utterance", "Speaker", "Dialogue_ID", "Utterance_ID")  # besides the label's column
+LABELS: dict[str, tuple[str, ...]] = {
+    "emotion": ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"),
+    "sentiment": ("negative", "neutral", "positive"),
+}
+UNANNOTATED = "final_videos_test"  # how the extra files of the test folder begin
+
+
+def _of(train: int, validation: int, test: int) -> dict[str, int]:
+    return {"train": train, "validation": validation, "test": test, "all": train + validation + test}
+
+
+PUBLISHED: Counts = {
+    "utterances": _of(9_989, 1_109, 2_610),
+    "conversations": _of(1_038, 114, 280),
+    "speakers": {"train": 260, "validation": 47, "test": 100},
+    "recordings": _of(9_988, 1_108, 2_610),
+}
+PUBLISHED_LABELS: Mapping[str, Counts] = {
+    "emotion": {
+        "label anger": _of(1_109, 153, 345),
+        "label disgust": _of(271, 22, 68),
+        "label fear": _of(268, 40, 50),
+        "label joy": _of(1_743, 163, 402),
+        "label neutral": _of(4_710, 470, 1_256),
+        "label sadness": _of(683, 111, 208),
+        "label surprise": _of(1_205, 150, 281),
+    },
+    "sentiment": {
+        "label negative": _of(2_945, 406, 833),
+        "label neutral": _of(4_710, 470, 1_256),
+        "label positive": _of(2_334, 233, 521),
+    },
+}
+
+
+def read(params: DatasetParams) -> Corpus:
+    """The turns of the release at `dataset.root`; without any clip, of its texts alone, which a note says.
+
+    Raises:
+        DataError: a CSV is missing or malformed, lacks a column, or has a number or label that is none.
+    """
+    root, target, mended = Path(params.root), target_of(params), Counter[str]()
+    clips = {name: dict(_clips(root, name)) for name in FOLDERS}
+    turns = [
+        turn
+        for name in FOLDERS
+        for turn in _turns(_table(root, name), name, target, clips[name], any(clips.values()), mended)
+    ]
+    return Corpus(turns, mended, list(_notes(turns, clips)), {**PUBLISHED, **PUBLISHED_LABELS[target]})
+
+
+def _table(root: Path, name: str) -> Path:
+    places = [root / f"{name}_sent_emo.csv", root / name / f"{name}_sent_emo.csv"]
+    for path in places:
+        if path.is_file():
+            return path
+    raise DataError(
+        f"{places[0]}: no such file, nor {name}/{places[0].name}; set dataset.root to the folder with MELD's three CSVs"
+    )
+
+
+def _clips(root: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Stem -> path relative to the root, for every file that may be a clip."""
+    for folder in (root / FOLDERS[name], root / name / FOLDERS[name]):
+        found = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in SUFFIXES]
+        for path in sorted(found, key=lambda path: -SUFFIXES.index(path.suffix.lower())):  # the preferred one is last
+            yield path.stem, path.relative_to(root).as_posix()
+
+
+def _turns(
+    path: Path, name: str, target: str, clips: Mapping[str, str], has_clips: bool, mended: Counter[str]
+) -> Iterator[Turn]:
+    rows = read_rows(path, mended)
+    for column in (*FIELDS, target.capitalize()):
+        if column not in rows[0].cells:
+            raise DataError(f"{path}: no column '{column}'; it has {', '.join(rows[0].cells)}; take the official CSV")
+    for row in rows:
+        dialogue, utterance = _number(row, "Dialogue_ID"), _number(row, "Utterance_ID")
+        stem = f"dia{dialogue}_utt{utterance}"
+        yield Turn(
+            conversation=f"{SPLITS[name]}/{dialogue}",
+            order=utterance,
+            id=f"{SPLITS[name]}/{dialogue}/{utterance}",
+            speaker=mend_controls(row.cells["Speaker"], mended).strip() or None,
+            split=SPLITS[name],
+            label=_label(row, target),
+            text=mend_controls(row.cells["Utterance"], mended),
+            audio=clips.get(stem, f"{FOLDERS[name]}/{stem}.mp4") if has_clips else None,
+            extra={key: cell.strip() for key, cell in row.cells.items() if key not in FIELDS and cell.strip()},
+        )
+
+
+def _number(row: Row, column: str) -> int:
+    cell = row.cells[column].strip()
+    if not (cell.isascii() and cell.isdigit() and len(cell) < 10):
+        raise DataError(f"{row.where}: {column} '{cell}' is not a number; take the official CSV")
+    return int(cell)
+
+
+def _label(row: Row, target: str) -> str | None:
+    label = row.cells[target.capitalize()].strip().lower()
+    if label and label not in LABELS[target]:
+        raise DataError(f"{row.where}: {target} '{label}' is none of {', '.join(LABELS[target])}")
+    return label or None
+
+
+def _notes(turns: list[Turn], clips: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    if not any(clips.values()):
+        yield f"no clips in {', '.join(FOLDERS.values())} of dataset.root: every turn is its text alone"
+    annotated = {turn.audio for turn in turns}
+    extra = [path for found in clips.values() for path in found.values() if path not in annotated]
+    known = sum(UNANNOTATED in path for path in extra)
+    if known:
+        yield f"{known} files {UNANNOTATED}* have no annotation, as in the release: ignored"
+    if len(extra) > known:
+        others = [path for path in extra if UNANNOTATED not in path]
+        yield f"{len(others)} other clips have no annotation, such as {others[0]}: ignored"

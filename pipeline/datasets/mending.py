@@ -1,0 +1,38 @@
+"""Bytes and characters that an earlier conversion left broken, mended; every mending is counted under its sentence."""
+
+from collections import Counter
+
+BYTES = "lines that were not UTF-8, read as cp1252"
+CONTROLS = "texts with cp1252 punctuation that an earlier conversion had left as control characters"
+SURROGATES = "cells with half a character (a lone surrogate), now '?'"
+
+
+def decode_lines(content: bytes, mended: Counter[str]) -> str:
+    """UTF-8; a line that is not is taken for cp1252, which copies of tables often mix in."""
+    lines = []
+    for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+        try:
+            lines.append(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            lines.append(line.decode("cp1252", errors="replace"))
+            mended[BYTES] += 1
+    return "\n".join(lines)
+
+
+def mend_controls(text: str, mended: Counter[str]) -> str:
+    """Characters U+0080 .. U+009F are cp1252 bytes that were decoded as Latin-1: give them their meaning back."""
+    if not any("\x80" <= character <= "\x9f" for character in text):
+        return text
+    mended[CONTROLS] += 1
+    return "".join(
+        character.encode("latin-1").decode("cp1252", errors="replace") if "\x80" <= character <= "\x9f" else character
+        for character in text
+    )
+
+
+def mend_surrogates(text: str, mended: Counter[str]) -> str:
+    """Half a character, which JSON may escape, has no form in UTF-8: it becomes '?'."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    if whole != text:
+        mended[SURROGATES] += 1
+    return whole

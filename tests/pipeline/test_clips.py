@@ -1,0 +1,102 @@
+"""Clips for encoders: in any order, from threads, each long recording decoded once, the samples those of `decode`."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pipeline.clips
+from pipeline.clips import Clips
+from pipeline.errors import DataError
+from pipeline.manifest import Utterance
+from pipeline.media import decode, decode_stretches, resample
+from pipeline.params import DatasetParams
+from pipeline.prepare import prepare
+from tests.pipeline.made import sound, write_corpus, write_encoded, write_wav
+
+RATE = 24_000
+ENCODER_RATE = 16_000
+
+
+@pytest.fixture
+def utterances(tmp_path: Path) -> list[Utterance]:
+    """Overlapping, repeated and lacking turns of a long recording, and two recordings of one turn each."""
+    write_encoded(tmp_path / "long.m4a", sound(6.0, RATE), RATE, "aac")
+    write_wav(tmp_path / "own.wav", sound(0.5, RATE), RATE)
+    write_wav(tmp_path / "part.wav", sound(2.0, RATE), RATE)
+    cuts = [(4.0, 5.5), (0.0, 1.0), (0.5, 2.0), (2.0, 2.5), (0.5, 2.0), (7.0, 8.0), (5.0, "")]
+    rows: list[dict[str, Any]] = [{"audio": "long.m4a", "start": start, "end": end} for start, end in cuts]
+    rows += [{"audio": "own.wav", "start": "", "end": ""}, {"audio": "part.wav", "start": 0.5, "end": 1.0}]
+    splits = ["train"] * 7 + ["validation", "test"]
+    write_corpus(tmp_path, [row | {"split": split} for row, split in zip(rows, splits, strict=True)])
+    return prepare(DatasetParams(name="table", root=str(tmp_path), table="table.csv")).utterances
+
+
+def clips_of(utterances: list[Utterance], root: Path) -> Clips:
+    return Clips(utterances, root, "downmix", ENCODER_RATE, root / "scratch")
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the recordings that were decoded, one for each time."""
+    names: list[str] = []
+
+    def counting(path: Path, *arguments: Any) -> Iterator[Any]:
+        names.append(path.name)
+        yield from decode_stretches(path, *arguments)
+
+    monkeypatch.setattr(pipeline.clips, "decode_stretches", counting)
+    monkeypatch.setattr("pipeline.prepare.decode_stretches", counting)
+    return names
+
+
+def test_every_clip_is_what_decode_gives_in_any_order(tmp_path: Path, utterances: list[Utterance]) -> None:
+    clips = clips_of(utterances, tmp_path)
+    whole = [utterance for utterance in utterances if utterance.samples]
+    assert len(whole) == 8
+    for utterance in [*whole[::-1], *whole]:
+        recording = decode(tmp_path / str(utterance.audio), "downmix", utterance.start, utterance.end)
+        expected = resample(recording.samples, recording.sample_rate, ENCODER_RATE)
+        np.testing.assert_array_equal(clips.load(utterance).numpy(), expected.numpy())
+
+
+def test_threads_that_ask_at_once_decode_once(tmp_path: Path, utterances: list[Utterance], passes: list[str]) -> None:
+    clips = clips_of(utterances, tmp_path)
+    whole = [utterance for utterance in utterances if utterance.audio == "long.m4a" and utterance.samples] * 5
+    with ThreadPoolExecutor(8) as pool:
+        loaded = list(pool.map(clips.load, whole))
+    assert passes == ["long.m4a"]
+    for first, again in zip(loaded, loaded[6:], strict=False):
+        assert first.equal(again)
+
+
+def test_prepare_decodes_every_recording_once(tmp_path: Path, utterances: list[Utterance], passes: list[str]) -> None:
+    again = prepare(DatasetParams(name="table", root=str(tmp_path), table="table.csv")).utterances
+    assert again == utterances
+    assert sorted(passes) == ["long.m4a", "own.wav", "part.wav"]
+
+
+def test_a_recording_that_changed_is_refused_turn_by_turn(tmp_path: Path, utterances: list[Utterance]) -> None:
+    write_encoded(tmp_path / "long.m4a", sound(3.0, RATE), RATE, "aac")
+    clips = clips_of(utterances, tmp_path)
+    early, late = (next(u for u in utterances if u.start == start) for start in (0.5, 4.0))
+    assert len(clips.load(early)) == 24_000
+    with pytest.raises(DataError, match=r"long\.m4a has changed since the manifest was made \(found empty-audio, exp"):
+        clips.load(late)
+
+
+def test_nothing_is_left_beside_the_features(tmp_path: Path, utterances: list[Utterance]) -> None:
+    clips = clips_of(utterances, tmp_path)
+    clips.load(utterances[0])
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_recordings_of_one_turn_need_no_scratch_file(tmp_path: Path, utterances: list[Utterance]) -> None:
+    clips = clips_of(utterances, tmp_path)
+    for utterance in utterances:
+        if utterance.audio != "long.m4a":
+            clips.load(utterance)
+    assert not (tmp_path / "scratch").exists()
