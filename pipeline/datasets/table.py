@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.datasets.encoding import decode_text, mend_controls
 from pipeline.datasets.turns import Corpus, Turn
 from pipeline.errors import DataError
 from pipeline.params import Columns, DatasetParams
@@ -27,8 +28,6 @@ SPLIT_NAMES = {
     "dev": "validation",
     "test": "test",
 }
-MENDED_BYTES = "lines that were not UTF-8, read as cp1252"
-MENDED_CONTROLS = "texts with cp1252 punctuation that an earlier conversion had left as control characters"
 MENDED_SURROGATES = "cells with half a character (a lone surrogate), now '?'"
 
 
@@ -49,7 +48,7 @@ def read(params: DatasetParams) -> Corpus:
     """
     path = Path(params.root) / params.table
     mended: Counter[str] = Counter()
-    rows = _read_rows(path, mended)
+    rows = read_rows(path, mended)
     columns = _resolve_columns(list(rows[0].cells), params.columns, path)
     turns = [_turn(row, number, columns, path, mended) for number, row in enumerate(rows, start=1)]
     return Corpus(turns, mended, _notes(rows, columns))
@@ -69,8 +68,12 @@ def _notes(rows: list[Row], columns: Mapping[str, str]) -> list[str]:
     return notes
 
 
-def _read_rows(path: Path, mended: Counter[str]) -> list[Row]:
-    """All rows, each with every column of the table."""
+def read_rows(path: Path, mended: Counter[str]) -> list[Row]:
+    """All rows of a .csv, .tsv or .jsonl file, each with every column of the table.
+
+    Raises:
+        DataError: the table is missing, empty or malformed; the line is named.
+    """
     readers = {".csv": _read_delimited, ".tsv": _read_delimited, ".jsonl": _read_json_lines}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: a table must end in {', '.join(readers)}; convert it, or mend dataset.table")
@@ -82,22 +85,10 @@ def _read_rows(path: Path, mended: Counter[str]) -> list[Row]:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     if b"\0" in content:
         raise DataError(f"{path}: holds NUL bytes; save it as UTF-8 text (UTF-16 is not read)")
-    rows = readers[path.suffix.lower()](path, _decode(content, mended), mended)
+    rows = readers[path.suffix.lower()](path, decode_text(content, mended), mended)
     if not rows:
         raise DataError(f"{path}: holds no rows")
     return rows
-
-
-def _decode(content: bytes, mended: Counter[str]) -> str:
-    """UTF-8; a line that is not is taken for cp1252, which copies of such tables often mix in."""
-    lines = []
-    for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
-        try:
-            lines.append(line.decode("utf-8"))
-        except UnicodeDecodeError:
-            lines.append(line.decode("cp1252", errors="replace"))
-            mended[MENDED_BYTES] += 1
-    return "\n".join(lines)
 
 
 def _read_delimited(path: Path, content: str, mended: Counter[str]) -> list[Row]:
@@ -191,14 +182,14 @@ def _resolve_columns(found: list[str], columns: Columns, path: Path) -> dict[str
 def _turn(row: Row, number: int, columns: Mapping[str, str], path: Path, mended: Counter[str]) -> Turn:
     cells = {name: row.cells[column] for name, column in columns.items()}
     # before white space is stripped, which the control character U+0085 (a cp1252 ellipsis) would count as
-    text = _mend_controls(cells.get("text", ""), mended)
-    recognised = _mend_controls(cells["recognised"], mended) if "recognised" in cells else None
+    text = mend_controls(cells.get("text", ""), mended)
+    recognised = mend_controls(cells["recognised"], mended) if "recognised" in cells else None
     cells = {name: cell.strip() for name, cell in cells.items()}
     where = f"{path}, line {row.line}"
     conversation = cells.get("conversation", f"{number:06d}")
     if not conversation:
         raise DataError(f"{where}: the conversation is empty; name it, or leave the column out")
-    order = _number(cells.get("turn", str(number)), "turn", where)
+    order = parse_number(cells.get("turn", str(number)), "turn", where)
     if order is None:
         raise DataError(f"{where}: the turn is empty; number it, or leave the column out to take the rows' order")
     split = cells.get("split", "")
@@ -211,16 +202,21 @@ def _turn(row: Row, number: int, columns: Mapping[str, str], path: Path, mended:
         speaker=cells.get("speaker") or None,
         split=SPLIT_NAMES.get(split.lower()),
         label=cells.get("label") or None,
-        score=_number(cells.get("score", ""), "score", where),
+        score=parse_number(cells.get("score", ""), "score", where),
         text=text,
         recognised=recognised,
         audio=cells.get("audio") or None,
-        start=_number(cells.get("start", ""), "start", where),
-        end=_number(cells.get("end", ""), "end", where),
+        start=parse_number(cells.get("start", ""), "start", where),
+        end=parse_number(cells.get("end", ""), "end", where),
     )
 
 
-def _number(text: str, name: str, where: str) -> float | None:
+def parse_number(text: str, name: str, where: str) -> float | None:
+    """The number in a cell, None if that is empty; `where` leads the message.
+
+    Raises:
+        DataError: it is no finite number.
+    """
     if not text:
         return None
     try:
@@ -230,14 +226,3 @@ def _number(text: str, name: str, where: str) -> float | None:
     if not math.isfinite(number):
         raise DataError(f"{where}: {name} '{text}' is not a number")
     return number
-
-
-def _mend_controls(text: str, mended: Counter[str]) -> str:
-    """Characters U+0080 .. U+009F are cp1252 bytes that were decoded as Latin-1: give them their meaning back."""
-    if not any("\x80" <= character <= "\x9f" for character in text):
-        return text
-    mended[MENDED_CONTROLS] += 1
-    return "".join(
-        character.encode("latin-1").decode("cp1252", errors="replace") if "\x80" <= character <= "\x9f" else character
-        for character in text
-    )

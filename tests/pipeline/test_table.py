@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.datasets import table
-from pipeline.datasets.table import MENDED_BYTES, MENDED_CONTROLS, MENDED_SURROGATES
+from pipeline.datasets.encoding import MENDED_BYTES, MENDED_CONTROLS
+from pipeline.datasets.table import MENDED_SURROGATES
 from pipeline.datasets.turns import Corpus, Turn
 from pipeline.errors import DataError
 from pipeline.params import Columns, DatasetParams
