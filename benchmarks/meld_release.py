@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -108,7 +109,7 @@ def write_clip(path: Path, clip: Clip) -> None:
     samples = noise(max(size, 2**20), level)[:size]
     partial = path.with_name("partial-" + path.name)
     with av.open(str(partial), "w", format=path.suffix[1:]) as container:
-        stream = container.add_stream(codec, rate=clip.rate, layout=layout)
+        stream: Any = container.add_stream(codec, rate=clip.rate, layout=layout)
         frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = clip.rate, 0, Fraction(1, clip.rate)
         packet = stream.codec_context.frame_size or 4 * PACKET

@@ -135,3 +135,21 @@ def ablate_app(
     comparison = compare(ablate(read_features(features), variants, section, folder, where, jobs))
     write_table(comparison, output, current_commit())
     print(f"{output}: {headline(comparison)}")
+
+
+@command
+def folds_app(
+    results: Annotated[list[Path], typer.Argument(help="The results of each fold, as fusion-evaluate wrote them.")],
+    params: ParamsFile = None,
+    overrides: Overrides = [],  # noqa: B006
+    output: Annotated[Path, typer.Option(help="Where the joined results go.")] = Path("results/folds"),
+) -> None:
+    """Join the results of folds that test other conversations: the mean over folds, and all of them as one set."""
+    from fusion.folds import join_folds
+    from fusion.folds_report import headline, write_folds
+    from fusion.params import EvaluateParams
+    from pipeline.settings import read_section
+
+    joined = join_folds(results, read_section(find_params(params), "evaluate", EvaluateParams, overrides))
+    write_folds(joined, output)
+    print(f"{output}: {headline(joined)}")

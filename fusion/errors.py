@@ -4,6 +4,7 @@ ErcError                  pipeline.settings, the root
 |-- FeatureError          the feature file lacks what training or evaluation needs
 |-- TrainingError         training cannot go on: no such device, a loss that is not finite
 |-- ModelError            a model folder is missing, incomplete or damaged, or does not fit the features
+|-- ResultError           results to be joined are missing or damaged, or not folds of one study
 `-- OutputError           a result cannot be written: disk full, no permission, something else in its place
 """
 
@@ -20,6 +21,10 @@ class TrainingError(ErcError):
 
 class ModelError(ErcError):
     """A model folder is missing, incomplete or damaged, or does not fit the features."""
+
+
+class ResultError(ErcError):
+    """Results to be joined are missing or damaged, or not folds of one study."""
 
 
 class OutputError(ErcError):

@@ -74,6 +74,7 @@ def describe_run(evaluation: Evaluation, commit: str | None) -> dict[str, Any]:
     run: dict[str, Any] = {
         "model": first.recipe.model.name,
         "modalities": first.recipe.model.modalities,
+        "encoders": ", ".join(str(one.fields.get("model")) for one in (first.audio, first.text) if one is not None),
         "seeds": ",".join(str(seed.provenance.seed) for seed in evaluation.seeds),
         "params": first.recipe.digest,
         "features": evaluation.features,

@@ -14,6 +14,20 @@ A turn is never dropped: where a modality is absent or odd, `status` says why. R
     short              less than 25 ms, one frame of the encoders; it is padded to one frame
     silent             every sample is zero
     clipped            more than 1 % of its samples are at full scale
+
+What the adapters of corpora say, of a turn that is there and keeps its place:
+
+    other-label        iemocap: its label is none of the target's           (context, no label)
+    undecided          iemocap: its evaluators did not agree                (context, no label)
+    unevaluated        iemocap: nobody evaluated it, as `XX` turns          (context, no label)
+    untimed            iemocap: its line has no times; it stays behind the line before it
+    reversed-times     iemocap: it ends before it begins; the earlier time is taken for its start
+    repeated           iemocap: its name was told before                    (context, no label, no audio)
+    no-score           mosi: nobody scored it                               (context, no label)
+    zero               mosi: score 0, neither negative nor positive         (context, no label)
+    out-of-range       mosi: its score is not between -3 and 3
+    unlisted           mosi: no split of the protocol names its video; that of `mode`, else train
+    other-split        mosi: `mode` names another split than the protocol, which is what counts
 """
 
 from collections import Counter

@@ -18,7 +18,7 @@ from pipeline.params import DatasetParams
 from pipeline.published import COLUMNS, Difference, compare, count, select, statuses
 from pipeline.splits import assign_splits
 
-CONTROLS = ("Cc", "Zl", "Zp")  # Unicode categories of control characters and line ends
+CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of control characters, halves of characters and line ends
 ROW_OF_HOURS = 3  # of the printed table
 NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
 DECODERS = 4  # threads; FFmpeg lets go of the interpreter lock while it decodes
@@ -39,6 +39,7 @@ def prepare(params: DatasetParams) -> Prepared:
     """Read the corpus, order its turns, settle splits and ids, and decode every recording once.
 
     Raises:
+        SettingsError: the corpus has no such target.
         DataError: see the adapters, `assign_splits`, `check_utterances` and `label_names`; also when a split is empty
             or when no recording at all can be read.
     """

@@ -91,7 +91,7 @@ def test_commands_import_no_heavy_library(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "app"),
-    [("fusion.cli", "train_app"), ("fusion.cli", "evaluate_app"), ("fusion.cli", "ablate_app")]
+    [("fusion.cli", f"{name}_app") for name in ("train", "evaluate", "ablate", "folds")]
     + [
         ("pipeline.cli", f"{name}_app")
         for name in ("prepare", "finetune", "audio", "text", "degrade", "join", "inspect")

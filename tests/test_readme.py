@@ -47,6 +47,7 @@ APPS = {
     "fusion-train": fusion.cli.train_app,
     "fusion-evaluate": fusion.cli.evaluate_app,
     "fusion-ablate": fusion.cli.ablate_app,
+    "fusion-folds": fusion.cli.folds_app,
 }
 
 

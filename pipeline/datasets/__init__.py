@@ -6,7 +6,7 @@ An adapter is a function `(DatasetParams) -> Corpus`. It checks nothing that `pi
 
 from collections.abc import Callable
 
-from pipeline.datasets import meld, table
+from pipeline.datasets import iemocap, meld, mosi, table
 from pipeline.datasets.targets import check_target
 from pipeline.datasets.turns import Corpus
 from pipeline.params import DatasetParams
@@ -15,6 +15,8 @@ ADAPTERS: dict[str, Callable[[DatasetParams], Corpus]] = {
     "demo": table.read,  # the embedded corpus, data/demo, is a table like a user's own
     "table": table.read,
     "meld": meld.read,
+    "iemocap": iemocap.read,
+    "mosi": mosi.read,
 }
 
 

@@ -1,6 +1,9 @@
 """Bytes and characters that an earlier conversion left broken, mended; every mending is counted under its sentence."""
 
 from collections import Counter
+from pathlib import Path
+
+from pipeline.errors import DataError
 
 BYTES = "lines that were not UTF-8, read as cp1252"
 CONTROLS = "texts with cp1252 punctuation that an earlier conversion had left as control characters"
@@ -17,6 +20,21 @@ def decode_lines(content: bytes, mended: Counter[str]) -> str:
             lines.append(line.decode("cp1252", errors="replace"))
             mended[BYTES] += 1
     return "\n".join(lines)
+
+
+def read_lines(path: Path, mended: Counter[str]) -> list[str]:
+    """The lines of a text file of a release, without their ends.
+
+    Raises:
+        DataError: it cannot be read, or holds NUL bytes.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); mend dataset.root, or the file") from None
+    if b"\0" in content:
+        raise DataError(f"{path}: holds NUL bytes; take the file from the release again (UTF-16 is not read)")
+    return [line.removesuffix("\r") for line in decode_lines(content, mended).split("\n")]
 
 
 def mend_controls(text: str, mended: Counter[str]) -> str:

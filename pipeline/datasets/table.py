@@ -87,7 +87,7 @@ def _turn(row: Row, number: int, columns: Mapping[str, str], extra: Sequence[str
     conversation = cells.get("conversation", f"{number:06d}")
     if not conversation:
         raise DataError(f"{where}: the conversation is empty; name it, or leave the column out")
-    order = _number(cells.get("turn", str(number)), "turn", where)
+    order = parse_number(cells.get("turn", str(number)), "turn", where)
     if order is None:
         raise DataError(f"{where}: the turn is empty; number it, or leave the column out to take the rows' order")
     split = cells.get("split", "")
@@ -100,17 +100,18 @@ def _turn(row: Row, number: int, columns: Mapping[str, str], extra: Sequence[str
         speaker=cells.get("speaker") or None,
         split=SPLIT_NAMES.get(split.lower()),
         label=cells.get("label") or None,
-        score=_number(cells.get("score", ""), "score", where),
+        score=parse_number(cells.get("score", ""), "score", where),
         text=text,
         recognised=recognised,
         audio=cells.get("audio") or None,
-        start=_number(cells.get("start", ""), "start", where),
-        end=_number(cells.get("end", ""), "end", where),
+        start=parse_number(cells.get("start", ""), "start", where),
+        end=parse_number(cells.get("end", ""), "end", where),
         extra={name: cell for name in extra if (cell := mend_controls(row.cells[name], mended).strip())},
     )
 
 
-def _number(text: str, name: str, where: str) -> float | None:
+def parse_number(text: str, name: str, where: str) -> float | None:
+    """A cell as a number; None where it is empty. Raises DataError."""
     if not text:
         return None
     try:

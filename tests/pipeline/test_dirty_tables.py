@@ -20,9 +20,11 @@ from pipeline.settings import ErcError
 from tests.pipeline.releases.meld import HEADER, LINES, write_table
 
 ODD = st.sampled_from(
-    ["", " ", "\u200b", "\ufeff", "\x85", "\x92", "\x00", "\n", '"', "'", ",", "\t", ";", "\\", "\u2028"]
-    + ["nan", "-inf", "-1", "1e400", "1_0", "٣", "0x10", "1,5", "00:01:02", "9" * 400, "null", "true", "😀"]
-    + ["../x.wav", "/etc/passwd", "x" * 300, "a/b", "\ud83d"]
+    [
+        *["", " ", "\u200b", "\ufeff", "\x85", "\x92", "\x00", "\n", '"', "'", ",", "\t", ";", "\\", "\u2028"],
+        *["nan", "-inf", "-1", "1e400", "1_0", "٣", "0x10", "1,5", "00:01:02", "9" * 400, "null", "true", "😀"],
+        *["../x.wav", "/etc/passwd", "x" * 300, "a/b", "\ud83d"],
+    ]
 )
 NAMES = ["id", "conversation", "turn", "speaker", "split", "label", "score", "text"]
 NAMES += ["recognised", "start", "end", "audio"]

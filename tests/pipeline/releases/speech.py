@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.media import decode
+from tests.pipeline.made import write_wav
 
+RATE = 16_000
 DEMO = Path(__file__).parents[3] / "data" / "demo" / "audio"
 
 
@@ -17,6 +19,11 @@ def speech(samples: int, rate: int, number: int = 0) -> np.ndarray:
         pieces.append(_recording(number % len(_recordings()), rate))
         number += 1
     return np.concatenate(pieces)[:samples]
+
+
+def write_speech(path: Path, number: int, seconds: float = 0.3) -> Path:
+    """The same as a WAV file of 16 bits at 16 kHz."""
+    return write_wav(path, speech(round(seconds * RATE), RATE, number)[:, None], RATE)
 
 
 @lru_cache(maxsize=1)

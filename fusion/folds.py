@@ -1,0 +1,229 @@
+"""Folds of one study, joined: each tests other conversations, so that together they test all.
+
+Two readings of the same predictions. *Over folds*: each fold is scored by itself, and the scores have a mean and a
+standard deviation over folds, as papers that cross-validate print them. *Pooled*: the test utterances of all folds are
+scored as one set, for each seed, with an interval that resamples the conversations of all folds (for the models that
+were trained). Pooled scores have no trouble with labels that are rare in one fold.
+
+A fold is a folder of results as `fusion-evaluate` writes it; nothing else is read, so features and models may be gone.
+"""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion.errors import ResultError
+from fusion.evaluate import sample_std
+from fusion.metrics import METRICS, ClassScores, class_scores, conversation_confusions
+from fusion.params import EvaluateParams
+from fusion.statistics import Interval, bootstrap, percentile_interval
+from pipeline.store import UNLABELLED
+
+COLUMNS = ("run", "seed", "utterance", "conversation", "split", "true", "predicted")
+PROBABILITY = "p_"  # before a label
+SAME = ("model", "modalities", "params", "encoders", "seeds", "version")  # of what was run, in every fold
+MEND = "run fusion-evaluate again"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What one evaluation predicted."""
+
+    name: str  # of its folder
+    run: Mapping[str, Any]  # what was run, `report.describe_run`
+    labels: tuple[str, ...]
+    ids: tuple[str, ...]  # utterances
+    conversations: tuple[str, ...]  # of each utterance
+    true: np.ndarray  # (utterances,), -1 = unlabelled
+    predicted: np.ndarray  # (seeds, utterances)
+    majority: Mapping[str, float]  # by metric: always predicting the majority label of its train split
+    header: tuple[str, ...]  # of predictions.csv
+    rows: tuple[tuple[str, ...], ...]  # as they are there
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric."""
+
+    folds: tuple[float, ...]  # of each fold, mean over seeds
+    mean: float  # over folds
+    std: float | None  # of the sample of folds
+    pooled: float  # all folds as one set, mean over seeds
+    pooled_std: float | None  # over seeds
+    interval: Interval  # of the pooled score: other conversations, the same models
+    majority: float  # mean over folds
+
+
+@dataclass(frozen=True)
+class Joined:
+    """All folds."""
+
+    folds: Sequence[Fold]
+    params: EvaluateParams
+    scores: Mapping[str, Score]
+    classes: ClassScores  # pooled, arrays of (seeds, classes)
+
+
+def join_folds(folders: Sequence[Path], params: EvaluateParams) -> Joined:
+    """Read the folds in `folders` and score them.
+
+    Raises:
+        ResultError: there are fewer than two, results are missing or damaged, or they are not folds of one study: they
+            share conversations, or differ in their labels or in what was run.
+    """
+    if len(folders) < 2:
+        raise ResultError(f"{len(folders)} folder of results, but folds are joined: name two or more")
+    folds = [read_fold(folder) for folder in folders]
+    for fold in folds[1:]:
+        _check_same_study(folds[0], fold)
+    _check_apart(folds)
+    single = [_confusions([fold]) for fold in folds]
+    pooled = _confusions(folds)
+    scores = {name: _score(name, folds, single, pooled, params) for name in METRICS}
+    return Joined(folds, params, scores, class_scores(pooled.sum(1)))
+
+
+def read_fold(folder: Path) -> Fold:
+    """The fold in `folder`.
+
+    Raises:
+        ResultError: its predictions.csv or details.json is missing, damaged, or of another run than the other.
+    """
+    details = _read_details(folder / "details.json")
+    path = folder / "predictions.csv"
+    header, rows = _read_rows(path)
+    labels = tuple(name.removeprefix(PROBABILITY) for name in header[len(COLUMNS) :])
+    by_seed: dict[str, list[tuple[str, ...]]] = {}
+    for row in rows:
+        by_seed.setdefault(row[1], []).append(row)
+    first = next(iter(by_seed.values()))
+    if any([row[2:6] for row in group] != [row[2:6] for row in first] for group in by_seed.values()):
+        raise ResultError(f"{path}: seeds {', '.join(by_seed)} do not list the same utterances; {MEND}")
+    if {row[0] for row in rows} != {details["run"]["id"]}:
+        raise ResultError(f"{path}: is not of run {details['run']['id']}, as details.json beside it; {MEND}")
+    return Fold(
+        name=folder.name,
+        run=details["run"],
+        labels=labels,
+        ids=tuple(row[2] for row in first),
+        conversations=tuple(row[3] for row in first),
+        true=_positions([row[5] for row in first], [*labels, ""], path) if labels else np.empty(0, int),
+        predicted=np.stack([_positions([row[6] for row in group], labels, path) for group in by_seed.values()]),
+        majority={name: float(details["test"][name]["majority"]) for name in METRICS},
+        header=header,
+        rows=tuple(rows),
+    )
+
+
+def _read_details(path: Path) -> Mapping[str, Any]:
+    try:
+        details: Mapping[str, Any] = json.loads(_read_text(path))
+        str(details["run"]["id"])
+        for name in METRICS:
+            float(details["test"][name]["majority"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ResultError(f"{path}: not the details of an evaluation with labels; {MEND}") from None
+    return details
+
+
+def _read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The header and the rows of predictions.csv, all as wide as it."""
+    try:
+        header, *rows = [tuple(row) for row in csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)]
+    except (csv.Error, ValueError):
+        raise ResultError(f"{path}: holds no table of predictions; {MEND}") from None
+    labels = header[len(COLUMNS) :]
+    if header[: len(COLUMNS)] != COLUMNS or not labels or any(not name.startswith(PROBABILITY) for name in labels):
+        raise ResultError(
+            f"{path}: expected the columns {', '.join(COLUMNS)} and a probability of each label, "
+            f"found {', '.join(header)}; {MEND}"
+        )
+    if not rows or any(len(row) != len(header) for row in rows):
+        raise ResultError(f"{path}: truncated, or not a table of {len(header)} columns; {MEND}")
+    return header, rows
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ResultError(f"{path}: not there; name folders that fusion-evaluate wrote") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path}: cannot be read ({error}); {MEND}") from None
+
+
+def _positions(names: Sequence[str], labels: Sequence[str], path: Path) -> np.ndarray:
+    """Positions in `labels`; that of "", which must be the last, is -1 = unlabelled."""
+    known = {label: UNLABELLED if label == "" else position for position, label in enumerate(labels)}
+    for name in names:
+        if name not in known:
+            raise ResultError(f"{path}: label '{name[:60]}' is none of {', '.join(labels)}; {MEND}")
+    return np.array([known[name] for name in names])
+
+
+def _check_same_study(first: Fold, fold: Fold) -> None:
+    if fold.labels != first.labels:
+        raise ResultError(
+            f"{fold.name} has the labels {', '.join(fold.labels)}, but {first.name} has {', '.join(first.labels)}; "
+            "join folds with the same labels"
+        )
+    for key in SAME:
+        if fold.run.get(key) != first.run.get(key):
+            raise ResultError(
+                f"{fold.name} was run with {key} {str(fold.run.get(key))[:40]}, but {first.name} with "
+                f"{str(first.run.get(key))[:40]}; join folds that differ in their splits only"
+            )
+
+
+def _check_apart(folds: Sequence[Fold]) -> None:
+    """No conversation and no utterance is tested twice."""
+    for what, kind in (("conversations", "conversation"), ("ids", "utterance")):
+        tested: dict[str, str] = {}
+        for fold in folds:
+            for name in dict.fromkeys(getattr(fold, what)):
+                if name in tested:
+                    raise ResultError(
+                        f"{kind} '{name}' is tested in {tested[name]} and in {fold.name}; folds test others"
+                    )
+                tested[name] = fold.name
+    repeated, count = Counter(fold.name for fold in folds).most_common(1)[0]
+    if count > 1:
+        raise ResultError(f"{count} folders are called '{repeated}', which names a fold in the tables; rename them")
+
+
+def _confusions(folds: Sequence[Fold]) -> np.ndarray:
+    """(seeds, conversations, classes, classes) of all `folds`, whose seeds go together by their order."""
+    conversations = [name for fold in folds for name in fold.conversations]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(conversations))}
+    index = np.array([numbers[name] for name in conversations])
+    order = np.argsort(index, kind="stable")
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(index))])
+    true = np.concatenate([fold.true for fold in folds])[order]
+    predicted = np.concatenate([fold.predicted for fold in folds], axis=1)[:, order]
+    classes = len(folds[0].labels)
+    return np.stack([conversation_confusions(true, of_seed, offsets, classes) for of_seed in predicted])
+
+
+def _score(
+    name: str, folds: Sequence[Fold], single: Sequence[np.ndarray], pooled: np.ndarray, params: EvaluateParams
+) -> Score:
+    metric = METRICS[name]
+    values = [float(metric(confusions.sum(1)).mean()) for confusions in single]
+    of_seeds = metric(pooled.sum(1)).tolist()
+    draws = bootstrap(pooled, metric, params.resamples, params.seed)  # (seeds, resamples)
+    return Score(
+        folds=tuple(values),
+        mean=float(np.mean(values)),
+        std=sample_std(values),
+        pooled=float(np.mean(of_seeds)),
+        pooled_std=sample_std(of_seeds),
+        interval=percentile_interval(draws.mean(0), params.confidence),
+        majority=float(np.mean([fold.majority[name] for fold in folds])),
+    )

@@ -1,0 +1,262 @@
+"""IEMOCAP: the tree of the release (Busso et al., 2008), `Session1` .. `Session5`, each with two actors of its own.
+
+    dialog/transcriptions/<dialogue>.txt    Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.
+    dialog/EmoEvaluation/<dialogue>.txt     [6.2901 - 8.2357]   Ses01F_impro01_F000   neu   [2.5000, 2.5000, 2.5000]
+    sentences/wav/<dialogue>/<turn>.wav
+
+The letter in a turn's own name says who speaks; that of the dialogue, who wears the markers. Behind the line of a turn
+follow those of its evaluators (`C-E2:`, `A-E3:`), whose majority it states. Other things that the transcriptions hold:
+
+- `XX` turns (`Ses03F_impro05_MXX0`), which nobody evaluated and of which there is no recording;
+- lines `M: Yeah.`, which have no name and no times;
+- turns that begin while another one lasts, and some that end before they begin.
+
+All keep their place in the order of start, those without an evaluation as context without a label. Copies from a Mac
+hold `._` files, which are left out.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.datasets.iemocap_counts import published
+from pipeline.datasets.mending import mend_controls, read_lines
+from pipeline.datasets.targets import target_of
+from pipeline.datasets.turns import Corpus, Turn
+from pipeline.errors import DataError
+from pipeline.params import DatasetParams
+
+SESSIONS = (1, 2, 3, 4, 5)
+TARGETS: dict[str, dict[str, str]] = {  # the release's code -> label
+    "four": {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"},
+    "six": {
+        "ang": "angry", "exc": "excited", "fru": "frustrated", "hap": "happy", "neu": "neutral", "sad": "sad",
+    },
+}  # fmt: skip
+UNDECIDED = "xxx"
+CODES = ("ang", "dis", "exc", "fea", "fru", "hap", "neu", "oth", "sad", "sur", UNDECIDED)
+OVERLAPS = "turns that begin before an earlier one has ended: in order of start"
+UNKNOWN_LINES = "lines of EmoEvaluation that are neither a turn's nor an evaluator's, left out"
+HIDDEN_FILES = "files of another system (._*), left out"
+SIX_NOTE = (
+    "the majority labels of the release make 7,380 turns of six classes; the 7,433 of many papers are those of feature "
+    "files with 53 more happy turns than the release names"
+)
+
+NAME = r"(?P<name>Ses\w{1,60}_(?P<speaker>[FM])(?:XX)?\d{1,6})"
+TIMES = r"\[\s*(?P<start>\d+(?:\.\d*)?)\s*-\s*(?P<end>\d+(?:\.\d*)?)\s*\]"
+TRANSCRIBED = re.compile(rf"{NAME}\s*(?:{TIMES})?\s*:(?P<text>.*)", re.ASCII)
+UNNAMED = re.compile(r"(?P<speaker>[FM])\s*:(?P<text>.*)", re.ASCII)
+EVALUATED = re.compile(rf"{TIMES}\s+{NAME}\s+(?P<code>\w+)\s*(?:\[.*)?", re.ASCII)
+OF_EVALUATORS = re.compile(r"[AC]-\w+\s*:|%", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Times:
+    """When a turn is said, in seconds of its dialogue."""
+
+    start: float
+    end: float
+
+    @property
+    def reversed(self) -> bool:
+        """Whether it ends before it begins."""
+        return self.end < self.start
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the evaluators of a turn agreed on."""
+
+    code: str
+    times: Times
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a transcription."""
+
+    name: str | None
+    speaker: str | None
+    times: Times | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """A turn, as its line and its evaluators tell it."""
+
+    name: str
+    time: int  # 1, or more where the transcription repeats the name
+    line: Line
+    evaluation: Evaluation | None
+    before: float  # where the line before it starts
+
+    @property
+    def times(self) -> list[Times]:
+        """The evaluators' first, which every recorded turn has."""
+        evaluated = self.evaluation.times if self.evaluation and self.time == 1 else None
+        return [times for times in (evaluated, self.line.times) if times]
+
+    @property
+    def span(self) -> Times | None:
+        """The first of its times that is not reversed; else the earlier moment of the first, for want of a better."""
+        first = next((times for times in self.times if not times.reversed), None)
+        return first or (Times(self.times[0].end, self.times[0].end) if self.times else None)
+
+    @property
+    def start(self) -> float:
+        """What orders the turns of a dialogue."""
+        return self.span.start if self.span else self.before
+
+
+def read(params: DatasetParams) -> Corpus:
+    """The turns of the release under `root`, of which session `fold` (5 where it is 0) is the test split.
+
+    Raises:
+        DataError: that session is missing, a file cannot be read, or a line that names a turn cannot be understood.
+    """
+    root, test = Path(params.root), params.fold or SESSIONS[-1]
+    found = [number for number in SESSIONS if (root / f"Session{number}" / "dialog").is_dir()]
+    if test not in found:
+        raise DataError(
+            f"{root}: holds no Session{test}/dialog, and session {test} is the test split; set dataset.root to the "
+            "folder of the release that holds Session1 to Session5, or choose another dataset.fold"
+        )
+    mended: Counter[str] = Counter()
+    codes = TARGETS[target_of(params)]
+    turns = [
+        _turn(told, root, session, dialogue, codes, "test" if session == test else "train")
+        for session in found
+        for dialogue in _dialogues(root, session, mended)
+        for told in _read_dialogue(root, session, dialogue, mended)
+    ]
+    notes = [f"sessions that are missing: {', '.join(str(s) for s in SESSIONS if s not in found)}"]
+    notes = notes * (len(found) < len(SESSIONS)) + [SIX_NOTE] * (target_of(params) == "six")
+    return Corpus(turns, mended, notes, published(codes, test if params.split == "given" else None))
+
+
+def _dialogues(root: Path, session: int, mended: Counter[str]) -> list[str]:
+    """Names of the dialogues that were transcribed or evaluated."""
+    names = set()
+    for folder in ("transcriptions", "EmoEvaluation"):
+        for path in (root / f"Session{session}" / "dialog" / folder).glob("*.txt"):
+            if path.name.startswith("."):
+                mended[HIDDEN_FILES] += 1
+            else:
+                names.add(path.stem)
+    return sorted(names)
+
+
+def _read_dialogue(root: Path, session: int, dialogue: str, mended: Counter[str]) -> list[Told]:
+    """Its turns in the order of start; one without times stays behind the line before it."""
+    folder = root / f"Session{session}" / "dialog"
+    evaluations = _read_evaluations(folder / "EmoEvaluation" / f"{dialogue}.txt", mended)
+    lines = list(_read_transcription(folder / "transcriptions" / f"{dialogue}.txt", mended))
+    named = {line.name for line in lines}
+    lines += [Line(name, _speaker(name), given.times, "") for name, given in evaluations.items() if name not in named]
+    count: Counter[str] = Counter()
+    turns: list[Told] = []
+    for number, line in enumerate(lines, start=1):
+        name = line.name or f"{dialogue}_line{number}"
+        count[name] += 1
+        turns.append(Told(name, count[name], line, evaluations.get(name), turns[-1].start if turns else 0.0))
+    overlaps = _count_overlaps([turn.span for turn in turns if turn.span])
+    if overlaps:
+        mended[OVERLAPS] += overlaps
+    return turns
+
+
+def _turn(told: Told, root: Path, session: int, dialogue: str, codes: Mapping[str, str], split: str) -> Turn:
+    audio = Path(f"Session{session}") / "sentences" / "wav" / dialogue / f"{told.name}.wav"
+    recorded = told.time == 1 and (told.evaluation is not None or (root / audio).is_file())
+    return Turn(
+        conversation=dialogue,
+        order=told.start,
+        id=told.name if told.time == 1 else f"{told.name}#{told.time}",
+        speaker=f"Ses{session:02}_{told.line.speaker}" if told.line.speaker else None,
+        split=split,
+        label=codes.get(told.evaluation.code) if told.evaluation and told.time == 1 else None,
+        text=told.line.text,
+        audio=audio.as_posix() if recorded else None,
+        issues=tuple(_issues(told, codes)),
+    )
+
+
+def _issues(told: Told, codes: Mapping[str, str]) -> Iterator[str]:
+    """Statuses of a turn."""
+    if told.time > 1:
+        yield "repeated"
+    elif told.evaluation is None:
+        yield "unevaluated"
+    elif told.evaluation.code == UNDECIDED:
+        yield "undecided"
+    elif told.evaluation.code not in codes:
+        yield "other-label"
+    if told.span is None:
+        yield "untimed"
+    if any(times.reversed for times in told.times):
+        yield "reversed-times"
+
+
+def _count_overlaps(spans: list[Times]) -> int:
+    """How many begin before an earlier one has ended."""
+    count, latest = 0, 0.0
+    for span in sorted(spans, key=lambda given: given.start):
+        count += span.start < latest
+        latest = max(latest, span.end)
+    return count
+
+
+def _read_transcription(path: Path, mended: Counter[str]) -> Iterator[Line]:
+    """Its lines; none where nobody transcribed the dialogue."""
+    for number, text in enumerate(read_lines(path, mended) if path.exists() else [], start=1):
+        text = text.strip()
+        told = TRANSCRIBED.fullmatch(text)
+        if told:
+            yield Line(told["name"], told["speaker"], _times(told), mend_controls(told["text"], mended))
+        elif text.startswith("Ses"):
+            raise DataError(
+                f"{path}, line {number}: {text[:60]!r} is not of the form '<turn> [<start>-<end>]: <text>'; mend it"
+            )
+        elif text:
+            unnamed = UNNAMED.fullmatch(text)
+            speaker, said = (unnamed["speaker"], unnamed["text"]) if unnamed else (None, text)
+            yield Line(None, speaker, None, mend_controls(said, mended))
+
+
+def _read_evaluations(path: Path, mended: Counter[str]) -> dict[str, Evaluation]:
+    """By turn; none where nobody evaluated the dialogue."""
+    evaluations: dict[str, Evaluation] = {}
+    for number, text in enumerate(read_lines(path, mended) if path.exists() else [], start=1):
+        text = text.strip()
+        if not text or OF_EVALUATORS.match(text):
+            continue
+        if not text.startswith("[") and "Ses" not in text:
+            mended[UNKNOWN_LINES] += 1
+            continue
+        found = EVALUATED.fullmatch(text)
+        where = f"{path}, line {number}"
+        if not found:
+            raise DataError(
+                f"{where}: {text[:60]!r} is not of the form '[<start> - <end>] <turn> <emotion> [...]'; mend the line"
+            )
+        evaluation = Evaluation(found["code"].lower(), Times(float(found["start"]), float(found["end"])))
+        if evaluation.code not in CODES:
+            raise DataError(f"{where}: emotion '{found['code'][:60]}' is none of {', '.join(CODES)}; mend the line")
+        if evaluations.setdefault(found["name"], evaluation) != evaluation:
+            raise DataError(
+                f"{where}: turn '{found['name']}' is evaluated again, and differently; leave one of the lines"
+            )
+    return evaluations
+
+
+def _times(found: re.Match[str]) -> Times | None:
+    return Times(float(found["start"]), float(found["end"])) if found["start"] else None
+
+
+def _speaker(name: str) -> str:
+    """F or M, of a turn's name."""
+    return name.rpartition("_")[2][0]

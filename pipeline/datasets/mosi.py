@@ -1,0 +1,232 @@
+"""CMU-MOSI (Zadeh et al., 2016): opinions on film; the segments of a video are its turns, scored from -3 to 3.
+
+The raw release:
+
+    Labels/OpinionLevelSentiment.csv              no header: start, end, video, segment, score
+    Transcript/Segmented/<video>.annotprocessed   <segment>_DELIM_<text>
+    Audio/WAV_16000/Segmented/<video>_<segment>.wav
+
+The convention of MMSA, whose other columns are not read:
+
+    label.csv                                     video_id, clip_id, text, label, annotation, mode
+    Raw/<video_id>/<clip_id>.mp4
+
+Targets: `nonnegative` (negative below 0, else nonnegative), `positive` (negative, positive; a score of 0 is context),
+`seven` (the score cut to -3 .. 3 and rounded, halves to the even number, as acc-7 is commonly computed) and `score` (no
+label). Every video has one speaker, whom the release does not name, so none is given.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.datasets.mending import mend_controls, read_lines
+from pipeline.datasets.mosi_splits import published, read_splits
+from pipeline.datasets.rows import read_rows
+from pipeline.datasets.table import SPLIT_NAMES, parse_number
+from pipeline.datasets.targets import target_of
+from pipeline.datasets.turns import Corpus, Turn
+from pipeline.errors import DataError
+from pipeline.params import DatasetParams
+
+LABELS = ("Labels/OpinionLevelSentiment.csv", "labels/OpinionLevelSentiment.csv", "OpinionLevelSentiment.csv")
+TRANSCRIPTS = "Transcript/Segmented"
+TABLE = "label.csv"
+COLUMNS = ("video_id", "clip_id", "text", "label")
+LARGEST = 3.0  # score, positive or negative
+HIDDEN_FILES = "files of another system (._*), left out"
+CONTRADICTIONS = "annotations that are not the sign of their score, which is what counts"
+SIGNS = {"negative": -1, "neutral": 0, "positive": 1}
+SEGMENT = re.compile(r"\s*(?P<number>\d{1,6})\s*_DELIM_(?P<text>.*)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one line says of a segment."""
+
+    video: str
+    name: str  # as in the recording's name
+    number: int
+    text: str
+    score: float | None
+    audio: str
+    mode: str | None = None  # the split that label.csv names
+
+
+def read(params: DatasetParams) -> Corpus:
+    """The segments under `root`, in the splits of `protocol`.
+
+    Raises:
+        DataError: neither layout is there, or a file or line is not of its form.
+    """
+    root = Path(params.root)
+    mended: Counter[str] = Counter()
+    if (root / TABLE).exists():
+        segments = _read_table(root, mended)
+    elif (root / TRANSCRIPTS).is_dir():
+        segments = _read_release(root, mended)
+    else:
+        raise DataError(
+            f"{root}: holds neither {TABLE} (the convention of MMSA) nor {TRANSCRIPTS} (the raw release); set "
+            "dataset.root to the folder with one of them"
+        )
+    splits = read_splits(params.protocol, root, {segment.video for segment in segments})
+    target = target_of(params)
+    turns = [_turn(segment, target, splits) for segment in segments]
+    return Corpus(turns, mended, [], published(params.protocol, with_splits=params.split == "given"))
+
+
+def _turn(segment: Segment, target: str, splits: Mapping[str, str]) -> Turn:
+    return Turn(
+        conversation=segment.video,
+        order=segment.number,
+        id=f"{segment.video}_{segment.name}",
+        split=splits.get(segment.video, segment.mode or "train"),
+        label=None if segment.score is None else label_of(segment.score, target),
+        score=segment.score,
+        text=segment.text,
+        audio=segment.audio,
+        issues=tuple(_issues(segment, target, splits)),
+    )
+
+
+def label_of(score: float, target: str) -> str | None:
+    """The label of a score under a target; None where it has none.
+
+    >>> [label_of(score, "nonnegative") for score in (-0.2, 0.0)]
+    ['negative', 'nonnegative']
+    >>> [label_of(score, "positive") for score in (-0.2, 0.0, 0.4)]
+    ['negative', None, 'positive']
+    >>> [label_of(score, "seven") for score in (-3.0, -0.4, 0.5, 1.5, 2.6)]
+    ['-3', '0', '0', '2', '3']
+    """
+    if target == "nonnegative":
+        return "negative" if score < 0 else "nonnegative"
+    if target == "positive":
+        return None if score == 0 else "negative" if score < 0 else "positive"
+    if target == "seven":
+        return str(round(min(max(score, -LARGEST), LARGEST)))
+    return None
+
+
+def _issues(segment: Segment, target: str, splits: Mapping[str, str]) -> Iterator[str]:
+    """Statuses of a segment."""
+    if segment.score is None:
+        yield "no-score"
+    elif abs(segment.score) > LARGEST:
+        yield "out-of-range"
+    elif segment.score == 0 and target == "positive":
+        yield "zero"
+    if segment.video not in splits:
+        yield "unlisted"
+    elif segment.mode and segment.mode != splits[segment.video]:
+        yield "other-split"
+
+
+def _read_table(root: Path, mended: Counter[str]) -> list[Segment]:
+    """The rows of label.csv."""
+    path = root / TABLE
+    rows = read_rows(path, mended)
+    missing = [name for name in COLUMNS if name not in rows[0].cells]
+    if missing:
+        raise DataError(f"{path}: no column '{missing[0]}' among {', '.join(rows[0].cells)}; take the {TABLE} of MMSA")
+    segments = []
+    for row in rows:
+        where = row.where
+        video, clip = row.cells["video_id"].strip(), row.cells["clip_id"].strip()
+        if not video:
+            raise DataError(f"{where}: the video_id is empty; fill it")
+        score = parse_number(row.cells["label"].strip(), "label", where)
+        _compare_sign(row.cells.get("annotation", ""), score, mended)
+        segments.append(
+            Segment(
+                video=video,
+                name=clip.removesuffix(".0"),
+                number=_clip_number(clip, where),
+                text=mend_controls(row.cells["text"], mended),
+                score=score,
+                audio=f"Raw/{video}/{clip.removesuffix('.0')}.mp4",
+                mode=_mode(row.cells.get("mode", ""), where),
+            )
+        )
+    return segments
+
+
+def _clip_number(clip: str, where: str) -> int:
+    if not re.fullmatch(r"\d{1,6}(\.0)?", clip, re.ASCII):
+        raise DataError(f"{where}: clip_id '{clip[:60]}' is not a whole number")
+    return int(float(clip))
+
+
+def _mode(cell: str, where: str) -> str | None:
+    mode = cell.strip().lower()
+    if mode and mode not in SPLIT_NAMES:
+        raise DataError(f"{where}: mode '{cell[:60]}' is none of {', '.join(SPLIT_NAMES)}")
+    return SPLIT_NAMES.get(mode)
+
+
+def _compare_sign(annotation: str, score: float | None, mended: Counter[str]) -> None:
+    sign = SIGNS.get(annotation.strip().lower())
+    if sign is not None and score is not None and sign != (score > 0) - (score < 0):
+        mended[CONTRADICTIONS] += 1
+
+
+def _read_release(root: Path, mended: Counter[str]) -> list[Segment]:
+    """The lines of the transcripts, and the scored segments that no transcript has."""
+    scores = _read_scores(root, mended)
+    texts: dict[tuple[str, int], str] = {}
+    for path in sorted((root / TRANSCRIPTS).glob("*.annotprocessed")):
+        if path.name.startswith("._"):
+            mended[HIDDEN_FILES] += 1
+        else:
+            texts |= _read_transcript(path, mended)
+    keys = [*texts, *(key for key in scores if key not in texts)]
+    return [
+        Segment(
+            video=video,
+            name=str(number),
+            number=number,
+            text=texts.get((video, number), ""),
+            score=scores.get((video, number)),
+            audio=f"Audio/WAV_16000/Segmented/{video}_{number}.wav",
+        )
+        for video, number in keys
+    ]
+
+
+def _read_transcript(path: Path, mended: Counter[str]) -> dict[tuple[str, int], str]:
+    texts: dict[tuple[str, int], str] = {}
+    for number, line in enumerate(read_lines(path, mended), start=1):
+        if not line.strip():
+            continue
+        found = SEGMENT.fullmatch(line)
+        where = f"{path}, line {number}"
+        if not found:
+            raise DataError(f"{where}: {line[:60]!r} is not of the form '<segment>_DELIM_<text>'; mend the line")
+        key = path.stem, int(found["number"])
+        if key in texts:
+            raise DataError(f"{where}: segment {key[1]} is told again; leave one line")
+        texts[key] = mend_controls(found["text"], mended).strip()
+    return texts
+
+
+def _read_scores(root: Path, mended: Counter[str]) -> dict[tuple[str, int], float | None]:
+    """By video and segment."""
+    path = next((root / name for name in LABELS if (root / name).exists()), None)
+    if path is None:
+        raise DataError(f"{root}: no {LABELS[0]}; it comes with the labels of the release: put it there")
+    scores: dict[tuple[str, int], float | None] = {}
+    for number, line in enumerate(read_lines(path, mended), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) != 5 or not cells[2] or not re.fullmatch(r"\d{1,6}", cells[3], re.ASCII):
+            raise DataError(f"{where}: expected start, end, video, segment, score; found {line[:60]!r}")
+        key = cells[2], int(cells[3])
+        if key in scores:
+            raise DataError(f"{where}: segment {key[1]} of {key[0]} is scored again; leave one line")
+        scores[key] = parse_number(cells[4], "score", where)
+    return scores

@@ -1,0 +1,58 @@
+"""Every fabricated release goes the whole way: prepare, encode with the packaged encoders, join, train, evaluate."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fusion.evaluate import Evaluation, evaluate
+from fusion.folds import join_folds
+from fusion.params import EvaluateParams
+from fusion.report import write_report
+from pipeline.extract import extract_audio, extract_text
+from pipeline.join import join
+from pipeline.manifest import write_manifest
+from pipeline.params import AudioParams, DatasetParams, TextParams
+from pipeline.prepare import prepare
+from pipeline.store import read_features
+from tests.fusion.made import tiny_recipe, train_made
+from tests.pipeline.releases import iemocap, mosi
+
+PARAMS = EvaluateParams(resamples=20)
+
+
+def whole_way(folder: Path, params: DatasetParams) -> Evaluation:
+    """The scores of a model of one epoch, and the results in `folder`/results."""
+    prepared = prepare(params)
+    write_manifest(folder / "manifest.jsonl", prepared.utterances)
+    extract_audio(
+        folder / "manifest.jsonl", folder / "audio.h5", AudioParams(), Path(params.root), params.channels, "cpu"
+    )
+    extract_text(folder / "manifest.jsonl", folder / "text.h5", TextParams(), "cpu")
+    join(folder / "manifest.jsonl", folder / "audio.h5", folder / "text.h5", folder / "feats.h5", False)
+    features = read_features(folder / "feats.h5")
+    assert features.utterances.ids == [utterance.id for utterance in prepared.utterances]
+    train_made(features, folder / "models", tiny_recipe(epochs=1))
+    evaluation = evaluate(features, folder / "models", PARAMS, torch.device("cpu"))
+    write_report(evaluation, folder / "results", None)
+    return evaluation
+
+
+def test_mosi_goes_the_whole_way(tmp_path: Path) -> None:
+    root = mosi.write_table(tmp_path / "root")
+    evaluation = whole_way(tmp_path / "run", DatasetParams(name="mosi", root=str(root), target="positive"))
+    assert evaluation.labels == ["negative", "positive"]
+    assert (evaluation.true < 0).sum() == 2  # the zero of each test video is context
+    assert np.isfinite([summary.mean for summary in evaluation.summaries.values()]).all()
+
+
+def test_folds_of_iemocap_go_the_whole_way_and_are_joined(tmp_path: Path) -> None:
+    root = str(iemocap.write_faults(tmp_path / "root"))
+    for fold in (1, 2):
+        whole_way(tmp_path / f"run-{fold}", DatasetParams(name="iemocap", root=root, target="six", fold=fold))
+        (tmp_path / f"run-{fold}" / "results").rename(tmp_path / f"fold-{fold}")
+    joined = join_folds([tmp_path / "fold-1", tmp_path / "fold-2"], PARAMS)
+    assert {name[:5] for fold in joined.folds for name in fold.conversations} == {"Ses01", "Ses02"}
+    turns = (5 * 6) + 1  # dialogues of both sessions, turns of six classes in each, and one that was evaluated only
+    assert joined.classes.support[0].sum() == turns
+    assert sum(len(fold.ids) for fold in joined.folds) > turns  # all others are there, as context
