@@ -2,7 +2,7 @@
 
 `sdk`: the standard folds of the CMU Multimodal SDK, 52 / 10 / 31 videos with 1,284 / 229 / 686 segments, which the
 column `mode` of MMSA's label.csv states too. `62-31`: 62 videos for training and 31 for the test, 1,447 / 752 segments
-(Poria et al., ACL 2017). Its lists of videos were never published in text: name the 31 in `test_videos.txt`.
+(Poria et al., ACL 2017). No public list of its videos was found: name the 31 in `test_videos.txt`.
 """
 
 from collections import Counter
