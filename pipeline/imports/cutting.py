@@ -49,7 +49,7 @@ def as_array(value: Any, where: str) -> np.ndarray:
         value = value_of(value)
         array = np.asarray(value[()] if hasattr(value, "id") and hasattr(value, "shape") else value)
         array = np.asarray(array.tolist()) if array.dtype == object else array
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: not an array of numbers ({' '.join(str(error).split())[:120]})") from None
     if array.dtype.kind not in "fiubUS":
         raise DataError(f"{where}: expected numbers, found {array.dtype}")

@@ -7,11 +7,9 @@ list of conversations), as their own loaders unpack them. Facts were read in tho
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from pipeline.datasets.turns import Turn
 from pipeline.errors import DataError
-from pipeline.imports.names import label_of, place_of, text_of
+from pipeline.imports.names import is_list, label_of, place_of, text_of
 from pipeline.imports.source import Source
 from pipeline.params import ImportParams
 
@@ -132,7 +130,7 @@ def _splits(elements: Mapping[str, Any], where: str) -> dict[str, str]:
     splits: dict[str, str] = {}
     for split in ("train", "validation", "test"):
         names = elements.get(split, ())
-        if not isinstance(names, list | tuple | set | frozenset | np.ndarray):
+        if not isinstance(names, set | frozenset) and not is_list(names):
             raise DataError(f"{where}: '{split}' is no list of conversations")
         named = [text_of(name, where) for name in names]
         for name in sorted(named) if isinstance(names, set | frozenset) else named:
@@ -148,7 +146,7 @@ def _count(told: Mapping[str, Mapping[str, Any]], values: Any, key: str, convers
     if values is not None:
         parts[key] = values
     for name, part in parts.items():
-        if not isinstance(part, list | tuple | np.ndarray) or np.shape(part) == ():
+        if not is_list(part):
             raise DataError(f"{where}: '{name}' holds a {type(part).__name__}, expected a list with an entry a turn")
     lengths = {name: len(part) for name, part in parts.items()}
     if len(set(lengths.values())) > 1:
@@ -181,7 +179,7 @@ def _turn(
 
 def _speaker(speaker: Any, where: str) -> str | None:
     """A name, or the place of the 1 in a row of zeros."""
-    if isinstance(speaker, list | tuple | np.ndarray) and np.size(speaker) > 1:
+    if is_list(speaker) and len(speaker) > 1:
         return place_of(speaker)
     return text_of(speaker, f"{where}: speaker") or None
 

@@ -11,6 +11,8 @@ folder          file name without its ending (folders inside become `folder/name
 """
 
 import os
+import pickle
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +26,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.imports import arrays, unpickle
 from pipeline.imports.source import Lazy, reading, value_of
+from pipeline.imports.unpickle import STEP
 
 PICKLES = (".pkl", ".pickle", ".p")
 TENSORS = (".pt", ".pth")
@@ -166,8 +169,15 @@ def _pickle(path: Path) -> Any:
 def _tensors(path: Path) -> Any:
     import torch
 
-    with reading(f"{path}: tensors in plain containers are expected, read with weights_only"):
-        return _without_tensors(torch.load(path, map_location="cpu", weights_only=True))
+    with reading(str(path)):
+        try:
+            return _without_tensors(torch.load(path, map_location="cpu", weights_only=True))
+        except pickle.UnpicklingError as error:  # its own text advises to switch the check off
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            what = f"asks for {asked[1]}" if asked else "holds more than tensors, or is damaged"
+            raise DataError(
+                f"{path}: it {what}; only tensors in plain containers are read, since all else could run code; {STEP}"
+            ) from None
 
 
 def _without_tensors(value: Any) -> Any:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-import numpy as np
-
 from pipeline.datasets.turns import Turn
 from pipeline.errors import DataError
+from pipeline.imports.names import is_list
 from pipeline.imports.source import Source, value_of
 from pipeline.manifest import Utterance
 
@@ -143,7 +142,7 @@ def _by_turns(source: Source) -> Source:
     for index, name in enumerate(source.names or ()):
         value = value_of(source.entries[index])
         value = value[()] if hasattr(value, "id") and hasattr(value, "shape") else value
-        if not isinstance(value, list | tuple | np.ndarray) or (isinstance(value, np.ndarray) and not value.ndim):
+        if not is_list(value):
             raise DataError(f"{source.where}: '{name}' holds no turns: a {type(value).__name__}")
         entries += list(value)
         names += [f"{name}/{turn}" for turn in range(len(value))]

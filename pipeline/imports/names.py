@@ -27,6 +27,11 @@ def text_of(value: Any, where: str) -> str:
     return str(int(value))
 
 
+def is_list(value: Any) -> bool:
+    """Whether it has a first axis."""
+    return isinstance(value, list | tuple) or len(getattr(value, "shape", ())) > 0
+
+
 def texts_of(values: Iterable[Any], where: str) -> list[str]:
     """Several of them."""
     return [text_of(value, where) for value in values]
@@ -34,8 +39,11 @@ def texts_of(values: Iterable[Any], where: str) -> list[str]:
 
 def place_of(value: Any) -> str | None:
     """The place of the only 1 in a row of zeros, which is how some pickles write speakers; None where it is none."""
-    row = np.asarray(value).reshape(-1)
-    if row.dtype.kind not in "fiub" or len(row) < 2 or (row != 0).sum() != 1 or row.max() != 1:
+    try:
+        row = np.asarray(value, np.float64).reshape(-1)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    if len(row) < 2 or (row != 0).sum() != 1 or row.max() != 1:
         return None
     return str(int(row.argmax()))
 
@@ -44,7 +52,7 @@ def number_of(value: Any) -> float | None:
     """A single finite number; None where it is none."""
     try:
         number = np.asarray(value, np.float64).reshape(-1)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return float(number[0]) if len(number) == 1 and np.isfinite(number[0]) else None
 

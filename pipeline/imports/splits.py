@@ -18,7 +18,7 @@ from pipeline.datasets.table import SPLIT_NAMES
 from pipeline.datasets.turns import Turn
 from pipeline.errors import DataError
 from pipeline.imports import cutting
-from pipeline.imports.names import label_of, number_of, text_of
+from pipeline.imports.names import is_list, label_of, number_of, text_of
 from pipeline.imports.source import Source, value_of
 from pipeline.params import ImportParams
 
@@ -91,7 +91,7 @@ def _entries(
 
 def _length(value: Any, where: str) -> int:
     value = value_of(value)
-    if not hasattr(value, "__len__") or getattr(value, "shape", None) == ():
+    if not is_list(value):
         raise DataError(f"{where}: expected one entry an utterance, found {value!r:.40}")
     return len(value)
 
@@ -101,8 +101,8 @@ def _identifier(fields: Mapping[str, Any], index: int, where: str) -> list[str] 
     if "id" not in fields:
         return None
     value = value_of(fields["id"])[index]
-    if isinstance(value, list | tuple) or np.ndim(value):
-        return [_part(part, where) for part in np.ravel(np.asarray(value)).tolist()]
+    if is_list(value):
+        return [_part(part, where) for part in (value.reshape(-1).tolist() if isinstance(value, np.ndarray) else value)]
     return text_of(value, f"{where}: id").split(BETWEEN)
 
 

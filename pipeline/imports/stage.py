@@ -129,7 +129,10 @@ def _corpus(table: Path | None, sources: Sequence[Source], dataset: DatasetParam
 
 def _rows(corpus: Corpus, dataset: DatasetParams) -> list[Row]:
     """The utterances in manifest order. Recordings are not looked for: the features are there already."""
-    turns = [replace(turn, audio=None, start=None, end=None, issues=()) for turn in corpus.turns]
+    turns = [
+        replace(turn, text=turn.id or f"row {place}", audio=None, start=None, end=None, issues=())
+        for place, turn in enumerate(corpus.turns, start=1)
+    ]
     places = {id(turn): place for place, turn in enumerate(turns)}
     settled = settle(turns, dataset)
     return [Row(utterance, corpus.turns[places[id(turn)]], places[id(turn)]) for utterance, turn in settled]
