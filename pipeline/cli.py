@@ -15,6 +15,10 @@ import typer
 ParamsFile = Annotated[Path, typer.Option("--params", help="The YAML file with the parameters.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter; repeatable.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
+Features = Annotated[str | None, typer.Option(metavar="PATH[:KEY]", help="Features of this modality.")]
+Lengths = Annotated[str | None, typer.Option(metavar="PATH[:KEY]", help="Rows of each utterance in one array of all.")]
+Mask = Annotated[str | None, typer.Option(metavar="PATH[:KEY]", help="True where a padded array is real.")]
+Ids = Annotated[str | None, typer.Option(metavar="PATH[:KEY]", help="Utterances of one array; else the table's order.")]
 Manifest = Annotated[Path, typer.Option(help="The manifest that pipeline-prepare wrote.")]
 
 
@@ -167,6 +171,39 @@ def join_app(
     copy_parts = copy or read_section(params, "features", FeaturesParams, overrides).copy_parts
     features = join(manifest, audio, text, output, copy_parts)
     print(f"{output}: {len(features.utterances)} utterances, digest {features.digest[:12]}")
+
+
+@command
+def import_app(
+    table: Annotated[
+        Path | None, typer.Option(help="The utterances: .csv, .tsv or .jsonl; without, those that a pickle tells of.")
+    ] = None,
+    audio: Features = None,
+    audio_lengths: Lengths = None,
+    audio_mask: Mask = None,
+    audio_ids: Ids = None,
+    text: Features = None,
+    text_lengths: Lengths = None,
+    text_mask: Mask = None,
+    text_ids: Ids = None,
+    output: Annotated[Path, typer.Option(help="Where the feature file goes.")] = Path("data/imported.h5"),
+    params: ParamsFile = DEFAULT_PARAMS,
+    overrides: Overrides = [],  # noqa: B006
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse utterances without features, and the reverse.")
+    ] = False,
+) -> None:
+    """Make a feature file of features that others made (docs/importing-features.md)."""
+    from pipeline.imports.sources import given_parts
+    from pipeline.imports.stage import import_features
+    from pipeline.params import DatasetParams, ImportParams
+    from pipeline.settings import read_section
+
+    dataset = read_section(params, "dataset", DatasetParams, overrides)
+    settings = read_section(params, "import", ImportParams, overrides)
+    given = given_parts("audio", audio, audio_lengths, audio_mask, audio_ids)
+    given += given_parts("text", text, text_lengths, text_mask, text_ids)
+    print(import_features(table, given, output, settings, dataset, strict).summary())
 
 
 @command

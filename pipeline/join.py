@@ -1,10 +1,11 @@
 """The `features` stage: manifest + audio.h5 + text.h5 -> one joint view, data/feats.h5."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.manifest import label_names, read_manifest
+from pipeline.manifest import Utterance, label_names, read_manifest
 from pipeline.store import UNLABELLED, Features, Part, StoreError, Utterances, read_features, read_part, write_joint
 
 
@@ -17,8 +18,16 @@ def join(manifest: Path, audio: Path, text: Path, target: Path, copy_parts: bool
     """
     records = read_manifest(manifest)
     names = label_names(records, str(manifest))
+    parts = {"audio": _read_modality(audio, "audio"), "text": _read_modality(text, "text")}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_joint(target, table_of(records, names), names, parts, copy_parts)
+    return read_features(target)
+
+
+def table_of(records: Sequence[Utterance], names: Sequence[str]) -> Utterances:
+    """The manifest's records as the table of a joint file; `names` are the classes."""
     classes = {name: number for number, name in enumerate(names)}
-    utterances = Utterances(
+    return Utterances(
         ids=[record.id for record in records],
         conversations=[record.conversation for record in records],
         turns=np.array([record.turn for record in records], np.int64),
@@ -29,10 +38,6 @@ def join(manifest: Path, audio: Path, text: Path, target: Path, copy_parts: bool
         ),
         scores=np.array([np.nan if record.score is None else record.score for record in records], np.float32),
     )
-    parts = {"audio": _read_modality(audio, "audio"), "text": _read_modality(text, "text")}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_joint(target, utterances, names, parts, copy_parts)
-    return read_features(target)
 
 
 def _read_modality(path: Path, modality: str) -> Part:

@@ -1,4 +1,4 @@
-"""What the pipeline owns of params.yaml: sections `dataset`, `audio`, `text`, `features`, group `evaluate.degrade`."""
+"""What the pipeline owns of params.yaml: `dataset`, `audio`, `text`, `features`, `import`, and `evaluate.degrade`."""
 
 from typing import Annotated, Literal
 
@@ -133,6 +133,25 @@ class FeaturesParams(Section):
     """Audio and text -> one joint file."""
 
     copy_parts: bool = False  # true: a self-contained file instead of links (also pipeline-join --copy)
+
+
+class ImportParams(Section):
+    """Features that others made -> a feature file."""
+
+    dtype: Literal["auto", "float16", "float32"] = "auto"  # auto: float16 stays, all else becomes float32
+    not_finite: Literal["refuse", "zero"] = "refuse"  # NaN and infinite values
+    padding: Literal["refuse", "zeros", "keep"] = "refuse"  # padded arrays that come without lengths and without a mask
+    holes: Literal["refuse", "close"] = "refuse"  # masks with a gap between real positions
+    layout: tuple[str, ...] = ()  # names of the elements of a pickled tuple, where it is not a published one
+    target: str = "labels"  # which element of a published pickle holds the labels
+    label_names: tuple[str, ...] = ()  # of its label numbers 0, 1, 2 ..; without: the numbers themselves
+
+    @field_validator("layout", "label_names")
+    @classmethod
+    def _differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names) or not all(names):
+            raise ValueError("every name may be given once only, and none may be empty")
+        return names
 
 
 class DegradeParams(Section):

@@ -44,21 +44,31 @@ def prepare(params: DatasetParams) -> Prepared:
             or when no recording at all can be read.
     """
     corpus = read_corpus(params)
-    splits = assign_splits(corpus.turns, params)
-    drafts = [
-        _draft(turn, index, splits[turn.conversation], params)
-        for turns in _by_conversation(corpus.turns)
-        for index, turn in enumerate(turns)
-    ]
-    drafts.sort(key=manifest_order)
-    source = params.source
-    check_utterances(drafts, source)
-    _check_splits(drafts, params)
-    label_names(drafts, source)
+    drafts = [draft for draft, _ in settle(corpus.turns, params)]
     utterances = _probe_all(drafts, params)  # takes its time: all that can be refused without it has been
     _check_recordings(utterances, params)
-    notes = [*corpus.notes, *_note_validation(corpus.turns, params)]
+    notes = [*corpus.notes, *note_validation(corpus.turns, params)]
     return Prepared(utterances, corpus.mended, notes, corpus.published, compare(utterances, corpus.published))
+
+
+def settle(turns: Sequence[Turn], params: DatasetParams) -> list[tuple[Utterance, Turn]]:
+    """The utterances in manifest order, before recordings are probed, each with the turn that it was.
+
+    Raises:
+        DataError: see `assign_splits`, `check_utterances` and `label_names`; also when a split is empty.
+    """
+    splits = assign_splits(turns, params)
+    pairs = [
+        (_draft(turn, index, splits[turn.conversation], params), turn)
+        for conversation in _by_conversation(turns)
+        for index, turn in enumerate(conversation)
+    ]
+    pairs.sort(key=lambda pair: manifest_order(pair[0]))
+    drafts = [draft for draft, _ in pairs]
+    check_utterances(drafts, params.source)
+    _check_splits(drafts, params)
+    label_names(drafts, params.source)
+    return pairs
 
 
 def summary(prepared: Prepared) -> str:
@@ -106,7 +116,8 @@ def _published_lines(prepared: Prepared) -> list[str]:
     ]
 
 
-def _note_validation(turns: Sequence[Turn], params: DatasetParams) -> list[str]:
+def note_validation(turns: Sequence[Turn], params: DatasetParams) -> list[str]:
+    """That a validation split was made here, if it was."""
     made = params.split == "given" and not any(turn.split == "validation" for turn in turns)
     return [
         f"no validation split is given: conversations of train were held out (split_seed {params.split_seed})"

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-SECTION_NAMES = ("dataset", "audio", "text", "features", "model", "loss", "train", "evaluate", "ablations")
+SECTION_NAMES = ("dataset", "audio", "text", "features", "import", "model", "loss", "train", "evaluate", "ablations")
 
 
 class ErcError(Exception):

@@ -94,7 +94,7 @@ def test_commands_import_no_heavy_library(module: str) -> None:
     [("fusion.cli", f"{name}_app") for name in ("train", "evaluate", "ablate", "folds")]
     + [
         ("pipeline.cli", f"{name}_app")
-        for name in ("prepare", "finetune", "audio", "text", "degrade", "join", "inspect")
+        for name in ("prepare", "finetune", "audio", "text", "import", "degrade", "join", "inspect")
     ],
 )
 def test_help_loads_no_torch(module: str, app: str) -> None:

@@ -18,6 +18,7 @@ from pipeline.params import (
     FeaturesParams,
     FinetuneAudioParams,
     FinetuneTextParams,
+    ImportParams,
     TextParams,
 )
 from pipeline.settings import Section, check_section, read_section
@@ -29,6 +30,7 @@ SECTIONS: dict[str, type[Section]] = {
     "audio": AudioParams,
     "text": TextParams,
     "features": FeaturesParams,
+    "import": ImportParams,
     "model": ModelParams,
     "loss": LossParams,
     "train": TrainParams,
@@ -41,6 +43,7 @@ APPS = {
     "pipeline-finetune": pipeline.cli.finetune_app,
     "pipeline-audio": pipeline.cli.audio_app,
     "pipeline-text": pipeline.cli.text_app,
+    "pipeline-import": pipeline.cli.import_app,
     "pipeline-degrade": pipeline.cli.degrade_app,
     "pipeline-join": pipeline.cli.join_app,
     "pipeline-inspect": pipeline.cli.inspect_app,

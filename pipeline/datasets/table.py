@@ -27,8 +27,8 @@ SPLIT_NAMES = {
 }
 
 
-def read(params: DatasetParams) -> Corpus:
-    """The turns of `root/table`.
+def read(params: DatasetParams, to_encode: bool = True) -> Corpus:
+    """The turns of `root/table`; where nothing is `to_encode`, it needs neither a text nor an audio column.
 
     Raises:
         DataError: the table is missing, empty or malformed, a column that `dataset.columns` names is not in it, or a
@@ -38,6 +38,8 @@ def read(params: DatasetParams) -> Corpus:
     mended: Counter[str] = Counter()
     rows = read_rows(path, mended)
     columns = _resolve_columns(list(rows[0].cells), params.columns, path)
+    if to_encode:
+        _check_media(list(rows[0].cells), columns, path)
     extra = [name for name in rows[0].cells if name not in columns.values()]
     turns = [_turn(row, number, columns, extra, mended) for number, row in enumerate(rows, start=1)]
     return Corpus(turns, mended, _notes(columns, extra))
@@ -68,12 +70,15 @@ def _resolve_columns(found: list[str], columns: Columns, path: Path) -> dict[str
             )
         if column is not None or name in found:
             resolved[name] = column or name
-    if not {"text", "audio"} & resolved.keys():
+    return resolved
+
+
+def _check_media(found: list[str], columns: Mapping[str, str], path: Path) -> None:
+    if not {"text", "audio"} & columns.keys():
         raise DataError(
             f"{path}: neither a text nor an audio column; name them in dataset.columns "
             f"(the table has {', '.join(found) or 'none'})"
         )
-    return resolved
 
 
 def _turn(row: Row, number: int, columns: Mapping[str, str], extra: Sequence[str], mended: Counter[str]) -> Turn:

@@ -1,0 +1,161 @@
+"""Which entry of a source belongs to which utterance. Pure.
+
+Names are compared under the rules below; the one that fits most utterances is taken for the whole source, the first of
+them if several fit as many. A source without names must have an entry for each row of the table.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from pipeline.datasets.turns import Turn
+from pipeline.errors import DataError
+from pipeline.imports.names import is_list
+from pipeline.imports.source import Source, value_of
+from pipeline.manifest import Utterance
+
+MEDIA = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mkv", ".avi", ".mov", ".webm")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An utterance, the turn that it was, and the turn's place in the table."""
+
+    utterance: Utterance
+    turn: Turn
+    place: int
+
+
+@dataclass(frozen=True)
+class Match:
+    """The entries of the utterances, in their order."""
+
+    source: Source
+    entries: list[int | None]  # None: the source has nothing for this utterance
+    rule: str
+    unused: list[str]  # names in the source that no utterance has
+    by_turn: bool = False  # the names tell no more than the place in a conversation
+
+
+def _without_ending(name: str) -> str:
+    """A recording's name without its ending; other names may hold points, too."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.with_suffix("").as_posix() if path.suffix.lower() in MEDIA and path.stem else path.as_posix()
+
+
+def _last(name: str) -> str:
+    return PurePosixPath(_without_ending(name)).name
+
+
+def _recording(row: Row) -> str | None:
+    return None if row.turn.audio is None else _without_ending(row.turn.audio)
+
+
+BY_PLACE = "conversation/turn"
+# rule -> what an utterance is called, what an entry's name is compared as
+RULES: dict[str, tuple[Callable[[Row], str | None], Callable[[str], str]]] = {
+    "id": (lambda row: row.utterance.id, str),
+    BY_PLACE: (lambda row: f"{row.utterance.conversation}/{row.utterance.turn}", str),
+    "recording": (_recording, _without_ending),
+    "recording's file name": (lambda row: None if row.turn.audio is None else _last(row.turn.audio), _last),
+    "id, by file name": (lambda row: row.utterance.id, _last),
+}
+
+
+def match(source: Source, rows: Sequence[Row]) -> Match:
+    """Find the entry of every utterance; `rows` are in manifest order.
+
+    Raises:
+        DataError: nothing fits, a name fits several, the numbers of entries and rows differ, or a conversation has
+            another number of turns than the table.
+    """
+    if source.names is None:
+        if len(source.entries) != len(rows):
+            raise DataError(
+                f"{source.where}: {len(source.entries)} utterances, but the table has {len(rows)} rows; where they "
+                "have no names they must be as many, in the same order"
+            )
+        return Match(source, [row.place for row in rows], "the order of the table", [])
+    best = _best(source, rows)
+    if best is None and not source.whole and _are_conversations(source, rows):
+        source = _by_turns(source)
+        best = _best(source, rows)
+    if best is None:
+        names = source.names or []
+        named = ", ".join(f"'{name}'" for name in names[:3])
+        expected = ", ".join(f"'{row.utterance.id}'" for row in rows[:3])
+        raise DataError(
+            f"{source.where}: none of its {len(names)} names, such as {named}, is an utterance, such as "
+            f"{expected}; give the table a column id with these names (dataset.columns.id)"
+        )
+    if best.by_turn:
+        _check_turns(source, rows)
+    return best
+
+
+def _best(source: Source, rows: Sequence[Row]) -> Match | None:
+    """The match of most utterances; None where no rule fits any."""
+    candidates = [
+        _compare(source, names, rule, rows)
+        for rule in RULES
+        for names in (source.ids, source.names)
+        if names is not None
+    ]
+    best = max(candidates, key=lambda candidate: len(rows) - candidate.entries.count(None))
+    if all(entry is None for entry in best.entries):
+        return None
+    _check_unique(best, rows)
+    return best
+
+
+def _compare(source: Source, names: Sequence[str], rule: str, rows: Sequence[Row]) -> Match:
+    called, compared = RULES[rule]
+    entries: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if entries.setdefault(compared(name), index) != index:
+            return Match(source, [None] * len(rows), rule, [])  # this rule cannot tell two entries apart
+    keys = [called(row) for row in rows]
+    found = [None if key is None else entries.get(key) for key in keys]
+    taken = {index for index in found if index is not None}
+    unused = [name for index, name in enumerate(names) if index not in taken]
+    return Match(source, found, rule, unused, by_turn=source.whole and names is source.names)
+
+
+def _check_unique(found: Match, rows: Sequence[Row]) -> None:
+    entry, count = Counter(entry for entry in found.entries if entry is not None).most_common(1)[0]
+    if count > 1:
+        first = rows[found.entries.index(entry)].utterance.id
+        raise DataError(
+            f"{found.source.where}: '{found.source.name(entry)}' would belong to {count} utterances, such as '{first}' "
+            f"(compared by {found.rule}); give the table a column id that names each (dataset.columns.id)"
+        )
+
+
+def _are_conversations(source: Source, rows: Sequence[Row]) -> bool:
+    return bool({row.utterance.conversation for row in rows} & set(source.names or ()))
+
+
+def _by_turns(source: Source) -> Source:
+    """A source by conversation -> one by turn: the first axis (or the list) is the turns."""
+    entries, names = [], []
+    for index, name in enumerate(source.names or ()):
+        value = value_of(source.entries[index])
+        value = value[()] if hasattr(value, "id") and hasattr(value, "shape") else value
+        if not is_list(value):
+            raise DataError(f"{source.where}: '{name}' holds no turns: a {type(value).__name__}")
+        entries += list(value)
+        names += [f"{name}/{turn}" for turn in range(len(value))]
+    return replace(source, entries=entries, names=names, ids=None, whole=True)
+
+
+def _check_turns(source: Source, rows: Sequence[Row]) -> None:
+    """Turns are told by their place alone, so every conversation must have as many as the table says."""
+    expected = Counter(row.utterance.conversation for row in rows)
+    found = Counter(name.rpartition("/")[0] for name in source.names or ())
+    for conversation, count in found.items():
+        if conversation in expected and expected[conversation] != count:
+            raise DataError(
+                f"{source.where}: conversation '{conversation}' has {count} turns, but {expected[conversation]} in the "
+                "table; turns would shift"
+            )

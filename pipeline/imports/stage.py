@@ -1,0 +1,194 @@
+"""`pipeline-import`: a table of utterances and features that others made -> one self-contained feature file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.datasets.table import read
+from pipeline.datasets.turns import Corpus
+from pipeline.errors import DataError
+from pipeline.imports.files import Files, split_key
+from pipeline.imports.matching import Match, Row, match
+from pipeline.imports.source import Source, value_of
+from pipeline.imports.sources import Given, read_source
+from pipeline.imports.values import (
+    Survey,
+    as_rows,
+    check_finite,
+    not_finite,
+    stored_dtype,
+    survey,
+    write_values,
+)
+from pipeline.join import table_of
+from pipeline.manifest import label_names
+from pipeline.params import DatasetParams, ImportParams
+from pipeline.prepare import note_validation, settle
+from pipeline.store import Part, read_features, write_joint
+
+NAMED = 5  # utterances that are named in a line of the summary
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was written, and what a user should know."""
+
+    output: Path
+    utterances: int
+    digest: str
+    lines: list[str]
+
+    def summary(self) -> str:
+        """What `pipeline-import` prints."""
+        return "\n".join([*self.lines, f"{self.output}: {self.utterances} utterances, digest {self.digest[:12]}"])
+
+
+@dataclass(frozen=True)
+class _Modality:
+    """One modality, matched and looked through once."""
+
+    name: str
+    found: Match
+    survey: Survey
+
+    def read(self, index: int) -> np.ndarray:
+        return _read(self.found, index, self.name)
+
+
+def import_features(
+    table: Path | None,
+    given: Sequence[Given],
+    output: Path,
+    params: ImportParams,
+    dataset: DatasetParams,
+    strict: bool = False,
+) -> Imported:
+    """Write the feature file of the utterances in `table` (None: those that a source tells of).
+
+    Every utterance is kept; one without features has that modality empty. Values that are refused leave no file.
+
+    Raises:
+        DataError: something cannot be read, matched or stored; with `strict`, an utterance has no features, or
+            features have no utterance.
+    """
+    if not given:
+        raise DataError("nothing to import: name features with --audio, --text or both")
+    _check_output(table, given, output)
+    with Files() as files:
+        sources = [read_source(part, params, files) for part in given]
+        corpus, dataset = _corpus(table, sources, dataset)
+        rows = _rows(corpus, dataset)
+        modalities = [
+            _look_through(part.modality, match(source, rows), rows) for part, source in zip(given, sources, strict=True)
+        ]
+        ids = [row.utterance.id for row in rows]
+        lines = [f"mended: {count} {what}" for what, count in corpus.mended.most_common()]
+        lines += [f"note: {note}" for note in (*corpus.notes, *note_validation(corpus.turns, dataset), *files.notes)]
+        for modality in modalities:
+            lines += _describe(modality, ids, params)
+        for modality in modalities:
+            check_finite(modality.survey, ids, modality.name, params)
+            if strict:
+                _check_complete(modality, ids)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        parts: dict[str, Part] = {
+            modality.name: write_values(modality.read, ids, modality.name, modality.survey, params, output)
+            for modality in modalities
+        }
+    utterances = [row.utterance for row in rows]
+    names = label_names(utterances, dataset.source)
+    write_joint(output, table_of(utterances, names), names, parts, copy=True)
+    return Imported(output, len(rows), read_features(output).digest, lines)
+
+
+def _check_output(table: Path | None, given: Sequence[Given], output: Path) -> None:
+    sources = [
+        split_key(name)[0] for part in given for name in (part.features, part.lengths, part.mask, part.ids) if name
+    ]
+    if output.resolve() in [path.resolve() for path in (*sources, *([table] if table else []))]:
+        raise DataError(f"{output}: is one of the files to import; name another --output")
+
+
+def _corpus(table: Path | None, sources: Sequence[Source], dataset: DatasetParams) -> tuple[Corpus, DatasetParams]:
+    """The turns, and the parameters that settle them."""
+    if table is not None:
+        at = dataset.model_copy(update={"name": "table", "root": str(table.parent), "table": table.name})
+        return read(at, to_encode=False), at
+    for source in sources:
+        if source.turns is not None:
+            path = split_key(source.where)[0]
+            at = dataset.model_copy(update={"name": "table", "root": str(path.parent), "table": path.name})
+            note = f"no table: conversations, splits and labels are those of {source.where}"
+            return Corpus(source.turns(), notes=[note]), at
+    raise DataError(
+        f"{sources[0].where}: tells of no conversations, splits and labels; name a table of utterances with --table"
+    )
+
+
+def _rows(corpus: Corpus, dataset: DatasetParams) -> list[Row]:
+    """The utterances in manifest order. Recordings are not looked for: the features are there already."""
+    turns = [
+        replace(turn, text=turn.id or f"row {place}", audio=None, start=None, end=None, issues=())
+        for place, turn in enumerate(corpus.turns, start=1)
+    ]
+    places = {id(turn): place for place, turn in enumerate(turns)}
+    settled = settle(turns, dataset)
+    return [Row(utterance, corpus.turns[places[id(turn)]], places[id(turn)]) for utterance, turn in settled]
+
+
+def _look_through(name: str, found: Match, rows: Sequence[Row]) -> _Modality:
+    ids = [row.utterance.id for row in rows]
+    return _Modality(name, found, survey(lambda index: _read(found, index, name), ids, name))
+
+
+def _read(found: Match, index: int, modality: str) -> np.ndarray:
+    entry = found.entries[index]
+    where = f"{modality}: {found.source.where}" + ("" if entry is None else f": '{found.source.name(entry)}'")
+    return as_rows(None if entry is None else value_of(found.source.entries[entry]), where)
+
+
+def _missing(modality: _Modality, ids: Sequence[str]) -> list[str]:
+    return [name for name, entry in zip(ids, modality.found.entries, strict=True) if entry is None]
+
+
+def _empty(modality: _Modality, ids: Sequence[str]) -> list[str]:
+    pairs = zip(ids, modality.found.entries, modality.survey.rows, strict=True)
+    return [name for name, entry, rows in pairs if entry is not None and not rows]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def _describe(modality: _Modality, ids: Sequence[str], params: ImportParams) -> list[str]:
+    name, found, seen = modality.name, modality.found, modality.survey
+    dtypes = " and ".join(sorted(seen.dtypes))
+    lines = [
+        f"{name}: {found.source.where}: {sum(seen.rows)} rows x {seen.dim}, {dtypes} stored as "
+        f"{stored_dtype(seen, params).name}, matched by {found.rule}"
+    ]
+    if missing := _missing(modality, ids):
+        lines.append(f"{name}: {len(missing)} utterances are not in it, their {name} is empty: {_some(missing)}")
+    if empty := _empty(modality, ids):
+        lines.append(f"{name}: {len(empty)} utterances are there with nothing in them: {_some(empty)}")
+    if found.unused:
+        lines.append(f"{name}: {len(found.unused)} of its entries are no utterance: {_some(found.unused)}")
+    if found.source.beyond:
+        lines.append(
+            f"{name}: {len(found.source.beyond)} entries hold values behind their length, which are left out; if the "
+            "padding is in front, give a mask"
+        )
+    if seen.not_finite and params.not_finite == "zero":
+        lines.append(f"{name}: zeros in place of {not_finite(seen, ids)}")
+    return lines
+
+
+def _check_complete(modality: _Modality, ids: Sequence[str]) -> None:
+    name = modality.name
+    lacking = [*_missing(modality, ids), *_empty(modality, ids)]
+    if lacking:
+        raise DataError(f"{name}: {len(lacking)} utterances have no features: {_some(lacking)}; or leave --strict out")
+    if unused := modality.found.unused:
+        raise DataError(f"{name}: {len(unused)} entries are no utterance: {_some(unused)}; or leave --strict out")

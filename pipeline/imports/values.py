@@ -1,0 +1,178 @@
+"""Found entries -> checked rows, and a part on disk; an utterance at a time.
+
+Two passes: the first learns lengths, dimensions and dtypes, counts what is not finite, and hashes the values as they
+came; the second narrows them to the dtype that is stored. Neither holds more than an utterance.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.errors import DataError
+from pipeline.imports.cutting import as_array
+from pipeline.imports.source import reading
+from pipeline.params import ImportParams
+from pipeline.store import Identity, Part, checksum
+
+Read = Callable[[int], np.ndarray]  # utterance -> (rows, dim); (0, 0) where there is nothing
+
+
+@dataclass
+class Survey:
+    """What the first pass learns of one modality."""
+
+    rows: list[int] = field(default_factory=list)  # of each utterance
+    dim: int = 0
+    dtypes: set[str] = field(default_factory=set)
+    nan: int = 0  # values
+    infinite: int = 0
+    not_finite: list[int] = field(default_factory=list)  # utterances
+    values: str = ""  # hash (hex) of all values, their shapes and dtypes
+
+
+def as_rows(value: Any, where: str) -> np.ndarray:
+    """One utterance's features as (rows, dim) of a little-endian number type.
+
+    A vector is one row; None and what holds nothing are no rows; a leading axis of 1 (a batch of one) is taken off.
+
+    Raises:
+        DataError: it is no array of numbers, or of another shape.
+    """
+    if value is None:
+        return np.empty((0, 0), np.float32)
+    with reading(where):
+        array = as_array(value, where)
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+        raise DataError(f"{where}: expected numbers of at most 64 bits, found {array.dtype}")
+    if array.ndim == 3 and len(array) == 1:
+        array = array[0]
+    if array.ndim == 1:
+        array = array[None]
+    if array.ndim != 2:
+        raise DataError(f"{where}: expected (rows, dim) or a vector, found an array of shape {array.shape}")
+    if not array.size:
+        if len(array) and array.shape != (1, 0):
+            raise DataError(f"{where}: {len(array)} rows without a dimension; expected (rows, dim)")
+        array = array[:0]
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
+def survey(read: Read, ids: Sequence[str], modality: str) -> Survey:
+    """Read every utterance once.
+
+    Raises:
+        DataError: dimensions differ (both utterances are named), or there is nothing in any utterance.
+    """
+    found, first = Survey(), ""
+    digest = hashlib.sha256()
+    for index, utterance in enumerate(tqdm(ids, desc=f"checking {modality}", unit="utterance", disable=None)):
+        rows = read(index)
+        found.rows.append(len(rows))
+        if not len(rows):
+            digest.update(b"none;")
+            continue
+        if found.dim and rows.shape[1] != found.dim:
+            raise DataError(
+                f"{modality}: '{utterance}' has {rows.shape[1]} dimensions, but '{first}' has {found.dim}; all "
+                "utterances must have the same"
+            )
+        found.dim, first = rows.shape[1], first or utterance
+        found.dtypes.add(rows.dtype.name)
+        digest.update(f"{rows.shape}{rows.dtype.str};".encode())
+        digest.update(rows.data.cast("B"))
+        _count_not_finite(rows, index, found)
+    if not found.dim:
+        raise DataError(f"{modality}: no utterance has any features; leave --{modality} out, or mend its source")
+    found.values = digest.hexdigest()
+    return found
+
+
+def _count_not_finite(rows: np.ndarray, index: int, found: Survey) -> None:
+    if rows.dtype.kind != "f" or np.isfinite(rows).all():
+        return
+    found.nan += int(np.isnan(rows).sum())
+    found.infinite += int(np.isinf(rows).sum())
+    found.not_finite.append(index)
+
+
+def check_finite(found: Survey, ids: Sequence[str], modality: str, params: ImportParams) -> None:
+    """Refuse values that are not finite, unless they are to be zeroed.
+
+    Raises:
+        DataError: there are any; they are counted, and some utterances named.
+    """
+    if found.not_finite and params.not_finite == "refuse":
+        raise DataError(
+            f"{modality}: {not_finite(found, ids)}; mend them where they were made, or have zeros in their place with "
+            "--set import.not_finite=zero"
+        )
+
+
+def not_finite(found: Survey, ids: Sequence[str]) -> str:
+    """How many values are not finite, and where."""
+    named = ", ".join(f"'{ids[index]}'" for index in found.not_finite[:3])
+    more = ", ..." if len(found.not_finite) > 3 else ""
+    return f"{found.nan} NaN and {found.infinite} infinite values in {len(found.not_finite)} utterances ({named}{more})"
+
+
+def stored_dtype(found: Survey, params: ImportParams) -> np.dtype:
+    """float16 where all is float16, else float32; or what `import.dtype` says."""
+    name = ("float16" if found.dtypes == {"float16"} else "float32") if params.dtype == "auto" else params.dtype
+    return np.dtype(name).newbyteorder("<")
+
+
+def write_values(
+    read: Read, ids: Sequence[str], modality: str, found: Survey, params: ImportParams, target: Path
+) -> Part:
+    """The part of one modality, its values in a nameless file beside `target` that goes away with their memory map.
+
+    Raises:
+        DataError: a value is larger than the stored dtype can hold, or an integer that it cannot hold exactly.
+    """
+    dtype = stored_dtype(found, params)
+    checksums = np.zeros(len(ids), np.uint64)
+    offsets = np.concatenate([[0], np.cumsum(found.rows)]).astype(np.int64)
+    with tempfile.TemporaryFile(dir=target.parent) as file:
+        for index, utterance in enumerate(tqdm(ids, desc=f"writing {modality}", unit="utterance", disable=None)):
+            rows = _narrow(read(index), dtype, f"{modality}: '{utterance}'")
+            checksums[index] = checksum(rows)
+            file.write(np.ascontiguousarray(rows).data.cast("B") if rows.size else b"")
+        file.flush()
+        values = np.memmap(file, dtype, mode="r", shape=(int(offsets[-1]), found.dim))
+    identity = Identity(
+        {
+            "model": "imported",
+            "modality": modality,
+            "values": found.values,
+            "dtype": dtype.name,
+            "not_finite": params.not_finite,
+        }
+    )
+    return Part(values, offsets, checksums, list(ids), identity, "", target)
+
+
+def _narrow(rows: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
+    """`rows` as they are stored; zeros where they are not finite (which only then has not been refused)."""
+    if rows.dtype.kind == "f":
+        finite = np.isfinite(rows)
+        rows = rows if finite.all() else np.where(finite, rows, rows.dtype.type(0))
+    with np.errstate(over="ignore"):
+        stored = rows.astype(dtype)
+    if not np.isfinite(stored).all():
+        largest = rows.flat[int(np.argmax(np.abs(rows.astype(np.float64))))]
+        raise DataError(
+            f"{where} holds {largest}, more than {dtype.name} can hold ({np.finfo(dtype).max:.6g}); "
+            + ("set import.dtype: float32" if dtype.itemsize == 2 else "scale the features")
+        )
+    exact = 2 ** (np.finfo(dtype).nmant + 1)  # up to here, every integer has a floating-point number of its own
+    if rows.dtype.kind != "f" and rows.size and not -exact <= int(rows.min()) <= int(rows.max()) <= exact:
+        raise DataError(
+            f"{where} holds integers beyond {exact}, which {dtype.name} cannot hold exactly; scale them, or save floats"
+        )
+    return stored
