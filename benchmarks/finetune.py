@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from fusion.data import load_split
-from fusion.metrics import all_metrics, confusion_matrix, majority_floor
 from fusion.params import read_recipe
-from fusion.predict import predict
+from fusion.predict import predict, score_answers
+from fusion.tasks import LabelTask, floor_scores
 from fusion.train import fit
 from pipeline.extract import extract_audio, extract_text
 from pipeline.finetune.stage import finetune_audio, finetune_text
@@ -106,15 +106,15 @@ def _train(settings: Settings, features: Features) -> dict[str, list[Mapping[str
         )
         for name in ("train", *SPLITS)
     }
-    classes = len(features.label_names)
+    task = LabelTask(len(features.label_names))
     found: dict[str, list[Mapping[str, float]]] = {name: [] for name in SPLITS}
     for seed in recipe.train.seeds:
-        model = fit(splits["train"], splits["validation"], recipe, seed, classes=classes).model
+        model = fit(splits["train"], splits["validation"], recipe, seed, classes=task.classes).model
         for name in SPLITS:
-            predicted = predict(model, splits[name]).argmax(-1)
-            found[name].append(all_metrics(confusion_matrix(splits[name].labels.numpy(), predicted, classes)))
+            answers = predict(model, splits[name], task)
+            found[name].append(score_answers(task, splits[name], answers))
     for name in SPLITS:
-        floor = majority_floor(splits[name].labels.numpy(), splits["train"].labels.numpy(), classes)
+        floor = floor_scores(task, splits[name].labels.numpy(), splits["train"].labels.numpy())
         print(f"  {name}: {len(splits[name].ids)} utterances, majority {_line([floor])}")
     return found
 

@@ -29,6 +29,7 @@ from fusion.errors import TrainingError
 from fusion.params import EvaluateParams, Modalities, Recipe
 from fusion.runs import Result, Run, RunFolder, Splits, train_run
 from fusion.seeds import fingerprint
+from fusion.tasks import Task, find_task
 from fusion.train import build_split_model
 from fusion.variants import Variant
 from pipeline.settings import SettingsError
@@ -40,7 +41,7 @@ class Ablation:
     """All runs of a table."""
 
     features: str  # hash of the feature file
-    labels: Sequence[str]
+    task: Task
     test: Split
     seeds: Sequence[int]
     variants: Sequence[Variant]
@@ -54,11 +55,13 @@ class SplitTable:
 
     def __init__(self, features: Features, variants: Sequence[Variant], device: torch.device) -> None:
         self.loaded: dict[int, Splits] = {}
-        given = [one.recipe.model for one in variants]
+        given, target = [one.recipe.model for one in variants], variants[0].recipe.train.target
         for frames in dict.fromkeys(one.audio_frames for one in given):
             wanted = {one.modalities for one in given if one.audio_frames == frames}
             modalities: Modalities = wanted.pop() if len(wanted) == 1 else "both"
-            load = partial(load_split, features, modalities=modalities, audio_frames=frames, device=device)
+            load = partial(
+                load_split, features, modalities=modalities, audio_frames=frames, target=target, device=device
+            )
             self.loaded[frames] = Splits(load("train"), load("validation"), load("test"))
 
     def __getitem__(self, recipe: Recipe) -> Splits:
@@ -103,7 +106,7 @@ def ablate(
         torch.set_num_threads(threads)
     return Ablation(
         features=features.digest,
-        labels=features.label_names,
+        task=find_task(variants[0].recipe.train.target, classes),
         test=splits[variants[0].recipe].test,
         seeds=variants[0].recipe.train.seeds,
         variants=variants,

@@ -17,14 +17,13 @@ from typing import Any
 
 from fusion.atomic import write_file
 from fusion.comparison import Comparison, Row
-from fusion.metrics import METRICS
 from fusion.picture import draw_bars
 from fusion.provenance import VERSION
 from fusion.tables import bounds, csv_text, markdown_table, mean_std
+from fusion.tasks import METRICS
 from fusion.variants import BASE, format_value
 
 DIGITS = 6  # behind the point, in ablations.csv
-TITLES = {"weighted_f1": "weighted F1", "macro_f1": "macro F1", "accuracy": "accuracy", "uar": "UAR"}
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", **{symbol: "\\" + symbol for symbol in "&%$#_{}"},
@@ -44,9 +43,11 @@ def write_table(comparison: Comparison, folder: Path, commit: str | None) -> Non
         "ablations.tex": table_tex,
     }
     contents = {name: write(comparison, run).encode() for name, write in writers.items()}
-    label = f"{TITLES[comparison.metric]} on the test split, {_confidence(comparison)} (run {run['id']})"
+    label = f"{METRICS[comparison.metric].title} on the test split, {_confidence(comparison)} (run {run['id']})"
     for kind in ("svg", "png"):
-        contents[f"ablations.{kind}"] = draw_bars(comparison.rows, label, _level(comparison), kind)
+        contents[f"ablations.{kind}"] = draw_bars(
+            comparison.rows, label, METRICS[comparison.metric].bounds, _level(comparison), kind
+        )
     for name, content in contents.items():
         write_file(folder / name, content)
 
@@ -81,7 +82,15 @@ def describe_run(comparison: Comparison, commit: str | None) -> dict[str, Any]:
 def table_csv(comparison: Comparison, run: Mapping[str, Any]) -> str:
     """Every number; empty where there is none."""
     header = ["run", "name", "base", "overrides", "model", "seeds", "metric", "mean", "std", "low", "high"]
-    header += ["validation", "difference", "difference_low", "difference_high", "p", "p_holm", *METRICS]
+    header += [
+        "validation",
+        "difference",
+        "difference_low",
+        "difference_high",
+        "p",
+        "p_holm",
+        *comparison.ablation.task.metrics,
+    ]
     rows = []
     for row in comparison.rows:
         variant, difference = row.variant, row.difference
@@ -102,9 +111,15 @@ def table_csv(comparison: Comparison, run: Mapping[str, Any]) -> str:
 def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
     """For readers. A difference is bold only where the corrected test says that it is one."""
     ablation, level = comparison.ablation, _level(comparison)
-    others = [name for name in METRICS if name != comparison.metric]
-    header = ["row", TITLES[comparison.metric], f"{ablation.params.confidence:.0%} interval", "against", "difference"]
-    header += [f"{ablation.params.confidence:.0%} interval", "p", "p (Holm)", *(TITLES[name] for name in others)]
+    others = [name for name in ablation.task.metrics if name != comparison.metric]
+    header = [
+        "row",
+        METRICS[comparison.metric].title,
+        f"{ablation.params.confidence:.0%} interval",
+        "against",
+        "difference",
+    ]
+    header += [f"{ablation.params.confidence:.0%} interval", "p", "p (Holm)", *(METRICS[name].title for name in others)]
     rows = []
     for row in comparison.rows:
         cells = [_escape_md(row.variant.name), mean_std(row.mean, row.std), bounds(row.interval)]
@@ -152,7 +167,7 @@ def table_tex(comparison: Comparison, run: Mapping[str, Any]) -> str:
         r"% Needs \usepackage{booktabs}.",
         r"\begin{tabular}{lllllr}",
         r"\toprule",
-        f"Setting & {TITLES[comparison.metric]} & Interval & Difference & Interval & $p$ (Holm) " + r"\\",
+        f"Setting & {METRICS[comparison.metric].title} & Interval & Difference & Interval & $p$ (Holm) " + r"\\",
         r"\midrule",
     ]
     for row in comparison.rows:
@@ -188,11 +203,15 @@ def _explain(comparison: Comparison) -> str:
         drawn = "Intervals and tests count both what other conversations and what other seeds would change."
     else:
         drawn = "With a single seed, intervals and tests count other conversations only, not other seeds."
+    counted = ablation.task.counted(ablation.task.truth(ablation.test))
+    lower = [metric.title for metric in ablation.task.metrics.values() if metric.lower_is_better]
+    less = f" Of {', '.join(lower)} less is better." * bool(lower)
     return (
-        f"{int(ablation.test.labelled.sum())} labelled utterances of {conversations} conversations, mean ± standard "
-        f"deviation of {_seeds(comparison)}. {drawn} p: paired permutation test of no difference; p (Holm): corrected "
+        f"{int(counted.sum())} {ablation.task.counted_are} of {conversations} conversations, mean ± standard deviation "
+        f" of {_seeds(comparison)}. {drawn} p: paired permutation test of no difference; p (Holm): corrected "
         f"for the {sum(row.difference is not None for row in comparison.rows)} rows that are compared; a difference is "
         f"bold where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs beside it or not."
+        + less
     )
 
 

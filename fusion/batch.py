@@ -1,4 +1,4 @@
-"""What goes into a model and what comes out of it: whole conversations in, one score per class and utterance out.
+"""What goes into a model and what comes out of it: whole conversations in, one row of numbers an utterance out.
 
 Utterances lie flat, conversation by conversation and turn by turn, so that encoding frames and tokens wastes nothing on
 turns that don't exist. Where turns must see each other, `to_grid` lays them out by conversation and `to_flat` brings
@@ -26,6 +26,7 @@ class Batch:
         text: (utterances, tokens, dim), or (utterances, tokens, layers, dim), float32
         text_mask: (utterances, tokens)
         labels: (utterances,) int64, -1 = unlabelled
+        scores: (utterances,) float32, nan = none
         turn_mask: (conversations, turns), with as many true as there are utterances
     """
 
@@ -34,6 +35,7 @@ class Batch:
     text: Tensor
     text_mask: Tensor
     labels: Tensor
+    scores: Tensor
     turn_mask: Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -46,8 +48,8 @@ class Output:
     """What every model returns; None or empty where a model, or a setting of it, lacks the part.
 
     Shape:
-        logits: (utterances, classes), of the fused model
-        audio_logits, text_logits: (utterances, classes), of the heads that see one modality's stream
+        logits: (utterances, classes), of the fused model; (utterances, 1), the score itself, where it tells scores
+        audio_logits, text_logits: the same of the heads that see one modality's stream
         audio, text: (utterances, dim), embeddings of length 1 for the contrast between the modalities
         embeddings: by head (`fused`, `audio`, `text`), (utterances, dim) of length 1, for the supervised contrast
         earlier: by name, what the stages before the last one return

@@ -20,7 +20,7 @@ tags:
 
 Emotion recognition in conversations from cached audio and text features, made with erc-fusion {version}.
 
-Labels: {labels}.
+{answer}
 
 | | |
 |---|---|
@@ -63,7 +63,7 @@ def model_card(provenance: Provenance) -> str:
         model=name,
         seed=provenance.seed,
         version=provenance.version,
-        labels=", ".join(provenance.labels),
+        answer=f"Labels: {', '.join(provenance.labels)}." if provenance.labels else "It tells a score, a real number.",
         features=provenance.features,
         audio=provenance.audio.to_json() if provenance.audio else "none",
         text=provenance.text.to_json() if provenance.text else "none",

@@ -150,7 +150,7 @@ def check_compatible(loaded: LoadedModel, features: Features) -> None:
                 f"{features.path} has {_difference(part.identity, trained)}; "
                 "extract with the same encoder, or train anew"
             )
-    if list(provenance.labels) != list(features.label_names):
+    if provenance.recipe.train.target == "label" and list(provenance.labels) != list(features.label_names):
         raise ModelError(
             f"{loaded.folder}: trained on the labels {', '.join(provenance.labels)}, but {features.path} has "
             f"{', '.join(features.label_names)}; use the same labels in the same order, or train anew"

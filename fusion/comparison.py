@@ -7,8 +7,7 @@ import numpy as np
 
 from fusion.ablate import Ablation
 from fusion.evaluate import sample_std
-from fusion.metrics import METRICS, conversation_confusions
-from fusion.runs import Result
+from fusion.predict import split_tallies
 from fusion.statistics import (
     Interval,
     Sample,
@@ -18,6 +17,7 @@ from fusion.statistics import (
     measure_spread,
     permutation_test,
 )
+from fusion.tasks import METRICS
 from fusion.variants import Variant
 
 
@@ -58,34 +58,28 @@ class Comparison:
 def compare(ablation: Ablation) -> Comparison:
     """Score all rows and test every one but the base row; intervals and tests are those of `fusion.statistics`."""
     params, metric = ablation.params, ablation.variants[0].recipe.train.metric
-    confusions = {name: _confusions(ablation, results) for name, results in ablation.results.items()}
-    samples = {
-        name: draw_sample(one, METRICS[metric], params.resamples, params.seed) for name, one in confusions.items()
-    }
-    differences = _differences(ablation, metric, confusions, samples)
+    tallies = {
+        name: np.stack([split_tallies(ablation.task, ablation.test, one.answers) for one in results])
+        for name, results in ablation.results.items()
+    }  # by row: (seeds, conversations, sums)
+    samples = {name: draw_sample(one, METRICS[metric], params.resamples, params.seed) for name, one in tallies.items()}
+    differences = _differences(ablation, metric, tallies, samples)
     return Comparison(
         ablation=ablation,
         metric=metric,
         rows=[
-            _row(ablation, one, metric, confusions[one.name], samples[one.name], differences.get(one.name))
+            _row(ablation, one, metric, tallies[one.name], samples[one.name], differences.get(one.name))
             for one in ablation.variants
         ],
     )
 
 
-def _confusions(ablation: Ablation, results: Sequence[Result]) -> np.ndarray:
-    """(seeds, conversations, classes, classes)."""
-    true, offsets = ablation.test.labels.numpy(), ablation.test.conversations.numpy()
-    return np.stack(
-        [conversation_confusions(true, one.probabilities.argmax(-1), offsets, len(ablation.labels)) for one in results]
-    )
-
-
 def _differences(
-    ablation: Ablation, metric: str, confusions: Mapping[str, np.ndarray], samples: Mapping[str, Sample]
+    ablation: Ablation, metric: str, tallies: Mapping[str, np.ndarray], samples: Mapping[str, Sample]
 ) -> dict[str, Difference]:
     """By row, of every row that has a base."""
-    params = ablation.params
+    params, (lowest, highest) = ablation.params, METRICS[metric].bounds
+    reach = highest - lowest
     found: dict[str, tuple[float, Interval, float]] = {}
     for one in ablation.variants:
         if one.base is None:
@@ -94,9 +88,9 @@ def _differences(
         spread = measure_spread(sample, base)
         mean = float(sample.scores.mean() - base.scores.mean())
         p = permutation_test(
-            confusions[one.name], confusions[one.base], METRICS[metric], spread, params.permutations, params.seed
+            tallies[one.name], tallies[one.base], METRICS[metric], spread, params.permutations, params.seed
         )
-        found[one.name] = mean, estimate_interval(mean, spread, params.confidence, (-1, 1)), p
+        found[one.name] = mean, estimate_interval(mean, spread, params.confidence, (-reach, reach)), p
     corrected = holm(np.array([p for *_, p in found.values()]))
     return {name: Difference(*one, float(p)) for (name, one), p in zip(found.items(), corrected, strict=True)}
 
@@ -105,7 +99,7 @@ def _row(
     ablation: Ablation,
     variant: Variant,
     metric: str,
-    confusions: np.ndarray,
+    tallies: np.ndarray,
     sample: Sample,
     difference: Difference | None,
 ) -> Row:
@@ -115,10 +109,10 @@ def _row(
         variant=variant,
         mean=mean,
         std=sample_std(sample.scores.tolist()),
-        interval=estimate_interval(mean, measure_spread(sample), ablation.params.confidence, (0, 1)),
+        interval=estimate_interval(mean, measure_spread(sample), ablation.params.confidence, METRICS[metric].bounds),
         validation=float(np.mean([one.validation[metric] for one in results])),
         difference=difference,
-        scores={name: float(score(confusions.sum(1)).mean()) for name, score in METRICS.items()},
+        scores={name: float(score(tallies.sum(1)).mean()) for name, score in ablation.task.metrics.items()},
         parameters=results[0].parameters,
         seconds=float(np.mean(seconds)) if seconds else None,
     )

@@ -9,51 +9,45 @@ from torch import Tensor
 from fusion.batch import Batch, Output
 from fusion.data import Split
 from fusion.losses import Losses, fusion_loss
-from fusion.params import LossParams
-from pipeline.store import UNLABELLED
+from fusion.params import LossParams, losses_of
+from fusion.tasks import Task
 
-
-def label_weights(labels: Tensor, classes: int) -> Tensor:
-    """Weights (classes,) with which every label of `labels` (utterances,) weighs the same in sum, 1 on average.
-
-    A class without an utterance gets 1; -1 marks unlabelled utterances.
-    """
-    counts = torch.bincount(labels[labels != UNLABELLED], minlength=classes)
-    weights = counts.sum() / (counts.clamp(min=1) * (counts > 0).sum())
-    return weights.where(counts > 0, 1.0)
+HEAD_LOSS = {"class_weights", "label_smoothing"}  # keys of section `loss` that change what a head's loss is
 
 
 class Criterion:
     """The loss of one batch under the parameters of section `loss`; `branches` are the heads that learn."""
 
-    def __init__(self, params: LossParams, train: Split, classes: int) -> None:
-        self.arguments = params.model_dump(exclude={"class_weights"})
+    def __init__(self, params: LossParams, train: Split, task: Task) -> None:
+        self.task = task
         balanced = params.class_weights == "balanced"
-        self.class_weights = label_weights(train.labels, classes).to(train.device) if balanced else None
+        self.head_loss = task.head_loss(task.truth(train), balanced, params.label_smoothing, train.device)
+        self.arguments = params.model_dump(include=losses_of(task.target) - HEAD_LOSS)
 
     def __call__(self, output: Output, batch: Batch, branches: Collection[str]) -> Losses:
+        truth = self.task.truth(batch)
         return fusion_loss(
             output,
-            batch.labels,
+            truth,
+            self.task.counted(truth),
             batch.audio_mask.any(1),
             batch.text_mask.any(1),
-            class_weights=self.class_weights,
+            head_loss=self.head_loss,
             branches=branches,
             **self.arguments,
         )
 
 
 class LossMeans:
-    """Means of losses over the labelled utterances of an epoch, summed on the device until `compute` asks."""
+    """Means of losses over the utterances of an epoch that count, summed on the device until `compute` asks."""
 
     def __init__(self) -> None:
         self.sums: list[Tensor] = []
         self.counts: list[Tensor] = []
         self.names = [field.name for field in fields(Losses)]
 
-    def add(self, losses: Losses, batch: Batch) -> None:
-        """Count the losses of one batch."""
-        count = (batch.labels != UNLABELLED).sum()
+    def add(self, losses: Losses, count: Tensor) -> None:
+        """Count the losses of one batch, in which so many utterances (a scalar) took part."""
         self.sums.append(torch.stack([getattr(losses, name).detach() for name in self.names]) * count)
         self.counts.append(count)
 

@@ -6,6 +6,7 @@ all utterances one behind the other. Features stay in the precision of the file 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 from fusion.batch import Batch
 from fusion.errors import FeatureError
 from fusion.params import Modalities
-from pipeline.store import UNLABELLED, Features, Part
+from fusion.tasks import Target, find_task
+from pipeline.store import Features, Part
 
 ENCODED = 16  # conversations at a time; what is encoded does not depend on it
 POOLED_ROWS = 65_536  # rows pooled at a time: bounds the float32 copy to 200 MB at 768 dimensions
@@ -61,6 +63,7 @@ class Split:
     ids: list[str]
     conversation_ids: list[str]  # one an utterance
     labels: Tensor  # (utterances,) int64 on the CPU, -1 = unlabelled
+    scores: Tensor  # (utterances,) float32 on the CPU, nan = none
     conversations: Tensor  # (conversations + 1,) int64 on the CPU: conversation i owns utterances [i] .. [i + 1]
     audio: Ragged
     text: Ragged
@@ -69,11 +72,6 @@ class Split:
     def device(self) -> torch.device:
         """Where the features lie and batches are gathered."""
         return self.audio.values.device
-
-    @property
-    def labelled(self) -> Tensor:
-        """(utterances,) bool: which take part in losses and scores."""
-        return self.labels != UNLABELLED
 
     def gather(self, conversations: Tensor) -> Batch:
         """The batch of the conversations with these indices (conversations,), in the order given."""
@@ -84,8 +82,8 @@ class Split:
         utterances = (starts[:, None] + turn)[turn_mask]
         audio, audio_mask = self.audio.gather(utterances)
         text, text_mask = self.text.gather(utterances)
-        labels = self.labels[utterances].to(self.device)
-        return Batch(audio, audio_mask, text, text_mask, labels, turn_mask.to(self.device))
+        labels, scores = self.labels[utterances].to(self.device), self.scores[utterances].to(self.device)
+        return Batch(audio, audio_mask, text, text_mask, labels, scores, turn_mask.to(self.device))
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Every conversation once, `size` a batch: in order, or shuffled by `generator`."""
@@ -111,15 +109,22 @@ def _ragged(values: list[Tensor], masks: list[Tensor]) -> Ragged:
 
 
 def load_split(
-    features: Features, name: str, *, modalities: Modalities, audio_frames: int, device: torch.device | str = "cpu"
+    features: Features,
+    name: str,
+    *,
+    modalities: Modalities,
+    audio_frames: int,
+    target: Target = "label",
+    device: torch.device | str = "cpu",
 ) -> Split:
     """The split `name` on `device`; rows of other splits are not read.
 
     Audio of more than `audio_frames` frames is average-pooled to as many. A modality that `modalities` withholds is
-    empty in every utterance.
+    empty in every utterance. `target` is what there must be to learn or to score.
 
     Raises:
-        FeatureError: the split has no utterance or no label, or a modality that is asked for is not in the file.
+        FeatureError: the split has no utterance, or none with a `target`, or a modality that is asked for is not in
+            the file.
     """
     utterances = features.utterances
     here = [index for index, split in enumerate(utterances.splits) if split == name]
@@ -130,19 +135,28 @@ def load_split(
     first, last = here[0], here[-1] + 1
     if last - first != len(here):
         raise AssertionError("a feature file is sorted by split")
-    labels = torch.from_numpy(np.array(utterances.labels[first:last], np.int64))
-    if bool((labels == UNLABELLED).all()):
-        raise FeatureError(f"{features.path}: no utterance of the {name} split has a label; label some of them")
     conversation_ids = utterances.conversations[first:last]
-    return Split(
+    split = Split(
         name=name,
         ids=utterances.ids[first:last],
         conversation_ids=conversation_ids,
-        labels=labels,
+        labels=torch.from_numpy(np.array(utterances.labels[first:last], np.int64)),
+        scores=torch.from_numpy(np.array(utterances.scores[first:last], np.float32)),
         conversations=_conversation_offsets(conversation_ids),
         audio=_load_modality(features, "audio", first, last, modalities, audio_frames, device),
         text=_load_modality(features, "text", first, last, modalities, None, device),
     )
+    _check_truth(split, target, features.path)
+    return split
+
+
+def _check_truth(split: Split, target: Target, path: Path) -> None:
+    tasks = [find_task("label", 0), find_task("score", 0)]
+    found = [task.target for task in tasks if bool(task.counted(task.truth(split)).any())]
+    if target not in found:
+        other = f", or set train.target to {found[0]}, which some have" if found else ""
+        mend = f"give some of them one in the data set{other}"
+        raise FeatureError(f"{path}: no utterance of the {split.name} split has a {target}; {mend}")
 
 
 def withhold(split: Split, modalities: Modalities) -> Split:

@@ -8,19 +8,14 @@ import numpy as np
 import torch
 
 from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
-from fusion.data import load_split
+from fusion.data import Split, load_split
 from fusion.history import Epoch
-from fusion.metrics import (
-    METRICS,
-    ClassScores,
-    all_metrics,
-    class_scores,
-    majority_floor,
-)
-from fusion.params import EvaluateParams
-from fusion.predict import predict_heads, split_confusions
+from fusion.metrics import ClassScores, compute_all
+from fusion.params import EvaluateParams, Recipe
+from fusion.predict import predict_heads, split_tallies
 from fusion.provenance import Provenance
 from fusion.statistics import Interval, bootstrap, percentile_interval
+from fusion.tasks import Task, find_task, floor_scores
 from pipeline.store import Features
 
 
@@ -30,10 +25,10 @@ class SeedScores:
 
     provenance: Provenance
     history: Sequence[Epoch]
-    probabilities: np.ndarray  # (utterances, classes)
+    answers: np.ndarray  # probabilities (utterances, classes), or scores (utterances, 1)
     scores: Mapping[str, float]  # by metric
     intervals: Mapping[str, Interval]  # by metric
-    classes: ClassScores
+    classes: ClassScores | None  # None where there are none
     heads: Mapping[str, Mapping[str, float]]  # scores of the other heads, by head and metric
 
 
@@ -44,7 +39,7 @@ class Summary:
     mean: float
     std: float | None  # of the sample; None for a single seed
     interval: Interval  # of the mean: other conversations, the same models
-    majority: float  # of always predicting the majority label of train
+    floor: float  # of always giving the one answer that suits train best
     validation: float  # mean over seeds
 
 
@@ -54,13 +49,19 @@ class Evaluation:
 
     features: str  # hash of the feature file that was scored
     params: EvaluateParams
+    task: Task
     labels: Sequence[str]
     ids: Sequence[str]  # utterances
     conversations: Sequence[str]  # of each utterance
-    true: np.ndarray  # (utterances,), -1 = unlabelled
+    true: np.ndarray  # (utterances,), labels, -1 = unlabelled, or scores, nan = none
     seeds: Sequence[SeedScores]
     summaries: Mapping[str, Summary]  # of the models as a whole, by metric
     heads: Mapping[str, Mapping[str, Summary]]  # of the heads inside them, by head and metric
+
+    @property
+    def counted(self) -> np.ndarray:
+        """(utterances,) boolean: which are scored."""
+        return self.task.counted(self.true)
 
 
 def evaluate(features: Features, models: Path, params: EvaluateParams, device: torch.device) -> Evaluation:
@@ -68,74 +69,94 @@ def evaluate(features: Features, models: Path, params: EvaluateParams, device: t
 
     Raises:
         ModelError: a model cannot be loaded, or was trained on other encoders or labels.
-        FeatureError: there is no test split, or nothing in it is labelled.
+        FeatureError: there is no test split, or nothing in it has a label, or a score.
     """
     loaded = load_seeds(models, device)
     for one in loaded:
         check_compatible(one, features)
-    given = loaded[0].provenance.recipe.model
-    split = load_split(features, "test", modalities=given.modalities, audio_frames=given.audio_frames, device=device)
-    predictions = [predict_heads(one.model, split) for one in loaded]
-    confusions = {
-        head: np.stack([split_confusions(split, probabilities[head]) for probabilities in predictions])
+    recipe = loaded[0].provenance.recipe
+    task, split = find_task(recipe.train.target, len(features.label_names)), load_test(features, recipe, device)
+    predictions = [predict_heads(one.model, split, task) for one in loaded]
+    tallies = {
+        head: np.stack([split_tallies(task, split, answers[head]) for answers in predictions])
         for head in predictions[0]
-    }  # by head: (seeds, conversations, classes, classes)
+    }  # by head: (seeds, conversations, sums)
     draws = {
-        head: {name: bootstrap(counts, metric, params.resamples, params.seed) for name, metric in METRICS.items()}
-        for head, counts in confusions.items()
+        head: {name: bootstrap(sums, metric, params.resamples, params.seed) for name, metric in task.metrics.items()}
+        for head, sums in tallies.items()
     }  # by head and metric: (seeds, resamples)
     seeds = [
-        _seed_scores(index, one, predictions[index]["fused"], confusions, draws["fused"], params)
+        _seed_scores(index, one, task, predictions[index]["fused"], tallies, draws["fused"], params)
         for index, one in enumerate(loaded)
     ]
-    floor = majority_floor(split.labels.numpy(), _train_labels(features), len(features.label_names))
+    floor = floor_of_train(task, split, features)
     summaries = {
-        head: {name: _summary(head, name, seeds, draws[head][name], floor[name], params) for name in METRICS}
-        for head in confusions
+        head: {name: _summary(head, name, seeds, draws[head][name], floor[name], params) for name in task.metrics}
+        for head in tallies
     }
     return Evaluation(
         features=features.digest,
         params=params,
+        task=task,
         labels=features.label_names,
         ids=split.ids,
         conversations=split.conversation_ids,
-        true=split.labels.numpy(),
+        true=task.truth(split).numpy(),
         seeds=seeds,
         summaries=summaries.pop("fused"),
         heads=summaries,
     )
 
 
+def load_test(features: Features, recipe: Recipe, device: torch.device) -> Split:
+    """The test split as models of `recipe` are given it; raises as `load_split`."""
+    return load_split(
+        features,
+        "test",
+        modalities=recipe.model.modalities,
+        audio_frames=recipe.model.audio_frames,
+        target=recipe.train.target,
+        device=device,
+    )
+
+
+def floor_of_train(task: Task, split: Split, features: Features) -> Mapping[str, float]:
+    """Every metric on `split` of the answer that suits train best: picking the test split's own would be peeking."""
+    train = np.array(features.utterances.splits) == "train"
+    return floor_scores(task, task.truth(split).numpy(), task.truth(features.utterances)[train])
+
+
 def _seed_scores(
     index: int,
     loaded: LoadedModel,
-    probabilities: np.ndarray,
-    confusions: Mapping[str, np.ndarray],
+    task: Task,
+    answers: np.ndarray,
+    tallies: Mapping[str, np.ndarray],
     draws: Mapping[str, np.ndarray],
     params: EvaluateParams,
 ) -> SeedScores:
-    totals = {head: counts[index].sum(0) for head, counts in confusions.items()}
-    heads = {head: all_metrics(total) for head, total in totals.items()}
+    totals = {head: sums[index].sum(0) for head, sums in tallies.items()}
+    heads = {head: compute_all(task.metrics, total) for head, total in totals.items()}
     return SeedScores(
         provenance=loaded.provenance,
         history=loaded.history,
-        probabilities=probabilities,
+        answers=answers,
         scores=heads.pop("fused"),
         intervals={name: percentile_interval(drawn[index], params.confidence) for name, drawn in draws.items()},
-        classes=class_scores(totals["fused"]),
+        classes=task.by_class(totals["fused"]),
         heads=heads,
     )
 
 
 def _summary(
-    head: str, name: str, seeds: Sequence[SeedScores], draws: np.ndarray, majority: float, params: EvaluateParams
+    head: str, name: str, seeds: Sequence[SeedScores], draws: np.ndarray, floor: float, params: EvaluateParams
 ) -> Summary:
     scores = [(seed.scores if head == "fused" else seed.heads[head])[name] for seed in seeds]
     return Summary(
         mean=float(np.mean(scores)),
         std=sample_std(scores),
         interval=percentile_interval(draws.mean(0), params.confidence),
-        majority=majority,
+        floor=floor,
         validation=float(np.mean([seed.provenance.validation[head][name] for seed in seeds])),
     )
 
@@ -143,8 +164,3 @@ def _summary(
 def sample_std(values: Sequence[float]) -> float | None:
     """Standard deviation of a sample, divisor n - 1; None for a single value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def _train_labels(features: Features) -> np.ndarray:
-    """Labels of the train split, whose majority is the floor: picking the test split's own would be peeking."""
-    return features.utterances.labels[np.array(features.utterances.splits) == "train"]

@@ -21,7 +21,7 @@ import numpy as np
 
 from fusion.errors import ResultError
 from fusion.evaluate import sample_std
-from fusion.metrics import METRICS, ClassScores, class_scores, conversation_confusions
+from fusion.metrics import LABEL_METRICS, ClassScores, as_confusion, class_scores, conversation_confusions
 from fusion.params import EvaluateParams
 from fusion.statistics import Interval, bootstrap, percentile_interval
 from pipeline.store import UNLABELLED
@@ -43,7 +43,7 @@ class Fold:
     conversations: tuple[str, ...]  # of each utterance
     true: np.ndarray  # (utterances,), -1 = unlabelled
     predicted: np.ndarray  # (seeds, utterances)
-    majority: Mapping[str, float]  # by metric: always predicting the majority label of its train split
+    floor: Mapping[str, float]  # by metric: always predicting the majority label of its train split
     header: tuple[str, ...]  # of predictions.csv
     rows: tuple[tuple[str, ...], ...]  # as they are there
 
@@ -58,7 +58,7 @@ class Score:
     pooled: float  # all folds as one set, mean over seeds
     pooled_std: float | None  # over seeds
     interval: Interval  # of the pooled score: other conversations, the same models
-    majority: float  # mean over folds
+    floor: float  # mean over folds
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ def join_folds(folders: Sequence[Path], params: EvaluateParams) -> Joined:
     for fold in folds[1:]:
         _check_same_study(folds[0], fold)
     _check_apart(folds)
-    single = [_confusions([fold]) for fold in folds]
-    pooled = _confusions(folds)
-    scores = {name: _score(name, folds, single, pooled, params) for name in METRICS}
-    return Joined(folds, params, scores, class_scores(pooled.sum(1)))
+    single = [_tallies([fold]) for fold in folds]
+    pooled = _tallies(folds)
+    scores = {name: _score(name, folds, single, pooled, params) for name in LABEL_METRICS}
+    return Joined(folds, params, scores, class_scores(as_confusion(pooled.sum(1))))
 
 
 def read_fold(folder: Path) -> Fold:
@@ -116,7 +116,7 @@ def read_fold(folder: Path) -> Fold:
         conversations=tuple(row[3] for row in first),
         true=_positions([row[5] for row in first], [*labels, ""], path) if labels else np.empty(0, int),
         predicted=np.stack([_positions([row[6] for row in group], labels, path) for group in by_seed.values()]),
-        majority={name: float(details["test"][name]["majority"]) for name in METRICS},
+        floor={name: float(details["test"][name]["floor"]) for name in LABEL_METRICS},
         header=header,
         rows=tuple(rows),
     )
@@ -126,8 +126,8 @@ def _read_details(path: Path) -> Mapping[str, Any]:
     try:
         details: Mapping[str, Any] = json.loads(_read_text(path))
         str(details["run"]["id"])
-        for name in METRICS:
-            float(details["test"][name]["majority"])
+        for name in LABEL_METRICS:
+            float(details["test"][name]["floor"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ResultError(f"{path}: not the details of an evaluation with labels; {MEND}") from None
     return details
@@ -198,8 +198,8 @@ def _check_apart(folds: Sequence[Fold]) -> None:
         raise ResultError(f"{count} folders are called '{repeated}', which names a fold in the tables; rename them")
 
 
-def _confusions(folds: Sequence[Fold]) -> np.ndarray:
-    """(seeds, conversations, classes, classes) of all `folds`, whose seeds go together by their order."""
+def _tallies(folds: Sequence[Fold]) -> np.ndarray:
+    """Confusions (seeds, conversations, classes * classes) of all `folds`, whose seeds go together by their order."""
     conversations = [name for fold in folds for name in fold.conversations]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(conversations))}
     index = np.array([numbers[name] for name in conversations])
@@ -208,14 +208,15 @@ def _confusions(folds: Sequence[Fold]) -> np.ndarray:
     true = np.concatenate([fold.true for fold in folds])[order]
     predicted = np.concatenate([fold.predicted for fold in folds], axis=1)[:, order]
     classes = len(folds[0].labels)
-    return np.stack([conversation_confusions(true, of_seed, offsets, classes) for of_seed in predicted])
+    counts = [conversation_confusions(true, of_seed, offsets, classes) for of_seed in predicted]
+    return np.stack(counts).reshape(len(counts), -1, classes * classes)
 
 
 def _score(
     name: str, folds: Sequence[Fold], single: Sequence[np.ndarray], pooled: np.ndarray, params: EvaluateParams
 ) -> Score:
-    metric = METRICS[name]
-    values = [float(metric(confusions.sum(1)).mean()) for confusions in single]
+    metric = LABEL_METRICS[name]
+    values = [float(metric(tallies.sum(1)).mean()) for tallies in single]
     of_seeds = metric(pooled.sum(1)).tolist()
     draws = bootstrap(pooled, metric, params.resamples, params.seed)  # (seeds, resamples)
     return Score(
@@ -225,5 +226,5 @@ def _score(
         pooled=float(np.mean(of_seeds)),
         pooled_std=sample_std(of_seeds),
         interval=percentile_interval(draws.mean(0), params.confidence),
-        majority=float(np.mean([fold.majority[name] for fold in folds])),
+        floor=float(np.mean([fold.floor[name] for fold in folds])),
     )

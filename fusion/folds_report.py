@@ -40,7 +40,7 @@ def headline(joined: Joined) -> str:
     name, score = next(iter(joined.scores.items()))
     return (
         f"test {name} {mean_std(score.mean, score.std)} over {len(joined.folds)} folds, pooled {score.pooled:.3f} "
-        f"({joined.params.confidence:.0%} interval {bounds(score.interval)}, floor {score.majority:.3f})"
+        f"({joined.params.confidence:.0%} interval {bounds(score.interval)}, floor {score.floor:.3f})"
     )
 
 
@@ -68,7 +68,7 @@ def details_json(joined: Joined) -> str:
                 "low": _round(score.interval.low),
                 "high": _round(score.interval.high),
             },
-            "majority": _round(score.majority),
+            "floor": _round(score.floor),
         }
         for name, score in joined.scores.items()
     }
@@ -88,7 +88,7 @@ def table_md(joined: Joined) -> str:
     run = describe_join(joined)
     metrics = [
         [name, mean_std(score.mean, score.std), mean_std(score.pooled, score.pooled_std), bounds(score.interval),
-         f"{score.majority:.3f}"]
+         f"{score.floor:.3f}"]
         for name, score in joined.scores.items()
     ]  # fmt: skip
     folds = [

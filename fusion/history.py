@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fusion.tasks import METRICS
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -22,9 +24,10 @@ class Epoch:
 
 
 def best_epoch(history: Sequence[Epoch], metric: str, head: str = "fused", stage: str | None = None) -> Epoch:
-    """The epoch (of `stage`, if given) with the highest validation `metric` of `head`; the first of equals."""
+    """The epoch (of `stage`, if given) with the best validation `metric` of `head`; the first of equals."""
     epochs = [epoch for epoch in history if stage in (None, epoch.stage)]
-    return max(epochs, key=lambda epoch: epoch.score(head, metric))
+    best = min if METRICS[metric].lower_is_better else max
+    return best(epochs, key=lambda epoch: epoch.score(head, metric))
 
 
 def history_to_json(history: Sequence[Epoch]) -> list[dict[str, Any]]:

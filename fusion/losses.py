@@ -1,8 +1,11 @@
-"""The training loss: classification by each head that learns, auxiliary heads, and contrastive terms.
+"""The training loss: what each head that learns tells, auxiliary heads, and contrastive terms.
 
     L = sum over the branches of L_head + auxiliary * sum over the other heads of L_head
         + absolute * L_absolute + relative * L_relative
-    L_head = (1 - supervised) * CE + supervised * L_supervised
+    L_head = (1 - supervised) * L_told + supervised * L_supervised
+
+L_told is cross-entropy for labels, and the mean absolute error for scores, which have no supervised contrast. The
+absolute error is our choice: it is what such scores are judged by, and no outlier outweighs the others.
 
 A model of one stage has one branch, its fused head. Stages in which each modality learns on its own have the branches
 `audio` and `text`. A head without an embedding, or a term for which the model has no embeddings, has no such part.
@@ -11,9 +14,9 @@ After HBAF (arXiv 2503.06405), whose abstract states inter-modal contrastive lea
 interactions, and HCAM (arXiv 2304.06910), which states the convex mix of cross-entropy and supervised contrastive loss
 (Khosla et al., arXiv 2004.11362, the form with the sum outside of the logarithm); the rest is our reading.
 
-Unlabelled utterances take no part in any term, those without audio none in the terms of audio heads, those without text
-none in those of text heads, and those that lack one of the two none in the terms between modalities. A term in which
-nobody takes part is zero. Everything is computed in float32, also under autocast.
+Utterances without a label (or score) take no part in any term, those without audio none in the terms of audio heads,
+those without text none in those of text heads, and those that lack one of the two none in the terms between modalities.
+A term in which nobody takes part is zero. Everything is computed in float32, also under autocast.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -27,13 +30,16 @@ from torch import Tensor
 from fusion.batch import Output
 from pipeline.store import UNLABELLED
 
+# from outputs (utterances, outputs), truth (utterances,) and which utterances count (utterances,) to a scalar
+HeadLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 
 @dataclass(frozen=True, eq=False)
 class Losses:
     """The weighted sum, and the terms before weighting; scalars in float32."""
 
     total: Tensor
-    classification: Tensor
+    fused: Tensor  # of the fused head, without contrast, as those of the other two
     audio: Tensor
     text: Tensor
     absolute: Tensor
@@ -47,48 +53,46 @@ FUSED = ("fused",)  # the branches of a model of one stage
 
 def fusion_loss(
     output: Output,
-    labels: Tensor,
+    truth: Tensor,
+    counted: Tensor,
     audio_present: Tensor,
     text_present: Tensor,
     *,
+    head_loss: HeadLoss,
     auxiliary: float,
     absolute: float,
     relative: float,
     temperature: float,
-    label_aware: bool,
+    label_aware: bool = False,
     supervised: float = 0.0,
-    class_weights: Tensor | None = None,
-    label_smoothing: float = 0.0,
     branches: Collection[str] = FUSED,
 ) -> Losses:
     """The loss of one batch. A part that the output lacks counts as zero.
 
     Args:
         output: what the model returned.
-        labels: (utterances,) int64, -1 = unlabelled.
+        truth: (utterances,), labels or scores.
+        counted: (utterances,) boolean, whether the utterance has one.
         audio_present, text_present: (utterances,) boolean, whether the utterance has that modality.
+        head_loss: of each head: `cross_entropy` or `absolute_error`.
         auxiliary, absolute, relative: weights of the terms.
         temperature: divides the cosine similarities of all contrastive terms.
-        label_aware: whether same-label pairs are positives of the absolute term, too.
-        supervised: share of the supervised contrast in the loss of a head that has an embedding, 0 to 1.
-        class_weights: (classes,), for all classification terms.
-        label_smoothing: share of the target spread over all classes, for all classification terms.
+        label_aware: whether same-label pairs are positives of the absolute term, too; of labels alone.
+        supervised: share of the supervised contrast in the loss of a head that has an embedding, 0 to 1; of labels
+            alone.
         branches: the heads that learn here; the fused head counts if it is among them, others as auxiliary ones else.
     """
-    targets = {
-        "fused": labels,
-        "audio": labels.where(audio_present, UNLABELLED),
-        "text": labels.where(text_present, UNLABELLED),
-    }
-    classify = partial(cross_entropy, class_weights=class_weights, label_smoothing=label_smoothing)
-    mix = partial(_head_losses, targets=targets, classify=classify, share=supervised, temperature=temperature)
+    masks = {"fused": counted, "audio": counted & audio_present, "text": counted & text_present}
+    mix = partial(
+        _head_losses, truth=truth, masks=masks, head_loss=head_loss, share=supervised, temperature=temperature
+    )
     here = mix(output)
-    weights = {head: 1.0 if head in branches else auxiliary * (head != "fused") for head in targets}
+    weights = {head: 1.0 if head in branches else auxiliary * (head != "fused") for head in masks}
     none = output.logits.new_zeros((), dtype=torch.float32)
     contrast = alignment = earlier = none
     if output.audio is not None and output.text is not None:
-        paired = (labels != UNLABELLED) & audio_present & text_present
-        positives = labels[paired] if label_aware else None
+        paired = counted & audio_present & text_present
+        positives = truth[paired] if label_aware else None
         contrast = absolute_loss(output.audio[paired], output.text[paired], temperature, positives)
         alignment = relative_loss(output.audio[paired], output.text[paired], temperature)
     for stage in output.earlier.values():
@@ -96,9 +100,9 @@ def fusion_loss(
     learning = sum((weights[head] * loss.mixed for head, loss in here.items()), none)
     return Losses(
         total=learning + absolute * contrast + relative * alignment + auxiliary * earlier,
-        classification=here["fused"].classification,
-        audio=here["audio"].classification if "audio" in here else none,
-        text=here["text"].classification if "text" in here else none,
+        fused=here["fused"].told,
+        audio=here["audio"].told if "audio" in here else none,
+        text=here["text"].told if "text" in here else none,
         absolute=contrast,
         relative=alignment,
         supervised=sum((loss.contrast for head, loss in here.items() if weights[head]), none),
@@ -108,51 +112,80 @@ def fusion_loss(
 
 @dataclass(frozen=True, eq=False)
 class _HeadLoss:
-    classification: Tensor
+    told: Tensor
     contrast: Tensor
     mixed: Tensor
 
 
 def _head_losses(
     output: Output,
-    targets: Mapping[str, Tensor],
-    classify: Callable[[Tensor, Tensor], Tensor],
+    truth: Tensor,
+    masks: Mapping[str, Tensor],
+    head_loss: HeadLoss,
     share: float,
     temperature: float,
 ) -> dict[str, _HeadLoss]:
     """The loss of each head of `output`, without those of earlier stages."""
     losses = {}
-    for head, labels in targets.items():
+    for head, mask in masks.items():
         logits = {"fused": output.logits, "audio": output.audio_logits, "text": output.text_logits}[head]
         if logits is None:
             continue
-        classification = classify(logits, labels)
-        contrast, mixed = torch.zeros_like(classification), classification
+        told = head_loss(logits, truth, mask)
+        contrast, mixed = torch.zeros_like(told), told
         if share and head in output.embeddings:
-            labelled = labels != UNLABELLED
-            contrast = supervised_loss(output.embeddings[head][labelled], labels[labelled], temperature)
-            mixed = (1 - share) * classification + share * contrast
-        losses[head] = _HeadLoss(classification, contrast, mixed)
+            contrast = supervised_loss(output.embeddings[head][mask], truth[mask], temperature)
+            mixed = (1 - share) * told + share * contrast
+        losses[head] = _HeadLoss(told, contrast, mixed)
     return losses
 
 
+def label_weights(labels: Tensor, classes: int) -> Tensor:
+    """Weights (classes,) with which every label of `labels` (utterances,) weighs the same in sum, 1 on average.
+
+    A class without an utterance gets 1; -1 marks unlabelled utterances.
+    """
+    counts = torch.bincount(labels[labels != UNLABELLED], minlength=classes)
+    weights = counts.sum() / (counts.clamp(min=1) * (counts > 0).sum())
+    return weights.where(counts > 0, 1.0)
+
+
 def cross_entropy(
-    logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+    logits: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Mean over the labelled utterances, weighted by the class of each; zero when there are none.
+    """Mean over the utterances of the mask, weighted by the class of each; zero when there are none.
 
     Shape:
         logits: (utterances, classes)
-        labels: (utterances,) int64, -1 = unlabelled
+        labels: (utterances,) int64
+        mask: (utterances,)
         class_weights: (classes,)
         returns: scalar
     """
+    labels = labels.where(mask, UNLABELLED)
     weights = logits.new_ones(logits.shape[1], dtype=torch.float32) if class_weights is None else class_weights.float()
     total = F.cross_entropy(
         logits.float(), labels, weights, ignore_index=UNLABELLED, reduction="sum", label_smoothing=label_smoothing
     )
-    share = weights[labels.clamp_min(0)] * (labels != UNLABELLED)
+    share = weights[labels.clamp_min(0)] * mask
     return total / share.sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def absolute_error(outputs: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+    """Mean distance of output and score over the utterances of the mask; zero when there are none.
+
+    Shape:
+        outputs: (utterances, 1)
+        scores: (utterances,) float32, anything where the mask is false
+        mask: (utterances,)
+        returns: scalar
+    """
+    errors = (outputs.float().squeeze(1) - scores.where(mask, 0.0)).abs() * mask
+    return errors.sum() / mask.sum().clamp_min(1)
 
 
 def absolute_loss(audio: Tensor, text: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:

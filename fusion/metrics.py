@@ -1,16 +1,37 @@
-"""Scores of a classification, all computed from confusion matrices, and the majority-class floor beside them.
+"""What a metric is, and those of a classification, all computed from confusion matrices.
 
-A confusion matrix (..., classes, classes) counts true classes in rows and predicted ones in columns; leading axes
-(seeds, conversations, resamples) pass through, so that a thousand bootstrap resamples cost one pass over an array.
-scikit-learn has these scores for one list of predictions at a time; the tests hold ours against its.
+A metric is computed from tallies (..., sums): what a conversation adds to it, so that the tallies of conversations add
+up to that of a split. Leading axes (seeds, conversations, resamples) pass through, and a thousand bootstrap resamples
+cost one pass over an array. The tally of a classification is a confusion matrix, row by row: true classes in rows,
+predicted ones in columns. scikit-learn has these scores for one list of predictions at a time; the tests hold ours
+against its.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.store import UNLABELLED
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number for a tally: called with tallies (..., sums), it returns (...)."""
+
+    title: str  # in tables
+    compute: Callable[[np.ndarray], np.ndarray]
+    bounds: tuple[float, float] = (0.0, 1.0)  # of the numbers that it can give
+    lower_is_better: bool = False
+
+    def __call__(self, tallies: np.ndarray) -> np.ndarray:
+        return self.compute(tallies)
+
+
+def compute_all(metrics: Mapping[str, Metric], tally: np.ndarray) -> Mapping[str, float]:
+    """Every one of `metrics` of one tally (sums,), by name."""
+    return {name: float(metric(tally)) for name, metric in metrics.items()}
 
 
 @dataclass(frozen=True)
@@ -21,13 +42,6 @@ class ClassScores:
     recall: np.ndarray
     f1: np.ndarray
     support: np.ndarray  # true utterances
-
-
-def confusion_matrix(true: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts (classes, classes) of (true, predicted) pairs, both (utterances,); unlabelled utterances are left out."""
-    labelled = true != UNLABELLED
-    pairs = true[labelled] * classes + predicted[labelled]
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def conversation_confusions(
@@ -47,9 +61,9 @@ def class_scores(confusion: np.ndarray) -> ClassScores:
     support = confusion.sum(-1)
     predicted = confusion.sum(-2)
     return ClassScores(
-        precision=_ratio(hits, predicted),
-        recall=_ratio(hits, support),
-        f1=_ratio(2 * hits, support + predicted),
+        precision=ratio(hits, predicted),
+        recall=ratio(hits, support),
+        f1=ratio(2 * hits, support + predicted),
         support=support,
     )
 
@@ -57,44 +71,40 @@ def class_scores(confusion: np.ndarray) -> ClassScores:
 def weighted_f1(confusion: np.ndarray) -> np.ndarray:
     """F1 of each class, weighted by its support."""
     scores = class_scores(confusion)
-    return _ratio((scores.f1 * scores.support).sum(-1), scores.support.sum(-1))
+    return ratio((scores.f1 * scores.support).sum(-1), scores.support.sum(-1))
 
 
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
     """Mean F1 of the classes that were true or predicted somewhere."""
     seen = (confusion.sum(-1) + confusion.sum(-2)) > 0
-    return _ratio(class_scores(confusion).f1.sum(-1), seen.sum(-1))
+    return ratio(class_scores(confusion).f1.sum(-1), seen.sum(-1))
 
 
 def accuracy(confusion: np.ndarray) -> np.ndarray:
     """Share of utterances whose class was predicted."""
-    return _ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1)))
+    return ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1)))
 
 
 def uar(confusion: np.ndarray) -> np.ndarray:
     """Unweighted average recall, over the classes that were true somewhere."""
     scores = class_scores(confusion)
-    return _ratio(scores.recall.sum(-1), (scores.support > 0).sum(-1))
+    return ratio(scores.recall.sum(-1), (scores.support > 0).sum(-1))
 
 
-METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "weighted_f1": weighted_f1,
-    "macro_f1": macro_f1,
-    "accuracy": accuracy,
-    "uar": uar,
+def as_confusion(tallies: np.ndarray) -> np.ndarray:
+    """Tallies (..., classes * classes) as confusion matrices (..., classes, classes)."""
+    classes = math.isqrt(tallies.shape[-1])
+    return tallies.reshape(*tallies.shape[:-1], classes, classes)
+
+
+LABEL_METRICS: dict[str, Metric] = {
+    "weighted_f1": Metric("weighted F1", lambda tallies: weighted_f1(as_confusion(tallies))),
+    "macro_f1": Metric("macro F1", lambda tallies: macro_f1(as_confusion(tallies))),
+    "accuracy": Metric("accuracy", lambda tallies: accuracy(as_confusion(tallies))),
+    "uar": Metric("UAR", lambda tallies: uar(as_confusion(tallies))),
 }
 
 
-def all_metrics(confusion: np.ndarray) -> Mapping[str, float]:
-    """Every metric of one confusion matrix (classes, classes), by name."""
-    return {name: float(metric(confusion)) for name, metric in METRICS.items()}
-
-
-def majority_floor(true: np.ndarray, train: np.ndarray, classes: int) -> Mapping[str, float]:
-    """Every metric of always predicting the most frequent class of the labels `train`, on the labels `true`."""
-    majority = np.bincount(train[train != UNLABELLED], minlength=classes).argmax()
-    return all_metrics(confusion_matrix(true, np.full_like(true, majority), classes))
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, 0 where there is no whole."""
     return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=np.asarray(whole) > 0)

@@ -3,6 +3,7 @@
 A comment behind a key gives its meaning and unit. Defaults are those of `fusion-train` where no params.yaml lies.
 """
 
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,12 +14,12 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 
 from fusion.models import own_arguments
+from fusion.tasks import METRICS_OF, Target
 from pipeline.settings import Section, read_section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Metric = Literal["weighted_f1", "macro_f1", "accuracy", "uar"]
 Modalities = Literal["both", "audio", "text"]
 
 GENERAL = ("name", "modalities", "audio_frames")  # what every model depends on
@@ -27,6 +28,7 @@ LOSSES = {  # the keys of section `loss` that need a part of the model, by the a
     "contrastive": ("absolute", "relative", "label_aware", "temperature"),
     "supervised": ("supervised", "temperature"),
 }
+OF_LABELS = {"supervised", "label_aware", "label_smoothing", "class_weights"}  # of section `loss`: no use with scores
 
 
 class ModelParams(Section):
@@ -61,7 +63,7 @@ class ModelParams(Section):
     co_attention: Literal["both", "audio", "text", "none"] = "both"  # audio: audio looks at text
     blocks: int = Field(2, ge=0, le=100)  # of co-attention, or of cross-modal attention in each direction
     recurrent_layers: int = Field(1, ge=1, le=10)  # along frames and tokens
-    ensemble: bool = False  # of the posteriors of all heads, by weights chosen on validation
+    ensemble: bool = False  # of what all heads say, by weights chosen on validation
 
     @field_validator("stages")
     @classmethod
@@ -94,20 +96,24 @@ class LossParams(Section):
     auxiliary: Weight = 0.3  # of heads beside those that the stage is about
     absolute: Weight = 0.1  # contrast: audio and text of one utterance belong together
     relative: Weight = 0.1  # contrast: both modalities arrange a batch alike
-    supervised: float = Field(0.2, ge=0, le=1)  # hcam: share of supervised contrast beside cross-entropy
+    supervised: float = Field(0.2, ge=0, le=1)  # hcam, labels: share of supervised contrast beside cross-entropy
     temperature: float = Field(0.1, gt=0, le=100)  # of all contrasts
-    label_aware: bool = False  # utterances of one label are positives of the absolute contrast
-    label_smoothing: Fraction = 0.0
+    label_aware: bool = False  # labels: utterances of one label are positives of the absolute contrast
+    label_smoothing: Fraction = 0.0  # labels
     class_weights: Literal["none", "balanced"] = "none"  # balanced: each label weighs the same over the train split
 
 
 class TrainParams(Section):
-    """Section `train`: optimisation, selection on validation, seeds."""
+    """Section `train`: what is learned, optimisation, selection on validation, seeds.
 
+    `metric` None stands for the first metric of the target (`fusion.tasks.METRICS_OF`), and is it once it is read.
+    """
+
+    target: Target = "label"  # what models learn to tell of an utterance, of the columns of the feature file
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)] = (0, 1, 2)  # one model each
     epochs: int = Field(60, ge=1, le=100_000)  # at most
     patience: int = Field(15, ge=1)  # epochs without a better validation score before stopping
-    metric: Metric = "weighted_f1"  # on validation; the best epoch's weights are kept
+    metric: str = Field(None, validate_default=True)  # on validation; the best epoch's weights are kept
     conversations: int = Field(16, ge=1, le=100_000)  # a batch
     optimizer: Literal["adam", "adamw"] = "adam"  # adam: weight decay as L2 penalty; adamw: decoupled from the step
     learning_rate: float = Field(1e-3, gt=0, le=10)
@@ -120,6 +126,22 @@ class TrainParams(Section):
         if len(set(seeds)) < len(seeds):
             raise ValueError("every seed may be given once only")
         return seeds
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _lead_by_default(cls, metric: Any, info: Any) -> Any:
+        """None is the first metric of the target."""
+        return next(iter(METRICS_OF[info.data.get("target", "label")])) if metric is None else metric
+
+    @field_validator("metric")
+    @classmethod
+    def _fits_target(cls, metric: str, info: Any) -> str:
+        target: Target = info.data.get("target", "label")
+        if metric not in METRICS_OF[target]:
+            close = difflib.get_close_matches(metric, METRICS_OF[target], n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise ValueError(f"expected one of {', '.join(METRICS_OF[target])} for train.target {target}{hint}")
+        return metric
 
 
 class EvaluateParams(Section):
@@ -180,7 +202,7 @@ class Recipe:
         """Plain values by section, those alone that the model takes; `train.seeds` is left out, a model has one."""
         return {
             "model": self.model.model_dump(mode="json", include={*GENERAL, *own_arguments(self.model.name)}),
-            "loss": self.loss.model_dump(mode="json", exclude=_losses_not_of(self.model.name)),
+            "loss": self.loss.model_dump(mode="json", include=_own_losses(self.model.name, self.train.target)),
             "train": self.train.model_dump(mode="json", exclude={"seeds"}),
         }
 
@@ -199,18 +221,26 @@ def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     )
 
 
-def model_arguments(model: ModelParams, loss: LossParams) -> dict[str, Any]:
+def model_arguments(recipe: Recipe) -> dict[str, Any]:
     """Keyword arguments of the model's constructor; heads and projections that no loss would train are left out."""
-    trained = {
+    loss, scores = recipe.loss, recipe.train.target == "score"
+    decided = {
         "auxiliary": loss.auxiliary > 0,
         "contrastive": loss.absolute > 0 or loss.relative > 0,
-        "supervised": loss.supervised > 0,
+        "supervised": loss.supervised > 0 and not scores,
+        "scores": scores,
     }
-    values = model.model_dump() | trained
-    return {name: values[name] for name in own_arguments(model.name)}
+    values = recipe.model.model_dump() | decided
+    return {name: values[name] for name in own_arguments(recipe.model.name)}
 
 
-def _losses_not_of(name: str) -> set[str]:
-    """Keys of section `loss` that make no difference to the model called `name`."""
-    taken = {key for argument in own_arguments(name) for key in LOSSES.get(argument, ())}
-    return {key for keys in LOSSES.values() for key in keys} - taken
+def losses_of(target: Target) -> set[str]:
+    """Keys of section `loss` that make a difference to the loss of `target`."""
+    return {*LossParams.model_fields} - (OF_LABELS if target == "score" else set())
+
+
+def _own_losses(name: str, target: Target) -> set[str]:
+    """Keys of section `loss` that make a difference to the model called `name`."""
+    parts = {argument: keys for argument, keys in LOSSES.items() if not (target == "score" and argument in OF_LABELS)}
+    taken = {key for argument in own_arguments(name) for key in parts.get(argument, ())}
+    return losses_of(target) - ({key for keys in LOSSES.values() for key in keys} - taken)

@@ -8,47 +8,50 @@ from torch import nn
 
 from fusion.data import Split
 from fusion.device import reproducible
-from fusion.layers.ensemble import PosteriorEnsemble
-from fusion.metrics import all_metrics, confusion_matrix, conversation_confusions
+from fusion.layers.ensemble import Ensemble
+from fusion.metrics import compute_all
+from fusion.tasks import Task
 
 CONVERSATIONS = 16  # at a time; predictions do not depend on it
 
 
-def predict_heads(model: nn.Module, split: Split) -> dict[str, np.ndarray]:
-    """Probabilities (utterances, classes) in float64, in the order of the split, by head (`Output.heads`)."""
+def predict_heads(model: nn.Module, split: Split, task: Task) -> dict[str, np.ndarray]:
+    """Answers in float64, in the order of the split, by head (`Output.heads`).
+
+    Probabilities (utterances, classes), or scores (utterances, 1).
+    """
     with reproducible(0, split.device), torch.inference_mode():
         outputs = [model.eval()(batch).heads() for batch in split.batches(CONVERSATIONS)]
-    return {
-        head: torch.cat([output[head] for output in outputs]).double().softmax(-1).cpu().numpy() for head in outputs[0]
-    }
+    return {head: task.answers(torch.cat([output[head] for output in outputs])) for head in outputs[0]}
 
 
-def predict(model: nn.Module, split: Split) -> np.ndarray:
-    """Probabilities (utterances, classes) of the model as a whole, in float64, in the order of the split."""
-    return predict_heads(model, split)["fused"]
+def predict(model: nn.Module, split: Split, task: Task) -> np.ndarray:
+    """Answers of the model as a whole, as of `predict_heads`."""
+    return predict_heads(model, split, task)["fused"]
 
 
-def score_heads(model: nn.Module, split: Split, classes: int) -> dict[str, Mapping[str, float]]:
-    """Every metric of every head on the labelled utterances of `split`, by head and metric."""
-    labels = split.labels.numpy()
-    return {
-        head: all_metrics(confusion_matrix(labels, probabilities.argmax(-1), classes))
-        for head, probabilities in predict_heads(model, split).items()
-    }
+def split_tallies(task: Task, split: Split, answers: np.ndarray) -> np.ndarray:
+    """Tallies (conversations, sums) of answers for all utterances of `split`."""
+    return task.tally(task.truth(split).numpy(), answers, split.conversations.numpy())
 
 
-def split_confusions(split: Split, probabilities: np.ndarray) -> np.ndarray:
-    """Confusion matrices (conversations, classes, classes) of predicting the most probable class."""
-    true, predicted = split.labels.numpy(), probabilities.argmax(-1)
-    return conversation_confusions(true, predicted, split.conversations.numpy(), probabilities.shape[-1])
+def score_answers(task: Task, split: Split, answers: np.ndarray) -> Mapping[str, float]:
+    """Every metric of the task, by name."""
+    return compute_all(task.metrics, split_tallies(task, split, answers).sum(0))
 
 
-def fit_ensembles(model: nn.Module, validation: Split) -> None:
-    """Choose the weights of the ensembles in `model`, if it has any, on the labelled utterances of `validation`."""
+def score_heads(model: nn.Module, split: Split, task: Task) -> dict[str, Mapping[str, float]]:
+    """Every metric of every head on the utterances of `split` that count, by head and metric."""
+    return {head: score_answers(task, split, answers) for head, answers in predict_heads(model, split, task).items()}
+
+
+def fit_ensembles(model: nn.Module, validation: Split, task: Task) -> None:
+    """Choose the weights of the ensembles in `model`, if it has any, on the utterances of `validation` that count."""
     for part in model.modules():
-        if isinstance(part, PosteriorEnsemble):
+        if isinstance(part, Ensemble):
             with reproducible(0, validation.device), torch.no_grad():
                 members = [part.members(model(batch), batch) for batch in validation.batches(CONVERSATIONS)]
-            labelled = validation.labelled
-            posteriors, present = (torch.cat(both).cpu()[labelled] for both in zip(*members, strict=True))
-            part.fit(posteriors, present, validation.labels[labelled])
+            truth = task.truth(validation)
+            counted = task.counted(truth)
+            said, present = (torch.cat(both).cpu()[counted] for both in zip(*members, strict=True))
+            part.fit(said, present, truth[counted])

@@ -19,7 +19,7 @@ class Provenance:
 
     recipe: Recipe
     seed: int
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # none where it tells scores
     audio: Identity | None  # encoder of the features that it was given; None where that modality was withheld
     text: Identity | None
     features: str  # hash of the feature file

@@ -2,8 +2,8 @@
 
     metrics.json      mean and standard deviation over seeds, and each seed, of the test split
     details.json      per metric: mean, standard deviation, interval, floor; per class; per seed; what was run
-    predictions.csv   a row for each seed and utterance, with the probability of every label
-    confusion.csv     a row for each seed and labelled utterance: actual, predicted (DVC's confusion template)
+    predictions.csv   a row for each seed and utterance: labels with the probability of every one, or scores
+    confusion.csv     a row for each seed and utterance that counts: actual, predicted (DVC's confusion template)
     curves.csv        a row for each seed and epoch: losses and validation scores
     table.md          the same for readers
 
@@ -22,8 +22,8 @@ import numpy as np
 
 from fusion.atomic import write_file
 from fusion.evaluate import Evaluation, SeedScores, Summary, sample_std
+from fusion.prediction_report import confusion_csv, predictions_csv
 from fusion.tables import bounds, csv_text, markdown_table, mean_std
-from pipeline.store import UNLABELLED
 
 DIGITS = 6  # behind the point, in every file
 
@@ -55,7 +55,7 @@ def headline(evaluation: Evaluation) -> str:
     count = len(evaluation.seeds)
     return (
         f"test {metric} {mean_std(summary.mean, summary.std)} over {count} {'seed' if count == 1 else 'seeds'} "
-        f"({evaluation.params.confidence:.0%} interval {bounds(summary.interval)}, floor {summary.majority:.3f})"
+        f"({evaluation.params.confidence:.0%} interval {bounds(summary.interval)}, floor {summary.floor:.3f})"
     )
 
 
@@ -73,6 +73,7 @@ def describe_run(evaluation: Evaluation, commit: str | None) -> dict[str, Any]:
     first = evaluation.seeds[0].provenance
     run: dict[str, Any] = {
         "model": first.recipe.model.name,
+        "target": first.recipe.train.target,
         "modalities": first.recipe.model.modalities,
         "encoders": ", ".join(str(one.fields.get("model")) for one in (first.audio, first.text) if one is not None),
         "seeds": ",".join(str(seed.provenance.seed) for seed in evaluation.seeds),
@@ -92,16 +93,16 @@ def metrics_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     scores = {name: _summary(summary) for name, summary in evaluation.summaries.items()}
     content: dict[str, Any] = {name: {key: score[key] for key in ("mean", "std")} for name, score in scores.items()}
     seeds = {str(seed.provenance.seed): _seed(seed)["test"][first]["value"] for seed in evaluation.seeds}
-    content |= {"floor": {first: scores[first]["majority"]}, "seeds": {first: seeds}, "run": run["id"]}
+    content |= {"floor": {first: scores[first]["floor"]}, "seeds": {first: seeds}, "run": run["id"]}
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
-    """All numbers: every metric with its interval, per class and per seed; and what was run."""
+    """All numbers: every metric with its interval, per class (none of scores) and per seed; and what was run."""
     scores = {name: _summary(summary) for name, summary in evaluation.summaries.items()}
     content = {
         "run": dict(run),
-        "test": {**scores, "per_class": _per_class(evaluation), "utterances": int(_labelled(evaluation).sum())},
+        "test": {**scores, "per_class": _per_class(evaluation), "utterances": int(evaluation.counted.sum())},
         "validation": {name: _round(summary.validation) for name, summary in evaluation.summaries.items()},
         "heads": {
             head: {
@@ -114,42 +115,17 @@ def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def predictions_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
-    """Every utterance of the split under every seed; `true` is empty where it is unlabelled."""
-    labels = [*evaluation.labels, ""]  # -1 = unlabelled is the last
-    header = ["run", "seed", "utterance", "conversation", "split", "true", "predicted"]
-    rows = (
-        [run["id"], seed.provenance.seed, utterance, conversation, "test", labels[true], labels[scores.argmax()]]
-        + [f"{score:.{DIGITS}f}" for score in scores]
-        for seed in evaluation.seeds
-        for utterance, conversation, true, scores in zip(
-            evaluation.ids, evaluation.conversations, evaluation.true, seed.probabilities, strict=True
-        )
-    )
-    return csv_text(header + [f"p_{label}" for label in evaluation.labels], rows)
-
-
-def confusion_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
-    """Every labelled utterance under every seed."""
-    labelled = _labelled(evaluation)
-    rows = (
-        [run["id"], seed.provenance.seed, evaluation.labels[true], evaluation.labels[predicted]]
-        for seed in evaluation.seeds
-        for true, predicted in zip(evaluation.true[labelled], seed.probabilities[labelled].argmax(-1), strict=True)
-    )
-    return csv_text(["run", "seed", "actual", "predicted"], rows)
-
-
 def curves_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     """Every epoch of every seed and stage: the training loss, its terms, the same on validation, validation scores.
 
-    The scores of the heads of single modalities are empty where a stage has no such heads.
+    `validation_metric` is the one that training selects on. The scores of the heads of single modalities are empty
+    where a stage has no such heads.
     """
     epochs = [(seed.provenance.seed, epoch) for seed in evaluation.seeds for epoch in seed.history]
-    first = epochs[0][1]
+    first, metric = epochs[0][1], evaluation.seeds[0].provenance.recipe.train.metric
     terms = [name for name in first.train if name != "total"]
     heads = list(dict.fromkeys(head for _, epoch in epochs for head in epoch.heads))
-    header = ["run", "seed", "stage", "epoch", "train_loss", "validation_loss"]
+    header = ["run", "seed", "stage", "epoch", "train_loss", "validation_loss", "validation_metric"]
     header += [f"validation_{name}" for name in first.scores]
     header += [f"validation_{head}_{name}" for head in heads for name in first.scores]
     header += [f"{split}_{name}_loss" for split in ("train", "validation") for name in terms]
@@ -160,6 +136,7 @@ def curves_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
             for value in (
                 epoch.train["total"],
                 epoch.validation["total"],
+                epoch.scores[metric],
                 *epoch.scores.values(),
                 *(epoch.heads.get(head, {}).get(name) for head in heads for name in epoch.scores),
                 *(losses[name] for losses in (epoch.train, epoch.validation) for name in terms),
@@ -171,14 +148,37 @@ def curves_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
 
 
 def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
-    """A table of metrics and one of classes."""
+    """A table of metrics and, where there are labels, one of classes."""
     confidence = f"{evaluation.params.confidence:.0%} interval"
     rows = [
-        [name, mean_std(summary.mean, summary.std), bounds(summary.interval), f"{summary.majority:.3f}",
+        [name, mean_std(summary.mean, summary.std), bounds(summary.interval), f"{summary.floor:.3f}",
          f"{summary.validation:.3f}"]
         for name, summary in evaluation.summaries.items()
     ]  # fmt: skip
-    classes = [
+    task = evaluation.task
+    lower = [name for name, metric in task.metrics.items() if metric.lower_is_better]
+    lines = [
+        f"# {run['model']} on the test split",
+        "",
+        f"{int(evaluation.counted.sum())} {task.counted_are}, seeds {run['seeds']}. Mean ± standard deviation over "
+        f"seeds; intervals resample whole conversations; the floor always predicts {task.floor_is}."
+        + f" Of {', '.join(lower)} less is better."
+        * bool(lower),
+        "",
+        *markdown_table(["metric", "test", confidence, "floor", "validation"], rows),
+        "",
+        *_classes(evaluation),
+        *_heads(evaluation, confidence),
+        f"Run {run['id']}: parameters `{run['params'][:12]}`, features `{run['features'][:12]}` (trained on "
+        f"`{run['trained_on'][:12]}`), modalities {run['modalities']}, erc-fusion {run['version']}, "
+        f"commit {run['commit'] or 'unknown'}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _classes(evaluation: Evaluation) -> list[str]:
+    """A table of the labels, if there are any."""
+    rows = [
         [
             label,
             *(mean_std(scores[name]["mean"], scores[name]["std"]) for name in ("precision", "recall", "f1")),
@@ -186,22 +186,7 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         ]
         for label, scores in _per_class(evaluation).items()
     ]
-    lines = [
-        f"# {run['model']} on the test split",
-        "",
-        f"{int(_labelled(evaluation).sum())} labelled utterances, seeds {run['seeds']}. Mean ± standard deviation over "
-        "seeds; intervals resample whole conversations; the floor always predicts the majority label of train.",
-        "",
-        *markdown_table(["metric", "test", confidence, "floor", "validation"], rows),
-        "",
-        *markdown_table(["label", "precision", "recall", "f1", "support"], classes),
-        "",
-        *_heads(evaluation, confidence),
-        f"Run {run['id']}: parameters `{run['params'][:12]}`, features `{run['features'][:12]}` (trained on "
-        f"`{run['trained_on'][:12]}`), modalities {run['modalities']}, erc-fusion {run['version']}, "
-        f"commit {run['commit'] or 'unknown'}.",
-    ]
-    return "\n".join(lines) + "\n"
+    return [*markdown_table(["label", "precision", "recall", "f1", "support"], rows), ""] if rows else []
 
 
 def _heads(evaluation: Evaluation, confidence: str) -> list[str]:
@@ -222,17 +207,13 @@ def _heads(evaluation: Evaluation, confidence: str) -> list[str]:
     ]
 
 
-def _labelled(evaluation: Evaluation) -> np.ndarray:
-    return evaluation.true != UNLABELLED
-
-
 def _summary(summary: Summary) -> dict[str, float | None]:
     return {
         "mean": _round(summary.mean),
         "std": None if summary.std is None else _round(summary.std),
         "low": _round(summary.interval.low),
         "high": _round(summary.interval.high),
-        "majority": _round(summary.majority),
+        "floor": _round(summary.floor),
     }
 
 
@@ -252,13 +233,14 @@ def _seed(seed: SeedScores) -> dict[str, Any]:
 def _per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
     """Precision, recall and F1 of each label as mean and standard deviation over seeds, and its support."""
     result: dict[str, dict[str, Any]] = {}
-    for index, label in enumerate(evaluation.labels):
+    by_seed = [seed.classes for seed in evaluation.seeds if seed.classes is not None]
+    for index, label in enumerate(evaluation.labels if by_seed else ()):
         scores: dict[str, Any] = {}
         for name in ("precision", "recall", "f1"):
-            values = [float(getattr(seed.classes, name)[index]) for seed in evaluation.seeds]
+            values = [float(getattr(classes, name)[index]) for classes in by_seed]
             std = sample_std(values)
             scores[name] = {"mean": _round(float(np.mean(values))), "std": None if std is None else _round(std)}
-        result[label] = scores | {"support": int(evaluation.seeds[0].classes.support[index])}
+        result[label] = scores | {"support": int(by_seed[0].support[index])}
     return result
 
 

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
-from fusion.data import Ragged, Split, drop_rows, load_rows, load_split
+from fusion.data import Ragged, Split, drop_rows, load_rows
 from fusion.errors import FeatureError
-from fusion.evaluate import sample_std
-from fusion.metrics import METRICS, majority_floor
+from fusion.evaluate import floor_of_train, load_test, sample_std
 from fusion.params import EvaluateParams, ModelParams
-from fusion.predict import predict, split_confusions
+from fusion.predict import predict, split_tallies
 from fusion.statistics import Interval, bootstrap, percentile_interval
+from fusion.tasks import METRICS, Task, find_task
 from pipeline.store import Features, Identity, Part, read_part
 
 WORDS, RECOGNISER, NOISE = "word-errors", "recogniser", "noise"
@@ -61,8 +61,9 @@ class Level:
 class Robustness:
     """All studies of the models of one folder."""
 
+    task: Task
     metric: str  # that training selected on
-    floor: Mapping[str, float]  # by metric, of always predicting the majority label of train
+    floor: Mapping[str, float]  # by metric, of always giving the one answer that suits train best
     confidence: float
     levels: Sequence[Level]  # study by study, clean first, then ever worse
     parts: Mapping[str, Part]  # the degraded features, by the name of their file
@@ -132,16 +133,15 @@ def measure_robustness(
     for one in loaded:
         check_compatible(one, features)
     recipe = loaded[0].provenance.recipe
-    given = recipe.model
-    split = load_split(features, "test", modalities=given.modalities, audio_frames=given.audio_frames, device=device)
+    given, task = recipe.model, find_task(recipe.train.target, len(features.label_names))
+    split = load_test(features, recipe, device)
     parts = {name: part for name, part in degraded.items() if _is_given(_input(part)["study"], given)}
-    labels = np.array(features.utterances.labels)
-    train = labels[np.array(features.utterances.splits) == "train"]
     return Robustness(
+        task=task,
         metric=recipe.train.metric,
-        floor=majority_floor(split.labels.numpy(), train, len(features.label_names)),
+        floor=floor_of_train(task, split, features),
         confidence=params.confidence,
-        levels=list(_score(split, _conditions(split, given, params, parts), loaded, params)),
+        levels=list(_score(task, split, _conditions(split, given, params, parts), loaded, params)),
         parts=parts,
     )
 
@@ -210,10 +210,10 @@ class _Point:
     draws: np.ndarray  # (resamples,), means over seeds
 
 
-def _point(confusions: np.ndarray, metric: str, params: EvaluateParams) -> _Point:
-    """From confusion matrices (seeds, conversations, classes, classes)."""
-    seeds = METRICS[metric](confusions.sum(1))
-    return _Point(seeds.tolist(), bootstrap(confusions, METRICS[metric], params.resamples, params.seed).mean(0))
+def _point(tallies: np.ndarray, metric: str, params: EvaluateParams) -> _Point:
+    """From tallies (seeds, conversations, sums)."""
+    seeds = METRICS[metric](tallies.sum(1))
+    return _Point(seeds.tolist(), bootstrap(tallies, METRICS[metric], params.resamples, params.seed).mean(0))
 
 
 def _against(point: _Point, clean: _Point, confidence: float) -> Score:
@@ -226,19 +226,19 @@ def _against(point: _Point, clean: _Point, confidence: float) -> Score:
     )
 
 
-def _points(split: Split, models: Sequence[LoadedModel], params: EvaluateParams) -> dict[str, _Point]:
+def _points(task: Task, split: Split, models: Sequence[LoadedModel], params: EvaluateParams) -> dict[str, _Point]:
     """Every metric on one split."""
-    confusions = np.stack([split_confusions(split, predict(one.model, split)) for one in models])
-    return {name: _point(confusions, name, params) for name in METRICS}
+    tallies = np.stack([split_tallies(task, split, predict(one.model, split, task)) for one in models])
+    return {name: _point(tallies, name, params) for name in task.metrics}
 
 
 def _score(
-    split: Split, conditions: Iterator[Condition], models: Sequence[LoadedModel], params: EvaluateParams
+    task: Task, split: Split, conditions: Iterator[Condition], models: Sequence[LoadedModel], params: EvaluateParams
 ) -> Iterator[Level]:
     """The conditions scored; `split` is the clean one."""
     clean: dict[str, _Point] = {}
     for condition in conditions:
-        clean = clean or _points(split, models, params)
-        points = clean if condition.split is split else _points(condition.split, models, params)
-        scores = {name: _against(points[name], clean[name], params.confidence) for name in METRICS}
+        clean = clean or _points(task, split, models, params)
+        points = clean if condition.split is split else _points(task, condition.split, models, params)
+        scores = {name: _against(points[name], clean[name], params.confidence) for name in points}
         yield Level(condition.study, condition.level, condition.word_error_rate, scores)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fusion.atomic import write_file
 from fusion.robustness import CLEAN, MISSING_AUDIO, MISSING_TEXT, NOISE, RECOGNISER, WORDS, Level, Robustness
 from fusion.tables import bounds, csv_text, markdown_table, mean_std
+from fusion.tasks import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,8 +104,8 @@ def table_md(robustness: Robustness, run: Mapping[str, Any]) -> str:
         f"# Robustness of {run['model']} on the test split",
         "",
         f"Mean ± standard deviation of {metric} over seeds {run['seeds']}; {robustness.confidence:.0%} intervals "
-        "resample whole conversations, those of a change with the same draws on both sides. The majority label of "
-        f"train scores {robustness.floor[metric]:.3f}.",
+        "resample whole conversations, those of a change with the same draws on both sides. "
+        f"The floor, always {robustness.task.floor_is}, is {robustness.floor[metric]:.3f}.",
         "",
     ]
     for study, title in TITLES.items():
@@ -165,13 +166,12 @@ def picture(robustness: Robustness, name: str, model: str) -> bytes:
     axes = figure.add_subplot()
     for study in studies:
         _draw(axes, _levels(robustness, (study,)), robustness.metric)
-    axes.axhline(
-        robustness.floor[robustness.metric], color="0.4", linestyle="--", linewidth=1, label="majority label of train"
-    )
+    floor = robustness.floor[robustness.metric]
+    axes.axhline(floor, color="0.4", linestyle="--", linewidth=1, label=robustness.task.floor_is)
     band = Patch(color="0.5", alpha=BAND, linewidth=0, label=f"{robustness.confidence:.0%} interval of the mean")
-    axes.set(
-        title=f"{title}: {model}", xlabel=axis, ylabel=f"test {robustness.metric}, mean ± std over seeds", ylim=(0, 1)
-    )
+    lowest, highest = METRICS[robustness.metric].bounds
+    axes.set(title=f"{title}: {model}", xlabel=axis, ylabel=f"test {robustness.metric}, mean ± std over seeds")
+    axes.set_ylim(lowest, highest if math.isfinite(highest) else None)
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(handles=[*axes.get_legend_handles_labels()[0], band], frameon=False)

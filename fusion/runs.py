@@ -26,6 +26,7 @@ from fusion.errors import TrainingError
 from fusion.params import Recipe
 from fusion.predict import predict
 from fusion.state import State, StateFile
+from fusion.tasks import find_task
 from fusion.train import fit
 from pipeline.settings import SettingsError
 
@@ -58,7 +59,7 @@ class Run:
 class Result:
     """A finished run."""
 
-    probabilities: np.ndarray  # (utterances, classes), of the test split
+    answers: np.ndarray  # on the test split: probabilities (utterances, classes), or scores (utterances, 1)
     validation: Mapping[str, float]  # scores of the trained model, by metric
     parameters: int
     epochs: int
@@ -78,7 +79,7 @@ class RunFolder:
             return None
         try:
             with np.load(path, allow_pickle=False) as content:
-                return Result(content["probabilities"], **json.loads(str(content["rest"])))
+                return Result(content["answers"], **json.loads(str(content["rest"])))
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             log.warning("%s: damaged (%s); the run is done again", path, type(error).__name__)
             return None
@@ -90,9 +91,9 @@ class RunFolder:
             OutputError: it cannot be written.
         """
         rest: dict[str, Any] = asdict(result)
-        probabilities = rest.pop("probabilities")
+        answers = rest.pop("answers")
         buffer = io.BytesIO()
-        np.savez(buffer, probabilities=probabilities, rest=np.array(json.dumps(rest)))
+        np.savez(buffer, answers=answers, rest=np.array(json.dumps(rest)))
         write_file(self._file(run), buffer.getvalue())
 
     def state(self, run: Run) -> StateFile:
@@ -138,7 +139,7 @@ def train_run(run: Run, splits: Splits, classes: int, folder: RunFolder, stderr:
         raise TrainingError(f"row '{run.row}' of ablations: {error}") from error
     seconds = time.perf_counter() - began
     result = Result(
-        probabilities=predict(done.model, splits.test),
+        answers=predict(done.model, splits.test, find_task(run.recipe.train.target, classes)),
         validation=done.validation["fused"],
         parameters=sum(weights.numel() for weights in done.model.parameters()),
         epochs=len(done.history),

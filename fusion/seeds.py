@@ -50,6 +50,7 @@ def train_seeds(features: Features, recipe: Recipe, output: Path, device: torch.
         features,
         modalities=recipe.model.modalities,
         audio_frames=recipe.model.audio_frames,
+        target=recipe.train.target,
         device=device,
     )
     train, validation = load("train"), load("validation")
@@ -89,7 +90,7 @@ def _train_seed(
         found = Provenance(
             recipe=recipe,
             seed=seed,
-            labels=tuple(features.label_names),
+            labels=tuple(features.label_names) if recipe.train.target == "label" else (),
             audio=_encoder(features, "audio", recipe),
             text=_encoder(features, "text", recipe),
             features=features.digest,

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fusion.batch import Batch
 from fusion.criterion import Criterion, LossMeans
 from fusion.data import Split, encode_split
 from fusion.errors import TrainingError
 from fusion.history import Epoch, best_epoch
-from fusion.metrics import all_metrics, confusion_matrix
 from fusion.params import TrainParams
+from fusion.predict import score_answers
 from fusion.stages import Stage
 from fusion.state import State
+from fusion.tasks import Task
 
 
 class StageRun:
@@ -24,7 +26,7 @@ class StageRun:
         train, validation: as stored; frozen stages encode them here.
         shuffle: gives the order of batches.
         history: of all stages so far, to which this one adds its epochs.
-        classes: labels are 0 .. classes - 1.
+        task: what is learned.
     """
 
     def __init__(
@@ -36,9 +38,9 @@ class StageRun:
         params: TrainParams,
         shuffle: torch.Generator,
         history: list[Epoch],
-        classes: int,
+        task: Task,
     ) -> None:
-        self.stage, self.loss, self.params, self.classes = stage, loss, params, classes
+        self.stage, self.loss, self.params, self.task = stage, loss, params, task
         self.train = encode_split(train, stage.encode) if stage.encode else train
         self.validation = encode_split(validation, stage.encode) if stage.encode else validation
         self.shuffle, self.history = shuffle, history
@@ -92,25 +94,27 @@ class StageRun:
             losses.total.backward()
             nn.utils.clip_grad_norm_(self.weights, self.params.gradient_clip)
             self.optimizer.step()
-            means.add(losses, batch)
+            means.add(losses, self._count(batch))
         return self._finite(means)
 
     @torch.no_grad()
     def _validate(self, train_losses: Mapping[str, float]) -> Epoch:
         self.stage.module.eval()
-        means, predictions = LossMeans(), []
+        means, outputs = LossMeans(), []
         for batch in self.validation.batches(self.params.conversations):
             output = self.stage.module(batch)
-            means.add(self.loss(output, batch, self.stage.branches), batch)
-            predictions.append({head: logits.argmax(-1) for head, logits in output.heads().items() if "." not in head})
-        scores = {head: self._score([batch[head] for batch in predictions]) for head in predictions[0]}
+            means.add(self.loss(output, batch, self.stage.branches), self._count(batch))
+            outputs.append({head: logits for head, logits in output.heads().items() if "." not in head})
+        scores = {head: self._score([batch[head] for batch in outputs]) for head in outputs[0]}
         fused = scores.pop("fused")
         number = len(self.history) + 1
         return Epoch(number, train_losses, self._finite(means), fused, self.stage.name, scores)
 
-    def _score(self, predictions: list[Tensor]) -> Mapping[str, float]:
-        predicted = torch.cat(predictions).cpu().numpy()
-        return all_metrics(confusion_matrix(self.validation.labels.numpy(), predicted, self.classes))
+    def _count(self, batch: Batch) -> Tensor:
+        return self.task.counted(self.task.truth(batch)).sum()
+
+    def _score(self, outputs: list[Tensor]) -> Mapping[str, float]:
+        return score_answers(self.task, self.validation, self.task.answers(torch.cat(outputs)))
 
     def _finite(self, means: LossMeans) -> Mapping[str, float]:
         losses = means.compute()

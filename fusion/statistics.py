@@ -23,6 +23,9 @@ that of seeds, all of them where all is). Three seeds cannot be relabelled in en
 has p = 0.1), so their luck is normal noise on each swapped difference, of the variance found above, divided by what a
 chi distribution of its degrees of freedom says about how well that variance is known. In 3,000 trials of 40 such cases
 each without a difference it was significant at 0.05 in 2.4 to 5.8 %.
+
+Scores are computed from tallies: whatever is counted or summed in a conversation so that the sums over conversations
+give the score of them all (`fusion.metrics`).
 """
 
 from collections.abc import Callable
@@ -31,7 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 
-Metric = Callable[[np.ndarray], np.ndarray]  # from confusion matrices (..., classes, classes) to scores (...)
+Metric = Callable[[np.ndarray], np.ndarray]  # from tallies (..., sums) to scores (...)
 
 BATCH = 1000  # resamples at a time, which bounds the memory
 SAME = 1e-12  # scores closer than this are equal: sums of counts in another order
@@ -75,27 +78,25 @@ class Spread:
         return _pooled_freedom(variances, np.array([self.conversations_freedom, self.seeds_freedom]))
 
 
-def bootstrap(confusions: np.ndarray, metric: Metric, resamples: int, seed: int) -> np.ndarray:
+def bootstrap(tallies: np.ndarray, metric: Metric, resamples: int, seed: int) -> np.ndarray:
     """`metric` on `resamples` draws of as many conversations as there are.
 
     The draws depend on `seed` and the number of conversations alone, so all models scored on one split, and all
     metrics, share them: their differences and means can be taken draw by draw.
 
     Args:
-        confusions: (..., conversations, classes, classes), one confusion matrix a conversation; those of
-            conversations without a label are left out of the draws.
-        metric: from confusion matrices (..., classes, classes) to scores (...).
+        tallies: (..., conversations, sums); conversations in which nothing is counted are left out of the draws.
+        metric: from tallies (..., sums) to scores (...).
 
     Returns:
         scores of (..., resamples).
     """
-    confusions = confusions[..., _labelled(confusions), :, :]
-    *leading, conversations, classes, _ = confusions.shape
-    flat = confusions.reshape(*leading, conversations, classes * classes).astype(float)
+    tallies = tallies[..., _counted(tallies), :].astype(float)
+    conversations = tallies.shape[-2]
 
     def score(drawn: np.ndarray, axis: int) -> np.ndarray:  # drawn: (resamples, conversations), indices
         times = _count(np.atleast_2d(drawn), conversations)  # a product with it adds up what was drawn
-        return metric((times @ flat).reshape(*leading, -1, classes, classes))
+        return metric(times @ tallies)
 
     if conversations == 1:  # scipy refuses a sample of one
         return np.repeat(score(np.zeros(1, int), -1), resamples, axis=-1)
@@ -117,12 +118,12 @@ def percentile_interval(scores: np.ndarray, confidence: float) -> Interval:
     return Interval(float(low), float(high))
 
 
-def draw_sample(confusions: np.ndarray, metric: Metric, resamples: int, seed: int) -> Sample:
-    """The scores of one setting's models and their bootstrap; `confusions` (seeds, conversations, classes, classes)."""
+def draw_sample(tallies: np.ndarray, metric: Metric, resamples: int, seed: int) -> Sample:
+    """The scores of one setting's models and their bootstrap; `tallies` (seeds, conversations, sums)."""
     return Sample(
-        scores=metric(confusions.sum(-3)),
-        draws=bootstrap(confusions, metric, resamples, seed),
-        conversations=int(_labelled(confusions).sum()),
+        scores=metric(tallies.sum(-2)),
+        draws=bootstrap(tallies, metric, resamples, seed),
+        conversations=int(_counted(tallies).sum()),
     )
 
 
@@ -159,21 +160,21 @@ def estimate_interval(estimate: float, spread: Spread, confidence: float, bounds
 
 
 def permutation_test(
-    confusions: np.ndarray, other: np.ndarray, metric: Metric, spread: Spread, permutations: int, seed: int
+    tallies: np.ndarray, other: np.ndarray, metric: Metric, spread: Spread, permutations: int, seed: int
 ) -> float:
     """Two-sided p value of the difference of two settings' mean scores, see the module; never 0.
 
     Args:
-        confusions, other: (seeds, conversations, classes, classes), of both settings on the same conversations.
-        metric: from confusion matrices (..., classes, classes) to scores (...).
+        tallies, other: (seeds, conversations, sums), of both settings on the same conversations.
+        metric: from tallies (..., sums) to scores (...).
         spread: of the difference, from `measure_spread`.
         permutations: swaps that are tried, or all there are where these are fewer.
         seed: of the swaps.
     """
-    labelled = _labelled(confusions)
-    one, two = (_by_conversation(given[:, labelled]) for given in (confusions, other))
+    counted = _counted(tallies)
+    one, two = (_by_conversation(given[:, counted]) for given in (tallies, other))
     middle, halves = (one + two).sum(0) / 2, (one - two) / 2
-    score = _mean_score(metric, confusions.shape)
+    score = _mean_score(metric, len(tallies))
 
     def difference(sides: np.ndarray, swapped: np.ndarray, axis: int) -> np.ndarray:  # sides: (..., conversations)
         apart = sides @ halves
@@ -217,9 +218,9 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def _labelled(confusions: np.ndarray) -> np.ndarray:
-    """(conversations,) boolean: which have a label."""
-    return confusions.sum((-2, -1)).reshape(-1, confusions.shape[-3]).any(0)
+def _counted(tallies: np.ndarray) -> np.ndarray:
+    """(conversations,) boolean: in which something is counted."""
+    return (tallies != 0).any(-1).reshape(-1, tallies.shape[-2]).any(0)
 
 
 def _count(drawn: np.ndarray, conversations: int) -> np.ndarray:
@@ -245,12 +246,11 @@ def _pooled_freedom(variances: np.ndarray, freedoms: np.ndarray) -> float:
     return float(variances.sum() ** 2 / (variances**2 / freedoms).sum())
 
 
-def _by_conversation(confusions: np.ndarray) -> np.ndarray:
-    """(seeds, conversations, classes, classes) -> (conversations, seeds * classes * classes)."""
-    return confusions.swapaxes(0, 1).reshape(confusions.shape[1], -1).astype(float)
+def _by_conversation(tallies: np.ndarray) -> np.ndarray:
+    """(seeds, conversations, sums) -> (conversations, seeds * sums)."""
+    return tallies.swapaxes(0, 1).reshape(tallies.shape[1], -1).astype(float)
 
 
-def _mean_score(metric: Metric, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
-    """The mean over seeds of the scores of flat sums (..., seeds * classes * classes)."""
-    seeds, _, classes, _ = shape
-    return lambda flat: metric(flat.reshape(*flat.shape[:-1], seeds, classes, classes)).mean(-1)
+def _mean_score(metric: Metric, seeds: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The mean over seeds of the scores of flat tallies (..., seeds * sums)."""
+    return lambda flat: metric(flat.reshape(*flat.shape[:-1], seeds, -1)).mean(-1)

@@ -24,6 +24,7 @@ from fusion.predict import fit_ensembles, score_heads
 from fusion.stage_run import StageRun
 from fusion.stages import Stage
 from fusion.state import State, StateFile
+from fusion.tasks import find_task
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +43,15 @@ class Fit:
 
 
 def build_split_model(split: Split, recipe: Recipe, classes: int) -> nn.Module:
-    """A new model of `recipe` for the features of `split`, on its device."""
+    """A new model of `recipe` for the features of `split`, on its device; its heads know so many `classes`."""
     model = build_model(
         recipe.model.name,
         audio_dim=split.audio.dim,
         text_dim=split.text.dim,
         audio_layers=split.audio.layers,
         text_layers=split.text.layers,
-        classes=classes,
-        **model_arguments(recipe.model, recipe.loss),
+        classes=find_task(recipe.train.target, classes).outputs,
+        **model_arguments(recipe),
     )
     return model.to(split.device)
 
@@ -60,9 +61,9 @@ class _Training:
 
     def __init__(self, train: Split, validation: Split, recipe: Recipe, seed: int, classes: int) -> None:
         self.train, self.validation, self.params, self.seed = train, validation, recipe.train, seed
-        self.classes = classes
+        self.task = find_task(recipe.train.target, classes)
         self.model: Any = build_split_model(train, recipe, classes).eval()
-        self.loss = Criterion(recipe.loss, train, classes)
+        self.loss = Criterion(recipe.loss, train, self.task)
         self.shuffle = torch.Generator().manual_seed(seed)
         self.history: list[Epoch] = []
 
@@ -89,7 +90,7 @@ class _Training:
 
     def _run_stage(self, stage: Stage, begun: State | None, file: StateFile | None) -> None:
         run = StageRun(
-            stage, self.train, self.validation, self.loss, self.params, self.shuffle, self.history, self.classes
+            stage, self.train, self.validation, self.loss, self.params, self.shuffle, self.history, self.task
         )
         if begun:
             run.restore(begun)
@@ -132,7 +133,7 @@ def fit(
 
     Args:
         train, validation: on the device that trains.
-        classes: labels are 0 .. classes - 1.
+        classes: labels are 0 .. classes - 1; for scores it does not matter.
         state: where to keep the state after every epoch, and to go on from if it is there.
 
     Raises:
@@ -146,6 +147,6 @@ def fit(
             training.run(state)
         except TrainingError as error:
             raise TrainingError(f"seed {seed}, {error}") from None
-    fit_ensembles(training.model, validation)
-    scores = score_heads(training.model, validation, classes)
+    fit_ensembles(training.model, validation, training.task)
+    scores = score_heads(training.model, validation, training.task)
     return Fit(training.model, training.history, training.selected(), scores)

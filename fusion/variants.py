@@ -22,6 +22,7 @@ from pipeline.settings import SettingsError, check_section, read_section
 
 BASE = "base"
 SECTIONS = ("model", "loss", "train")
+SHARED = ("train.seeds", "train.target")  # without which rows could not be compared
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ def _override(recipe: Recipe, overrides: Mapping[str, Any], source: str) -> Reci
         if section not in contents or not name:
             expected = f"expected a key of {', '.join(SECTIONS)}, such as model.dropout, or base, or grid"
             raise SettingsError(f"{source}: unknown key '{key}': {expected}{_hint(section, contents)}")
-        if key == "train.seeds":
-            raise SettingsError(f"{source}: train.seeds cannot be set here: all rows share the seeds of section train")
+        if key in SHARED:
+            raise SettingsError(f"{source}: {key} cannot be set here: all rows share the {name} of section train")
         contents[section][name] = value
     return Recipe(
         check_section(contents["model"], "model", ModelParams, source),
@@ -145,8 +146,8 @@ def _drop_grid_bases(variants: Mapping[str, Variant], rows: Sequence[_Row], sour
         if row.set_name not in left:
             raise SettingsError(
                 f"{source}: 'ablations.{row.set_name}' changes nothing of '{row.base}': "
-                "the chosen model does not take these keys, or they have these values already; mend it, take it out, "
-                "or name the sets that are wanted with --only"
+                "the chosen model does not take these keys, for this train.target, or they have these values already; "
+                "mend it, take it out, or name the sets that are wanted with --only"
             )
     return kept
 

@@ -44,7 +44,7 @@ def build_model(
     Args:
         name: a key of MODELS.
         audio_dim, text_dim, audio_layers, text_layers: of the stored features.
-        classes: how many labels there are.
+        classes: how many labels there are; 1 for a score.
         arguments: the model's own, see its class.
 
     Raises:

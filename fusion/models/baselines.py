@@ -85,7 +85,7 @@ class SingleModality(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion")
         modality: which one.
         audio_dim, text_dim: width of the stored features.
         audio_layers, text_layers: stored layers; more than one are mixed by learned weights.
-        classes: how many labels there are.
+        classes: how many labels there are; 1 for a score.
         dim: width of everything inside; even for `direction` both.
         dropout: share dropped of the inputs, of what the conversation encoder adds, and in the classifier.
         direction: `past` for turns that have been, `both` for the whole conversation.

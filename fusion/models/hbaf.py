@@ -244,7 +244,7 @@ class HBAF(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
     Args:
         audio_dim, text_dim: width of the stored features.
         audio_layers, text_layers: stored layers; more than one are mixed by learned weights.
-        classes: how many labels there are.
+        classes: how many labels there are; 1 for a score.
         dim: width of everything inside; a multiple of `heads`, and of 2 for `direction` both.
         heads: of every attention.
         dropout: share dropped of the inputs, of what each part adds to its input, and in the classifier.

@@ -12,7 +12,7 @@ III: co-attention between the two modalities, then              `CoAttentionBloc
     self-attention                                                  both
 a convex mix of cross-entropy and supervised contrastive        `Head` gives an embedding, `loss.supervised` the share
     loss
-test-time ensembling of the stages                              `PosteriorEnsemble` of all heads, off by default
+test-time ensembling of the stages                              `Ensemble` of all heads, off by default
 a learnable wav2vec front end                                   not in here: the encoder is fine-tuned first, and
                                                                     features are extracted from the result
 
@@ -24,7 +24,8 @@ Our choices:
 - Attention along the turns learns weights of distances; a GRU along the turns needs none.
 - Stages II and III drop a share of the vectors that they are given, as stage I does of the features.
 - An utterance without a modality has no vector of it in any stage: zeros, to which nobody attends.
-- Where the two heads of a stage are to speak with one voice, log posteriors of what is present are averaged.
+- Where the two heads of a stage are to speak with one voice, log posteriors of what is present are averaged, of
+  models that tell scores the scores.
 
 And what each switch leaves:
 
@@ -53,7 +54,7 @@ from fusion.layers.attention import MultiHeadAttention
 from fusion.layers.conversation import ConversationEncoder, TurnAttention
 from fusion.layers.dropout import SequenceDropout
 from fusion.layers.embedding import Embedding
-from fusion.layers.ensemble import PosteriorEnsemble
+from fusion.layers.ensemble import Ensemble
 from fusion.layers.feed_forward import classifier, feed_forward
 from fusion.layers.pooling import AttentionPooling, MeanPooling
 from fusion.layers.projection import InputProjection
@@ -187,13 +188,14 @@ class Unimodal(nn.Module):
     """Stage I or II: each modality by itself.
 
     `encode` makes of a batch another one in which an utterance has one vector of each modality that it has,
-    (utterances, 1, dim); `classify` makes an `Output` of that.
+    (utterances, 1, dim); `classify` makes an `Output` of that. `voice` makes of a head's logits what is averaged.
     """
 
-    def __init__(self, audio: Modality, text: Modality) -> None:
+    def __init__(self, audio: Modality, text: Modality, voice: nn.Module) -> None:
         super().__init__()
         self.audio = audio
         self.text = text
+        self.voice = voice
         self.classifies = audio.head is not None
 
     def encode(self, batch: Batch) -> Batch:
@@ -212,7 +214,7 @@ class Unimodal(nn.Module):
         text_logits, text_embedding = self.text.head(batch.text.sum(dim=1))
         embeddings = {"audio": audio_embedding, "text": text_embedding}
         return Output(
-            logits=_one_voice(audio_logits, text_logits, batch.audio_mask, batch.text_mask),
+            logits=_mean(self.voice(audio_logits), self.voice(text_logits), batch.audio_mask, batch.text_mask),
             audio_logits=audio_logits,
             text_logits=text_logits,
             embeddings={head: embedding for head, embedding in embeddings.items() if embedding is not None},
@@ -347,7 +349,7 @@ class HCAM(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
     Args:
         audio_dim, text_dim: width of the stored features.
         audio_layers, text_layers: stored layers; more than one are mixed by learned weights.
-        classes: how many labels there are.
+        classes: how many labels there are; 1 for a score.
         dim: width of everything inside; even, and a multiple of `heads`.
         heads: of every attention.
         dropout: share dropped of the inputs, of what each part adds to its input, and in the classifiers.
@@ -358,9 +360,10 @@ class HCAM(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
         self_attention: in all stages.
         co_attention, blocks: of stage III, see the module.
         recurrent_layers: of the bidirectional GRU of stage I.
-        ensemble: whether the posteriors of all heads are averaged by weights chosen on validation.
+        ensemble: whether what all heads say is averaged by weights chosen on validation.
         auxiliary: whether, trained jointly, the earlier stages have heads.
         supervised: whether there are embeddings for the supervised contrast.
+        scores: whether the one output of each head is a score.
 
     Raises:
         SettingsError: the arguments do not fit each other.
@@ -388,6 +391,7 @@ class HCAM(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
         ensemble: bool = False,
         auxiliary: bool = True,
         supervised: bool = True,
+        scores: bool = False,
     ) -> None:
         super().__init__()
         check_choices(CHOICES, training=training, co_attention=co_attention, direction=direction)
@@ -418,16 +422,17 @@ class HCAM(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
                 dim, heads, dropout, direction, co_attention=co_attention, self_attention=self_attention
             )
 
+        voice = Unchanged() if scores else nn.LogSoftmax(dim=-1)
         parts: dict[str, Part] = {
-            "utterance": Unimodal(utterance(audio_dim, audio_layers), utterance(text_dim, text_layers))
+            "utterance": Unimodal(utterance(audio_dim, audio_layers), utterance(text_dim, text_layers), voice)
         }
         if "conversation" in stages:
-            parts["conversation"] = Unimodal(conversation(), conversation())
+            parts["conversation"] = Unimodal(conversation(), conversation(), voice)
         if "fusion" in stages:
             last_head = Head(2 * dim, dim, classes, dropout, supervised)
             parts["fusion"] = Fusion([block() for _ in range(blocks)], last_head, dropout)
         self.chain = Chain(parts)
-        self.ensemble = PosteriorEnsemble(_head_names(parts)) if ensemble else Unchanged()
+        self.ensemble = Ensemble(_head_names(parts), scores) if ensemble else Unchanged()
 
     def stages(self) -> list[Stage]:
         """Hierarchical training: each stage that classifies, behind those before it; joint training: all at once."""
@@ -449,11 +454,11 @@ class HCAM(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
             return replace(self.ensemble(self.chain(batch), batch), views=shown)
 
 
-def _one_voice(audio_logits: Tensor, text_logits: Tensor, audio_mask: Tensor, text_mask: Tensor) -> Tensor:
-    """Mean log posterior of the modalities that the utterance has, (utterances, classes); even where it has none."""
-    audio, text = audio_mask.any(dim=1)[:, None], text_mask.any(dim=1)[:, None]
-    total = audio_logits.log_softmax(-1) * audio + text_logits.log_softmax(-1) * text
-    return total / (audio.int() + text.int()).clamp_min(1)
+def _mean(audio: Tensor, text: Tensor, audio_mask: Tensor, text_mask: Tensor) -> Tensor:
+    """Mean (utterances, classes) over the modalities that the utterance has; zeros where it has none."""
+    has_audio, has_text = audio_mask.any(dim=1)[:, None], text_mask.any(dim=1)[:, None]
+    total = audio * has_audio + text * has_text
+    return total / (has_audio.int() + has_text.int()).clamp_min(1)
 
 
 def _head_names(parts: Mapping[str, Part]) -> list[str]:

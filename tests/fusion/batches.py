@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Output
-from fusion.losses import FUSED, fusion_loss
+from fusion.losses import FUSED, absolute_error, cross_entropy, fusion_loss
 from fusion.models import build_model, own_arguments
 
 AUDIO_DIM, TEXT_DIM, CLASSES, DIM, HEADS = 5, 6, 3, 8, 2
@@ -41,6 +41,7 @@ def make_batch(
         *draw(frames, AUDIO_DIM, sizes.get("audio_layers", 1)),
         *draw(tokens, TEXT_DIM, sizes.get("text_layers", 1)),
         labels=torch.randint(CLASSES, (sum(turns),), generator=generator),
+        scores=torch.randn(sum(turns), generator=generator),
         turn_mask=torch.arange(max(turns)) < torch.tensor(turns)[:, None],
     )
 
@@ -51,11 +52,15 @@ def batch_for(setting: dict[str, Any], turns: list[int] | None = None) -> Batch:
 
 
 def total_loss(output: Output, batch: Batch, branches: Any = FUSED) -> Tensor:
+    """Of labels, or of scores where the output has room for nothing else."""
+    scores = output.logits.shape[1] == 1
     return fusion_loss(
         output,
-        batch.labels,
+        batch.scores if scores else batch.labels,
+        torch.ones_like(batch.labels, dtype=torch.bool),
         batch.audio_mask.any(dim=1),
         batch.text_mask.any(dim=1),
+        head_loss=absolute_error if scores else cross_entropy,
         auxiliary=0.3,
         absolute=0.1,
         relative=0.1,
@@ -79,7 +84,7 @@ def assert_same(found: Output, expected: Output) -> None:
 
 def only(batch: Batch, utterances: Any, turn_mask: Tensor) -> Batch:
     """The batch of some utterances."""
-    names = ("audio", "audio_mask", "text", "text_mask", "labels")
+    names = ("audio", "audio_mask", "text", "text_mask", "labels", "scores")
     return Batch(**{name: getattr(batch, name)[utterances] for name in names}, turn_mask=turn_mask)
 
 

@@ -33,8 +33,9 @@ class Made:
     text_dim: int = 5
     layers: tuple[int, int] = (1, 1)  # of audio and text
     dtype: Any = np.float16
-    signal: Sequence[str] = ("audio", "text")  # modalities whose features tell the label
+    signal: Sequence[str] = ("audio", "text")  # modalities whose features tell the label or the score
     unlabelled: float = 0.1  # share
+    scored: bool = False  # whether there are scores, which features tell then instead of the labels
     seed: int = 0
     labels: Sequence[str] = field(default_factory=lambda: list(LABELS))
 
@@ -67,22 +68,37 @@ def make_table(made: Made) -> Utterances:
                 splits.append(split)
     labels = random.integers(0, len(made.labels), len(ids))
     labels[random.random(len(ids)) < made.unlabelled] = -1
-    scores = np.full(len(ids), np.nan, np.float32)
+    scores = make_scores(made, len(ids))
     return Utterances(ids, conversations, np.array(turns), [""] * len(ids), splits, labels, scores)
 
 
+def make_scores(made: Made, count: int) -> np.ndarray:
+    """Scores from -3 to 3 in steps of 0.2, some of them exactly 0, a share of them missing."""
+    if not made.scored:
+        return np.full(count, np.nan, np.float32)
+    random = np.random.default_rng(made.seed + 100)
+    scores = np.round(np.clip(random.normal(0, 1.5, count), -3, 3) * 5) / 5
+    return np.where(random.random(count) < made.unlabelled, np.nan, scores).astype(np.float32)
+
+
 def make_rows(
-    made: Made, labels: np.ndarray, span: tuple[int, int], dim: int, layers: int, planted: bool, seed: int
+    made: Made, shifts: np.ndarray, span: tuple[int, int], layers: int, planted: bool, seed: int
 ) -> list[np.ndarray]:
-    """Noise, one array an utterance; `planted` adds a direction of its label's own to every frame."""
+    """Noise, one array an utterance; `planted` adds its row of `shifts` (utterances, dim) to every frame."""
     random = np.random.default_rng(seed)
-    directions = np.eye(dim)[: len(made.labels)] * 2.0
     rows = []
-    for label in labels:
-        shape = (random.integers(span[0], span[1] + 1), *((layers,) if layers > 1 else ()), dim)
+    for shift in shifts:
+        shape = (random.integers(span[0], span[1] + 1), *((layers,) if layers > 1 else ()), len(shift))
         noise = random.normal(0, 0.5, shape)
-        rows.append((noise + directions[label] * (planted and label >= 0)).astype(made.dtype))
+        rows.append((noise + shift * planted).astype(made.dtype))
     return rows
+
+
+def make_shifts(made: Made, table: Utterances, dim: int) -> np.ndarray:
+    """What features tell, (utterances, dim): a direction of the label's own, or the score along the first one."""
+    if made.scored:
+        return np.nan_to_num(table.scores)[:, None] * np.eye(dim)[0]
+    return np.eye(dim)[table.labels] * 2.0 * (table.labels >= 0)[:, None]
 
 
 def make_parts(made: Made, table: Utterances) -> dict[str, list[np.ndarray]]:
@@ -92,8 +108,8 @@ def make_parts(made: Made, table: Utterances) -> dict[str, list[np.ndarray]]:
         "text": (made.tokens, made.text_dim, made.layers[1]),
     }
     return {
-        name: make_rows(made, table.labels, *options[name], name in made.signal, made.seed + 1 + index)
-        for index, name in enumerate(options)
+        name: make_rows(made, make_shifts(made, table, dim), span, layers, name in made.signal, made.seed + 1 + index)
+        for index, (name, (span, dim, layers)) in enumerate(options.items())
     }
 
 

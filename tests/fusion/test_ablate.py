@@ -21,10 +21,11 @@ from fusion.cli import ablate_app
 from fusion.comparison import Comparison, compare
 from fusion.data import load_split, withhold
 from fusion.errors import FeatureError, OutputError, TrainingError
-from fusion.metrics import METRICS, confusion_matrix
 from fusion.params import EvaluateParams
+from fusion.predict import score_answers
 from fusion.runs import Result
 from fusion.statistics import holm
+from fusion.tasks import LabelTask
 from fusion.variants import Variant, read_variants
 from pipeline.settings import SettingsError
 from pipeline.store import Features, read_features
@@ -111,7 +112,7 @@ def test_rows_with_the_same_parameters_share_a_run(done: Path, tmp_path: Path) -
     content = PARAMS + "  again: {model.gate: false, model.levels: raw}\n"  # plain, compared with base
     result = ablate(read_features(done / "feats.h5"), make_variants(tmp_path, content), SECTION, tmp_path / "r", CPU, 1)
     assert len(kept(tmp_path / "r")) == 4 * 2
-    np.testing.assert_array_equal(result.results["again"][1].probabilities, result.results["plain"][1].probabilities)
+    np.testing.assert_array_equal(result.results["again"][1].answers, result.results["plain"][1].answers)
 
 
 def test_a_damaged_result_is_done_again(done: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -121,7 +122,7 @@ def test_a_damaged_result_is_done_again(done: Path, tmp_path: Path, caplog: pyte
         path.write_bytes(content)
     again = ablate(features, variants, SECTION, tmp_path / "runs", CPU, 1)
     assert caplog.text.count("damaged (") == 2
-    np.testing.assert_array_equal(first.results["base"][0].probabilities, again.results["base"][0].probabilities)
+    np.testing.assert_array_equal(first.results["base"][0].answers, again.results["base"][0].answers)
 
 
 def test_a_run_is_the_training_that_fusion_train_does(done: Path) -> None:
@@ -132,7 +133,7 @@ def test_a_run_is_the_training_that_fusion_train_does(done: Path) -> None:
     fit = fusion.runs.fit(train, validation, base.recipe, 1, classes=3)
     table = ablate(features, [base], SECTION, done / "out" / "ablations", CPU, 1)
     result = table.results["base"][1]
-    np.testing.assert_array_equal(result.probabilities, fusion.runs.predict(fit.model, test))
+    np.testing.assert_array_equal(result.answers, fusion.runs.predict(fit.model, test, LabelTask(3)))
     assert result.validation == fit.validation["fused"]
     assert result.parameters == sum(weights.numel() for weights in fit.model.parameters())
 
@@ -202,7 +203,7 @@ def test_an_interrupted_run_goes_on_with_its_state_and_has_no_seconds(
     monkeypatch.setattr(fusion.runs.StateFile, "save", original)
     assert [path.suffix for path in (tmp_path / "runs").iterdir()] == [".state"]
     resumed = ablate(features, variants, SECTION, tmp_path / "runs", CPU, 1).results["base"][0]
-    np.testing.assert_array_equal(resumed.probabilities, whole.probabilities)
+    np.testing.assert_array_equal(resumed.answers, whole.answers)
     assert resumed.seconds is None
     assert whole.seconds
 
@@ -268,8 +269,8 @@ def test_withholding_a_modality_is_loading_without_it(modalities: Any) -> None:
     whole = load_split(features, "train", modalities="both", audio_frames=4)
     expected = load_split(features, "train", modalities=modalities, audio_frames=4).gather(torch.arange(5))
     found = withhold(whole, modalities).gather(torch.arange(5))
-    for name in ("audio", "audio_mask", "text", "text_mask", "labels", "turn_mask"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    for name in ("audio", "audio_mask", "text", "text_mask", "labels", "scores", "turn_mask"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=0, equal_nan=True)
     if modalities != "text":
         assert withhold(whole, modalities).audio.values.data_ptr() == whole.audio.values.data_ptr()
 
@@ -291,28 +292,23 @@ def made_comparison(folder: Path, shares: dict[str, float], seeds: str = "[0, 1,
         right = random.random((len(variants[0].recipe.train.seeds), len(true))) < share
         predicted = np.where(right, true, (true + 1) % 3)
         results[one.name] = [
-            Result(np.eye(3)[row], dict.fromkeys(METRICS, share), 100, 5, None if index == 0 else 2.0)
+            Result(np.eye(3)[row], dict.fromkeys(LabelTask.metrics, share), 100, 5, None if index == 0 else 2.0)
             for index, row in enumerate(predicted)
         ]
     section = EvaluateParams(resamples=200, permutations=999)
     recipe = variants[0].recipe
-    return compare(
-        Ablation(features.digest, features.label_names, test, recipe.train.seeds, variants, results, section, "cpu")
-    )
+    return compare(Ablation(features.digest, LabelTask(3), test, recipe.train.seeds, variants, results, section, "cpu"))
 
 
 def test_a_row_holds_the_scores_of_its_runs(tmp_path: Path) -> None:
     comparison = made_comparison(tmp_path, {"base": 0.8, "worse": 0.4, "alike": 0.8})
     ablation, (base, worse, alike) = comparison.ablation, comparison.rows
-    true = ablation.test.labels.numpy()
     for row in comparison.rows:
-        confusions = [
-            confusion_matrix(true, one.probabilities.argmax(-1), 3) for one in ablation.results[row.variant.name]
-        ]
-        scores = [float(METRICS["weighted_f1"](one)) for one in confusions]
+        every = [score_answers(ablation.task, ablation.test, one.answers) for one in ablation.results[row.variant.name]]
+        scores = [one["weighted_f1"] for one in every]
         assert row.mean == pytest.approx(np.mean(scores))
         assert row.std == pytest.approx(np.std(scores, ddof=1))
-        assert row.scores["uar"] == pytest.approx(np.mean([METRICS["uar"](one) for one in confusions]))
+        assert row.scores["uar"] == pytest.approx(np.mean([one["uar"] for one in every]))
         assert row.interval.low < row.mean < row.interval.high
         assert (row.parameters, row.seconds) == (100, 2)
     assert base.difference is None

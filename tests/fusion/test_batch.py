@@ -53,7 +53,7 @@ def test_grid_keeps_the_type_of_the_values(dtype: torch.dtype) -> None:
 
 
 def test_a_batch_moves_as_a_whole() -> None:
-    tensors = {"audio", "audio_mask", "text", "text_mask", "labels", "turn_mask"}
+    tensors = {"audio", "audio_mask", "text", "text_mask", "labels", "scores", "turn_mask"}
     batch = Batch(**{name: torch.zeros(1) for name in tensors}).to("meta")
     assert {name for name in tensors if getattr(batch, name).device.type == "meta"} == tensors
 

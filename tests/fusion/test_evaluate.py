@@ -23,10 +23,12 @@ from fusion.evaluate import Evaluation, evaluate
 from fusion.params import EvaluateParams
 from fusion.predict import predict, predict_heads
 from fusion.report import current_commit, headline, write_report
+from fusion.tasks import LabelTask
 from pipeline.store import Features, Identity
 from tests.fusion.made import LABELS, TEXT, Made, make_features, tiny_recipe, train_made
 
 PARAMS = EvaluateParams(resamples=50)
+TASK = LabelTask(len(LABELS))
 CPU = torch.device("cpu")
 NAMES = ["confusion.csv", "curves.csv", "details.json", "metrics.json", "predictions.csv", "table.md"]
 
@@ -65,16 +67,16 @@ def test_a_conversation_is_predicted_alike_whatever_is_predicted_beside_it(
 ) -> None:
     model = load_model(models / "seed-3").model
     split = load_split(features, "test", modalities="both", audio_frames=8)
-    together = predict(model, split)
+    together = predict(model, split, TASK)
     monkeypatch.setattr(fusion.predict, "CONVERSATIONS", 1)
-    np.testing.assert_allclose(predict(model, split), together, atol=1e-5)
+    np.testing.assert_allclose(predict(model, split, TASK), together, atol=1e-5)
 
 
 def test_probabilities_are_probabilities(evaluation: Evaluation) -> None:
     for seed in evaluation.seeds:
-        assert seed.probabilities.shape == (len(evaluation.ids), len(LABELS))
-        np.testing.assert_allclose(seed.probabilities.sum(-1), 1)
-        assert (seed.probabilities >= 0).all()
+        assert seed.answers.shape == (len(evaluation.ids), len(LABELS))
+        np.testing.assert_allclose(seed.answers.sum(-1), 1)
+        assert (seed.answers >= 0).all()
 
 
 def test_scores_are_mean_and_sample_deviation_over_seeds(evaluation: Evaluation) -> None:
@@ -100,10 +102,10 @@ def test_the_heads_inside_the_models_are_scored_like_the_whole(
     evaluation: Evaluation, features: Features, models: Path, results: Path
 ) -> None:
     split = load_split(features, "test", modalities="both", audio_frames=8)
-    labelled = split.labelled.numpy()
+    labelled = split.labels.numpy() >= 0
     scores = []
     for seed in ("seed-3", "seed-11"):
-        predicted = predict_heads(load_model(models / seed).model, split)["text"].argmax(-1)
+        predicted = predict_heads(load_model(models / seed).model, split, TASK)["text"].argmax(-1)
         scores.append(reference.accuracy_score(split.labels.numpy()[labelled], predicted[labelled]))
     assert evaluation.heads["text"]["accuracy"].mean == pytest.approx(sum(scores) / 2)
     assert set(evaluation.heads) == {"audio", "text"}
@@ -178,7 +180,7 @@ def test_scores_can_be_computed_again_from_the_predictions(results: Path) -> Non
 def test_details_hold_means_classes_seeds_and_the_run(results: Path, features: Features) -> None:
     content = json.loads((results / "details.json").read_text())
     assert list(content) == ["run", "test", "validation", "heads", "seeds"]
-    assert set(content["test"]["weighted_f1"]) == {"mean", "std", "low", "high", "majority"}
+    assert set(content["test"]["weighted_f1"]) == {"mean", "std", "low", "high", "floor"}
     assert list(content["test"]["per_class"]) == LABELS
     assert set(content["test"]["per_class"]["joy"]) == {"precision", "recall", "f1", "support"}
     assert list(content["seeds"]) == ["3", "11"]
@@ -198,7 +200,7 @@ def test_metrics_are_the_short_form_of_the_details(results: Path) -> None:
     values = {seed: details["seeds"][seed]["test"]["weighted_f1"]["value"] for seed in ("3", "11")}
     assert metrics["seeds"] == {"weighted_f1": values}
     assert metrics["weighted_f1"]["mean"] == pytest.approx(sum(values.values()) / 2, abs=1e-6)
-    assert metrics["floor"] == {"weighted_f1": details["test"]["weighted_f1"]["majority"]}
+    assert metrics["floor"] == {"weighted_f1": details["test"]["weighted_f1"]["floor"]}
 
 
 def test_confusion_rows_are_the_labelled_predictions(results: Path) -> None:

@@ -43,7 +43,7 @@ def as_fold(evaluation: Evaluation, number: int) -> Evaluation:
         ids=[f"{number}/{identifier}" for identifier in evaluation.ids[keep]],
         conversations=[f"{number}/{name}" for name in evaluation.conversations[keep]],
         true=evaluation.true[keep],
-        seeds=[replace(seed, probabilities=seed.probabilities[keep]) for seed in evaluation.seeds],
+        seeds=[replace(seed, answers=seed.answers[keep]) for seed in evaluation.seeds],
         features=f"{number:064}",
     )
 
@@ -112,8 +112,8 @@ def test_files_agree_with_each_other(folders: list[Path], tmp_path: Path) -> Non
     score = details["test"]["weighted_f1"]
     assert set(score["folds"]) == {"fold-1", "fold-2", "fold-3"}
     assert score["mean"] == pytest.approx(sum(score["folds"].values()) / 3, abs=1e-6)
-    assert score["majority"] == pytest.approx(
-        np.mean([json.loads((f / "details.json").read_text())["test"]["weighted_f1"]["majority"] for f in folders])
+    assert score["floor"] == pytest.approx(
+        np.mean([json.loads((f / "details.json").read_text())["test"]["weighted_f1"]["floor"] for f in folders])
     )
     rows = rows_of(tmp_path / "joined" / "predictions.csv")
     assert [{**row, "fold": folder.name} for folder in folders for row in rows_of(folder / "predictions.csv")] == rows

@@ -216,6 +216,7 @@ def test_a_small_model_learns_what_only_the_turn_before_tells(part: str) -> None
         text=torch.eye(TEXT_DIM)[words.flatten()][:, None],
         text_mask=torch.ones(48, 1, dtype=torch.bool),
         labels=torch.cat([torch.full((12, 1), -1), words[:, :-1]], dim=1).flatten(),
+        scores=torch.full((48,), torch.nan),
         turn_mask=torch.ones(12, 4, dtype=torch.bool),
     )
     model = make_model(dropout=0.0, direction="past", levels="context", context_turns=1, contrastive=False, **off)

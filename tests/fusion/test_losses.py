@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -51,7 +52,8 @@ def loss_of(
 ) -> Losses:
     audio = everyone(len(labels)) if audio is None else audio
     text = everyone(len(labels)) if text is None else text
-    return fusion_loss(output, labels, audio, text, **(WEIGHTS | changes))
+    loss = partial(cross_entropy, class_weights=changes.pop("class_weights", None))
+    return fusion_loss(output, labels, labels >= 0, audio, text, **(WEIGHTS | {"head_loss": loss} | changes))
 
 
 def gradients(output: Output) -> list[Tensor]:
@@ -154,14 +156,12 @@ def test_cross_entropy_is_that_of_torch_over_labelled_utterances(
     labels = torch.tensor([0, -1, 2, 1, -1, 2, 2])
     labelled = labels >= 0
     expected = F.cross_entropy(logits[labelled], labels[labelled], class_weights, label_smoothing=smoothing)
-    torch.testing.assert_close(cross_entropy(logits, labels, class_weights, smoothing), expected)
+    torch.testing.assert_close(cross_entropy(logits, labels, labelled, class_weights, smoothing), expected)
 
 
 def test_the_total_is_the_weighted_sum_of_its_terms() -> None:
     losses = loss_of(random_output(6), torch.tensor([0, 1, 2, 0, 1, 2]), supervised=0.0)
-    expected = (
-        losses.classification + 0.3 * (losses.audio + losses.text) + 0.1 * losses.absolute + 0.2 * losses.relative
-    )
+    expected = losses.fused + 0.3 * (losses.audio + losses.text) + 0.1 * losses.absolute + 0.2 * losses.relative
     torch.testing.assert_close(losses.total, expected)
     assert all(getattr(losses, item.name) > 0 for item in fields(losses) if item.name not in ("supervised", "earlier"))
 
@@ -173,7 +173,7 @@ def test_a_head_with_an_embedding_has_a_convex_mix_of_both_losses() -> None:
     contrast = supervised_loss(random.embeddings["fused"], labels, TEMPERATURE)
     for share in (0.25, 1.0):
         losses = loss_of(output, labels, supervised=share)
-        torch.testing.assert_close(losses.total, (1 - share) * losses.classification + share * contrast)
+        torch.testing.assert_close(losses.total, (1 - share) * losses.fused + share * contrast)
         torch.testing.assert_close(losses.supervised, contrast)
 
 
@@ -192,7 +192,7 @@ def test_heads_of_earlier_stages_are_auxiliary_ones() -> None:
     losses = loss_of(Output(random_output(6).logits, earlier={"utterance": first}), labels)
     heads = loss_of(first, labels)
     torch.testing.assert_close(losses.earlier, heads.audio + heads.text)
-    torch.testing.assert_close(losses.total, losses.classification + 0.3 * losses.earlier)
+    torch.testing.assert_close(losses.total, losses.fused + 0.3 * losses.earlier)
 
 
 def test_unlabelled_utterances_take_no_part_in_any_term() -> None:
@@ -266,7 +266,7 @@ def test_identical_embeddings_have_finite_gradients() -> None:
 def test_a_model_without_heads_or_embeddings_is_trained_by_classification_alone() -> None:
     output = Output(logits=random_output(3).logits)
     losses = loss_of(output, torch.tensor([0, 1, 2]))
-    assert losses.total == losses.classification
+    assert losses.total == losses.fused
     assert losses.audio == losses.text == losses.absolute == losses.relative == 0
 
 

@@ -8,7 +8,16 @@ import pytest
 from pydantic import ValidationError
 
 from fusion.models import MODELS, own_arguments
-from fusion.params import GENERAL, EvaluateParams, LossParams, ModelParams, TrainParams, model_arguments, read_recipe
+from fusion.params import (
+    GENERAL,
+    EvaluateParams,
+    LossParams,
+    ModelParams,
+    Recipe,
+    TrainParams,
+    model_arguments,
+    read_recipe,
+)
 from pipeline.settings import Section, SettingsError, check_section
 from tests.fusion.made import tiny_recipe
 
@@ -65,7 +74,7 @@ def test_every_model_is_in_the_section() -> None:
 def test_the_model_section_is_what_the_model_takes_with_the_same_defaults(name: str) -> None:
     parameters = inspect.signature(MODELS[name]).parameters
     own = {key: one.default for key, one in parameters.items() if key in own_arguments(name)}
-    assert model_arguments(ModelParams(name=name), LossParams()) == own
+    assert model_arguments(Recipe(ModelParams(name=name), LossParams(), TrainParams())) == own
 
 
 def test_every_key_of_the_model_section_is_taken_by_some_model() -> None:
@@ -85,10 +94,10 @@ def test_a_parameter_that_the_model_does_not_take_changes_no_digest() -> None:
 
 
 def test_what_no_loss_trains_is_not_built() -> None:
-    arguments = model_arguments(ModelParams(), LossParams(auxiliary=0.0, absolute=0.0, relative=0.0))
+    arguments = model_arguments(tiny_recipe(loss={"auxiliary": 0.0, "absolute": 0.0, "relative": 0.0}))
     assert not arguments["auxiliary"]
     assert not arguments["contrastive"]
-    assert model_arguments(ModelParams(), LossParams(absolute=0.0))["contrastive"]
+    assert model_arguments(tiny_recipe(loss={"absolute": 0.0}))["contrastive"]
 
 
 def test_a_recipe_reads_its_three_sections_and_overrides(tmp_path: Path) -> None:

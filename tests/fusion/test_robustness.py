@@ -23,10 +23,12 @@ from fusion.predict import predict
 from fusion.report import describe_run
 from fusion.robustness import CLEAN, MISSING_AUDIO, Level, Robustness, _missing, measure_robustness, read_degraded
 from fusion.robustness_report import scores_csv, table_md, write_robustness
+from fusion.tasks import LabelTask
 from pipeline.slots import PartLayout, SlotWriter
 from pipeline.store import Features, Identity, Part, read_features
-from tests.fusion.made import Made, make_features, tiny_recipe, train_made, write_made
+from tests.fusion.made import LABELS, Made, make_features, tiny_recipe, train_made, write_made
 
+TASK = LabelTask(len(LABELS))
 CPU = torch.device("cpu")
 PARAMS = EvaluateParams(resamples=50, missing=(1.0, 0.5))
 RUN: dict[str, Any] = {"id": "0123456789ab", "model": "hbaf", "seeds": "3,11"}
@@ -136,7 +138,7 @@ def test_the_clean_level_is_the_evaluation_bit_for_bit(
             score = level.scores[name]
             assert (score.mean, score.std, score.interval) == (summary.mean, summary.std, summary.interval)
             assert (score.change, score.change_interval.low, score.change_interval.high) == (0, 0, 0)
-            assert robustness.floor[name] == summary.majority
+            assert robustness.floor[name] == summary.floor
 
 
 def test_a_level_is_scored_on_its_own_part(robustness: Robustness, features: Features, models: Path) -> None:
@@ -194,14 +196,14 @@ def test_a_share_of_1_is_the_modality_withheld(features: Features, models: Path,
     with torch.inference_mode():
         expected = model(next(without.batches(100))).logits
         torch.testing.assert_close(model(batch).logits, expected, rtol=0, atol=0)
-    np.testing.assert_array_equal(predict(model, missing), predict(model, without))
+    np.testing.assert_array_equal(predict(model, missing, TASK), predict(model, without, TASK))
 
 
 def test_a_share_of_nothing_changes_no_bit(features: Features, models: Path) -> None:
     model = load_model(models / "seed-3").model
     split = load_split(features, "test", modalities="both", audio_frames=8)
     none = _missing(split, MISSING_AUDIO, 0.0, seed=0).split
-    np.testing.assert_array_equal(predict(model, none), predict(model, split))
+    np.testing.assert_array_equal(predict(model, none, TASK), predict(model, split, TASK))
 
 
 def test_a_larger_share_holds_a_smaller_one_and_the_rest_is_untouched(features: Features) -> None:

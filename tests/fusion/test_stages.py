@@ -12,6 +12,7 @@ from fusion.models import MODELS
 from fusion.params import Recipe
 from fusion.stage_run import StageRun
 from fusion.state import State, StateFile
+from fusion.tasks import LabelTask
 from fusion.train import build_split_model
 from tests.fusion.made import Made, make_features, tiny_recipe
 from tests.fusion.test_models import SETTINGS
@@ -33,10 +34,10 @@ def stage_runs(recipe: Recipe) -> Any:
     train_split, validation = splits(FEATURES, recipe)
     torch.manual_seed(0)
     model: Any = build_split_model(train_split, recipe, CLASSES)
-    loss, shuffle = Criterion(recipe.loss, train_split, CLASSES), torch.Generator().manual_seed(0)
+    loss, shuffle = Criterion(recipe.loss, train_split, LabelTask(CLASSES)), torch.Generator().manual_seed(0)
     history: list[Any] = []
     for stage in model.stages():
-        yield model, StageRun(stage, train_split, validation, loss, recipe.train, shuffle, history, CLASSES)
+        yield model, StageRun(stage, train_split, validation, loss, recipe.train, shuffle, history, LabelTask(CLASSES))
 
 
 def test_frozen_stages_do_not_move_by_a_bit() -> None:

@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion.criterion import label_weights
 from fusion.data import Split, load_split
 from fusion.errors import FeatureError, OutputError, TrainingError
 from fusion.history import best_epoch
-from fusion.metrics import all_metrics, confusion_matrix
+from fusion.losses import label_weights
 from fusion.params import Recipe
+from fusion.predict import score_answers
 from fusion.state import State, StateFile
+from fusion.tasks import LabelTask
 from fusion.train import Fit, fit
 from pipeline.settings import SettingsError
 from pipeline.store import Features
@@ -100,9 +101,8 @@ def test_the_weights_are_those_of_the_best_epoch_on_validation() -> None:
     assert not result.model.training
     _, validation = splits(features, recipe)
     with torch.inference_mode():
-        predicted = torch.cat([result.model(batch).logits for batch in validation.batches(4)]).argmax(-1)
-    confusion = confusion_matrix(validation.labels.numpy(), predicted.numpy(), CLASSES)
-    assert all_metrics(confusion) == result.best.scores
+        logits = torch.cat([result.model(batch).logits for batch in validation.batches(4)])
+    assert score_answers(LabelTask(CLASSES), validation, logits.numpy()) == result.best.scores
 
 
 @pytest.mark.parametrize("metric", ["weighted_f1", "uar"])

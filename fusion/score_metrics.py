@@ -1,0 +1,84 @@
+"""Scores of a regression to opinions on a scale around zero, computed from sums over utterances.
+
+Beside mean absolute error and correlation there are those of classes that true and predicted scores fall into:
+
+    accuracy_7                  seven classes: both rounded to whole numbers, a half to the even one, cut at -3 and 3
+    ..._2                       two classes, convention "non-negative": score >= 0 against score < 0, of all utterances
+    ..._2_nonzero               two classes, convention "positive": score > 0 against the rest, without the utterances
+                                whose true score is 0
+
+Papers report either convention of the two, often without saying which; they differ by points.
+
+A tally is SUMS numbers, which add up over utterances and conversations (see `fusion.metrics`).
+"""
+
+import numpy as np
+
+from fusion.metrics import Metric, accuracy, as_confusion, ratio, weighted_f1
+
+HIGHEST = 3  # class; the lowest is -3
+ROUNDING = 1e-12  # share of a sum of squares below which what varies is taken for rounding
+
+# a tally: utterances, absolute errors, true and predicted scores, their squares and products, hits of seven classes,
+COUNT, ERRORS, TRUE, PREDICTED, TRUE_SQUARES, PREDICTED_SQUARES, PRODUCTS, HITS = range(8)
+NON_NEGATIVE, POSITIVE = slice(8, 12), slice(12, 16)  # and the confusion matrices of two classes
+SUMS = 16
+
+
+def to_seven(scores: np.ndarray) -> np.ndarray:
+    """The class of each score, int64 from -3 to 3."""
+    return np.clip(np.rint(scores), -HIGHEST, HIGHEST).astype(np.int64)
+
+
+def conversation_sums(true: np.ndarray, predicted: np.ndarray, conversations: np.ndarray) -> np.ndarray:
+    """Tallies (conversations, SUMS) of scores (utterances,), nan = none; `conversations` are a split's offsets."""
+    counted = ~np.isnan(true)
+    t, p = true.astype(float)[counted], predicted.astype(float)[counted]
+    columns = [np.ones_like(t), np.abs(t - p), t, p, t * t, p * p, t * p, to_seven(t) == to_seven(p)]
+    columns += _confusion_cells(t >= 0, p >= 0, np.ones_like(t, bool))
+    columns += _confusion_cells(t > 0, p > 0, t != 0)
+    turns = np.diff(conversations)
+    conversation = np.repeat(np.arange(len(turns)), turns)[counted]
+    return np.stack([np.bincount(conversation, column, len(turns)) for column in columns], axis=-1)
+
+
+def _confusion_cells(true: np.ndarray, predicted: np.ndarray, counted: np.ndarray) -> list[np.ndarray]:
+    """Which utterances are in each cell of the matrix of two classes, row by row."""
+    return [
+        counted & (true == row) & (predicted == column)
+        for row, column in [(False, False), (False, True), (True, False), (True, True)]
+    ]
+
+
+def mean_absolute_error(tallies: np.ndarray) -> np.ndarray:
+    """Mean distance between true and predicted score."""
+    return ratio(tallies[..., ERRORS], tallies[..., COUNT])
+
+
+def correlation(tallies: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of true and predicted scores, -1 to 1.
+
+    0 where it is not defined: fewer than two utterances, or scores that are all alike, but for rounding.
+    """
+    count, t, p = tallies[..., COUNT], tallies[..., TRUE], tallies[..., PREDICTED]
+    true_spread = _spread(count, t, tallies[..., TRUE_SQUARES])
+    predicted_spread = _spread(count, p, tallies[..., PREDICTED_SQUARES])
+    shared = count * tallies[..., PRODUCTS] - t * p
+    return np.clip(ratio(shared, np.sqrt(true_spread * predicted_spread)), -1, 1)
+
+
+def _spread(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """count^2 times the variance, 0 where it is lost in rounding."""
+    spread = count * squares - total * total
+    return np.where(spread > ROUNDING * count * squares, spread, 0.0)
+
+
+SCORE_METRICS: dict[str, Metric] = {
+    "mae": Metric("MAE", mean_absolute_error, bounds=(0.0, np.inf), lower_is_better=True),
+    "correlation": Metric("correlation", correlation, bounds=(-1.0, 1.0)),
+    "accuracy_2": Metric("acc-2 (>= 0)", lambda tallies: accuracy(as_confusion(tallies[..., NON_NEGATIVE]))),
+    "accuracy_2_nonzero": Metric("acc-2 (> 0)", lambda tallies: accuracy(as_confusion(tallies[..., POSITIVE]))),
+    "accuracy_7": Metric("acc-7", lambda tallies: ratio(tallies[..., HITS], tallies[..., COUNT])),
+    "weighted_f1_2": Metric("F1 (>= 0)", lambda tallies: weighted_f1(as_confusion(tallies[..., NON_NEGATIVE]))),
+    "weighted_f1_2_nonzero": Metric("F1 (> 0)", lambda tallies: weighted_f1(as_confusion(tallies[..., POSITIVE]))),
+}
