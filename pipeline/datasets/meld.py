@@ -11,9 +11,9 @@ split, so ids begin with it: `train/0/3` is dia3_utt3 of the split. Utterance nu
 StartTime and EndTime are times of the episode, not of the clip; they are carried along with the other columns, and
 nothing reads them (test 155, 3 ends where it starts, and its clip has sound).
 
-Published: utterances, speakers and labels as in the authors' README and paper. They state 1,039 dialogues of train,
-by the highest number: there is no dialogue 60, and the CSV has 1,038. Clips are as counted from the release: train
-dia125_utt3 cannot be decoded, dev dia110_utt7 is missing.
+Published: utterances and speakers as the authors' README states them, labels as in their official CSVs. The README
+states 1,039 dialogues of train, by the highest number: there is no dialogue 60, and the CSV has 1,038. Recordings are
+all clips (emo-box/EmoBox lists them) but two: train dia125_utt3 cannot be decoded, dev dia110_utt7 is missing.
 """
 
 from collections import Counter
