@@ -187,7 +187,10 @@ def import_app(
     text_mask: Mask = None,
     text_ids: Ids = None,
     output: Annotated[Path, typer.Option(help="Where the feature file goes.")] = Path("data/imported.h5"),
-    params: ParamsFile = DEFAULT_PARAMS,
+    params: Annotated[
+        Path | None,
+        typer.Option(help="The YAML file with the parameters; params.yaml where it is here, else defaults."),
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse utterances without features, and the reverse.")
@@ -199,6 +202,7 @@ def import_app(
     from pipeline.params import DatasetParams, ImportParams
     from pipeline.settings import read_section
 
+    params = params or (DEFAULT_PARAMS if DEFAULT_PARAMS.exists() else None)  # features need not lie in a project
     dataset = read_section(params, "dataset", DatasetParams, overrides)
     settings = read_section(params, "import", ImportParams, overrides)
     given = given_parts("audio", audio, audio_lengths, audio_mask, audio_ids)

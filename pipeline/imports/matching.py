@@ -1,7 +1,9 @@
-"""Which entry of a source belongs to which utterance. Pure.
+"""Which entry of a source belongs to which utterance.
 
 Names are compared under the rules below; the one that fits most utterances is taken for the whole source, the first of
-them if several fit as many. A source without names must have an entry for each row of the table.
+them if several fit as many. Turns may be counted from 0 or as the table numbers them: where both fit alike and differ,
+or a name counts beyond the last turn, the source is refused, since features could shift to a neighbour. A source
+without names must have an entry for each row of the table.
 """
 
 from collections import Counter
@@ -48,18 +50,26 @@ def _last(name: str) -> str:
     return PurePosixPath(_without_ending(name)).name
 
 
+def _numbered(row: Row) -> str | None:
+    """By the turn as the table numbers it."""
+    order = row.turn.order
+    return f"{row.turn.conversation}/{int(order)}" if order == int(order) else None
+
+
 def _recording(row: Row) -> str | None:
     return None if row.turn.audio is None else _without_ending(row.turn.audio)
 
 
-BY_PLACE = "conversation/turn"
+NUMBERED = "conversation/turn"
+BY_PLACE = "conversation/turn, counted from 0"
 # rule -> what an utterance is called, what an entry's name is compared as
 RULES: dict[str, tuple[Callable[[Row], str | None], Callable[[str], str]]] = {
-    "id": (lambda row: row.utterance.id, str),
+    "id": (lambda row: row.turn.id, str),
+    NUMBERED: (_numbered, str),
     BY_PLACE: (lambda row: f"{row.utterance.conversation}/{row.utterance.turn}", str),
     "recording": (_recording, _without_ending),
     "recording's file name": (lambda row: None if row.turn.audio is None else _last(row.turn.audio), _last),
-    "id, by file name": (lambda row: row.utterance.id, _last),
+    "id, by file name": (lambda row: row.turn.id, _last),
 }
 
 
@@ -96,17 +106,43 @@ def match(source: Source, rows: Sequence[Row]) -> Match:
 
 def _best(source: Source, rows: Sequence[Row]) -> Match | None:
     """The match of most utterances; None where no rule fits any."""
-    candidates = [
-        _compare(source, names, rule, rows)
-        for rule in RULES
-        for names in (source.ids, source.names)
-        if names is not None
-    ]
-    best = max(candidates, key=lambda candidate: len(rows) - candidate.entries.count(None))
+    candidates = [_compare(source, names, rule, rows) for names, rule in _comparisons(source)]
+    best = min(candidates, key=_misfit)
     if all(entry is None for entry in best.entries):
         return None
+    if best.rule in (NUMBERED, BY_PLACE):
+        _check_certain(best, candidates, rows)
     _check_unique(best, rows)
     return best
+
+
+def _comparisons(source: Source) -> list[tuple[Sequence[str], str]]:
+    """Names and rules to try; names that only tell a turn's place are compared by it alone."""
+    ids: list[tuple[Sequence[str], str]] = [] if source.ids is None else [(source.ids, rule) for rule in RULES]
+    return ids + [(source.names or [], rule) for rule in ([BY_PLACE] if source.whole else RULES)]
+
+
+def _misfit(candidate: Match) -> tuple[int, int]:
+    """Utterances without an entry, entries without an utterance."""
+    return candidate.entries.count(None), len(candidate.unused)
+
+
+def _check_certain(best: Match, candidates: Sequence[Match], rows: Sequence[Row]) -> None:
+    """Refuse names that tell a turn by its number, where it is not certain what the numbers mean."""
+    mend = "give the table a column id with these names (dataset.columns.id)"
+    known = {row.utterance.conversation for row in rows}
+    beyond = [name for name in best.unused if name.rpartition("/")[0] in known]
+    if beyond and not best.by_turn:
+        raise DataError(
+            f"{best.source.where}: '{beyond[0]}' is no turn of its conversation in the table; other turns may be "
+            f"counted otherwise, too: {mend}"
+        )
+    for other in candidates:
+        if other.rule in (NUMBERED, BY_PLACE) and _misfit(other) == _misfit(best) and other.entries != best.entries:
+            raise DataError(
+                f"{best.source.where}: turns in names such as '{best.source.name(0)}' may count from 0 or be those of "
+                f"the table, and both fit alike; {mend}"
+            )
 
 
 def _compare(source: Source, names: Sequence[str], rule: str, rows: Sequence[Row]) -> Match:

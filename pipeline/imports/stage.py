@@ -23,7 +23,7 @@ from pipeline.imports.values import (
     write_values,
 )
 from pipeline.join import table_of
-from pipeline.manifest import label_names
+from pipeline.manifest import Utterance, label_names
 from pipeline.params import DatasetParams, ImportParams
 from pipeline.prepare import note_validation, settle
 from pipeline.store import Part, read_features, write_joint
@@ -84,23 +84,33 @@ def import_features(
             _look_through(part.modality, match(source, rows), rows) for part, source in zip(given, sources, strict=True)
         ]
         ids = [row.utterance.id for row in rows]
-        lines = [f"mended: {count} {what}" for what, count in corpus.mended.most_common()]
-        lines += [f"note: {note}" for note in (*corpus.notes, *note_validation(corpus.turns, dataset), *files.notes)]
-        for modality in modalities:
-            lines += _describe(modality, ids, params)
+        notes = [*corpus.notes, *note_validation(corpus.turns, dataset), *files.notes]
         for modality in modalities:
             check_finite(modality.survey, ids, modality.name, params)
             if strict:
                 _check_complete(modality, ids)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        parts: dict[str, Part] = {
-            modality.name: write_values(modality.read, ids, modality.name, modality.survey, params, output)
-            for modality in modalities
-        }
-    utterances = [row.utterance for row in rows]
-    names = label_names(utterances, dataset.source)
-    write_joint(output, table_of(utterances, names), names, parts, copy=True)
+        _write(output, [row.utterance for row in rows], modalities, params, dataset.source)
+    lines = [f"mended: {count} {what}" for what, count in corpus.mended.most_common()]
+    lines += [f"note: {note}" for note in notes]
+    lines += [line for modality in modalities for line in _describe(modality, ids, params)]
     return Imported(output, len(rows), read_features(output).digest, lines)
+
+
+def _write(
+    output: Path,
+    utterances: Sequence[Utterance],
+    modalities: Sequence[_Modality],
+    params: ImportParams,
+    source: str,
+) -> None:
+    ids = [utterance.id for utterance in utterances]
+    names = label_names(utterances, source)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    parts: dict[str, Part] = {
+        modality.name: write_values(modality.read, ids, modality.name, modality.survey, params, output)
+        for modality in modalities
+    }
+    write_joint(output, table_of(utterances, names), names, parts, copy=True)
 
 
 def _check_output(table: Path | None, given: Sequence[Given], output: Path) -> None:

@@ -39,7 +39,7 @@ def load(file: BinaryIO, where: str) -> Any:
     except Refused as refused:
         raise DataError(f"{where}: {refused}") from None
     except Exception as error:  # whatever damaged bytes lead to
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{where}: not a readable pickle, truncated or damaged ({reason}); copy it anew") from None
 
 

@@ -257,7 +257,7 @@ def test_mult_has_rows_for_ids_and_scores_for_labels(tmp_path: Path) -> None:
         ({"id": ["a$_$1"] * 6}, r"id 'a\$_\$1' is given to 6 utterances"),
         ({"id": ["a$_$1"]}, "'id' has not as many entries as 'audio'"),
         ({"audio": np.ones(3)}, r"expected \(utterances, positions, dim\)"),
-        ({"annotations": "Negative"}, "expected one entry an utterance"),
+        ({"annotations": "Negative"}, "expected one entry an utterance, found 'Negative'"),
     ],
 )
 def test_a_damaged_split_is_named(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
