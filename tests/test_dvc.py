@@ -156,7 +156,7 @@ def test_an_experiment_is_one_command(project: Project) -> None:
     assert "weighted_f1" in project.run("dvc", "metrics", "show", "--json")
     project.run("dvc", "plots", "show")
     page = (project.folder / "dvc_plots" / "index.html").read_text(encoding="utf-8")
-    assert all(title in page for title in ("Confusion on the test split", "Loss by epoch", "Validation weighted F1"))
+    assert all(title in page for title in ("Confusion on the test split", "Loss by epoch", "Validation score by epoch"))
     assert "robustness_missing.png" in page
 
 

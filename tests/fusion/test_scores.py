@@ -50,7 +50,7 @@ def train(features: Features, recipe: Recipe) -> Fit:
 
 @pytest.mark.parametrize("name", ["hbaf", "concat"])
 def test_training_on_a_linear_signal_recovers_it(name: str) -> None:
-    features = make_features(Made(conversations=(40, 12, 20), frames=(4, 6), tokens=(3, 4), scored=True))
+    features = make_features(Made(conversations=(32, 10, 16), frames=(3, 5), tokens=(2, 4), scored=True))
     recipe = score_recipe(model={"name": name, "dropout": 0.0}, epochs=8, learning_rate=0.02)
     model = train(features, recipe).model
     split = load_split(features, "test", modalities="both", audio_frames=8, target="score")
@@ -255,12 +255,11 @@ def test_a_split_without_a_label_points_to_its_scores() -> None:
 # the files of every command
 
 PARAMS = """
-model: {dim: 8, heads: 2, audio_frames: 8}
-train: {target: score, seeds: [0, 1], epochs: 2, learning_rate: 0.01}
+model: {dim: 4, heads: 2, audio_frames: 4}
+train: {target: score, seeds: [0, 1], epochs: 1, learning_rate: 0.01}
 evaluate: {resamples: 20, permutations: 20, missing: [0.5]}
 ablations:
   concat: {model.name: concat}
-  hcam: {model.name: hcam}
 """
 
 
@@ -287,7 +286,7 @@ def test_every_command_leads_with_the_metric_of_training(project: Path) -> None:
     trained, evaluated, ablated = (project / "said.txt").read_text().splitlines()
     assert trained.startswith("models/hbaf: 2 trained, mean validation mae ")
     assert evaluated.startswith("results: test mae ")
-    assert ablated.startswith("results: 3 rows of 2 seeds, base test mae ")
+    assert ablated.startswith("results: 2 rows of 2 seeds, base test mae ")
 
 
 def test_scores_can_be_computed_again_from_the_predictions(project: Path) -> None:
