@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fusion.metrics import all_metrics, confusion_matrix, majority_floor
+from fusion.metrics import compute_all
+from fusion.tasks import LabelTask, floor_scores
 from pipeline.batching import shuffled_batches
 from pipeline.encoders.speech import load_speech_encoder
 from pipeline.encoders.text import load_text_encoder
@@ -493,9 +494,10 @@ def test_its_settings_are_no_part_of_the_features_identity(corpus: Corpus) -> No
 def test_scores_mean_what_they_mean_for_fusion_models() -> None:
     random = np.random.default_rng(0)
     true, predicted, train = random.integers(0, 3, 60), random.integers(0, 4, 60), random.integers(0, 4, 60)
-    expected = all_metrics(confusion_matrix(true, predicted, 4))
-    assert scores(true, predicted) == pytest.approx(expected)
-    assert majority(train, true) == pytest.approx(majority_floor(true, train, 4))
+    task = LabelTask(4)
+    tally = task.tally(true, np.eye(4)[predicted], np.array([0, 60]))[0]
+    assert scores(true, predicted) == pytest.approx(compute_all(task.metrics, tally))
+    assert majority(train, true) == pytest.approx(floor_scores(task, true, train))
 
 
 def test_balanced_weights_are_those_of_scikit_learn() -> None:

@@ -274,6 +274,7 @@ def dirty(draw: st.DrawFn, form: str) -> bytes:
     transcription=dirty("{name} [{start}-{end}]: {text}"),
     evaluation=dirty("[{start} - {end}]\t{name}\t{code}\t[2.5, 2, 1]"),
 )
+@example(transcription=b"", evaluation=b"\xef\xbb\xbf[000.0000 - 000.0000]\tSes05F_impro01_F000\tang\t[2.5, 2, 1]")
 @example(transcription=b"M: Yeah.\nF\n\xef\xbb\xbf", evaluation=HEADER.encode())
 def test_dirty_lines_make_turns_or_our_own_error(tmp_path: Path, transcription: bytes, evaluation: bytes) -> None:
     root = tmp_path / "release"
@@ -294,8 +295,10 @@ def test_dirty_lines_make_turns_or_our_own_error(tmp_path: Path, transcription: 
 
 def check_nothing_is_dropped(corpus: Corpus, transcription: bytes, evaluation: bytes) -> None:
     """Every line of the transcription is a turn, and so is, behind them, every turn that was evaluated only."""
-    written = [line for line in transcription.removeprefix(b"\xef\xbb\xbf").split(b"\n") if text_of(line)]
-    evaluated = {line.split(b"\t")[1].decode() for line in evaluation.split(b"\n") if line.strip().startswith(b"[")}
+    mark = b"\xef\xbb\xbf"  # which some editors put in front of UTF-8
+    written = [line for line in transcription.removeprefix(mark).split(b"\n") if text_of(line)]
+    lines = evaluation.removeprefix(mark).split(b"\n")
+    evaluated = {line.split(b"\t")[1].decode() for line in lines if line.strip().startswith(b"[")}
     ids = [turn.id or "" for turn in corpus.turns]
     assert len(set(ids)) == len(ids)
     transcribed, alone = ids[: len(written)], ids[len(written) :]
