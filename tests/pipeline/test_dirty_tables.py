@@ -134,7 +134,7 @@ def test_a_dirty_table_is_a_manifest_or_our_error(tmp_path: Path) -> None:
         outcomes[prepared_or_refused(params, tmp_path, len(rows)) is not None] += 1
 
     holds()
-    assert outcomes[True] and outcomes[False], outcomes  # both ends were seen; how often is up to the generator
+    assert min(outcomes[True], outcomes[False]) > 0, outcomes  # how often is up to the generator
 
 
 SOUND = [
@@ -163,7 +163,7 @@ def test_a_table_with_broken_bytes_is_a_manifest_or_our_error(tmp_path: Path) ->
         outcomes[prepared_or_refused(params, tmp_path, None) is not None] += 1
 
     holds()
-    assert outcomes[True] and outcomes[False], outcomes  # both ends were seen; how often is up to the generator
+    assert min(outcomes[True], outcomes[False]) > 0, outcomes  # how often is up to the generator
 
 
 MELD_CELLS = st.sampled_from([*HEADER.split(","), "Joy", "0", "3", "-1", "2.0", "99999999999", "\ud83d\ude00", "’"])
@@ -210,4 +210,4 @@ def test_dirty_csvs_of_meld_are_a_manifest_or_our_error(tmp_path: Path) -> None:
         outcomes[prepared_or_refused(params, tmp_path, expected) is not None] += 1
 
     holds()
-    assert outcomes[True] and outcomes[False], outcomes  # both ends were seen; how often is up to the generator
+    assert min(outcomes[True], outcomes[False]) > 0, outcomes  # how often is up to the generator
