@@ -83,6 +83,7 @@ def evaluate_app(
     device: Device = "auto",
 ) -> None:
     """Score the trained models of all seeds on the test split, clean and degraded, and write the result files."""
+    from fusion.atomic import writing
     from fusion.device import pick_device
     from fusion.evaluate import evaluate
     from fusion.params import EvaluateParams, ModelParams
@@ -97,6 +98,8 @@ def evaluate_app(
     models = models or Path("models") / read_section(path, "model", ModelParams, overrides).name
     joint, chosen, commit = read_features(features), pick_device(device), current_commit()
     parts = read_degraded(degraded, joint)
+    with writing(output):  # now, rather than after all is scored
+        output.mkdir(parents=True, exist_ok=True)
     evaluation = evaluate(joint, models, section, chosen)
     robustness = measure_robustness(joint, models, section, parts, chosen)
     write_report(evaluation, output, commit)

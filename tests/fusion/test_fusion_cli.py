@@ -58,6 +58,12 @@ def test_paths_and_parameters_can_be_given(project: Path) -> None:
     assert (project / "out" / "scores" / "metrics.json").exists()
 
 
+def test_a_place_that_cannot_be_written_is_told_before_models_are_scored(project: Path) -> None:
+    (project / "taken").write_text("a file")
+    refused = run(evaluate_app, "--features", "data/feats.h5", "--output", "taken")  # there are no models, either
+    assert (refused.exit_code, refused.stderr.splitlines()[0][:30]) == (2, "error: taken: cannot be writte")
+
+
 def test_without_params_yaml_defaults_are_used_and_this_is_said(project: Path) -> None:
     (project / "params.yaml").unlink()
     small = ["model.dim=8", "model.heads=2", "model.audio_frames=4", "train.seeds=[5]", "train.epochs=1"]
