@@ -81,4 +81,4 @@ def _concerned(utterances: list[Utterance], what: str) -> list[Utterance]:
         return [utterance for utterance in utterances if not utterance.samples]
     if what.startswith("label"):
         return [utterance for utterance in utterances if utterance.label is None]
-    return utterances
+    return []  # a turn that is not there has no status
