@@ -129,7 +129,9 @@ def _read_details(path: Path) -> Mapping[str, Any]:
         for name in LABEL_METRICS:
             float(details["test"][name]["floor"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ResultError(f"{path}: not the details of an evaluation with labels; {MEND}") from None
+        raise ResultError(
+            f"{path}: not the details of an evaluation of labels, which are all that is joined; {MEND}"
+        ) from None
     return details
 
 

@@ -176,7 +176,8 @@ def join_app(
 @command
 def import_app(
     table: Annotated[
-        Path | None, typer.Option(help="The utterances: .csv, .tsv or .jsonl; without, those that a pickle tells of.")
+        Path | None,
+        typer.Option(help="The utterances: .csv, .tsv, .jsonl or .parquet; without, those that a pickle tells of."),
     ] = None,
     audio: Features = None,
     audio_lengths: Lengths = None,

@@ -133,6 +133,11 @@ class _Scratch:
 
 
 def _check(utterance: Utterance, clip: _Clip, path: Path) -> None:
+    if "missing-file" in clip.issues:
+        raise DataError(
+            f"'{utterance.id}': {path}: no such file, though the manifest has it; set dataset.root to the one that "
+            "it was made with, or run pipeline-prepare again"
+        )
     if (clip.samples, clip.sample_rate) != (utterance.samples, utterance.sample_rate):
         found = f"{clip.samples} samples" if clip.samples else "+".join(clip.issues)
         raise DataError(

@@ -118,7 +118,10 @@ def _published_lines(prepared: Prepared) -> list[str]:
 
 def note_validation(turns: Sequence[Turn], params: DatasetParams) -> list[str]:
     """That a validation split was made here, if it was."""
-    made = params.split == "given" and not any(turn.split == "validation" for turn in turns)
+    if params.split != "given":
+        own = any(turn.split is not None for turn in turns)
+        return [f"the corpus' own splits are set aside: dataset.split is {params.split}"] * own
+    made = not any(turn.split == "validation" for turn in turns)
     return [
         f"no validation split is given: conversations of train were held out (split_seed {params.split_seed})"
     ] * made

@@ -116,8 +116,14 @@ def read(params: DatasetParams) -> Corpus:
     """The turns of the release under `root`, of which session `fold` (5 where it is 0) is the test split.
 
     Raises:
-        DataError: that session is missing, a file cannot be read, or a line that names a turn cannot be understood.
+        DataError: a fold is asked for beside splits of another kind, that session is missing, a file cannot be read,
+            or a line that names a turn cannot be understood.
     """
+    if params.fold and params.split != "given":
+        raise DataError(
+            f"dataset.fold {params.fold} makes a session the test split, but dataset.split is '{params.split}'; set "
+            "dataset.split: given, or dataset.fold: 0"
+        )
     root, test = Path(params.root), params.fold or SESSIONS[-1]
     found = [number for number in SESSIONS if (root / f"Session{number}" / "dialog").is_dir()]
     if test not in found:

@@ -323,7 +323,7 @@ def test_a_layer_that_the_encoder_lacks_is_refused(odd: Project) -> None:
 def test_a_recording_that_went_since_prepare_is_named(again: Project) -> None:
     (again.root / "gone").mkdir()
     line = refusal(audio_app, again.audio("--set", f"dataset.root={again.root / 'gone'}"))
-    assert "has changed since the manifest was made (found missing-file, expected" in line
+    assert "no such file, though the manifest has it; set dataset.root to the one" in line
     assert "run pipeline-prepare again" in line
 
 

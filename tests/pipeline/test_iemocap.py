@@ -311,3 +311,10 @@ def text_of(line: bytes) -> str:
         return line.decode("utf-8").strip()
     except UnicodeDecodeError:
         return line.decode("cp1252", errors="replace").strip()
+
+
+def test_a_fold_is_not_asked_for_beside_other_splits(release: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset.fold 2 makes a session the test split, but dataset.split is 'conv"):
+        iemocap.read(params(release, fold=2, split="conversation"))
+    notes = prepare(params(release, split="conversation")).notes
+    assert "the corpus' own splits are set aside: dataset.split is conversation" in notes
