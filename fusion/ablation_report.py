@@ -19,11 +19,10 @@ from fusion.atomic import write_file
 from fusion.comparison import Comparison, Row
 from fusion.picture import draw_bars
 from fusion.provenance import VERSION
-from fusion.tables import bounds, csv_text, markdown_table, mean_std
+from fusion.tables import bounds, csv_text, markdown_table, mean_std, number
 from fusion.tasks import METRICS
 from fusion.variants import BASE, format_value
 
-DIGITS = 6  # behind the point, in ablations.csv
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", **{symbol: "\\" + symbol for symbol in "&%$#_{}"},
@@ -103,7 +102,7 @@ def table_csv(comparison: Comparison, run: Mapping[str, Any]) -> str:
             numbers += [difference.p, difference.p_holm]
         numbers += row.scores.values()
         cells = [run["id"], variant.name, variant.base, overrides, variant.recipe.model.name, run["seeds"]]
-        cells += [comparison.metric, *("" if number is None else f"{number:.{DIGITS}f}" for number in numbers)]
+        cells += [comparison.metric, *map(number, numbers)]
         rows.append([*cells, row.parameters, "" if row.seconds is None else f"{row.seconds:.1f}"])
     return csv_text([*header, "parameters", "seconds"], rows)
 

@@ -10,13 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fusion.atomic import write_file
-from fusion.evaluate import sample_std
+from fusion.class_report import class_table, describe_classes
 from fusion.folds import SAME, Joined
-from fusion.report import DIGITS
-from fusion.tables import bounds, csv_text, markdown_table, mean_std
+from fusion.tables import bounds, csv_text, markdown_table, mean_std, rounded
 from pipeline.store import UNLABELLED
 
 
@@ -59,21 +56,24 @@ def details_json(joined: Joined) -> str:
     """All numbers."""
     scores = {
         name: {
-            "folds": {fold.name: _round(value) for fold, value in zip(joined.folds, score.folds, strict=True)},
-            "mean": _round(score.mean),
-            "std": None if score.std is None else _round(score.std),
+            "folds": {fold.name: rounded(value) for fold, value in zip(joined.folds, score.folds, strict=True)},
+            "mean": rounded(score.mean),
+            "std": None if score.std is None else rounded(score.std),
             "pooled": {
-                "mean": _round(score.pooled),
-                "std": None if score.pooled_std is None else _round(score.pooled_std),
-                "low": _round(score.interval.low),
-                "high": _round(score.interval.high),
+                "mean": rounded(score.pooled),
+                "std": None if score.pooled_std is None else rounded(score.pooled_std),
+                "low": rounded(score.interval.low),
+                "high": rounded(score.interval.high),
             },
-            "floor": _round(score.floor),
+            "floor": rounded(score.floor),
         }
         for name, score in joined.scores.items()
     }
     counts = {fold.name: int((fold.true != UNLABELLED).sum()) for fold in joined.folds}
-    content = {"run": describe_join(joined), "test": {**scores, "per_class": _per_class(joined), "utterances": counts}}
+    content = {
+        "run": describe_join(joined),
+        "test": {**scores, "per_class": describe_classes(joined.folds[0].labels, joined.classes), "utterances": counts},
+    }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -96,11 +96,7 @@ def table_md(joined: Joined) -> str:
          str(int((fold.true != UNLABELLED).sum())), str(len(set(fold.conversations)))]
         for index, fold in enumerate(joined.folds)
     ]  # fmt: skip
-    classes = [
-        [label, *(mean_std(scores[name]["mean"], scores[name]["std"]) for name in ("precision", "recall", "f1")),
-         str(scores["support"])]
-        for label, scores in _per_class(joined).items()
-    ]  # fmt: skip
+    classes = class_table(describe_classes(joined.folds[0].labels, joined.classes), "label, pooled")
     confidence = f"{joined.params.confidence:.0%} interval"
     lines = [
         f"# {run['model']} on the test splits of {len(joined.folds)} folds",
@@ -113,7 +109,7 @@ def table_md(joined: Joined) -> str:
         "",
         *markdown_table(["fold", *joined.scores, "utterances", "conversations"], folds),
         "",
-        *markdown_table(["label, pooled", "precision", "recall", "f1", "support"], classes),
+        *classes,
         "",
         f"Folds {run['id']}: parameters `{str(run['params'])[:12]}`, modalities {run['modalities']}, encoders "
         f"{run['encoders']}, erc-fusion {run['version']}; runs "
@@ -121,20 +117,3 @@ def table_md(joined: Joined) -> str:
         + ".",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _per_class(joined: Joined) -> dict[str, dict[str, Any]]:
-    """Precision, recall and F1 of each label, pooled, as mean and standard deviation over seeds, and its support."""
-    result: dict[str, dict[str, Any]] = {}
-    for index, label in enumerate(joined.folds[0].labels):
-        scores: dict[str, Any] = {}
-        for name in ("precision", "recall", "f1"):
-            values = getattr(joined.classes, name)[:, index].tolist()
-            std = sample_std(values)
-            scores[name] = {"mean": _round(float(np.mean(values))), "std": None if std is None else _round(std)}
-        result[label] = scores | {"support": int(joined.classes.support[0, index])}
-    return result
-
-
-def _round(value: float) -> float:
-    return round(value, DIGITS)

@@ -11,9 +11,7 @@ import numpy as np
 
 from fusion.evaluate import Evaluation
 from fusion.score_metrics import to_seven
-from fusion.tables import csv_text
-
-DIGITS = 6  # behind the point
+from fusion.tables import csv_text, number
 
 
 def predictions_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
@@ -46,11 +44,11 @@ def _cells(evaluation: Evaluation, answers: np.ndarray) -> Iterator[list[str]]:
     """Of each utterance: what is true, what is predicted, and the probabilities of labels."""
     if evaluation.task.target == "score":
         for true, (score,) in zip(evaluation.true, answers, strict=True):
-            yield ["" if np.isnan(true) else _number(true), _number(score)]
+            yield ["" if np.isnan(true) else number(true), number(score)]
         return
     labels = [*evaluation.labels, ""]  # -1 = unlabelled is the last
     for true, probabilities in zip(evaluation.true, answers, strict=True):
-        yield [labels[true], labels[probabilities.argmax()], *map(_number, probabilities)]
+        yield [labels[true], labels[probabilities.argmax()], *map(number, probabilities)]
 
 
 def _classes(evaluation: Evaluation, true: np.ndarray, answers: np.ndarray) -> Iterator[tuple[str, str]]:
@@ -59,7 +57,3 @@ def _classes(evaluation: Evaluation, true: np.ndarray, answers: np.ndarray) -> I
         return zip(map(str, to_seven(true)), map(str, to_seven(answers[:, 0])), strict=True)
     labels = evaluation.labels
     return ((labels[one], labels[other]) for one, other in zip(true, answers.argmax(-1), strict=True))
-
-
-def _number(value: float) -> str:
-    return f"{value:.{DIGITS}f}"

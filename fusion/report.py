@@ -18,14 +18,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fusion.atomic import write_file
-from fusion.evaluate import Evaluation, SeedScores, Summary, sample_std
+from fusion.class_report import class_table, describe_classes, stack_seeds
+from fusion.evaluate import Evaluation, SeedScores, Summary
 from fusion.prediction_report import confusion_csv, predictions_csv
-from fusion.tables import bounds, csv_text, markdown_table, mean_std
-
-DIGITS = 6  # behind the point, in every file
+from fusion.tables import bounds, csv_text, markdown_table, mean_std, number, rounded
 
 
 def write_report(evaluation: Evaluation, folder: Path, commit: str | None) -> None:
@@ -103,10 +100,10 @@ def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     content = {
         "run": dict(run),
         "test": {**scores, "per_class": _per_class(evaluation), "utterances": int(evaluation.counted.sum())},
-        "validation": {name: _round(summary.validation) for name, summary in evaluation.summaries.items()},
+        "validation": {name: rounded(summary.validation) for name, summary in evaluation.summaries.items()},
         "heads": {
             head: {
-                name: _summary(summary) | {"validation": _round(summary.validation)} for name, summary in own.items()
+                name: _summary(summary) | {"validation": rounded(summary.validation)} for name, summary in own.items()
             }
             for head, own in evaluation.heads.items()
         },
@@ -132,7 +129,7 @@ def curves_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     rows = (
         [run["id"], seed, epoch.stage, epoch.number]
         + [
-            "" if value is None else f"{value:.{DIGITS}f}"
+            number(value)
             for value in (
                 epoch.train["total"],
                 epoch.validation["total"],
@@ -178,15 +175,8 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
 
 def _classes(evaluation: Evaluation) -> list[str]:
     """A table of the labels, if there are any."""
-    rows = [
-        [
-            label,
-            *(mean_std(scores[name]["mean"], scores[name]["std"]) for name in ("precision", "recall", "f1")),
-            str(scores["support"]),
-        ]
-        for label, scores in _per_class(evaluation).items()
-    ]
-    return [*markdown_table(["label", "precision", "recall", "f1", "support"], rows), ""] if rows else []
+    described = _per_class(evaluation)
+    return [*class_table(described), ""] if described else []
 
 
 def _heads(evaluation: Evaluation, confidence: str) -> list[str]:
@@ -209,40 +199,28 @@ def _heads(evaluation: Evaluation, confidence: str) -> list[str]:
 
 def _summary(summary: Summary) -> dict[str, float | None]:
     return {
-        "mean": _round(summary.mean),
-        "std": None if summary.std is None else _round(summary.std),
-        "low": _round(summary.interval.low),
-        "high": _round(summary.interval.high),
-        "floor": _round(summary.floor),
+        "mean": rounded(summary.mean),
+        "std": None if summary.std is None else rounded(summary.std),
+        "low": rounded(summary.interval.low),
+        "high": rounded(summary.interval.high),
+        "floor": rounded(summary.floor),
     }
 
 
 def _seed(seed: SeedScores) -> dict[str, Any]:
     test = {
         name: {
-            "value": _round(value),
-            "low": _round(seed.intervals[name].low),
-            "high": _round(seed.intervals[name].high),
+            "value": rounded(value),
+            "low": rounded(seed.intervals[name].low),
+            "high": rounded(seed.intervals[name].high),
         }
         for name, value in seed.scores.items()
     }
-    validation = {name: _round(value) for name, value in seed.provenance.validation["fused"].items()}
+    validation = {name: rounded(value) for name, value in seed.provenance.validation["fused"].items()}
     return {"test": test, "validation": validation, "epochs": dict(seed.provenance.selected)}
 
 
 def _per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """Precision, recall and F1 of each label as mean and standard deviation over seeds, and its support."""
-    result: dict[str, dict[str, Any]] = {}
+    """Scores of each label; none where scores are learned."""
     by_seed = [seed.classes for seed in evaluation.seeds if seed.classes is not None]
-    for index, label in enumerate(evaluation.labels if by_seed else ()):
-        scores: dict[str, Any] = {}
-        for name in ("precision", "recall", "f1"):
-            values = [float(getattr(classes, name)[index]) for classes in by_seed]
-            std = sample_std(values)
-            scores[name] = {"mean": _round(float(np.mean(values))), "std": None if std is None else _round(std)}
-        result[label] = scores | {"support": int(by_seed[0].support[index])}
-    return result
-
-
-def _round(value: float) -> float:
-    return round(value, DIGITS)
+    return describe_classes(evaluation.labels, stack_seeds(by_seed)) if by_seed else {}

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from fusion.atomic import write_file
 from fusion.robustness import CLEAN, MISSING_AUDIO, MISSING_TEXT, NOISE, RECOGNISER, WORDS, Level, Robustness
-from fusion.tables import bounds, csv_text, markdown_table, mean_std
+from fusion.tables import bounds, csv_text, markdown_table, mean_std, number
 from fusion.tasks import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DIGITS = 6  # behind the point
 BAND = 0.18  # opacity
 TITLES = {
     WORDS: "Word errors in the transcripts",
@@ -75,11 +74,11 @@ def scores_csv(robustness: Robustness, run: Mapping[str, Any]) -> str:
 
 
 def _cells(level: Level, metrics: Sequence[str]) -> list[str]:
-    cells = [level.study, "" if level.level is None else f"{level.level:g}", _number(level.word_error_rate)]
+    cells = [level.study, "" if level.level is None else f"{level.level:g}", number(level.word_error_rate)]
     for name in metrics:
         score = level.scores[name]
         cells += [
-            _number(value)
+            number(value)
             for value in (
                 score.mean,
                 score.std,
@@ -91,10 +90,6 @@ def _cells(level: Level, metrics: Sequence[str]) -> list[str]:
             )
         ]
     return cells
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.{DIGITS}f}"
 
 
 def table_md(robustness: Robustness, run: Mapping[str, Any]) -> str:

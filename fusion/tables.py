@@ -7,6 +7,22 @@ from typing import Any
 
 from fusion.statistics import Interval
 
+DIGITS = 6  # behind the point, wherever programs read a number
+
+
+def rounded(value: float) -> float:
+    """A number as JSON files give it."""
+    return round(value, DIGITS)
+
+
+def number(value: float | None) -> str:
+    """A number as CSV files give it, empty where there is none.
+
+    >>> number(0.5), number(None)
+    ('0.500000', '')
+    """
+    return "" if value is None else f"{value:.{DIGITS}f}"
+
 
 def mean_std(mean: float, std: float | None) -> str:
     """Mean ± standard deviation, which a single seed lacks.
