@@ -3,7 +3,8 @@
 On a CPU several processes work side by side. They are forked after the splits were loaded, so that they share the rows
 without a copy, however many there are; shared memory would need as much of /dev/shm, which containers keep at 64 MB.
 No thread of torch may live when a process forks, so this one computes with a single thread until then. Numbers do not
-depend on how many processes there are: each run has its own seed and as many threads as torch would have here.
+depend on how many processes there are: each run has its own seed and as many threads as torch would have here. That
+holds for the actors of a cluster, too (`fusion.distributed`).
 """
 
 import importlib
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,15 +25,17 @@ import torch
 from tqdm import tqdm
 
 from fusion.atomic import writing
-from fusion.data import Split, load_split, withhold
+from fusion.data import Split
+from fusion.distributed import train_on_cluster
 from fusion.errors import TrainingError
-from fusion.params import EvaluateParams, Modalities, Recipe
-from fusion.runs import Result, Run, RunFolder, Splits, train_run
+from fusion.params import EvaluateParams
+from fusion.runs import Result, Run, RunFolder, train_run
 from fusion.seeds import fingerprint
+from fusion.split_table import SplitTable, load_splits
 from fusion.tasks import Task, find_task
 from fusion.train import build_split_model
 from fusion.variants import Variant
-from pipeline.settings import SettingsError
+from pipeline.settings import Cluster, SettingsError
 from pipeline.store import Features
 
 
@@ -50,26 +53,6 @@ class Ablation:
     device: str  # its type
 
 
-class SplitTable:
-    """The splits that the rows need, by what their models are given."""
-
-    def __init__(self, features: Features, variants: Sequence[Variant], device: torch.device) -> None:
-        self.loaded: dict[int, Splits] = {}
-        given, target = [one.recipe.model for one in variants], variants[0].recipe.train.target
-        for frames in dict.fromkeys(one.audio_frames for one in given):
-            wanted = {one.modalities for one in given if one.audio_frames == frames}
-            modalities: Modalities = wanted.pop() if len(wanted) == 1 else "both"
-            load = partial(
-                load_split, features, modalities=modalities, audio_frames=frames, target=target, device=device
-            )
-            self.loaded[frames] = Splits(load("train"), load("validation"), load("test"))
-
-    def __getitem__(self, recipe: Recipe) -> Splits:
-        """What a model of `recipe` is given; a withheld modality costs no copy of the other one."""
-        found, modalities = self.loaded[recipe.model.audio_frames], recipe.model.modalities
-        return Splits(*(withhold(split, modalities) for split in (found.train, found.validation, found.test)))
-
-
 def ablate(
     features: Features,
     variants: Sequence[Variant],
@@ -77,31 +60,41 @@ def ablate(
     folder: Path,
     device: torch.device,
     jobs: int | None = None,
+    cluster: Cluster | None = None,
 ) -> Ablation:
     """Train every row of `variants` with every seed, or take its result from `folder`, where each is kept.
 
     Args:
+        device: that trains, here or in the actors of the cluster.
         jobs: processes that train side by side; one for each core by default, always one on a GPU.
+        cluster: where to train instead.
 
     Raises:
         SettingsError: a model refuses its parameters; nothing was trained.
         FeatureError: the features lack what a row needs.
         TrainingError: runs failed, after all others were done; or a process was killed.
+        ClusterError: actors cannot be started.
         OutputError: a result cannot be written.
     """
-    jobs = _count_jobs(jobs, device)
+    jobs = _count_jobs(jobs, device, cluster)
     with writing(folder):  # now, rather than after the first run
         folder.mkdir(parents=True, exist_ok=True)
     kept = RunFolder(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if jobs > 1 else threads)
     try:
-        splits, classes = SplitTable(features, variants, device), len(features.label_names)
+        splits = load_splits(features, variants, torch.device("cpu") if cluster else device)
+        classes = len(features.label_names)
         _check_models(variants, splits, classes)
         runs = {one.name: _list_runs(features, one, device) for one in variants}
         distinct = {run.fingerprint: run for row in runs.values() for run in row}
         missing = [run for run in distinct.values() if kept.load(run) is None]
-        _train_all(missing, len(distinct), splits, classes, kept, jobs, threads)
+        work: AbstractContextManager[Iterator[str | None]]
+        if cluster:
+            work = nullcontext(train_on_cluster(missing, splits, classes, kept, cluster))
+        else:
+            work = _train_here(missing, splits, classes, kept, min(jobs, len(missing)), threads)
+        _finish(work, len(missing), len(distinct))
     finally:
         torch.set_num_threads(threads)
     return Ablation(
@@ -116,7 +109,11 @@ def ablate(
     )
 
 
-def _count_jobs(asked: int | None, device: torch.device) -> int:
+def _count_jobs(asked: int | None, device: torch.device, cluster: Cluster | None) -> int:
+    if cluster:
+        if asked:
+            raise TrainingError(f"--jobs {asked}: with cluster.engine 'ray', set cluster.actors instead")
+        return 1
     if device.type == "cpu":
         return asked or len(os.sched_getaffinity(0))
     if asked not in (None, 1):
@@ -150,20 +147,23 @@ def _load(kept: RunFolder, run: Run) -> Result:
     return result
 
 
-def _train_all(
-    runs: Sequence[Run], total: int, splits: SplitTable, classes: int, kept: RunFolder, jobs: int, threads: int
-) -> None:
-    """Do all `runs`; one that fails does not keep the others from being done."""
-    jobs = min(jobs, len(runs))
+def _train_here(
+    runs: Sequence[Run], splits: SplitTable, classes: int, kept: RunFolder, jobs: int, threads: int
+) -> AbstractContextManager[Iterator[str | None]]:
+    """Why each of the `runs` failed, None where it did not, as they finish."""
     if runs:
         importlib.import_module("torch._dynamo")  # every optimizer needs it: seconds, once and in no run's time
     train = partial(_train, splits=splits, classes=classes, kept=kept)
     torch.set_num_threads(1 if jobs > 1 else threads)
+    return _side_by_side(runs, jobs, _Worker(train, threads)) if jobs > 1 else nullcontext(map(train, runs))
+
+
+def _finish(work: AbstractContextManager[Iterator[str | None]], missing: int, total: int) -> None:
+    """Do all runs that are `missing`; one that fails does not keep the others from being done."""
     failures: list[str] = []
     with (
-        # the bar has a thread of its own, so it comes after the processes
-        _side_by_side(runs, jobs, _Worker(train, threads)) if jobs > 1 else nullcontext(map(train, runs)) as finished,
-        tqdm(total=total, initial=total - len(runs), desc="ablations", unit="run", disable=None) as bar,
+        work as finished,  # the bar has a thread of its own, so it comes after the processes
+        tqdm(total=total, initial=total - missing, desc="ablations", unit="run", disable=None) as bar,
     ):
         for failure in finished:
             failures += [failure] if failure else []

@@ -117,11 +117,14 @@ def ablate_app(
     ),
     only: Annotated[list[str], typer.Option(metavar="NAME", help="A set of the table; repeatable.")] = [],  # noqa: B006
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side; one for each core by default, one on a GPU.")
+        int | None,
+        typer.Option(min=1, help="Runs side by side on this machine; one for each core by default, one on a GPU."),
     ] = None,
     device: Device = "auto",
 ) -> None:
     """Train and score the sets of section ablations with every seed, compare them. An interrupted table goes on."""
+    import torch
+
     from fusion.ablate import ablate
     from fusion.ablation_report import headline, write_table
     from fusion.comparison import compare
@@ -129,13 +132,16 @@ def ablate_app(
     from fusion.params import EvaluateParams
     from fusion.report import current_commit
     from fusion.variants import read_variants
-    from pipeline.settings import read_section
+    from pipeline.settings import ClusterParams, connect, read_section
     from pipeline.store import read_features
 
     path = find_params(params)
     variants, section = read_variants(path, overrides, only), read_section(path, "evaluate", EvaluateParams, overrides)
-    folder, where = output / "ablations", pick_device(device)
-    comparison = compare(ablate(read_features(features), variants, section, folder, where, jobs))
+    joint, engine = read_features(features), read_section(path, "cluster", ClusterParams, overrides)
+    with connect(engine, device, torch.get_num_threads()) as cluster:
+        where = torch.device(cluster.device) if cluster else pick_device(device)
+        ablation = ablate(joint, variants, section, output / "ablations", where, jobs, cluster)
+    comparison = compare(ablation)
     write_table(comparison, output, current_commit())
     print(f"{output}: {headline(comparison)}")
 

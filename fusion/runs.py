@@ -1,7 +1,7 @@
 """One training run of an ablation table: trained, scored on the test split, and kept as a small file.
 
     results/ablations/<fingerprint>.npz     finished
-    results/ablations/<fingerprint>.state   begun, goes on after the last epoch that was kept
+    results/ablations/<fingerprint>.state   begun, goes on after the last epoch that was kept; not by runs on a cluster
 
 The fingerprint stands for everything that decides the numbers, and for nothing else: a run is found again after its set
 was renamed or other sets came along, and rows of the same parameters share it.
@@ -130,7 +130,13 @@ def train_run(run: Run, splits: Splits, classes: int, folder: RunFolder, stderr:
         OutputError: the result cannot be written.
     """
     state = folder.state(run)
-    whole = not state.path.exists()
+    folder.save(run, compute_run(run, splits, classes, state, stderr))
+    state.delete()
+
+
+def compute_run(run: Run, splits: Splits, classes: int, state: StateFile | None, stderr: TextIO) -> Result:
+    """Train, score on the test split; raises as `train_run`."""
+    whole = state is None or not state.path.exists()
     began = time.perf_counter()
     try:
         with redirect_stderr(_Plain(stderr)):
@@ -138,12 +144,10 @@ def train_run(run: Run, splits: Splits, classes: int, folder: RunFolder, stderr:
     except (TrainingError, SettingsError) as error:
         raise TrainingError(f"row '{run.row}' of ablations: {error}") from error
     seconds = time.perf_counter() - began
-    result = Result(
+    return Result(
         answers=predict(done.model, splits.test, find_task(run.recipe.train.target, classes)),
         validation=done.validation["fused"],
         parameters=sum(weights.numel() for weights in done.model.parameters()),
         epochs=len(done.history),
         seconds=seconds if whole else None,
     )
-    folder.save(run, result)
-    state.delete()

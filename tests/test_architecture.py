@@ -86,7 +86,16 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize("module", ["fusion.cli", "pipeline.cli"])
 def test_commands_import_no_heavy_library(module: str) -> None:
-    assert not loaded_by(f"import {module}") & {"transformers", "torchaudio", "dvc", "torch", "sklearn", "h5py", "av"}
+    assert not loaded_by(f"import {module}") & {
+        "transformers",
+        "torchaudio",
+        "dvc",
+        "torch",
+        "sklearn",
+        "h5py",
+        "av",
+        "ray",
+    }
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from pipeline.params import (
     ImportParams,
     TextParams,
 )
-from pipeline.settings import Section, check_section, read_section
+from pipeline.settings import ClusterParams, Section, check_section, read_section
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,6 +36,7 @@ SECTIONS: dict[str, type[Section]] = {
     "train": TrainParams,
     "evaluate": EvaluateParams,
     "evaluate.degrade": DegradeParams,
+    "cluster": ClusterParams,
 }
 GROUPS: dict[str, type[Section]] = {"audio.finetune": FinetuneAudioParams, "text.finetune": FinetuneTextParams}
 APPS = {

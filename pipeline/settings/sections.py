@@ -8,6 +8,7 @@ The root of this project's errors also lives here, since both packages build on 
 
     ErcError                  anything that the user can mend: one line on stderr, exit status 2
     |-- SettingsError         params.yaml or --set
+    |-- ClusterError          Ray is not there, or its workers cannot do the work (pipeline.settings.workers)
     |-- StoreError            a feature file (pipeline.store)
     |-- DataError             recordings, transcripts, tables, manifests (pipeline)
     |-- EncoderError          a model name, folder or its weights (pipeline)
@@ -24,7 +25,19 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-SECTION_NAMES = ("dataset", "audio", "text", "features", "import", "model", "loss", "train", "evaluate", "ablations")
+SECTION_NAMES = (
+    "dataset",
+    "audio",
+    "text",
+    "features",
+    "import",
+    "model",
+    "loss",
+    "train",
+    "evaluate",
+    "ablations",
+    "cluster",
+)
 
 
 class ErcError(Exception):

@@ -1,0 +1,24 @@
+"""What a user sets: sections of `params.yaml` (`sections`), one of which says where the work is done (`cluster`)."""
+
+from pipeline.settings.cluster import Cluster, ClusterError, ClusterParams, connect
+from pipeline.settings.sections import (
+    SECTION_NAMES,
+    ErcError,
+    Section,
+    SettingsError,
+    check_section,
+    read_section,
+)
+
+__all__ = [
+    "SECTION_NAMES",
+    "Cluster",
+    "ClusterError",
+    "ClusterParams",
+    "ErcError",
+    "Section",
+    "SettingsError",
+    "check_section",
+    "connect",
+    "read_section",
+]

@@ -1,0 +1,64 @@
+"""A Ray of a head without room for work and two worker nodes, all on this machine."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STORE_BYTES = 80 * 2**20  # /dev/shm may be small
+NODE = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_log_monitor": False}
+IMPATIENT = {  # a dead node is told by its silence: half a second of it
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 100,
+    "health_check_failure_threshold": 5,
+}
+
+
+class TwoNodes:
+    """The cluster; room for one actor of one CPU on each node."""
+
+    def __init__(self, cluster: Any) -> None:
+        self.cluster = cluster
+        self.address = cluster.address
+        self.nodes = [cluster.add_node(**NODE) for _ in range(2)]
+
+    def kill_one(self) -> None:
+        """End a node with all of its processes, as a power cut does; no new one comes."""
+        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+
+
+@contextmanager
+def two_nodes() -> Iterator[TwoNodes]:
+    """The cluster, while the context lasts."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    head = NODE | {"num_cpus": 0, "include_dashboard": False, "_system_config": IMPATIENT}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        yield TwoNodes(cluster)
+    finally:
+        cluster.shutdown()
+
+
+# what actors are asked to make, in tests of the actors themselves
+
+
+def make_adder(number: int) -> Callable[[int], int]:
+    """A function that adds `number`, slowly; it ends its process at -1."""
+
+    def add(item: int) -> int:
+        if item == -1:
+            os._exit(1)
+        time.sleep(0.01)
+        return item + number
+
+    return add
+
+
+def make_nothing() -> Callable[[int], int]:
+    """It cannot."""
+    from pipeline.settings import ErcError
+
+    raise ErcError("no such folder")
