@@ -43,6 +43,7 @@ CODE = (
     "clips.py",
     "degrade.py",
     "encoders",
+    "engine.py",
     "extract.py",
     "media.py",
     "noise.py",

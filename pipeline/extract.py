@@ -7,23 +7,27 @@ done, and ends with the same bytes as an undisturbed one.
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.batching import batches_under_budget
 from pipeline.clips import Clips, encoder_samples
-from pipeline.errors import EncoderError
+from pipeline.engine import Encoded, Engine, LocalEngine
 from pipeline.manifest import Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, TextParams
+from pipeline.progress import Progress, Unit
 from pipeline.slots import PartLayout, SlotWriter
-from pipeline.store import Identity
+from pipeline.store import Dtype, Identity
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +35,7 @@ if TYPE_CHECKING:
     from pipeline.encoders.speech import SpeechEncoder
     from pipeline.encoders.text import TextEncoder
 
-Input = TypeVar("Input")
-
-DECODERS = 4  # threads that decode the next batch while this one is encoded
+BEHIND = 2  # encoded batches that may wait for the disk
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,17 @@ class Outcome:
     encoded: int  # utterances that this run encoded
     kept: int  # utterances that an earlier, interrupted run had finished
     empty: int  # utterances without this modality
+    failures: Mapping[str, str]  # id -> status of those that were left without it, because they could not be read
+    speed: str  # for the user
 
     def summary(self, unit: str) -> str:
-        """One line for the user; `unit` is what a row is called."""
+        """One line for the user, and one for each failure; `unit` is what a row is called."""
         kept = f", {self.kept} kept from an interrupted run" if self.kept else ""
         empty = f", {self.empty} empty" if self.empty else ""
-        return f"{self.path}: {self.utterances} utterances, {self.rows} {unit}; {self.encoded} encoded{kept}{empty}"
+        failed = f", {len(self.failures)} failed and left empty" if self.failures else ""
+        lines = [f"{status}: '{utterance}'" for utterance, status in self.failures.items()]
+        encoded = f"{self.encoded} encoded{kept}{empty}{failed}{self.speed}"
+        return "\n".join([*lines, f"{self.path}: {self.utterances} utterances, {self.rows} {unit}; {encoded}"])
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,11 @@ class Work:
     """What is to be encoded, settled before the encoder runs."""
 
     layout: PartLayout
-    batches: list[list[int]]
-    load: Callable[[int], Any]  # the encoder's input for the utterance with this index
-    encode: Callable[[list[Any]], list[np.ndarray]]
+    lengths: Sequence[int]  # of the utterances; 0 where the modality is absent
+    unit: Unit  # of the lengths, for people
+    budget: int  # largest padded length of a batch
+    found: bool  # the budget was found from free memory: an interrupted run goes on with its own
+    engine: Engine
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,6 @@ def plan_audio(
     inputs = [[u.id, u.audio, u.start, u.end, u.samples, file_size(root, u)] for u in utterances]
     plan = _plan([channels, *inputs], altered)
     rows = [encoder.frames(length) if length else 0 for length in lengths]
-    batches = batches_under_budget(lengths, budget=int(params.batch_seconds * encoder.sample_rate))
     clips = Clips(utterances, root, channels, encoder.sample_rate, scratch)
 
     def load(index: int) -> "torch.Tensor":
@@ -124,7 +132,11 @@ def plan_audio(
         assert len(clip) == lengths[index]
         return alter(utterances[index], clip) if alter else clip
 
-    return Work(_layout(utterances, rows, encoder, params.dtype, plan, altered), batches, load, encoder.encode)
+    layout = _layout(utterances, rows, encoder, params.dtype, plan, altered)
+    engine = LocalEngine(load, partial(encoder.start, dtype=params.dtype), layout.ids.__getitem__)
+    budget = encoder.budget() if params.batch == "auto" else int(params.batch * encoder.sample_rate)
+    unit = Unit("h of audio", 3600 * encoder.sample_rate, digits=2)
+    return Work(layout, lengths, unit, budget, params.batch == "auto", engine)
 
 
 def plan_text(
@@ -135,15 +147,16 @@ def plan_text(
     rows = [encoder.tokens(ids) if ids else 0 for ids in token_ids]
     plan = _plan([[utterance.id, utterance.text] for utterance in utterances], altered)
     layout = _layout(utterances, rows, encoder, params.dtype, plan, altered)
-    batches = batches_under_budget(rows, budget=params.batch_tokens)
-    return Work(layout, batches, token_ids.__getitem__, encoder.encode)
+    engine = LocalEngine(token_ids.__getitem__, partial(encoder.start, dtype=params.dtype), layout.ids.__getitem__)
+    budget = encoder.budget() if params.batch == "auto" else params.batch
+    return Work(layout, rows, Unit("tokens", 1, digits=0), budget, params.batch == "auto", engine)
 
 
 def _layout(
     utterances: Sequence[Utterance],
     rows: list[int],
     encoder: "SpeechEncoder | TextEncoder",
-    dtype: Literal["float16", "float32"],
+    dtype: Dtype,
     plan: str,
     altered: Altered | None,
 ) -> PartLayout:
@@ -168,44 +181,71 @@ def file_size(root: Path, utterance: Utterance) -> int | None:
 def fill(target: Path, work: Work, name: str) -> Outcome:
     """Encode every batch that is not done, and finish the file; `name` is that of the progress bar.
 
+    What is finished when an error ends the run is kept.
+
     Raises:
         DataError, EncoderError, StoreError, OSError: as `extract_audio`.
     """
-    layout = work.layout
-    with SlotWriter(target, layout) as writer, ThreadPoolExecutor(DECODERS) as pool:
+    layout, lengths, engine = work.layout, work.lengths, work.engine
+    failures: dict[int, str] = {}
+    with SlotWriter(target, layout) as writer, closing(engine):
         empty = [index for index, rows in enumerate(layout.rows) if not rows]
         writer.write(empty, [np.empty((0, *layout.row_shape), layout.dtype)] * len(empty))
-        waiting = [batch for batch in work.batches if not writer.done[batch].all()]
+        budget = writer.note.get("budget", work.budget) if work.found else work.budget
+        engine.pieces = writer.note.get("pieces", 1) if work.found else 1
+        batches = batches_under_budget(lengths, budget)
+        waiting = [batch for batch in batches if not writer.done[batch].all()]
+        writer.take_note(budget=budget, pieces=engine.pieces)
         total = sum(len(batch) for batch in waiting)
-        kept = len(layout.ids) - len(empty) - total
-        with tqdm(total=total, desc=name, unit="utterance", disable=None) as progress:
-            ahead = [pool.submit(work.load, index) for index in waiting[0]] if waiting else []
-            for number, batch in enumerate(waiting):
-                loaded = [future.result() for future in ahead]
-                following = waiting[number + 1] if number + 1 < len(waiting) else []
-                ahead = [pool.submit(work.load, index) for index in following]
-                writer.write(batch, _encode_halving(loaded, work.encode, layout.ids[batch[0]]))
-                progress.update(len(batch))
+        with (
+            Progress(name, work.unit, sum(lengths[index] for batch in waiting for index in batch)) as progress,
+            _WritingBehind(writer) as behind,
+        ):
+            for encoded in engine.run(waiting):
+                behind.write(encoded)
+                failures |= encoded.failures
+                writer.take_note(budget=budget, pieces=engine.pieces)
+                progress.advance(sum(lengths[index] for index in encoded.batch))
+        failures = {index: status for index, status in failures.items() if not writer.done[index]}
         writer.finish()
-    return Outcome(target, len(layout.ids), sum(layout.rows), total, kept, len(empty))
+    return Outcome(
+        path=target,
+        utterances=len(layout.ids),
+        rows=sum(layout.rows),
+        encoded=total - len(failures),
+        kept=len(layout.ids) - len(empty) - total,
+        empty=len(empty),
+        failures={layout.ids[index]: status for index, status in sorted(failures.items())},
+        speed=progress.speed(),
+    )
 
 
-def _encode_halving(
-    inputs: list[Input], encode: Callable[[list[Input]], list[np.ndarray]], longest: str
-) -> list[np.ndarray]:
-    """Encode a batch; where memory runs out, its halves."""
-    import torch
+class _WritingBehind:
+    """Writes in a thread, so that the encoder need not wait for the disk; all is written when the context is left."""
 
-    try:
-        return encode(inputs)
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "not enough memory" not in str(error):
-            raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if len(inputs) == 1:
-            raise EncoderError(
-                f"'{longest}' alone exceeds the memory; lower audio.window_seconds, or use --device cpu"
-            ) from None
-    half = len(inputs) // 2
-    return _encode_halving(inputs[:half], encode, longest) + _encode_halving(inputs[half:], encode, longest)
+    def __init__(self, writer: SlotWriter) -> None:
+        self._writer = writer
+        self._thread = ThreadPoolExecutor(1)
+        self._writes: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "_WritingBehind":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        if error is None:
+            self._wait_for(0)
+
+    def write(self, encoded: Encoded) -> None:
+        """Take what is to be written; an error of an earlier write is raised here."""
+        self._writes.append(self._thread.submit(self._write, encoded))
+        self._wait_for(BEHIND)
+
+    def _write(self, encoded: Encoded) -> None:
+        self._writer.write(encoded.indices, encoded.rows)
+
+    def _wait_for(self, waiting: int) -> None:
+        while len(self._writes) > waiting:
+            self._writes.popleft().result()

@@ -99,9 +99,10 @@ class AudioParams(Section):
     revision: str | None = None  # commit of a Hugging Face model
     layers: Layers = "last"  # hidden states to keep: 0 is the input of the first transformer layer
     mix: Literal["mean", "stack"] = "mean"  # several layers: their mean, or all, for a learned mix in the model
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"  # of the encoder's arithmetic
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the encoder's arithmetic
     dtype: Literal["float16", "float32"] = "float16"  # of the stored features
-    batch_seconds: Annotated[float, Field(gt=0)] = 60.0  # of audio in a batch, padding included
+    # seconds of audio in a batch, padding included; auto: found from the memory that is free
+    batch: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
     window_seconds: Annotated[float, Field(ge=2)] = 40.0  # longer clips are encoded in windows
     overlap_seconds: Annotated[float, Field(ge=0)] = 4.0
     finetune: FinetuneAudioParams = FinetuneAudioParams()
@@ -122,9 +123,9 @@ class TextParams(Section):
     revision: str | None = None
     layers: Layers = "last"
     mix: Literal["mean", "stack"] = "mean"
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     dtype: Literal["float16", "float32"] = "float16"
-    batch_tokens: Annotated[int, Field(gt=0)] = 4096  # in a batch, padding included
+    batch: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"  # tokens in a batch, padding included
     overlap_tokens: Annotated[int, Field(ge=0)] = 64  # between the windows of a text that exceeds the model's length
     finetune: FinetuneTextParams = FinetuneTextParams()
 

@@ -9,6 +9,7 @@ A later run finds the partial file, and goes on with it if it was made from the 
 """
 
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -16,14 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 import h5py
 import numpy as np
 
 from pipeline.errors import DataError, StoreError
 from pipeline.seal import USER_BLOCK, seal
-from pipeline.store import Identity, checksum, lay_out_part, sync
+from pipeline.store import Dtype, Identity, checksum, lay_out_part, sync
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class PartLayout:
     ids: Sequence[str]
     rows: Sequence[int]  # of each utterance
     row_shape: tuple[int, ...]  # (dim,) or (layers, dim)
-    dtype: Literal["float16", "float32"]
+    dtype: Dtype
     identity: Identity
     plan: str  # hash of the inputs
 
@@ -43,7 +43,8 @@ class PartLayout:
 class SlotWriter:
     """Fills the slots of `<target>.partial`; a context manager.
 
-    `done` (utterances,) is true where a slot holds its final bytes, also those of an earlier run.
+    `done` (utterances,) is true where a slot holds its final bytes, also those of an earlier run. `note` holds numbers
+    that an interrupted run left for its successor; they lie where the seal will be, and are gone in the finished file.
 
     Raises:
         StoreError: another process writes the same file, the disk is too full for it (found out before anything is
@@ -66,6 +67,7 @@ class SlotWriter:
             self._offsets = np.concatenate([[0], np.cumsum(layout.rows)]).astype(np.int64)
             self._row_bytes = int(np.prod(layout.row_shape)) * np.dtype(layout.dtype).itemsize
             self.done = self._intact_slots()
+            self.note = _read_note(_read_at(self._file, USER_BLOCK, 0))
         except BaseException:
             os.close(self._file)
             raise
@@ -91,6 +93,12 @@ class SlotWriter:
         for index, array in zip(indices, arrays, strict=True):
             _write_at(self._file, np.uint64(checksum(array)).tobytes(), self._checksums_at + 8 * index)
             self.done[index] = True
+
+    def take_note(self, **numbers: int) -> None:
+        """Leave `numbers` for a run that goes on after this one was interrupted."""
+        if numbers != self.note:
+            _write_at(self._file, json.dumps(numbers).encode().ljust(USER_BLOCK, b"\0"), 0)
+            self.note = numbers
 
     def finish(self) -> None:
         """Verify every slot, sync, and rename the partial file to the target."""
@@ -180,6 +188,15 @@ def lock(descriptor: int, partial: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StoreError(f"{partial}: another process is writing it; wait for it, or end it") from None
+
+
+def _read_note(block: bytes) -> dict[str, int]:
+    """What `take_note` wrote; empty where nothing was."""
+    try:
+        note = json.loads(block.rstrip(b"\0"))
+    except ValueError:
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def _write_at(descriptor: int, content: bytes, offset: int) -> None:

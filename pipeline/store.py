@@ -34,6 +34,8 @@ from pipeline.errors import StoreError
 from pipeline.seal import FORMAT, USER_BLOCK, VERSION, check_seal, seal
 from pipeline.settings import ErcError
 
+Dtype = Literal["float16", "float32"]
+
 MODALITIES = ("audio", "text")
 UNLABELLED = -1
 
@@ -327,7 +329,7 @@ def lay_out_part(
     ids: Sequence[str],
     rows: Sequence[int],
     row_shape: tuple[int, ...],
-    dtype: Literal["float16", "float32"],
+    dtype: Dtype,
     identity: Identity,
     plan: str,
 ) -> h5py.Dataset:
@@ -359,7 +361,7 @@ def _reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -
 
 def _copy_part(group: h5py.Group, part: Part) -> tuple[int, int]:
     """Copy a part into `group`; returns (offset, bytes) of its values."""
-    dtype: Literal["float16", "float32"] = "float16" if part.values.dtype.itemsize == 2 else "float32"
+    dtype: Dtype = "float16" if part.values.dtype.itemsize == 2 else "float32"
     rows = np.diff(part.offsets).tolist()
     values = lay_out_part(group, part.ids, rows, part.values.shape[1:], dtype, part.identity, part.plan)
     group["checksums"][...] = part.checksums

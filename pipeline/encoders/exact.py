@@ -8,7 +8,8 @@ Three places would break this under padding:
   what a clip alone sees beyond its end);
 - attention (masked by the model itself).
 
-Extraction and fine-tuning share it, so that an encoder learns on the very states that it gives later.
+Fine-tuning patches the model so. Extraction, which needs no gradients, has faster convolutions of its own
+(`pipeline.encoders.front_end`) that give the same frames, and shares the rest.
 
 Axes: clips, samples, frames.
 """
@@ -123,6 +124,11 @@ def make_exact(model: Any) -> None:
     first = model.feature_extractor.conv_layers[0]
     if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
         first.layer_norm = ClipGroupNorm(first.layer_norm, padding)
+    zero_before_positions(model, padding)
+
+
+def zero_before_positions(model: Any, padding: Padding) -> None:
+    """Have padded frames be zero before each positional convolution."""
     for module in model.encoder.pos_conv_embed.modules():
         if isinstance(module, nn.Conv1d):
             module.register_forward_pre_hook(padding.zero)

@@ -5,7 +5,6 @@ A clip's features do not depend on the clips that share its batch; `pipeline.enc
 Axes: clips, samples, frames, layers, dim.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.batching import windows
-from pipeline.encoders.exact import Convolutions, make_exact, padded, prepared
+from pipeline.encoders.budget import fitting
+from pipeline.encoders.exact import Convolutions, Padding, prepared, zero_before_positions
+from pipeline.encoders.front_end import FrontEnd
+from pipeline.encoders.inference import fetched, ready_for_inference
 from pipeline.encoders.loading import (
     Source,
     choose_device,
@@ -26,13 +28,16 @@ from pipeline.encoders.loading import (
     weights_hash,
 )
 from pipeline.encoders.tiny import TINY_SPEECH
+from pipeline.engine import Rows
 from pipeline.errors import EncoderError
 from pipeline.params import AudioParams
-from pipeline.store import Identity
+from pipeline.store import Dtype, Identity
 
-VERSION = 1  # raise it when a change alters the features
+VERSION = 2  # raise it when a change alters the features
 FAMILY = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 LOG_MEL = "log-mel"
+PIECE_FRAMES = 100  # of a clip on a processor: what the convolutions work on stays in its cache
+LARGEST_BATCH = {"cpu": 16, "cuda": 512}  # seconds in a batch; on processors larger ones were slower
 
 
 class SpeechEncoder:
@@ -52,83 +57,116 @@ class SpeechEncoder:
         self.sample_rate = frontend.sample_rate
         self.row_shape = row_shape
         self._mix = params.mix
-        self._window = (
-            int(params.window_seconds * self.sample_rate) // frontend.hop if frontend.windowed else sys.maxsize
-        )
-        self._overlap = int(params.overlap_seconds * self.sample_rate) // frontend.hop
 
     def frames(self, samples: int) -> int:
         """How many frames a clip of `samples` (at least 1) gives; one shorter than a frame is padded to one."""
         return self._frontend.frames(max(samples, self._frontend.receptive_field))
 
-    @torch.inference_mode()
+    def budget(self) -> int:
+        """Samples in a batch, padding included, that fit the memory which is free now."""
+        return int(self._frontend.budget_seconds() * self.sample_rate)
+
     def encode(self, clips: Sequence[Tensor]) -> list[np.ndarray]:
         """Each clip (samples,) -> (frames, *row_shape) float32; one longer than the window in overlapping windows."""
+        return self.start(clips, "float32")()
+
+    @torch.inference_mode()
+    def start(self, clips: Sequence[Tensor], dtype: Dtype) -> Rows:
+        """Begin to encode: the device works on while the caller goes on, until it asks for the rows, in `dtype`."""
         ready = [prepared(clip, self._frontend.normalise, self._frontend.receptive_field) for clip in clips]
-        fitting = [clip for clip in ready if self._frontend.frames(len(clip)) <= self._window]
-        encoded = iter(self._frontend(fitting) if fitting else [])
-        return [
-            self._mixed(next(encoded)) if self._frontend.frames(len(clip)) <= self._window else self._encode_long(clip)
-            for clip in ready
-        ]
+        frames = [self._mixed(states).to(getattr(torch, dtype)) for states in self._frontend(ready)]
+        return fetched(torch.cat(frames), [len(rows) for rows in frames])
 
-    def _encode_long(self, clip: Tensor) -> np.ndarray:
-        hop, field = self._frontend.hop, self._frontend.receptive_field
-        pieces = []
-        for window in windows(self._frontend.frames(len(clip)), self._window, self._overlap):
-            stretch = clip[window.start * hop : (window.end - 1) * hop + field]
-            frames = self._frontend([stretch])[0]
-            pieces.append(self._mixed(frames[window.keep_start - window.start : window.keep_end - window.start]))
-        return np.concatenate(pieces)
-
-    def _mixed(self, frames: Tensor) -> np.ndarray:
+    def _mixed(self, frames: Tensor) -> Tensor:
         """(frames, layers, dim) -> (frames, *row_shape)."""
-        return (frames.mean(dim=1) if self._mix == "mean" else frames).float().cpu().numpy()
+        return frames.mean(dim=1) if self._mix == "mean" else frames
 
 
 class HiddenStates:
-    """Chosen hidden states of a wav2vec2-family model, exact under padding; the model is cut at the highest one."""
+    """Chosen hidden states of a wav2vec2-family model, exact under padding; the model is cut at the highest one.
 
-    windowed = True
+    The convolutions see every clip whole, however long it is (`FrontEnd`). The transformer sees clips longer than the
+    window in overlapping windows.
+    """
 
     def __init__(
         self,
         model: Any,
         layers: list[int],
+        final_norm: nn.Module,
         normalise: bool,
         sample_rate: int,
         device: str,
-        precision: str,
+        params: AudioParams,
     ) -> None:
         self.normalise, self.sample_rate = normalise, sample_rate
         self._convolutions = Convolutions.of(model.config)
         self.hop, self.receptive_field = self._convolutions.hop, self._convolutions.receptive_field
-        self._device, self._precision = device, precision
+        self._window = int(params.window_seconds * sample_rate) // self.hop
+        self._overlap = int(params.overlap_seconds * sample_rate) // self.hop
+        self._device = torch.device(device)
+        self._reduced = choose_precision(params.precision, device) == "bfloat16"
         self._layers = layers
-        # the norm behind the last layer of models with norms in front ("stable"), part of their last hidden state
-        stable = getattr(model.config, "do_stable_layer_norm", False)
-        final = stable and layers[-1] == len(model.encoder.layers)
-        self._final_norm = model.encoder.layer_norm if final else nn.Identity()
-        model.encoder.layers = model.encoder.layers[: max(1, layers[-1])]
+        self._final_norm = final_norm
         self._depth = layers[-1]
         self._captured: dict[int, Tensor] = {}
-        make_exact(model)
+        self._padding = Padding(self._convolutions)
+        zero_before_positions(model, self._padding)
         self._capture(model.encoder.layers)
-        self._model = model.to(device)
+        model.to(self._device)
+        on_cpu = self._device.type == "cpu"
+        self._front_end = FrontEnd(
+            model.feature_extractor,
+            self._convolutions,
+            torch.bfloat16 if self._reduced else torch.float32,
+            piece_frames=PIECE_FRAMES if on_cpu else self._window,
+            together=not on_cpu,
+        )
+        self._projection, self._encoder = model.feature_projection, model.encoder
+        ready_for_inference(self._projection, self._reduced)
+        ready_for_inference(self._encoder, self._reduced)
+        self._bytes_per_second = _activation_bytes(model.config, len(layers), sample_rate, self.hop, on_cpu)
 
     def frames(self, samples: int) -> int:
         """Frames of a clip of `samples`, by the convolutions' own formula."""
         return self._convolutions.frames(samples)
 
+    def budget_seconds(self) -> float:
+        """Audio in a batch that fits the memory which is free now."""
+        return fitting(self._bytes_per_second, self._device, LARGEST_BATCH[self._device.type])
+
     def __call__(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Clips (samples,) -> (frames, layers, dim) each."""
-        batch, sample_mask = padded(clips)
-        with torch.autocast(torch.device(self._device).type, torch.bfloat16, enabled=self._precision == "bfloat16"):
-            self._model(batch.to(self._device), attention_mask=sample_mask.long().to(self._device))
-            states = [self._normed(layer) for layer in self._layers]
+        """Clips (samples,) -> (frames, layers, dim) float32 each."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._reduced):
+            inputs = self._front_end([clip.to(self._device, non_blocking=True) for clip in clips])
+            short = [index for index, frames in enumerate(inputs) if len(frames) <= self._window]
+            encoded = dict(zip(short, self._transform([inputs[index] for index in short]), strict=True))
+            return [
+                encoded[index] if index in encoded else self._transform_long(frames)
+                for index, frames in enumerate(inputs)
+            ]
+
+    def _transform_long(self, frames: Tensor) -> Tensor:
+        pieces = []
+        for window in windows(len(frames), self._window, self._overlap):
+            (states,) = self._transform([frames[window.start : window.end]])
+            pieces.append(states[window.keep_start - window.start : window.keep_end - window.start])
+        return torch.cat(pieces)
+
+    def _transform(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Clips (frames, channels) -> (frames, layers, dim) float32 each."""
+        if not clips:
+            return []
+        lengths = [len(clip) for clip in clips]
+        projected = self._projection(torch.cat(list(clips)))
+        flat = (projected[0] if isinstance(projected, tuple) else projected).float()  # (all frames, dim)
+        x = nn.utils.rnn.pad_sequence(flat.split(lengths), batch_first=True)  # (clips, frames, dim)
+        mask = torch.arange(x.shape[1])[None] < torch.tensor(lengths)[:, None]
+        self._padding.frame_mask = mask.to(self._device)
+        self._encoder(x, attention_mask=None if mask.all() else self._padding.frame_mask)
+        states = torch.stack([self._normed(layer) for layer in self._layers], dim=2)  # (clips, frames, layers, dim)
         self._captured.clear()
-        stacked = torch.stack(states, dim=2)  # (clips, frames, layers, dim)
-        return [stacked[index, : self.frames(len(clip))] for index, clip in enumerate(clips)]
+        return [states[index, :length] for index, length in enumerate(lengths)]
 
     def _normed(self, layer: int) -> Tensor:
         state = self._captured[layer].float()
@@ -153,6 +191,25 @@ class HiddenStates:
         return keep
 
 
+def _activation_bytes(config: Any, layers: int, sample_rate: int, hop: int, on_cpu: bool) -> float:
+    """Memory for one second of audio in a batch, roughly: what the widest part of the model holds at once, float32."""
+    dim, inner = config.hidden_size, config.intermediate_size
+    transformer = 4 * (sample_rate / hop) * (8 * dim + 2 * inner + layers * dim)
+    first = 4 * (sample_rate / config.conv_stride[0]) * config.conv_dim[0]
+    return transformer if on_cpu else max(transformer, 3 * first)  # a processor's convolutions take it by the piece
+
+
+def _cut(model: Any, depth: int) -> nn.Module:
+    """Take away the layers behind `depth`; returns the norm that belongs to the last state, if one does.
+
+    The norm behind the last layer of models with norms in front ("stable") is part of their last hidden state.
+    """
+    stable = getattr(model.config, "do_stable_layer_norm", False)
+    final = stable and depth == len(model.encoder.layers)
+    model.encoder.layers = model.encoder.layers[: max(1, depth)]
+    return model.encoder.layer_norm if final else nn.Identity()
+
+
 class LogMel:
     """Log-mel frames: 25 ms windows every 10 ms, 80 bands. No weights.
 
@@ -161,7 +218,7 @@ class LogMel:
     """
 
     sample_rate, hop, receptive_field, dim = 16_000, 160, 512, 80
-    normalise, windowed = True, False
+    normalise = True
 
     def __init__(self, device: str) -> None:
         from torchaudio.transforms import MelSpectrogram
@@ -174,6 +231,10 @@ class LogMel:
     def frames(self, samples: int) -> int:
         """Frames of a clip of `samples`."""
         return (samples - self.receptive_field) // self.hop + 1
+
+    def budget_seconds(self) -> float:
+        """Clips are encoded one by one: a batch is what is fetched and written at once."""
+        return 60.0
 
     def __call__(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Clips (samples,) -> (frames, 1, dim) each, encoded one by one: nothing to share, nothing to pad."""
@@ -225,16 +286,17 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
         )
     model = load_pretrained(AutoModel, source, dtype=torch.float32)
     layers = resolve_layers(params.layers, len(model.encoder.layers), params.encoder)
-    precision = choose_precision(params.precision, device)
     normalise, sample_rate = preprocessing(source)
-    frontend = HiddenStates(model, layers, normalise, sample_rate, device, precision)
+    final_norm = _cut(model, layers[-1])
+    weights = weights_hash(model)
+    frontend = HiddenStates(model, layers, final_norm, normalise, sample_rate, device, params)
     identity = Identity(
         {
             "modality": "audio",
             "model": source.name,
             "revision": source.revision,
             "architecture": config.model_type,
-            "weights": weights_hash(model),
+            "weights": weights,
             "layers": layers,
             "mix": params.mix,
             "frame_rate": sample_rate / frontend.hop,
@@ -242,7 +304,7 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
             "normalise": "clip" if normalise else "none",
             "window_seconds": params.window_seconds,
             "overlap_seconds": params.overlap_seconds,
-            "precision": precision,
+            "precision": choose_precision(params.precision, device),
             "dtype": params.dtype,
             "version": VERSION,
         }

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.batching import windows
+from pipeline.encoders.budget import fitting
+from pipeline.encoders.inference import fetched, ready_for_inference
 from pipeline.encoders.loading import (
     Source,
     choose_device,
@@ -25,11 +27,13 @@ from pipeline.encoders.loading import (
     weights_hash,
 )
 from pipeline.encoders.tiny import TINY_TEXT
+from pipeline.engine import Rows
 from pipeline.errors import EncoderError
 from pipeline.params import TextParams
-from pipeline.store import Identity
+from pipeline.store import Dtype, Identity
 
 VERSION = 1  # raise it when a change alters the features
+LARGEST_BATCH = {"cpu": 4096, "cuda": 65_536}  # tokens; more of them make nothing faster
 PROBE = "a"  # a text that every vocabulary can hold, to see which special tokens surround it
 
 
@@ -52,9 +56,11 @@ class TextEncoder:
         self._window = longest_sequence(model, tokenizer) - len(self._prefix) - len(self._suffix)
         self._overlap = min(params.overlap_tokens, self._window // 2)
         self._pad = tokenizer.pad_token_id or 0
-        self._layers, self._mix, self._device = layers, params.mix, device
-        self._precision = identity.fields["precision"]
-        self._model = model.to(device)
+        self._layers, self._mix, self._device = layers, params.mix, torch.device(device)
+        self._reduced = identity.fields["precision"] == "bfloat16"
+        self._model = model.to(self._device)
+        ready_for_inference(self._model, self._reduced)
+        self._bytes_per_token = 4 * (8 * dim + 2 * model.config.intermediate_size + len(layers) * dim)
 
     def tokenize(self, text: str) -> list[int]:
         """Token numbers of `text`, all of them, without special tokens."""
@@ -66,15 +72,25 @@ class TextEncoder:
         """How many rows `encode` gives for these token numbers."""
         return len(self._prefix) + len(token_ids) + len(self._suffix)
 
-    @torch.inference_mode()
+    def budget(self) -> int:
+        """Tokens in a batch, padding included, that fit the memory which is free now."""
+        return fitting(self._bytes_per_token, self._device, LARGEST_BATCH[self._device.type])
+
     def encode(self, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Token numbers of each text -> (tokens, *row_shape) float32, special tokens included."""
+        return self.start(texts, "float32")()
+
+    @torch.inference_mode()
+    def start(self, texts: Sequence[Sequence[int]], dtype: Dtype) -> Rows:
+        """Begin to encode: the device works on while the caller goes on, until it asks for the rows, in `dtype`."""
         fitting = [token_ids for token_ids in texts if len(token_ids) <= self._window]
         encoded = iter(self._forward(fitting) if fitting else [])
         rows = [
             next(encoded) if len(token_ids) <= self._window else self._encode_long(token_ids) for token_ids in texts
         ]
-        return [(row.mean(dim=1) if self._mix == "mean" else row).cpu().numpy() for row in rows]
+        flat = torch.cat(rows)  # (all tokens, layers, dim)
+        mixed = flat.mean(dim=1) if self._mix == "mean" else flat
+        return fetched(mixed.to(getattr(torch, dtype)), [len(row) for row in rows])
 
     def _encode_long(self, token_ids: Sequence[int]) -> Tensor:
         before, after = len(self._prefix), len(self._suffix)
@@ -94,7 +110,7 @@ class TextEncoder:
         lengths = torch.tensor([len(tokens) for tokens in whole])
         batch = nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=self._pad)  # (texts, tokens)
         mask = torch.arange(batch.shape[1])[None] < lengths[:, None]
-        with torch.autocast(torch.device(self._device).type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._reduced):
             states = self._model(
                 input_ids=batch.to(self._device),
                 attention_mask=mask.long().to(self._device),

@@ -80,7 +80,8 @@ def finetune_audio(
     """
     with _prepared(manifest, output, params, "audio", device) as (chosen, work, device):
         from pipeline.clips import Clips
-        from pipeline.extract import DECODERS, file_size
+        from pipeline.engine import LOADERS
+        from pipeline.extract import file_size
         from pipeline.finetune.learners import SpeechLearner
 
         learner = SpeechLearner(params.finetune, chosen.labels)
@@ -95,7 +96,7 @@ def finetune_audio(
             return learner.prepare(clips.load(utterance))
 
         def read(utterances: Sequence[Utterance], name: str) -> "list[torch.Tensor]":
-            return lay_down(work / f"{name}.f32", utterances, load, DECODERS)
+            return lay_down(work / f"{name}.f32", utterances, load, LOADERS)
 
         return _finetune(learner, read, chosen, inputs, params, output, work, device)
 

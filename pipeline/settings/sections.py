@@ -171,8 +171,8 @@ def _set_key(content: dict[str, Any], keys: Sequence[str], value: Any, override:
 
 
 def _is_alternative(part: str | int) -> bool:
-    """Whether pydantic put this into a location for one of the types that a key accepts: literal['last'], tuple[..]."""
-    return isinstance(part, str) and "[" in part
+    """Whether pydantic put this into a location for one of the types that a key accepts: tuple[..], constrained-int."""
+    return isinstance(part, str) and ("[" in part or part.startswith("constrained-"))
 
 
 def _follows(problem: Any, problems: Sequence[Any]) -> bool:

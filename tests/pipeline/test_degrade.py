@@ -281,7 +281,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(corpus: Path, tmp_path
         from pipeline.params import AudioParams, DegradeParams, TextParams
 
         def run(name):
-            params, audio = DegradeParams(noise=(20.0, 10.0)), AudioParams(encoder="log-mel", batch_seconds=0.5)
+            params, audio = DegradeParams(noise=(20.0, 10.0)), AudioParams(encoder="log-mel", batch=0.5)
             folder, corpus = Path({str(tmp_path)!r}) / name, Path({str(corpus)!r})
             manifest = corpus / "manifest.jsonl"
             return degrade(manifest, folder, params, audio, TextParams(), corpus, "downmix", "cpu")

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from pipeline.errors import DataError, EncoderError
-from pipeline.extract import _encode_halving, extract_audio, extract_text
+from pipeline.errors import DataError
+from pipeline.extract import extract_audio, extract_text
 from pipeline.inspect import inspect_file
 from pipeline.join import join
 from pipeline.manifest import Utterance, read_manifest, write_manifest
@@ -40,7 +39,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def audio(manifest: Path, target: Path, **params: object) -> Path:
-    extract_audio(manifest, target, AudioParams(batch_seconds=10.0, **params), DEMO, "downmix", "cpu")  # type: ignore[arg-type]
+    extract_audio(manifest, target, AudioParams(batch=10.0, **params), DEMO, "downmix", "cpu")  # type: ignore[arg-type]
     return target
 
 
@@ -85,7 +84,7 @@ def test_killed_ten_times_the_file_ends_the_same_and_nothing_is_encoded_twice(ma
         from pipeline.params import AudioParams
         import transformers.models.wav2vec2.modeling_wav2vec2, av, torchaudio
         folder = Path({str(tmp_path)!r})
-        params = AudioParams(batch_seconds=4.0)
+        params = AudioParams(batch=4.0)
 
         def run(name):
             write = extract.SlotWriter.write
@@ -152,36 +151,6 @@ def test_a_recording_that_changed_since_the_manifest_is_refused(tmp_path: Path) 
     (tmp_path / "a.wav").unlink()
     with pytest.raises(DataError, match="no such file, though the manifest has it"):
         extract_audio(*arguments)  # type: ignore[arg-type]
-
-
-def test_out_of_memory_halves_the_batch() -> None:
-    sizes = []
-
-    def encode(inputs: list[int]) -> list[np.ndarray]:
-        sizes.append(len(inputs))
-        if len(inputs) > 2:
-            raise torch.OutOfMemoryError("no room")
-        return [np.full((1, 1), value) for value in inputs]
-
-    encoded = _encode_halving(list(range(7)), encode, "longest")
-    assert [int(array[0, 0]) for array in encoded] == list(range(7))
-    assert max(sizes) == 7
-
-
-def test_one_clip_that_exceeds_the_memory_is_named() -> None:
-    def encode(inputs: list[int]) -> list[np.ndarray]:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
-
-    with pytest.raises(EncoderError, match=r"'film/3' alone exceeds the memory; lower audio\.window_seconds"):
-        _encode_halving([1], encode, "film/3")
-
-
-def test_other_errors_are_not_taken_for_memory() -> None:
-    def encode(inputs: list[int]) -> list[np.ndarray]:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    with pytest.raises(RuntimeError, match="mat1"):
-        _encode_halving([1, 2], encode, "a")
 
 
 @pytest.fixture(scope="module")

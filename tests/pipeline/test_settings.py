@@ -48,8 +48,8 @@ def test_a_section_cannot_be_changed() -> None:
 
 
 def test_lists_and_exponents_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
-    audio = read(tmp_path / "params.yaml", "audio: {layers: [1, 2], batch_seconds: 1e2, window_seconds: 8}")
-    assert (audio.layers, audio.batch_seconds, audio.window_seconds) == ((1, 2), 100.0, 8.0)
+    audio = read(tmp_path / "params.yaml", "audio: {layers: [1, 2], batch: 1e2, window_seconds: 8}")
+    assert (audio.layers, audio.batch, audio.window_seconds) == ((1, 2), 100.0, 8.0)
 
 
 @given(layers=st.lists(st.integers(0, 24), min_size=1, max_size=4), seconds=st.floats(0.5, 1e4))
@@ -57,9 +57,9 @@ def test_lists_and_exponents_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
 def test_what_yaml_holds_is_what_is_read(
     tmp_path_factory: pytest.TempPathFactory, layers: list[int], seconds: float
 ) -> None:
-    content = yaml.safe_dump({"audio": {"layers": layers, "batch_seconds": seconds}})
+    content = yaml.safe_dump({"audio": {"layers": layers, "batch": seconds}})
     audio = read(tmp_path_factory.getbasetemp() / "any.yaml", content)
-    assert (audio.layers, audio.batch_seconds) == (tuple(layers), seconds)
+    assert (audio.layers, audio.batch) == (tuple(layers), seconds)
 
 
 def test_overrides_win_and_those_of_other_sections_are_left_alone(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ WRONG = {
         "'dataset.split' is 'speakers': input should be 'given', 'conversation' or 'speaker'; did you mean 'speaker'?",
     ),
     "type": ("audio: {encoder: 3}", "'audio.encoder' is 3: input should be a valid string"),
-    "a text for a number": ("text: {batch_tokens: many}", "'text.batch_tokens' is 'many': input should be a valid int"),
+    "a text for a number": ("text: {batch: many}", "'text.batch' is 'many': input should be a valid int"),
     "a text for a truth": (
         "features: {copy_parts: 'yes'}",
         "'features.copy_parts' is 'yes': input should be a valid b",
@@ -122,8 +122,8 @@ WRONG = {
     "null": ("audio: {encoder: null}", "'audio.encoder' is None: input should be a valid string"),
     "range": ("dataset: {test_share: 1.5}", "'dataset.test_share' is 1.5: input should be less than 1"),
     "fraction": ("dataset: {split_seed: 1.5}", "'dataset.split_seed' is 1.5: input should be a valid integer"),
-    "not a number": ("audio: {batch_seconds: .nan}", "'audio.batch_seconds' is nan: input should be a finite number"),
-    "infinite": ("audio: {batch_seconds: .inf}", "'audio.batch_seconds' is inf: input should be a finite number"),
+    "not a number": ("audio: {batch: .nan}", "'audio.batch' is nan: input should be a finite number"),
+    "infinite": ("audio: {batch: .inf}", "'audio.batch' is inf: input should be a finite number"),
     "word for layers": ("audio: {layers: lst}", "'audio.layers' is 'lst': input should be 'last'; did you mean 'last'"),
     "negative layer": ("audio: {layers: [-1]}", "'audio.layers.0' is -1: input should be greater than or equal to 0"),
     "no layers": ("audio: {layers: []}", "'audio.layers' is []: list should have at least 1 item"),

@@ -1,0 +1,77 @@
+"""How far a long work is and how fast it goes, in units that people know."""
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {shown} [{elapsed}<{remaining}{per_minute}]"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What lengths are measured in for people, such as hours of samples."""
+
+    name: str
+    size: float  # lengths in one unit
+    digits: int  # behind the decimal point
+
+    def show(self, length: float) -> str:
+        """`length` in this unit, without its name.
+
+        >>> Unit("h of audio", 3600, digits=2).show(5400)
+        '1.50'
+        """
+        return f"{length / self.size:,.{self.digits}f}"
+
+
+class Progress:
+    """A progress bar with units a minute and the time left, silent where there is no terminal; a context manager."""
+
+    def __init__(self, name: str, unit: Unit, total: int) -> None:
+        self._unit = unit
+        self._bar = _Bar(unit=unit, total=total, desc=name, disable=None, bar_format=FORMAT)
+        self._done, self._start = 0, time.perf_counter()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._seconds = time.perf_counter() - self._start
+        self._bar.close()
+
+    def advance(self, length: int) -> None:
+        """So much more is done."""
+        self._done += length
+        self._bar.update(length)
+
+    def speed(self) -> str:
+        """How much was done, in which time and how fast, to be put behind other words; "" for nothing."""
+        if not self._done:
+            return ""
+        minutes = self._seconds / 60
+        rate = self._unit.show(self._done / minutes)
+        took = f"{minutes:.1f} min" if minutes >= 1 else f"{self._seconds:.1f} s"
+        return f"; {self._unit.show(self._done)} {self._unit.name} in {took}, {rate} a minute"
+
+
+class _Bar(tqdm):
+    """A bar whose format knows our unit."""
+
+    def __init__(self, *, unit: Unit, **options: Any) -> None:
+        self._unit = unit
+        super().__init__(unit=unit.name, **options)
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What the bar's format may name: also `shown` and `per_minute`."""
+        found = dict(super().format_dict)
+        done, total, rate = found["n"], found["total"] or 0, found["rate"]
+        unit = self._unit
+        found["shown"] = f"{unit.show(done)}/{unit.show(total)} {unit.name}"
+        found["per_minute"] = f", {unit.show(60 * rate)} a minute" if rate else ""
+        return found
