@@ -127,13 +127,22 @@ def audio_app(
     device: Device = "auto",
 ) -> None:
     """Encode the recordings to frames. An interrupted run goes on where it was."""
+    import torch
+
     from pipeline.extract import extract_audio
     from pipeline.params import AudioParams, DatasetParams
-    from pipeline.settings import read_section
+    from pipeline.ray_engine import extract_audio_on
+    from pipeline.settings import ClusterParams, connect, read_section
 
     dataset = read_section(params, "dataset", DatasetParams, overrides)
     audio = read_section(params, "audio", AudioParams, overrides)
-    print(extract_audio(manifest, output, audio, Path(dataset.root), dataset.channels, device).summary("frames"))
+    root, engine = Path(dataset.root), read_section(params, "cluster", ClusterParams, overrides)
+    with connect(engine, device, torch.get_num_threads()) as cluster:
+        if cluster:
+            outcome = extract_audio_on(cluster, manifest, output, audio, root, dataset.channels)
+        else:
+            outcome = extract_audio(manifest, output, audio, root, dataset.channels, device)
+    print(outcome.summary("frames"))
 
 
 @command
@@ -145,12 +154,21 @@ def text_app(
     device: Device = "auto",
 ) -> None:
     """Encode the transcripts to tokens. An interrupted run goes on where it was."""
+    import torch
+
     from pipeline.extract import extract_text
     from pipeline.params import TextParams
-    from pipeline.settings import read_section
+    from pipeline.ray_engine import extract_text_on
+    from pipeline.settings import ClusterParams, connect, read_section
 
     text = read_section(params, "text", TextParams, overrides)
-    print(extract_text(manifest, output, text, device).summary("tokens"))
+    engine = read_section(params, "cluster", ClusterParams, overrides)
+    with connect(engine, device, torch.get_num_threads()) as cluster:
+        if cluster:
+            outcome = extract_text_on(cluster, manifest, output, text)
+        else:
+            outcome = extract_text(manifest, output, text, device)
+    print(outcome.summary("tokens"))
 
 
 @command

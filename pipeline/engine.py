@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,7 +50,7 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Encodes in this process.
+    """Encodes in this process; threads that `run` side by side take turns at the encoder.
 
     Args:
         load: the encoder's input for an utterance; called in threads.
@@ -74,12 +75,14 @@ class LocalEngine:
         self._load, self._start, self._name, self._mark = load, start, name, mark
         self.pieces = 1
         self.close = close
+        self._turn = Lock()
 
     def run(self, batches: Sequence[Sequence[int]]) -> Iterator[Encoded]:
         """Encode all batches, in their order."""
         behind: tuple[_Loaded, Rows] | None = None
         for loaded in self._loaded(batches):
-            rows = self._encode(loaded)
+            with self._turn:
+                rows = self._encode(loaded)
             if behind is not None:
                 yield behind[0].encoded(behind[1])
             behind = loaded, rows

@@ -22,6 +22,9 @@ class ClipError(DataError):
         self.utterance_id = utterance_id
         self.status = status
 
+    def __reduce__(self) -> tuple[type["ClipError"], tuple[str, str, str]]:
+        return ClipError, (str(self), self.utterance_id, self.status)  # from an actor to the command
+
 
 class EncoderError(ErcError):
     """A model cannot be found, loaded or run as asked."""

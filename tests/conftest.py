@@ -9,7 +9,13 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-LONGEST = ("test_dvc.py", "test_finetune.py", "test_extract.py", "test_train.py")  # a minute and more each
+LONGEST = (
+    "test_dvc.py",
+    "test_cluster.py",
+    "test_finetune.py",
+    "test_extract.py",
+    "test_train.py",
+)  # a minute and more each
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,9 +1,11 @@
 """A Ray of a head without room for work and two worker nodes, all on this machine."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 STORE_BYTES = 80 * 2**20  # /dev/shm may be small
@@ -24,8 +26,22 @@ class TwoNodes:
         self.nodes = [cluster.add_node(**NODE) for _ in range(2)]
 
     def kill_one(self) -> None:
-        """End a node with all of its processes, as a power cut does; no new one comes."""
+        """End a node with all of its processes, as a power cut does."""
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+
+    def kill_an_actor(self) -> None:
+        """End the process of an actor, as the kernel does where memory runs out."""
+        raylets = {node.all_processes["raylet"][0].process.pid for node in self.nodes}
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                title = (path / "cmdline").read_bytes()
+            except OSError:
+                continue  # gone meanwhile
+            if parent in raylets and title.startswith(b"ray::Actor"):
+                os.kill(int(path.name), signal.SIGKILL)
+                return
+        raise AssertionError("no actor is there")
 
 
 @contextmanager

@@ -1,14 +1,19 @@
 """cluster.engine: ray, on two worker nodes of this machine; one file, since a Ray takes fifteen seconds to start."""
 
+import io
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 import pipeline.settings.workers
@@ -18,12 +23,22 @@ from fusion.errors import TrainingError
 from fusion.params import EvaluateParams
 from fusion.runs import RunFolder
 from fusion.variants import read_variants
+from pipeline.errors import DataError, EncoderError
+from pipeline.extract import extract_audio, extract_text
+from pipeline.manifest import read_manifest, write_manifest
+from pipeline.params import AudioParams, DatasetParams, TextParams
+from pipeline.prepare import prepare
+from pipeline.ray_engine import Recordings, ask_an_actor, extract_audio_on, extract_text_on, make_encoder
 from pipeline.settings import Cluster, ClusterError, ClusterParams, ErcError, SettingsError, connect, read_section
+from pipeline.settings.cluster import WithoutRay
 from pipeline.settings.workers import Share
+from pipeline.slots import SlotWriter
 from pipeline.store import read_features
 from tests.fusion.made import Made, write_made
 from tests.nodes import TwoNodes, make_adder, make_nothing, two_nodes
 
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "data" / "demo"
 PARAMS = """
 model: {dim: 4, heads: 2, audio_frames: 4}
 train: {seeds: [0, 1, 2], epochs: 2}
@@ -104,48 +119,134 @@ def test_another_version_on_a_node_is_refused(connected: Cluster, monkeypatch: p
         list(connected.work([0], make_adder, 1))
 
 
-def test_ablations_on_two_nodes_are_those_of_one_machine_and_a_run_that_fails_stops_no_other(
-    connected: Cluster, project: Path, local: Ablation, tmp_path: Path
-) -> None:
-    wild = "{train.optimizer: adamw, train.learning_rate: 10, train.weight_decay: 10, train.epochs: 40}"
-    (tmp_path / "params.yaml").write_text(PARAMS.replace("  no gate", f"  wild: {wild}\n  no gate"))
-    (tmp_path / "feats.h5").symlink_to(project / "feats.h5")
-    with pytest.raises(TrainingError, match=r"^row 'wild' of ablations: seed \d, .* \(and 2 more runs failed\); mend"):
-        ablate_project(tmp_path, tmp_path / "runs", connected)
-    assert len(list((tmp_path / "runs").iterdir())) == 4 * 3
-    assert_same(ablate_project(project, tmp_path / "runs", None), local)  # they are there
-
-
 def test_jobs_are_refused_beside_a_cluster(connected: Cluster, project: Path, tmp_path: Path) -> None:
     variants, features = read_variants(project / "params.yaml"), read_features(project / "feats.h5")
     with pytest.raises(TrainingError, match=r"--jobs 2: with cluster.engine 'ray', set cluster.actors"):
         ablate(features, variants, EvaluateParams(), tmp_path, torch.device("cpu"), 2, connected)
 
 
-def kill_after(nodes: TwoNodes, calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, at whose call of this number a node dies."""
-    count = 0
+def before_call(number: int, event: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, before whose call of this number an `event` happens."""
+    calls = itertools.count(1)
 
     def wrapped(*arguments: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == calls:
-            nodes.kill_one()
+        if next(calls) == number:
+            event()
         return function(*arguments)
 
     return wrapped
 
 
-def test_a_node_killed_half_way_changes_no_ablation(
-    nodes: TwoNodes, connected: Cluster, project: Path, local: Ablation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ablations_on_two_nodes_are_those_of_one_machine_even_if_an_actor_dies_half_way_and_a_run_fails(
+    nodes: TwoNodes,
+    connected: Cluster,
+    project: Path,
+    local: Ablation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wild = "{train.optimizer: adamw, train.learning_rate: 10, train.weight_decay: 10, train.epochs: 40}"
+    (tmp_path / "params.yaml").write_text(PARAMS.replace("  no gate", f"  wild: {wild}\n  no gate"))
+    (tmp_path / "feats.h5").symlink_to(project / "feats.h5")
+    monkeypatch.setattr(RunFolder, "save", before_call(5, nodes.kill_an_actor, RunFolder.save))
+    with pytest.raises(TrainingError, match=r"^row 'wild' of ablations: seed \d, .* \(and 2 more runs failed\); mend"):
+        ablate_project(tmp_path, tmp_path / "runs", connected)
+    assert caplog.text.count("an actor of the Ray cluster died, what it was at is done again") == 1
+    assert len(list((tmp_path / "runs").iterdir())) == 4 * 3
+    assert_same(ablate_project(project, tmp_path / "runs", None), local)  # nothing is left to train
+
+
+# extraction
+
+AUDIO = AudioParams(batch=10.0, precision="float32", dtype="float32")
+TEXT = TextParams(batch=100, precision="float32", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("manifest") / "manifest.jsonl"
+    demo = prepare(DatasetParams(root=str(DEMO))).utterances
+    kept = set(sorted({utterance.conversation for utterance in demo})[::8])
+    write_manifest(path, [utterance for utterance in demo if utterance.conversation in kept])
+    return path
+
+
+def test_transcripts_encoded_on_two_nodes_are_the_bytes_of_one_machine(
+    connected: Cluster, manifest: Path, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    extract_text(manifest, tmp_path / "local.h5", TEXT, "cpu")
+    extract_text_on(connected, manifest, tmp_path / "text.h5", TEXT)
+    assert (tmp_path / "text.h5").read_bytes() == (tmp_path / "local.h5").read_bytes()
+
+
+# what an actor checks before it encodes
+
+
+def recordings(manifest: Path, root: Path = DEMO, params: AudioParams = AUDIO) -> Recordings:
+    return Recordings(read_manifest(manifest)[:3], params, root, "downmix")
+
+
+def test_a_node_that_does_not_see_the_recordings_is_told(manifest: Path, tmp_path: Path) -> None:
+    expected = recordings(manifest).plan("cpu", tmp_path).layout
+    with pytest.raises(
+        DataError, match=r"not the recordings that the command sees: /nowhere/.* is not there; every no"
+    ):
+        make_encoder(recordings(manifest, Path("/nowhere")), expected, "cpu", 1, 1)
+
+
+def test_a_node_with_another_encoder_is_told(manifest: Path, tmp_path: Path, stable_speech_folder: Path) -> None:
+    expected = recordings(manifest).plan("cpu", tmp_path).layout
+    other = AUDIO.model_copy(update={"encoder": str(stable_speech_folder)})
+    with pytest.raises(EncoderError, match="the encoder has model layer there, and tiny where the command runs"):
+        make_encoder(recordings(manifest, params=other), expected, "cpu", 1, 1)
+
+
+def test_an_actor_has_the_threads_of_the_driver_and_the_pieces_of_the_run(manifest: Path, tmp_path: Path) -> None:
+    source = recordings(manifest)
+    encode = make_encoder(source, source.plan("cpu", tmp_path).layout, "cpu", 2, 3)
+    torch.set_num_threads(1)
+    encoded, pieces = encode([0, 1])
+    assert (torch.get_num_threads(), pieces, list(encoded.indices)) == (2, 3, [0, 1])
+    torch.set_num_threads(1)
+
+
+def test_an_actor_tells_what_auto_stands_for_there(connected: Cluster, manifest: Path) -> None:
+    source = recordings(manifest, params=AudioParams())
+    settled, budget = ask_an_actor(connected, source)
+    assert settled.params.precision in ("float32", "bfloat16")
+    assert budget == source.plan("cpu", manifest.parent).budget
+
+
+def test_recordings_are_the_bytes_of_one_machine_even_if_a_node_dies_half_way(
+    nodes: TwoNodes,
+    connected: Cluster,
+    manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The last test that needs both nodes."""
-    monkeypatch.setattr(RunFolder, "save", kill_after(nodes, 5, RunFolder.save))
-    assert_same(ablate_project(project, tmp_path, connected), local)
-    assert len(nodes.nodes) == 1
+    torch.set_num_threads(1)
+    extract_audio(manifest, tmp_path / "local.h5", AUDIO, DEMO, "downmix", "cpu")
+    monkeypatch.setattr(SlotWriter, "write", before_call(10, nodes.kill_one, SlotWriter.write))
+    killed = extract_audio_on(connected, manifest, tmp_path / "killed.h5", AUDIO, DEMO, "downmix")
+    assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "local.h5").read_bytes()
+    assert killed.encoded == killed.utterances
+    assert (
+        "an actor of the Ray cluster died, what it was at is done again: The actor died because its node" in caplog.text
+    )
 
 
 # without a Ray
+
+
+def test_where_the_work_is_done_runs_no_stage_again() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    listed = [name for stage in stages.values() for name in stage.get("params", [])]
+    assert listed
+    assert not [name for name in listed if name.split(".")[0] == "cluster"]
 
 
 def test_the_default_engine_connects_to_nothing() -> None:
@@ -182,6 +283,25 @@ def test_an_address_where_nobody_answers_is_told_at_once() -> None:
     params = ClusterParams(engine="ray", address="127.0.0.1:1")
     with pytest.raises(ClusterError, match=r"no Ray answers at 127.0.0.1:1"), connect(params, "auto", 1):
         pass
+
+
+def test_a_client_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with (
+        pytest.raises(ClusterError, match=r"RAY_ADDRESS is 'ray://head:10001': the Ray client is not supported"),
+        connect(ClusterParams(engine="ray"), "auto", 1),
+    ):
+        pass
+
+
+def test_what_rays_threads_print_is_left_out() -> None:
+    shown = io.StringIO()
+    with redirect_stdout(WithoutRay(shown)):
+        thread = Thread(target=print, args=["a worker died"], name="ray_listen_error_messages")
+        thread.start()
+        thread.join()
+        print("audio.h5: done")
+    assert shown.getvalue() == "audio.h5: done\n"
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ class Cluster:
             make: called as `make(*arguments)` once in each actor, a function that a module holds; what it returns is
                 called with one item after the other. References among the `arguments` arrive as their values. It gives
                 torch `share.threads` threads.
-            ahead: items that an actor holds at a time: at 2 the next one waits there while the first is worked on.
+            ahead: items that an actor is at, each in a thread of its own.
 
         Returns:
             Pairs of an item and its value, in no order; a ClusterError is the value of an item that killed its actor
@@ -115,11 +115,11 @@ def connect(params: ClusterParams, device: str, threads: int) -> Iterator[Cluste
         raise ClusterError(f"RAY_ADDRESS is {address!r}: {NO_CLIENT}")
     _reach(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    with redirect_stdout(_WithoutRay(sys.stdout)):
+    with redirect_stdout(WithoutRay(sys.stdout)):
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ClusterError(f"Ray at {address or 'this machine'}: {error}; mend cluster.address") from error
+            raise ClusterError(f"no Ray at {address or 'this machine'}: {error} Mend cluster.address") from error
         try:
             yield _place(ray, params, device, threads)
         finally:
@@ -150,7 +150,7 @@ def _reach(address: str | None) -> None:
         ) from None
 
 
-class _WithoutRay(io.TextIOBase):
+class WithoutRay(io.TextIOBase):
     """A stream without what Ray's threads print of its own accord; the same is in Ray's log files."""
 
     def __init__(self, stream: TextIO) -> None:

@@ -96,7 +96,8 @@ def _naming_node(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except ErcError as error:
-        raise type(error)(f"node {socket.gethostname()}: {error}") from error
+        error.args = (f"node {socket.gethostname()}: {error}",)
+        raise
 
 
 @dataclass(eq=False)
@@ -110,7 +111,7 @@ class _Member:
     """An actor of the pool."""
 
     actor: Any
-    tasks: list[_Task] = field(default_factory=list)  # that it was given, in the order in which it does them
+    tasks: list[_Task] = field(default_factory=list)  # that it is at
     started: bool = False
 
 
@@ -128,7 +129,7 @@ class Pool:
     ) -> None:
         self.ray, self.share, self.limit, self.ahead = ray, share, limit, ahead
         self.start = (installed_here(), make, *arguments)
-        options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0}
+        options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0, "max_concurrency": ahead}
         self.actor = ray.remote(Actor).options(**options)
         self.waiting: deque[_Task] = deque()
         self.members: list[_Member] = []
@@ -148,7 +149,7 @@ class Pool:
                 for call in done:
                     yield from self._settle(call)
         finally:
-            for member in self.members:
+            for member in self.members if self.ray.is_initialized() else ():  # else they are gone
                 self.ray.kill(member.actor)
 
     def _grow(self) -> None:
@@ -171,6 +172,8 @@ class Pool:
 
     def _feed(self, member: _Member) -> None:
         while member.started and self.waiting and len(member.tasks) < self.ahead:
+            if member.tasks and (self.waiting[0].deaths or member.tasks[0].deaths):
+                break  # what may have killed an actor is done alone, so that it is known
             task = self.waiting.popleft()
             member.tasks.append(task)
             self.calls[member.actor.work.remote(task.item)] = member, task
@@ -201,17 +204,16 @@ class Pool:
         self.ray.kill(member.actor)  # where only its result was lost
         self.calls = {call: owner for call, owner in self.calls.items() if owner[0] is not member}
         self.looked = -LOOK_SECONDS
+        log.warning("an actor of the Ray cluster died, what it was at is done again: %s", reason)
         if not member.started:
             self.failed_starts += 1
             if self.failed_starts == TRIES:
                 raise ClusterError(f"{TRIES} actors of the Ray cluster died as they started, the last one: {reason}")
-        elif member.tasks:
-            log.warning("an actor of the Ray cluster died, what it was at is done again: %s", reason)
-            member.tasks[0].deaths += 1
-            if member.tasks[0].deaths == TRIES:
-                task = member.tasks.pop(0)
+        for task in member.tasks:
+            task.deaths += 1
+            if task.deaths == TRIES:  # the second and the third time it was alone
                 yield task.item, ClusterError(f"{TRIES} actors died at it, the last one: {reason}")
-        self.waiting.extendleft(reversed(member.tasks))
+        self.waiting.extendleft(task for task in reversed(member.tasks) if task.deaths < TRIES)
 
 
 def _first_line(error: Exception) -> str:
