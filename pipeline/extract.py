@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -62,6 +63,7 @@ class Work:
     batches: list[list[int]]
     load: Callable[[int], Any]  # the encoder's input for the utterance with this index
     encode: Callable[[list[Any]], list[np.ndarray]]
+    close: Callable[[], None] = lambda: None  # lets go of what `load` holds
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,15 @@ def plan_audio(
     plan = _plan([channels, *inputs], altered)
     rows = [encoder.frames(length) if length else 0 for length in lengths]
     batches = batches_under_budget(lengths, budget=int(params.batch_seconds * encoder.sample_rate))
-    clips = Clips(utterances, root, channels, encoder.sample_rate, scratch)
+    clips = Clips(utterances, root, channels, encoder.sample_rate, scratch, params.decode_seconds)
 
     def load(index: int) -> "torch.Tensor":
         clip = clips.load(utterances[index])
         assert len(clip) == lengths[index]
         return alter(utterances[index], clip) if alter else clip
 
-    return Work(_layout(utterances, rows, encoder, params.dtype, plan, altered), batches, load, encoder.encode)
+    layout = _layout(utterances, rows, encoder, params.dtype, plan, altered)
+    return Work(layout, batches, load, encoder.encode, clips.close)
 
 
 def plan_text(
@@ -172,7 +175,7 @@ def fill(target: Path, work: Work, name: str) -> Outcome:
         DataError, EncoderError, StoreError, OSError: as `extract_audio`.
     """
     layout = work.layout
-    with SlotWriter(target, layout) as writer, ThreadPoolExecutor(DECODERS) as pool:
+    with SlotWriter(target, layout) as writer, ThreadPoolExecutor(DECODERS) as pool, closing(work):
         empty = [index for index, rows in enumerate(layout.rows) if not rows]
         writer.write(empty, [np.empty((0, *layout.row_shape), layout.dtype)] * len(empty))
         waiting = [batch for batch in work.batches if not writer.done[batch].all()]
