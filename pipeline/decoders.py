@@ -103,36 +103,50 @@ class Decoders:
             finished = True
         finally:
             with self._lock:
-                if finished and not self._closed:
+                kept = finished and not self._closed
+                if kept:
                     self._idle.append(process)
-                else:
-                    self._all.discard(process)
-                    process.end()
+            if not kept:
+                self._drop(process)
 
     def _take(self, fresh: bool) -> "_Process":
-        with self._lock:
-            while self._idle and not fresh:
-                process = self._idle.pop()
-                if process.is_alive():
-                    return process
-                self._all.discard(process)
-                process.end()
+        while not fresh and (idle := self._pop_idle()):
+            if idle.is_alive():
+                return idle
+            self._drop(idle)
         for _ in range(ATTEMPTS):
-            with self._lock:
-                if self._closed:
-                    raise RuntimeError("these decoders are closed")
-                process = _Process()
-                self._all.add(process)
-            with contextlib.suppress(_DiedError, _SilentError):
+            process = self._start()
+            ready = False
+            try:
                 process.wait_until_ready()
+                ready = True
                 return process
-            with self._lock:
-                self._all.discard(process)
-                process.end()
+            except (_DiedError, _SilentError):
+                continue
+            finally:
+                if not ready:
+                    self._drop(process)
         raise DataError(
-            f"no decoder process comes to life ({sys.executable} -m {MODULE}, exit status {process.exit_status}); "
-            "see what it says above, and whether memory is left"
+            f"no decoder process comes to life ({MODULE} in {sys.executable}, exit status {process.exit_status}); see "
+            "what it says above, and whether memory is left"
         )
+
+    def _start(self) -> "_Process":
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("these decoders are closed")
+            process = _Process()
+            self._all.add(process)
+            return process
+
+    def _pop_idle(self) -> "_Process | None":
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
+    def _drop(self, process: "_Process") -> None:
+        with self._lock:
+            self._all.discard(process)
+        process.end()
 
 
 class _DiedError(Exception):
