@@ -10,6 +10,8 @@ import numpy as np
 
 from pipeline.store import Features, Part, StoreError, damaged_utterances, kind_of, read_features, read_part
 
+NAMED = 10  # utterances that could not be encoded and are named in the text
+
 
 @dataclass(frozen=True)
 class PartReport:
@@ -24,6 +26,7 @@ class PartReport:
     empty: int  # utterances without this modality
     digest: str
     encoder: dict[str, Any]
+    failed: dict[str, str]  # id -> status of the utterances that could not be encoded
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,16 @@ class Report:
             lines.append(
                 f"    rows an utterance: {shortest:g} to {longest:g}, median {median:g}; {part.empty} utterances empty"
             )
+            if part.failed:
+                lines.append(f"    {len(part.failed)} of these could not be encoded: {_named(part.failed)}")
             lines.append(f"    digest {part.digest}")
             lines += [f"    {key}: {value}" for key, value in part.encoder.items()]
         return "\n".join(lines)
+
+
+def _named(failed: dict[str, str]) -> str:
+    names = [f"'{utterance}' {status}" for utterance, status in failed.items()]
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def inspect_file(path: Path, verify: bool = False) -> Report:
@@ -129,4 +139,5 @@ def _describe(part: Part) -> PartReport:
         empty=int((rows == 0).sum()),
         digest=part.digest,
         encoder=dict(part.identity.fields),
+        failed=dict(part.failed),
     )

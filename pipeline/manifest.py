@@ -9,6 +9,8 @@ A turn is never dropped: where a modality is absent or odd, `status` says why. R
     undecodable        it is there, but no decoder can make sense of it     (no audio)
     no-sound-stream    it holds no audio, such as a video without sound     (no audio)
     empty-audio        it holds no samples, or none from start to end       (no audio)
+    timed-out          its decoder gave nothing for dataset.decode_seconds  (no audio)
+    decoder-crashed    its decoder died, twice                              (no audio)
     not-finite         it holds NaN or infinite samples                     (no audio)
     truncated          it ends before its own header (or `end`) says; what is there is used
     short              less than 25 ms, one frame of the encoders; it is padded to one frame

@@ -43,6 +43,7 @@ class DatasetParams(Section):
     test_share: Share = 0.2
     split_seed: int = 0
     channels: Literal["downmix", "center", "first"] = "downmix"  # how several channels become one
+    decode_seconds: Annotated[float, Field(gt=0)] = 60.0  # that decoding may go without progress: status timed-out
 
     @property
     def source(self) -> str:
@@ -105,6 +106,10 @@ class AudioParams(Section):
     batch: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
     window_seconds: Annotated[float, Field(ge=2)] = 40.0  # longer clips are encoded in windows
     overlap_seconds: Annotated[float, Field(ge=0)] = 4.0
+    decode_seconds: Annotated[float, Field(gt=0)] = 60.0  # that decoding may go without progress
+    on_error: Literal["stop", "mark"] = (
+        "stop"  # a recording that cannot be read now: stop, or leave its utterance empty
+    )
     finetune: FinetuneAudioParams = FinetuneAudioParams()
 
     @model_validator(mode="after")

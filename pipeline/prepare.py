@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from pipeline.datasets import read_corpus
 from pipeline.datasets.turns import Counts, Turn
+from pipeline.decoders import Decoders
 from pipeline.errors import DataError
 from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, label_names, manifest_order
-from pipeline.media import Recording, Stretch, decode_stretches
+from pipeline.media import Recording, Stretch
 from pipeline.params import DatasetParams
 from pipeline.published import COLUMNS, Difference, compare, count, select, statuses
 from pipeline.splits import assign_splits
@@ -21,7 +22,6 @@ from pipeline.splits import assign_splits
 CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of control characters, halves of characters and line ends
 ROW_OF_HOURS = 3  # of the printed table
 NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
-DECODERS = 4  # threads; FFmpeg lets go of the interpreter lock while it decodes
 
 
 @dataclass(frozen=True)
@@ -199,19 +199,21 @@ def _probe_all(drafts: Sequence[Utterance], params: DatasetParams) -> list[Utter
     for draft in drafts:
         albums[draft.audio].append(draft)
     silent = [_probed(draft, None) for draft in albums.pop(None, [])]
+    decoders = Decoders(params.decode_seconds)
     with (
-        ThreadPoolExecutor(DECODERS) as pool,
+        ThreadPoolExecutor(decoders.workers) as pool,
+        decoders,  # closed before the threads are waited for
         tqdm(total=len(drafts), desc="decoding", unit="clip", disable=None) as bar,
     ):
         bar.update(len(silent))
         found = {utterance.id: utterance for utterance in silent}
-        for probed in pool.map(lambda album: _probe(album, params), albums.values()):
+        for probed in pool.map(lambda album: _probe(album, params, decoders), albums.values()):
             found.update((utterance.id, utterance) for utterance in probed)
             bar.update(len(probed))
     return [found[draft.id] for draft in drafts]
 
 
-def _probe(album: Sequence[Utterance], params: DatasetParams) -> list[Utterance]:
+def _probe(album: Sequence[Utterance], params: DatasetParams, decoders: Decoders) -> list[Utterance]:
     """The turns of one recording, in the order in which they end."""
     turns: dict[Stretch, list[Utterance]] = defaultdict(list)
     for draft in album:
@@ -219,7 +221,7 @@ def _probe(album: Sequence[Utterance], params: DatasetParams) -> list[Utterance]
     path = Path(params.root) / str(album[0].audio)
     return [
         _probed(draft, recording)
-        for stretch, recording in decode_stretches(path, params.channels, list(turns))
+        for stretch, recording in decoders.decode_stretches(path, params.channels, list(turns))
         for draft in turns[stretch]
     ]
 

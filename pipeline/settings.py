@@ -10,6 +10,7 @@ The root of this project's errors also lives here, since both packages build on 
     |-- SettingsError         params.yaml or --set
     |-- StoreError            a feature file (pipeline.store)
     |-- DataError             recordings, transcripts, tables, manifests (pipeline)
+    |   `-- ClipError         one recording, with its utterance and status
     |-- EncoderError          a model name, folder or its weights (pipeline)
     `-- fusion's own          see fusion/errors.py
 """

@@ -85,20 +85,17 @@ def finetune_audio(
         from pipeline.finetune.learners import SpeechLearner
 
         learner = SpeechLearner(params.finetune, chosen.labels)
-        inputs = [
-            [u.id, u.label, u.audio, u.start, u.end, u.samples, file_size(root, u), channels]
-            for u in (*chosen.train, *chosen.validation)
-        ]
+        heard = (*chosen.train, *chosen.validation)
+        inputs = [[u.id, u.label, u.audio, u.start, u.end, u.samples, file_size(root, u), channels] for u in heard]
+        with Clips(heard, root, channels, learner.sample_rate, work, params.decode_seconds) as clips:
 
-        clips = Clips((*chosen.train, *chosen.validation), root, channels, learner.sample_rate, work)
+            def load(utterance: Utterance) -> "torch.Tensor":
+                return learner.prepare(clips.load(utterance))
 
-        def load(utterance: Utterance) -> "torch.Tensor":
-            return learner.prepare(clips.load(utterance))
+            def read(utterances: Sequence[Utterance], name: str) -> "list[torch.Tensor]":
+                return lay_down(work / f"{name}.f32", utterances, load, LOADERS)
 
-        def read(utterances: Sequence[Utterance], name: str) -> "list[torch.Tensor]":
-            return lay_down(work / f"{name}.f32", utterances, load, LOADERS)
-
-        return _finetune(learner, read, chosen, inputs, params, output, work, device)
+            return _finetune(learner, read, chosen, inputs, params, output, work, device)
 
 
 def finetune_text(manifest: Path, output: Path, params: TextParams, device: str = "auto") -> Outcome:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.decoders import Decoders
 from pipeline.errors import DataError
 from pipeline.manifest import Utterance, check_utterances, manifest_order, read_manifest, write_manifest
 from pipeline.params import Columns, DatasetParams
@@ -290,7 +291,7 @@ def test_a_contradictory_corpus_is_refused_before_hours_of_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     decoded: list[Path] = []
-    monkeypatch.setattr("pipeline.prepare.decode_stretches", lambda path, *_: decoded.append(path))
+    monkeypatch.setattr(Decoders, "decode_stretches", lambda _, path, *__: decoded.append(path))
     rows, expected = REFUSED[name]
     cells = {key: "" for given in rows for key in given}
     assert expected in refusal(tmp_path, [cells | given for given in rows])

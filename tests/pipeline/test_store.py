@@ -223,10 +223,7 @@ def test_a_part_is_no_joint_file(linked: Path) -> None:
 def test_every_flipped_byte_is_refused_or_its_utterance_named(tmp_path: Path) -> None:
     path = self_contained(tmp_path / "feats.h5")
     content = path.read_bytes()
-    seal_ends = content.index(b"\n")
     for position in np.random.default_rng(0).choice(len(content), 200, replace=False):
-        if seal_ends < position < 512:
-            continue  # unused bytes behind the seal
         damaged = bytearray(content)
         damaged[position] ^= 0xFF
         path.write_bytes(damaged)
