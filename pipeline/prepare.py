@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,7 +19,6 @@ from pipeline.published import COLUMNS, Difference, compare, count, select, stat
 from pipeline.splits import assign_splits
 
 CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of control characters, halves of characters and line ends
-ROW_OF_HOURS = 3  # of the printed table
 NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
 DECODERS = 4  # threads; FFmpeg lets go of the interpreter lock while it decodes
 
@@ -72,23 +71,36 @@ def settle(turns: Sequence[Turn], params: DatasetParams) -> list[tuple[Utterance
 
 
 def summary(prepared: Prepared) -> str:
-    """The table that `pipeline-prepare` prints: counts per split and label, hours, statuses, what was mended."""
+    """The table that `pipeline-prepare` prints: counts per split and label, hours, statuses, what was mended.
+
+    Under a row of which there are published counts lie these, in the same columns.
+    """
     utterances = prepared.utterances
-    found = count(utterances)
     chosen = {name: select(utterances, name) for name in COLUMNS}
-    rows = [(what, [f"{columns[name]}" for name in COLUMNS]) for what, columns in found.items()]
-    rows.insert(ROW_OF_HOURS, ("hours", [f"{sum(map(_seconds, chosen[name])) / 3600:.3f}" for name in COLUMNS]))
+    rows = list(_count_rows(utterances, prepared.published))
     named = statuses(utterances) | Counter({OK: sum(utterance.status == OK for utterance in utterances)})
     for status, _ in named.most_common():
         rows.append((f"status {status}", [f"{sum(status in u.status.split('+') for u in chosen[c])}" for c in COLUMNS]))
     width = max(len(name) for name, _ in rows)
     lines = [" " * width + "".join(f"{name:>12}" for name in COLUMNS)]
-    lines += [f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells) for name, cells in rows]
+    lines += [(f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells)).rstrip() for name, cells in rows]
     lines += [f"status {u.status}: '{u.id}', {u.audio}" for u in unusable(utterances)[:NAMED]]
     lines += [f"mended: {count} {what}" for what, count in prepared.mended.most_common()]
     lines += [f"note: {note}" for note in prepared.notes]
     lines += _published_lines(prepared)
     return "\n".join(lines)
+
+
+def _count_rows(utterances: Sequence[Utterance], published: Counts) -> Iterator[tuple[str, list[str]]]:
+    """Every count with its cells, the published ones under it; hours under speakers."""
+    found = count(utterances)
+    for what in dict.fromkeys((*found, *published)):  # of a label that is published, there may be none here
+        yield what, [str(found.get(what, {}).get(name, 0)) for name in COLUMNS]
+        if what in published:
+            yield "  published", [str(published[what].get(name, "")) for name in COLUMNS]
+        if what == "speakers":
+            seconds = [sum(map(_seconds, select(utterances, name))) for name in COLUMNS]
+            yield "hours", [f"{total / 3600:.3f}" for total in seconds]
 
 
 def check_published(prepared: Prepared) -> None:
@@ -105,7 +117,7 @@ def check_published(prepared: Prepared) -> None:
 
 
 def _published_lines(prepared: Prepared) -> list[str]:
-    """The published counts, if there are any, as a second table, then every difference."""
+    """How many of the published counts are found, if there are any, then every difference."""
     if not prepared.published:
         return []
     counts = sum(len(columns) for columns in prepared.published.values())
