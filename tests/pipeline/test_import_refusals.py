@@ -284,6 +284,17 @@ def test_the_command_refuses_with_one_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [("nowhere.csv", "nowhere.csv: no such table; mend --table"), ("x.npz", "x.npz: a table must end in .csv, .tsv")],
+)
+def test_a_table_that_is_none_is_blamed_on_its_flag(tmp_path: Path, table: str, expected: str) -> None:
+    arguments = [*project(tmp_path), "--audio", save(tmp_path / "x.npz", **arrays())]
+    line = refusal(import_app, [*arguments, "--table", str(tmp_path / table)])
+    assert expected in line
+    assert "dataset.table" not in line
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_pickle_that_tries_to_run_code_is_refused_by_the_command(tmp_path: Path, protocol: int) -> None:
     import os
