@@ -36,6 +36,30 @@ def test_the_parameters_that_come_with_the_project_are_accepted(name: str) -> No
     assert set(content) <= set(SECTION_NAMES)
 
 
+@pytest.mark.parametrize(
+    ("key", "given", "expected"),
+    [
+        ("dataset.root", "~/corpus", "/home/ada/corpus"),
+        ("dataset.root", "~", "/home/ada"),
+        ("dataset.table", "~/turns.csv", "/home/ada/turns.csv"),
+        ("audio.encoder", "~/wav2vec2", "/home/ada/wav2vec2"),
+        ("text.encoder", "~/bert", "/home/ada/bert"),
+        ("text.finetune.encoder", "~/bert", "/home/ada/bert"),
+        ("dataset.root", "here/~/corpus", "here/~/corpus"),
+        ("dataset.root", "~no-such-user/corpus", "~no-such-user/corpus"),
+        ("audio.encoder", "facebook/wav2vec2-base", "facebook/wav2vec2-base"),
+    ],
+)
+def test_a_path_may_begin_at_the_users_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, given: str, expected: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    found = read(tmp_path / "params.yaml", "", [f"{key}={given!r}"])
+    for name in key.split(".")[1:]:
+        found = getattr(found, name)
+    assert found == expected
+
+
 @pytest.mark.parametrize("content", ["", "audio:\n", "audio: {}\n", "text: {encoder: tiny}\n"])
 def test_an_absent_section_means_its_defaults(tmp_path: Path, content: str) -> None:
     (tmp_path / "params.yaml").write_text(content)
