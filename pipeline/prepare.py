@@ -153,16 +153,21 @@ def _by_conversation(turns: Sequence[Turn]) -> list[list[Turn]]:
 
 def _draft(turn: Turn, index: int, split: str, params: DatasetParams) -> Utterance:
     """The utterance before its recording is probed."""
+    where = turn.where or params.source
     identifier = turn.id or f"{turn.conversation}/{index}"
     names = {"id": identifier, "conversation": turn.conversation, "speaker": turn.speaker, "label": turn.label}
     for name, value in names.items():
         if value is not None and any(unicodedata.category(character) in CONTROLS for character in value):
-            raise DataError(f"{params.source}: {name} {value!r} holds control characters; mend the table")
+            raise DataError(f"{where}: {name} {value!r} holds control characters; mend the table")
     for name, seconds in (("start", turn.start), ("end", turn.end)):
         if seconds is not None and seconds < 0:
-            raise DataError(f"'{identifier}': {name} {seconds} s is negative; count seconds from the file's beginning")
+            raise DataError(
+                f"{where}: '{identifier}': {name} {seconds} s is negative; count seconds from the file's beginning"
+            )
     if turn.start is not None and turn.end is not None and turn.end < turn.start:
-        raise DataError(f"'{identifier}': ends at {turn.end} s, before its start at {turn.start} s; mend the table")
+        raise DataError(
+            f"{where}: '{identifier}': ends at {turn.end} s, before its start at {turn.start} s; mend the table"
+        )
     return Utterance(
         id=identifier,
         conversation=turn.conversation,
@@ -173,7 +178,7 @@ def _draft(turn: Turn, index: int, split: str, params: DatasetParams) -> Utteran
         score=turn.score,
         text=_visible(turn.text),
         recognised=None if turn.recognised is None else _visible(turn.recognised),
-        audio=None if turn.audio is None else _relative_path(turn.audio, identifier, params),
+        audio=None if turn.audio is None else _relative_path(turn.audio, f"{where}: '{identifier}'", params),
         start=turn.start,
         end=turn.end,
         extra=dict(turn.extra),
@@ -187,8 +192,8 @@ def _visible(text: str) -> str:
     return text.strip() if seen else ""
 
 
-def _relative_path(audio: str, identifier: str, params: DatasetParams) -> str:
-    """`audio` relative to the corpus root, with forward slashes.
+def _relative_path(audio: str, where: str, params: DatasetParams) -> str:
+    """`audio` relative to the corpus root, with forward slashes; `where` leads the message.
 
     Only the name is judged: a folder of recordings may be a link to another disk.
     """
@@ -199,7 +204,7 @@ def _relative_path(audio: str, identifier: str, params: DatasetParams) -> str:
         path = inside[0] if inside else PurePosixPath("..")
     if ".." in path.parts or "\0" in audio:
         raise DataError(
-            f"'{identifier}': recording {audio!r} lies outside dataset.root ({params.root}); "
+            f"{where}: recording {audio!r} lies outside dataset.root ({params.root}); "
             "set dataset.root to a folder that holds the table and the recordings"
         )
     return path.as_posix()

@@ -321,6 +321,17 @@ def test_a_contradictory_corpus_is_refused_before_hours_of_decoding(
     assert not decoded
 
 
+@pytest.mark.parametrize(
+    "name", ["end before start", "negative start", "negative end", "control character", "recording elsewhere"]
+)
+def test_a_contradiction_inside_a_row_is_told_with_its_file_and_line(tmp_path: Path, name: str) -> None:
+    (first, *rest), _ = REFUSED[name] if name in REFUSED else (three_splits(audio="../x.wav"), "")
+    rows = [*rest, first]  # its header is line 1
+    cells = {key: "" for given in rows for key in given}
+    message = refusal(tmp_path, [cells | given for given in rows])
+    assert message.startswith(f"{tmp_path / 'table.csv'}, line 4: ")
+
+
 @pytest.mark.parametrize("name", ["Zoë\u00a0B", "👩‍👩‍👧", "李"])
 def test_names_of_any_script_are_kept(tmp_path: Path, name: str) -> None:
     assert prepared(tmp_path, three_splits(speaker=name, label=name))["a/0"].speaker == name
