@@ -207,6 +207,51 @@ def test_a_mistaken_override_is_answered_by_itself(tmp_path: Path, override: str
     assert expected in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "overrides", "expected"),
+    [
+        ("audio", "", ["audio.dtype=x"], "--set 'audio.dtype=x': 'audio.dtype' is 'x': "),
+        ("audio", "audio: {dtype: y}", ["audio.dtype=float32", "audio.dtype=x"], "--set 'audio.dtype=x': 'audio.dty"),
+        ("audio", "", ["audio.layers=[-1]"], "--set 'audio.layers=[-1]': 'audio.layers' is [-1]: "),
+        ("audio", "audio: {dtype: y}", ["audio.encoder=x"], "FILE: 'audio.dtype' is 'y': "),
+        ("audio", "audio: {dtype: y}", ["text.dtype=x"], "FILE: 'audio.dtype' is 'y': "),
+        ("dataset", "", ["dataset.columns={txet: x}"], "--set 'dataset.columns={txet: x}': unknown key"),
+        ("dataset", "", ["dataset.columns.txet=x"], "--set 'dataset.columns.txet=x': unknown key"),
+        (
+            "dataset",
+            "dataset: {validation_share: 0.3}",
+            ["dataset.test_share=0.9"],
+            "FILE --set 'dataset.test_share=0.9': 'dataset': validation_share 0.3 and test_share 0.9 leave nothing",
+        ),
+    ],
+)
+def test_a_mistake_is_told_of_where_it_was_made(
+    tmp_path: Path, name: str, content: str, overrides: Sequence[str], expected: str
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    with pytest.raises(SettingsError) as error:
+        read_section(path, name, SECTIONS[name], overrides)
+    assert str(error.value).startswith(expected.replace("FILE", str(path)))
+
+
+def test_mistakes_of_the_file_and_of_overrides_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("audio: {dtype: y, batch_seconds: 0}")
+    with pytest.raises(SettingsError) as error:
+        read_section(path, "audio", AudioParams, ["audio.mix=x"])
+    message = str(error.value)
+    assert "--set 'audio.mix=x': 'audio.mix' is 'x'" in message
+    assert f"; {path}: 'audio.dtype' is 'y'" in message
+    assert "; 'audio.batch_seconds' is 0" in message
+
+
+def test_an_override_that_is_no_group_is_told_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("evaluate: {degrade: {seed: 1}}")
+    with pytest.raises(SettingsError, match=r"^--set 'evaluate\.degrade=3': group 'evaluate\.degrade' must hold keys"):
+        read_section(tmp_path / "params.yaml", "evaluate.degrade", DegradeParams, ["evaluate.degrade=3"])
+
+
 def test_a_value_cannot_be_taken_for_a_group(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="'text' is not a group of keys"):
         read(tmp_path / "params.yaml", "dataset: {columns: {text: x}}", ["dataset.columns.text.name=y"])
