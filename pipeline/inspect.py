@@ -39,6 +39,7 @@ class Report:
     digest: str | None = None  # of a joint file
     conversations: int | None = None
     splits: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> label -> utterances
+    scored: dict[str, int] = field(default_factory=dict)  # split -> utterances with a score; empty where none has one
     parts: dict[str, PartReport] = field(default_factory=dict)
     verified: bool = False
 
@@ -54,7 +55,8 @@ class Report:
             lines.append(f"  {self.conversations} conversations, digest {self.digest}")
         for split, labels in self.splits.items():
             counts = ", ".join(f"{label} {count}" for label, count in labels.items())
-            lines.append(f"  {split}: {sum(labels.values())} ({counts})")
+            scored = f"; scored {self.scored[split]}" if self.scored else ""
+            lines.append(f"  {split}: {sum(labels.values())} ({counts}{scored})")
         for name, part in self.parts.items():
             shortest, median, longest = part.rows_per_utterance.values()
             shape = " x ".join(map(str, [part.rows, *part.row_shape]))
@@ -115,10 +117,13 @@ def _table(features: Features) -> dict[str, Any]:
     splits: dict[str, Counter[str]] = {}
     for split, label in zip(utterances.splits, utterances.labels, strict=True):
         splits.setdefault(split, Counter())[names[label]] += 1
+    scored = Counter(dict.fromkeys(splits, 0))
+    scored.update(split for split, score in zip(utterances.splits, utterances.scores, strict=True) if score == score)
     return {
         "digest": features.digest,
         "conversations": len(set(utterances.conversations)),
         "splits": {split: dict(sorted(labels.items())) for split, labels in splits.items()},
+        "scored": dict(scored) if scored.total() else {},
     }
 
 

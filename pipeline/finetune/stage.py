@@ -118,7 +118,7 @@ def _prepared(
 ) -> Iterator[tuple[Chosen, Path, str]]:
     """What can be told before the encoder is loaded, the work folder, held for this process, and the device."""
     check_replaceable(output)
-    if Path(params.finetune.encoder).expanduser().resolve() == output.resolve():
+    if Path(params.finetune.encoder).resolve() == output.resolve():
         raise EncoderError(
             f"{modality}.finetune.encoder {params.finetune.encoder} is the folder that fine-tuning writes; name the "
             "encoder where it should start"
@@ -178,7 +178,7 @@ def _finetune(
     (finished / NAME).write_text(_card(learner, chosen, history, best, settings, floor), encoding="utf-8")
     publish(finished, output, work)
     modality = "audio" if isinstance(params, AudioParams) else "text"
-    named = Path(params.encoder).expanduser().resolve() == output.resolve()
+    named = Path(params.encoder).resolve() == output.resolve()
     return Outcome(
         output,
         f"{modality}.encoder",
