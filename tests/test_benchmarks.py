@@ -48,9 +48,11 @@ def run(
     """Results and tables of a run of all parts."""
     work = tmp_path_factory.mktemp("benchmark")
     sizes = ["--repeats", "1", "--seconds", "0", "--product-seconds", "0.001", "--utterances", "9"]
-    growth = ["--growth-seconds", "0", "--growth-encoder", "log-mel"]
+    growth = ["--growth-seconds", "0", "--growth-encoder", str(speech_folder)]
     given = ["--work", str(work), "--output", str(work / "results.json"), "--device", "cpu"]
+    runs = importlib.import_module("measures.extraction_runs")
     capture = pytest.MonkeyPatch()
+    capture.setattr(runs, "in_own_process", runs.run)  # processes take seconds to start; one is tested below
     printed: list[str] = []
     capture.setattr("builtins.print", lambda *values, file=None, **_: printed.extend([] if file else values))
     try:
@@ -85,7 +87,7 @@ def test_files_are_extracted_and_decoding_is_part_of_it(run: tuple[dict[str, Any
     assert (nemo["container"], meld["container"]) == ("flac", "mp4")
     for found in (nemo, meld):
         assert found["seconds"]["median"] > 0
-        assert 0 < found["decode_share"]
+        assert found["decode_share"] > 0
         assert found["peak_bytes"] > 2**20
 
 
@@ -113,6 +115,20 @@ def test_tables_are_well_formed(run: tuple[dict[str, Any], str]) -> None:
         assert rows
         assert re.fullmatch(r"\|---(\|--:)+\|", rule)
         assert {row.count("|") for row in [rule, *rows]} == {header.count("|")}
+
+
+def test_a_process_of_its_own_does_not_count_what_this_one_holds(extraction: Any, tmp_path: Path) -> None:
+    corpora, machine, runs = (
+        importlib.import_module(f"measures.{n}") for n in ("corpora", "machine", "extraction_runs")
+    )
+    corpus = corpora.Corpus("one", "one clip", "flac", "downmix", [corpora.Source(16_000, 16_000)])
+    params = importlib.import_module("measures.encoding").audio_params("log-mel", "auto")
+    job = runs.Job(corpora.write_release(corpus, tmp_path), params, "downmix", "cpu")
+    held = np.ones(2**30, np.uint8)
+    found = runs.in_own_process(job)
+    assert found.seconds > 0
+    assert found.decode_seconds > 0
+    assert found.peak_bytes < machine.process_peak() - len(held) // 2
 
 
 def test_a_store_that_gives_other_values_is_told(extraction: Any, tmp_path: Path) -> None:
