@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RATE = 24_000
@@ -138,6 +139,22 @@ def test_a_store_that_gives_other_values_is_told(extraction: Any, tmp_path: Path
     storing._check(features, [1, 0], target)
     with pytest.raises(SystemExit, match="utterance 0"):
         storing._check(features, [1, 0], target * 2)
+
+
+def test_a_naive_batch_that_exceeds_the_memory_is_halved_and_counted(extraction: Any, speech_folder: Path) -> None:
+    encoding = importlib.import_module("measures.encoding")
+
+    class Small(encoding.Plain):
+        def _states(self, clips: list[torch.Tensor]) -> np.ndarray:
+            if len(clips) > 2:
+                raise torch.OutOfMemoryError
+            return super()._states(clips)
+
+    small = Small(str(speech_folder), "cpu")
+    clips = [torch.randn(samples) for samples in (800, 1_600, 2_400, 3_200, 300)]
+    frames = [len(array) for array in small.encode(clips)]
+    assert frames == [2, 4, 7, 9, 1]
+    assert small.out_of_memory == 2  # of five clips, then of three
 
 
 def test_a_sample_has_about_the_seconds_asked_for_and_the_mean_length_of_all(extraction: Any) -> None:

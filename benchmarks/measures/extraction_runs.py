@@ -58,6 +58,7 @@ class FilesResult:
     seconds: Spread
     load_seconds: float
     audio_hours_a_minute: float
+    decode_seconds: float  # of processor, in all threads together
     decode_share: float  # of the processor's time
     padding_share: float
     peak_bytes: int | None
@@ -101,6 +102,7 @@ def measure_files(corpus: Corpus, work: Path, location: str, device: str, repeat
         seconds=seconds,
         load_seconds=spread([run.load_seconds for run in runs]).median,
         audio_hours_a_minute=corpus.seconds / 60 / seconds.median,
+        decode_seconds=spread([run.decode_seconds for run in runs]).median,
         decode_share=spread([run.decode_seconds / run.processor_seconds for run in runs]).median,
         padding_share=padding_share(lengths, extraction_batches(lengths, params)),
         peak_bytes=_highest([run.peak_bytes for run in runs]),

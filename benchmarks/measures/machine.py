@@ -46,15 +46,21 @@ def matrix_rate(precision: str, device: str, seconds: float) -> float:
 def _product_rate(rows: int, inner: int, columns: int, dtype: torch.dtype, device: str, seconds: float) -> float:
     left = torch.randn(rows, inner, device=device).to(dtype)
     right = torch.randn(inner, columns, device=device).to(dtype)
-    repeats, elapsed = 1, 0.0
+    repeats, elapsed = 1, _multiply(left, right, 1)
     while elapsed < seconds:  # so many at once that starting them costs nothing
-        repeats = repeats if elapsed == 0 else max(repeats + 1, int(repeats * 1.3 * seconds / elapsed))
-        started = time.perf_counter()
-        for _ in range(repeats):
-            product = left @ right
-        product[0, 0].item()  # waits for the device
-        elapsed = time.perf_counter() - started
+        repeats = max(repeats + 1, int(repeats * 1.3 * seconds / elapsed))
+        elapsed = _multiply(left, right, repeats)
     return 2 * rows * inner * columns * repeats / elapsed
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor, repeats: int) -> float:
+    """Seconds."""
+    (left[:1] @ right).sum().item()  # the library is ready, and the device waits
+    started = time.perf_counter()
+    for _ in range(repeats):
+        product = left @ right
+    product[0, 0].item()  # waits for the device
+    return time.perf_counter() - started
 
 
 @dataclass
@@ -78,6 +84,7 @@ def _begin_anew(device: str) -> int | None:
     """Bytes that are held now; the peak is counted from here."""
     gc.collect()
     if device.startswith("cuda"):
+        torch.cuda.empty_cache()  # what another one left cached is not this one's to use
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     try:
