@@ -1,5 +1,6 @@
 """`benchmarks/extraction.py` at toy size: what it prints and writes, not how fast."""
 
+import doctest
 import importlib
 import json
 import re
@@ -130,6 +131,13 @@ def test_a_process_of_its_own_does_not_count_what_this_one_holds(extraction: Any
     assert found.seconds > 0
     assert found.decode_seconds > 0
     assert found.peak_bytes < machine.process_peak() - len(held) // 2
+
+
+@pytest.mark.parametrize("name", ["corpora", "encoding", "report", "timing"])
+def test_examples_hold(extraction: Any, name: str) -> None:
+    found = doctest.testmod(importlib.import_module(f"measures.{name}"))
+    assert found.attempted
+    assert not found.failed
 
 
 def test_a_store_that_gives_other_values_is_told(extraction: Any, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def operations(config: Any, samples: int) -> float:
     """Floating-point operations of a model of the wav2vec2 family on a clip, a multiply and an add counted as two.
 
     >>> from transformers import Wav2Vec2Config
-    >>> round(operations(Wav2Vec2Config(), 3 * 16_000) / 3e9, 1)
+    >>> round(operations(Wav2Vec2Config(), 4 * 16_000) / 4e9, 1)
     14.2
     """
     convolutions = Convolutions.of(config)
