@@ -207,7 +207,7 @@ def _explain(comparison: Comparison) -> str:
     less = f" Of {', '.join(lower)} less is better." * bool(lower)
     return (
         f"{int(counted.sum())} {ablation.task.counted_are} of {conversations} conversations, mean ± standard deviation "
-        f" of {_seeds(comparison)}. {drawn} p: paired permutation test of no difference; p (Holm): corrected "
+        f"of {_seeds(comparison)}. {drawn} p: paired permutation test of no difference; p (Holm): corrected "
         f"for the {sum(row.difference is not None for row in comparison.rows)} rows that are compared; a difference is "
         f"bold where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs beside it or not."
         + less

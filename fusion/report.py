@@ -162,6 +162,8 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         + f" Of {', '.join(lower)} less is better."
         * bool(lower),
         "",
+        _settings(evaluation, run),
+        "",
         *markdown_table(["metric", "test", confidence, "floor", "validation"], rows),
         "",
         *_classes(evaluation),
@@ -171,6 +173,22 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         f"commit {run['commit'] or 'unknown'}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _settings(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
+    """One line: which model, how long it could learn, and which epochs were chosen by what."""
+    params = evaluation.seeds[0].provenance.recipe.train
+    chosen = [
+        f"seed {seed.provenance.seed}: "
+        + ", ".join(f"{head} {epoch}" for head, epoch in seed.provenance.selected.items())
+        for seed in evaluation.seeds
+    ]
+    return (
+        f"Model {run['model']}, target {run['target']}, modalities {run['modalities']}, encoders {run['encoders']}, "
+        f"{params.optimizer} at {params.learning_rate:g}. Each seed learned for at most {params.epochs} epochs, "
+        f"patience {params.patience}; kept are its epochs of the best {params.metric} on validation, by stage and "
+        f"head: {'; '.join(chosen)}."
+    )
 
 
 def _classes(evaluation: Evaluation) -> list[str]:

@@ -182,12 +182,13 @@ def join_app(
     copy: Annotated[bool, typer.Option("--copy", help="Write one self-contained file instead of links.")] = False,
 ) -> None:
     """Join audio and text to the one file that fusion-train reads."""
-    from pipeline.join import join
+    from pipeline.join import failures, join
     from pipeline.params import FeaturesParams
     from pipeline.settings import read_section
 
     copy_parts = copy or read_section(params, "features", FeaturesParams, overrides).copy_parts
     features = join(manifest, audio, text, output, copy_parts)
+    print(*failures(features), sep="\n", end="\n" * bool(failures(features)))
     print(f"{output}: {len(features.utterances)} utterances, digest {features.digest[:12]}")
 
 

@@ -14,16 +14,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import DataError
+from pipeline.decoders import Decoders
+from pipeline.errors import ClipError
 from pipeline.manifest import Utterance
-from pipeline.media import Channels, Stretch, decode, decode_stretches, resample, resampled_length
+from pipeline.media import Channels, Stretch, resample, resampled_length
 
 if TYPE_CHECKING:
     import torch
+
+AGAIN = "run pipeline-prepare again, or dvc repro"
 
 
 def encoder_samples(utterance: Utterance, sample_rate: int) -> int:
@@ -39,47 +43,79 @@ def stretch_of(utterance: Utterance) -> Stretch:
 
 
 class Clips:
-    """The clips of a corpus at the encoder's rate; threads may load them in any order."""
+    """The clips of a corpus at the encoder's rate; threads may load them in any order. A context manager.
+
+    Decoding is done in processes, which start with the first clip and end with `close`. Resampling is done in the
+    calling thread: torch lets other threads run meanwhile.
+    """
 
     def __init__(
-        self, utterances: Iterable[Utterance], root: Path, channels: Channels, sample_rate: int, scratch: Path
+        self,
+        utterances: Iterable[Utterance],
+        root: Path,
+        channels: Channels,
+        sample_rate: int,
+        scratch: Path,
+        decode_seconds: float,
     ) -> None:
         self._root, self._channels, self._sample_rate = root, channels, sample_rate
         self._scratch = _Scratch(scratch)
+        self._decoders = Decoders(decode_seconds)
+        self._decode_seconds = decode_seconds
         stretches: dict[str, set[Stretch]] = defaultdict(set)
         for utterance in utterances:
             if utterance.audio is not None and utterance.samples:
                 stretches[utterance.audio].add(stretch_of(utterance))
+        self._stamps = {audio: _stamp(root / audio) for audio in stretches}
         self._albums = {audio: _Album(several) for audio, several in stretches.items() if len(several) > 1}
+
+    def __enter__(self) -> "Clips":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the decoders' processes."""
+        self._decoders.close()
 
     def load(self, utterance: Utterance) -> "torch.Tensor":
         """(samples,) float32 at the encoder's rate.
 
         Raises:
-            DataError: the recording is not what the manifest says.
+            ClipError: the recording is not what the manifest says, or cannot be decoded.
+            DataError: nothing can be decoded here.
             OSError: the scratch file cannot be written.
         """
         path, stretch = self._root / str(utterance.audio), stretch_of(utterance)
         album = self._albums.get(str(utterance.audio))
         if album is None:
-            recording = decode(path, self._channels, stretch.start, stretch.end)
+            ((_, recording),) = self._decoders.decode_stretches(path, self._channels, [stretch])
             clip = _Clip(len(recording.samples), recording.sample_rate, recording.issues)
-            _check(utterance, clip, path)
+            self._check(utterance, clip, path)
             return resample(recording.samples, recording.sample_rate, self._sample_rate)
         with album.lock:
             if not album.clips:
                 album.clips = dict(self._cut(path, album))
-        _check(utterance, album.clips[stretch], path)
+        self._check(utterance, album.clips[stretch], path)
         return self._scratch.read(album.clips[stretch].first_byte, encoder_samples(utterance, self._sample_rate))
 
     def _cut(self, path: Path, album: "_Album") -> "Iterator[tuple[Stretch, _Clip]]":
         """All clips of a recording, laid into the scratch file."""
-        for stretch, recording in decode_stretches(path, self._channels, list(album.stretches)):
+        for stretch, recording in self._decoders.decode_stretches(path, self._channels, list(album.stretches)):
             first_byte = 0
             if len(recording.samples):
                 clip = resample(recording.samples, recording.sample_rate, self._sample_rate)
                 first_byte = self._scratch.append(clip)
             yield stretch, _Clip(len(recording.samples), recording.sample_rate, recording.issues, first_byte)
+
+    def _check(self, utterance: Utterance, clip: "_Clip", path: Path) -> None:
+        if (clip.samples, clip.sample_rate) != (utterance.samples, utterance.sample_rate):
+            raise _failure(utterance, clip, path, self._decode_seconds)
+        if _stamp(path) != self._stamps[str(utterance.audio)]:
+            raise ClipError(f"'{utterance.id}': {path} changed while it was read; {AGAIN}", utterance.id, "changed")
 
 
 @dataclass(frozen=True)
@@ -132,15 +168,25 @@ class _Scratch:
         return torch.from_numpy(np.frombuffer(bytearray(content), np.float32))
 
 
-def _check(utterance: Utterance, clip: _Clip, path: Path) -> None:
-    if "missing-file" in clip.issues:
-        raise DataError(
-            f"'{utterance.id}': {path}: no such file, though the manifest has it; set dataset.root to the one that "
-            "it was made with, or run pipeline-prepare again"
-        )
-    if (clip.samples, clip.sample_rate) != (utterance.samples, utterance.sample_rate):
-        found = f"{clip.samples} samples" if clip.samples else "+".join(clip.issues)
-        raise DataError(
-            f"'{utterance.id}': {path} has changed since the manifest was made (found {found}, "
-            f"expected {utterance.samples}); run pipeline-prepare again, or dvc repro"
-        )
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written; None where it is not to be seen."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _failure(utterance: Utterance, clip: _Clip, path: Path, decode_seconds: float) -> ClipError:
+    status = "changed" if clip.samples else "+".join(clip.issues)
+    rate = f" at {clip.sample_rate} Hz" if clip.samples == utterance.samples else ""
+    found = f"{clip.samples} samples{rate}" if clip.samples else status
+    reasons = {
+        "missing-file": ": no such file, though the manifest has it; set dataset.root to the one that it was made "
+        "with, or run pipeline-prepare again",
+        "timed-out": f": decoding came no further for {decode_seconds:g} s; raise audio.decode_seconds if its disk is "
+        "slow",
+        "decoder-crashed": ": its decoder died, twice; see whether memory is left, and whether the file is damaged",
+    }
+    changed = f" has changed since the manifest was made (found {found}, expected {utterance.samples}); {AGAIN}"
+    return ClipError(f"'{utterance.id}': {path}{reasons.get(status, changed)}", utterance.id, status)

@@ -41,6 +41,8 @@ PACKAGE = Path(__file__).parent
 CODE = (
     "batching.py",
     "clips.py",
+    "decoder_process.py",
+    "decoders.py",
     "degrade.py",
     "encoders",
     "engine.py",

@@ -78,16 +78,18 @@ class LocalEngine:
         self._turn = Lock()
 
     def run(self, batches: Sequence[Sequence[int]]) -> Iterator[Encoded]:
-        """Encode all batches, in their order."""
-        behind: tuple[_Loaded, Rows] | None = None
-        for loaded in self._loaded(batches):
-            with self._turn:
-                rows = self._encode(loaded)
-            if behind is not None:
-                yield behind[0].encoded(behind[1])
-            behind = loaded, rows
-        if behind is not None:
-            yield behind[0].encoded(behind[1])
+        """Encode all batches, in their order; an error comes after all that was encoded before it."""
+        behind: deque[tuple[_Loaded, Rows]] = deque()
+        try:
+            for loaded in self._loaded(batches):
+                with self._turn:
+                    behind.append((loaded, self._encode(loaded)))
+                if len(behind) > 1:
+                    yield _encoded(*behind.popleft())
+        except Exception:
+            yield from (_encoded(*done) for done in behind)
+            raise
+        yield from (_encoded(*done) for done in behind)
 
     def _loaded(self, batches: Sequence[Sequence[int]]) -> "Iterator[_Loaded]":
         pool = ThreadPoolExecutor(LOADERS)
@@ -154,5 +156,6 @@ class _Loaded:
     inputs: list[Any] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
 
-    def encoded(self, rows: Rows) -> Encoded:
-        return Encoded(self.batch, self.indices, rows(), self.failures)
+
+def _encoded(loaded: _Loaded, rows: Rows) -> Encoded:
+    return Encoded(loaded.batch, loaded.indices, rows(), loaded.failures)

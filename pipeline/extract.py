@@ -22,6 +22,7 @@ import numpy as np
 from pipeline.batching import batches_under_budget
 from pipeline.clips import Clips, encoder_samples
 from pipeline.engine import Encoded, Engine, LocalEngine
+from pipeline.errors import DataError
 from pipeline.manifest import Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, TextParams
@@ -125,7 +126,7 @@ def plan_audio(
     inputs = [[u.id, u.audio, u.start, u.end, u.samples, file_size(root, u)] for u in utterances]
     plan = _plan([channels, *inputs], altered)
     rows = [encoder.frames(length) if length else 0 for length in lengths]
-    clips = Clips(utterances, root, channels, encoder.sample_rate, scratch)
+    clips = Clips(utterances, root, channels, encoder.sample_rate, scratch, params.decode_seconds)
 
     def load(index: int) -> "torch.Tensor":
         clip = clips.load(utterances[index])
@@ -133,7 +134,8 @@ def plan_audio(
         return alter(utterances[index], clip) if alter else clip
 
     layout = _layout(utterances, rows, encoder, params.dtype, plan, altered)
-    engine = LocalEngine(load, partial(encoder.start, dtype=params.dtype), layout.ids.__getitem__)
+    start = partial(encoder.start, dtype=params.dtype)
+    engine = LocalEngine(load, start, layout.ids.__getitem__, mark=params.on_error == "mark", close=clips.close)
     budget = encoder.budget() if params.batch == "auto" else int(params.batch * encoder.sample_rate)
     unit = Unit("h of audio", 3600 * encoder.sample_rate, digits=2)
     return Work(layout, lengths, unit, budget, params.batch == "auto", engine)
@@ -207,11 +209,16 @@ def fill(target: Path, work: Work, name: str) -> Outcome:
                 writer.take_note(budget=budget, pieces=engine.pieces)
                 progress.advance(sum(lengths[index] for index in encoded.batch))
         failures = {index: status for index, status in failures.items() if not writer.done[index]}
-        writer.finish()
+        if failures and len(failures) + len(empty) == len(layout.ids):
+            raise DataError(
+                f"none of the {len(failures)} utterances could be read ({', '.join(sorted(set(failures.values())))}); "
+                "mend dataset.root, or run pipeline-prepare again"
+            )
+        writer.finish(failures)
     return Outcome(
         path=target,
         utterances=len(layout.ids),
-        rows=sum(layout.rows),
+        rows=sum(rows for index, rows in enumerate(layout.rows) if index not in failures),
         encoded=total - len(failures),
         kept=len(layout.ids) - len(empty) - total,
         empty=len(empty),

@@ -10,6 +10,8 @@ import numpy as np
 
 from pipeline.store import Features, Part, StoreError, damaged_utterances, kind_of, read_features, read_part
 
+NAMED = 10  # utterances that could not be encoded and are named in the text
+
 
 @dataclass(frozen=True)
 class PartReport:
@@ -24,6 +26,7 @@ class PartReport:
     empty: int  # utterances without this modality
     digest: str
     encoder: dict[str, Any]
+    failed: dict[str, str]  # id -> status of the utterances that could not be encoded
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Report:
     digest: str | None = None  # of a joint file
     conversations: int | None = None
     splits: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> label -> utterances
+    scored: dict[str, int] = field(default_factory=dict)  # split -> utterances with a score; empty where none has one
     parts: dict[str, PartReport] = field(default_factory=dict)
     verified: bool = False
 
@@ -51,7 +55,8 @@ class Report:
             lines.append(f"  {self.conversations} conversations, digest {self.digest}")
         for split, labels in self.splits.items():
             counts = ", ".join(f"{label} {count}" for label, count in labels.items())
-            lines.append(f"  {split}: {sum(labels.values())} ({counts})")
+            scored = f"; scored {self.scored[split]}" if self.scored else ""
+            lines.append(f"  {split}: {sum(labels.values())} ({counts}{scored})")
         for name, part in self.parts.items():
             shortest, median, longest = part.rows_per_utterance.values()
             shape = " x ".join(map(str, [part.rows, *part.row_shape]))
@@ -59,9 +64,16 @@ class Report:
             lines.append(
                 f"    rows an utterance: {shortest:g} to {longest:g}, median {median:g}; {part.empty} utterances empty"
             )
+            if part.failed:
+                lines.append(f"    {len(part.failed)} of these could not be encoded: {_named(part.failed)}")
             lines.append(f"    digest {part.digest}")
             lines += [f"    {key}: {value}" for key, value in part.encoder.items()]
         return "\n".join(lines)
+
+
+def _named(failed: dict[str, str]) -> str:
+    names = [f"'{utterance}' {status}" for utterance, status in failed.items()]
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def inspect_file(path: Path, verify: bool = False) -> Report:
@@ -105,10 +117,13 @@ def _table(features: Features) -> dict[str, Any]:
     splits: dict[str, Counter[str]] = {}
     for split, label in zip(utterances.splits, utterances.labels, strict=True):
         splits.setdefault(split, Counter())[names[label]] += 1
+    scored = Counter(dict.fromkeys(splits, 0))
+    scored.update(split for split, score in zip(utterances.splits, utterances.scores, strict=True) if score == score)
     return {
         "digest": features.digest,
         "conversations": len(set(utterances.conversations)),
         "splits": {split: dict(sorted(labels.items())) for split, labels in splits.items()},
+        "scored": dict(scored) if scored.total() else {},
     }
 
 
@@ -129,4 +144,5 @@ def _describe(part: Part) -> PartReport:
         empty=int((rows == 0).sum()),
         digest=part.digest,
         encoder=dict(part.identity.fields),
+        failed=dict(part.failed),
     )

@@ -1,12 +1,23 @@
 """The `features` stage: manifest + audio.h5 + text.h5 -> one joint view, data/feats.h5."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.manifest import Utterance, label_names, read_manifest
-from pipeline.store import UNLABELLED, Features, Part, StoreError, Utterances, read_features, read_part, write_joint
+from pipeline.store import (
+    MODALITIES,
+    UNLABELLED,
+    Features,
+    Part,
+    StoreError,
+    Utterances,
+    read_features,
+    read_part,
+    write_joint,
+)
 
 
 def join(manifest: Path, audio: Path, text: Path, target: Path, copy_parts: bool = False) -> Features:
@@ -22,6 +33,16 @@ def join(manifest: Path, audio: Path, text: Path, target: Path, copy_parts: bool
     target.parent.mkdir(parents=True, exist_ok=True)
     write_joint(target, table_of(records, names), names, parts, copy_parts)
     return read_features(target)
+
+
+def failures(features: Features) -> list[str]:
+    """A line for each modality in which utterances could not be encoded."""
+    parts = {name: part for name in MODALITIES if (part := getattr(features, name)) is not None and part.failed}
+    return [
+        f"{name}: {len(part.failed)} utterances could not be encoded and are without it "
+        f"({', '.join(f'{count} {status}' for status, count in Counter(part.failed.values()).most_common())})"
+        for name, part in parts.items()
+    ]
 
 
 def table_of(records: Sequence[Utterance], names: Sequence[str]) -> Utterances:

@@ -9,6 +9,8 @@ A turn is never dropped: where a modality is absent or odd, `status` says why. R
     undecodable        it is there, but no decoder can make sense of it     (no audio)
     no-sound-stream    it holds no audio, such as a video without sound     (no audio)
     empty-audio        it holds no samples, or none from start to end       (no audio)
+    timed-out          its decoder gave nothing for dataset.decode_seconds  (no audio)
+    decoder-crashed    its decoder died, twice                              (no audio)
     not-finite         it holds NaN or infinite samples                     (no audio)
     truncated          it ends before its own header (or `end`) says; what is there is used
     short              less than 25 ms, one frame of the encoders; it is padded to one frame
@@ -33,14 +35,15 @@ What the adapters of corpora say, of a turn that is there and keeps its place:
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import DataError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+Seconds = Annotated[float, Field(ge=0)]
 OK = "ok"
 OPTIONAL = ("recognised", "extra")  # not in the line of an utterance that has none
 
@@ -48,7 +51,7 @@ OPTIONAL = ("recognised", "extra")  # not in the line of an utterance that has n
 class Utterance(BaseModel):
     """One turn of a conversation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     id: str
     conversation: str
@@ -60,12 +63,12 @@ class Utterance(BaseModel):
     text: str = ""
     recognised: str | None = None  # the recogniser's transcript; None, and not in the line, where there is none
     audio: str | None = None  # path relative to the corpus root
-    start: float | None = None  # seconds in that file
-    end: float | None = None
+    start: Seconds | None = None  # in that file
+    end: Seconds | None = None
     extra: dict[str, str] = {}  # what else the corpus says; not in the line where there is nothing
-    samples: int = 0  # as decoded, at `sample_rate`; 0 means that there is no audio
-    sample_rate: int | None = None
-    channels: int | None = None
+    samples: Annotated[int, Field(ge=0, lt=2**40)] = 0  # as decoded, at `sample_rate`; 0 means that there is no audio
+    sample_rate: Annotated[int, Field(gt=0, lt=2**31)] | None = None
+    channels: Annotated[int, Field(gt=0)] | None = None
     status: str = OK
 
 

@@ -5,7 +5,7 @@ with it comes back as issues, whose names `pipeline.manifest` explains.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -57,6 +57,11 @@ class Stretch:
         return round((self.start or 0.0) * rate)
 
 
+def nothing(issue: str) -> Recording:
+    """No samples, and why."""
+    return Recording(np.empty(0, np.float32), 0, 0, [issue])
+
+
 def decode(
     path: Path, channels: Channels = "downmix", start: float | None = None, end: float | None = None
 ) -> Recording:
@@ -69,9 +74,11 @@ def decode(
 
 
 def decode_stretches(
-    path: Path, channels: Channels, stretches: Sequence[Stretch]
+    path: Path, channels: Channels, stretches: Sequence[Stretch], progress: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[Stretch, Recording]]:
     """Every stretch as `decode` gives it, from one pass over the file, in the order in which they end.
+
+    `progress` is called at every decoded frame: a long recording may have no stretch to give for a while.
 
     Seeking would spare the pass, but what a decoder of AAC or Opus gives depends on the packets before.
     """
@@ -85,22 +92,22 @@ def decode_stretches(
         # a crafted playlist must not make the decoder open other places
         container = av.open(str(path.absolute()), options={"protocol_whitelist": "file"}) if is_file else None
     except (av.error.FFmpegError, ValueError, UnicodeError):
-        yield from ((stretch, _nothing("undecodable")) for stretch in stretches)
+        yield from ((stretch, nothing("undecodable")) for stretch in stretches)
         return
     if container is None:
-        yield from ((stretch, _nothing("missing-file")) for stretch in stretches)
+        yield from ((stretch, nothing("missing-file")) for stretch in stretches)
         return
     with container:
         if not container.streams.audio:
-            yield from ((stretch, _nothing("no-sound-stream")) for stretch in stretches)
+            yield from ((stretch, nothing("no-sound-stream")) for stretch in stretches)
         elif container.streams.audio[0].codec_context is None:  # a codec that FFmpeg does not know
-            yield from ((stretch, _nothing("undecodable")) for stretch in stretches)
+            yield from ((stretch, nothing("undecodable")) for stretch in stretches)
         else:
-            yield from _decode_open(container, path, channels, stretches)
+            yield from _decode_open(container, path, channels, stretches, progress)
 
 
 def _decode_open(
-    container: Any, path: Path, channels: Channels, stretches: Sequence[Stretch]
+    container: Any, path: Path, channels: Channels, stretches: Sequence[Stretch], progress: Callable[[], None]
 ) -> Iterator[tuple[Stretch, Recording]]:
     import av
 
@@ -111,6 +118,7 @@ def _decode_open(
     broken = False
     try:
         for frame in container.decode(stream):
+            progress()
             if frame.sample_rate not in SAMPLE_RATES or (rate and frame.sample_rate != rate):
                 broken = True  # where the rate changes midway, what follows cannot be joined to what was read
                 break
@@ -134,7 +142,7 @@ def _decode_open(
     lacks_its_end = _lacks_its_end(path, slack=int(TRUNCATED_SECONDS * (stream.bit_rate or 0) / 8))
     for cut in [*running, *waiting]:
         if not cut.blocks:
-            yield cut.stretch, _nothing("undecodable" if broken else "empty-audio")
+            yield cut.stretch, nothing("undecodable" if broken else "empty-audio")
             continue
         expected = declared if cut.stretch.end is None else cut.stretch.end
         missing = expected is not None and expected - position / rate > TRUNCATED_SECONDS
@@ -235,7 +243,11 @@ def _lacks_its_end(path: Path, slack: int) -> bool:
     """Whether a WAV file is shorter than its header says (by more than `slack` bytes), or an Ogg file lacks its last
     page. FFmpeg overlooks both.
     """
-    with path.open("rb") as file:
+    try:
+        opened = path.open("rb")
+    except OSError:  # it vanished behind its decoder, which had it open
+        return False
+    with opened as file:
         head = file.read(12)
         size = file.seek(0, os.SEEK_END)
         if head[:4] == b"RIFF" and head[8:] == b"WAVE":
@@ -251,9 +263,9 @@ def _lacks_its_end(path: Path, slack: int) -> bool:
 
 def _judge(samples: np.ndarray, rate: int, channels: int, issues: list[str]) -> Recording:
     if not len(samples):
-        return _nothing("empty-audio")
+        return nothing("empty-audio")
     if not np.isfinite(samples).all():
-        return _nothing("not-finite")
+        return nothing("not-finite")
     return Recording(samples, rate, channels, [*issues, *_oddities(samples, rate)])
 
 
@@ -265,7 +277,3 @@ def _oddities(samples: np.ndarray, rate: int) -> Iterator[str]:
         yield "silent"
     elif (level >= CLIPPED_LEVEL).mean() > CLIPPED_SHARE:
         yield "clipped"
-
-
-def _nothing(issue: str) -> Recording:
-    return Recording(np.empty(0, np.float32), 0, 0, [issue])

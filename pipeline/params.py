@@ -1,14 +1,26 @@
 """What the pipeline owns of params.yaml: `dataset`, `audio`, `text`, `features`, `import`, and `evaluate.degrade`."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.settings import Section
 
 Layers = Literal["last"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 NoiseKind = Literal["white", "speech"]
+
+
+def _expand_home(path: str) -> str:
+    """`path` with the folder that a leading `~` or `~name` stands for; as it is where there is no such user."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        return path
+
+
+UserPath = Annotated[str, AfterValidator(_expand_home)]
 
 
 class Columns(Section):
@@ -32,17 +44,20 @@ class DatasetParams(Section):
     """Where the recordings and transcripts are, and how they are split."""
 
     name: Literal["demo", "table", "meld", "iemocap", "mosi"] = "demo"
-    root: str = "data/demo"  # folder of the release, or that holds the table; paths of recordings are relative to it
+    root: UserPath = (
+        "data/demo"  # folder of the release, or that holds the table; paths of recordings are relative to it
+    )
     target: str | None = None  # what the label is; null: the corpus' own first one (`pipeline.datasets.targets`)
     fold: Annotated[int, Field(ge=0, le=5)] = 0  # iemocap: the session that is the test split; 0: session 5
     protocol: Literal["sdk", "62-31"] = "sdk"  # mosi: its splits, see `pipeline.datasets.mosi_splits`
-    table: str = "utterances.csv"  # .csv, .tsv, .jsonl or .parquet, relative to root
+    table: UserPath = "utterances.csv"  # .csv, .tsv, .jsonl or .parquet, relative to root
     columns: Columns = Columns()
     split: Literal["given", "conversation", "speaker"] = "given"  # given: validation is made where there is none
     validation_share: Share = 0.15  # of the utterances, for splits that are made
     test_share: Share = 0.2
     split_seed: int = 0
     channels: Literal["downmix", "center", "first"] = "downmix"  # how several channels become one
+    decode_seconds: Annotated[float, Field(gt=0)] = 60.0  # that decoding may go without progress: status timed-out
 
     @property
     def source(self) -> str:
@@ -62,7 +77,7 @@ class FinetuneParams(Section):
     """An encoder that learns from the labels of train; the keys that both modalities have."""
 
     epochs: Annotated[int, Field(ge=0)] = 0  # at most; 0: fine-tuning is off
-    encoder: str = "tiny"  # where it starts: tiny | a Hugging Face name | a local folder
+    encoder: UserPath = "tiny"  # where it starts: tiny | a Hugging Face name | a local folder
     revision: str | None = None
     patience: Annotated[int, Field(gt=0)] = 5  # epochs without a better validation score before stopping
     metric: Literal["weighted_f1", "macro_f1", "accuracy", "uar"] = "weighted_f1"  # on validation, selects the epoch
@@ -95,7 +110,7 @@ class FinetuneTextParams(FinetuneParams):
 class AudioParams(Section):
     """Recordings -> frames."""
 
-    encoder: str = "tiny"  # tiny | log-mel | a Hugging Face name | a local folder
+    encoder: UserPath = "tiny"  # tiny | log-mel | a Hugging Face name | a local folder
     revision: str | None = None  # commit of a Hugging Face model
     layers: Layers = "last"  # hidden states to keep: 0 is the input of the first transformer layer
     mix: Literal["mean", "stack"] = "mean"  # several layers: their mean, or all, for a learned mix in the model
@@ -105,6 +120,10 @@ class AudioParams(Section):
     batch: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
     window_seconds: Annotated[float, Field(ge=2)] = 40.0  # longer clips are encoded in windows
     overlap_seconds: Annotated[float, Field(ge=0)] = 4.0
+    decode_seconds: Annotated[float, Field(gt=0)] = 60.0  # that decoding may go without progress
+    on_error: Literal["stop", "mark"] = (
+        "stop"  # a recording that cannot be read now: stop, or leave its utterance empty
+    )
     finetune: FinetuneAudioParams = FinetuneAudioParams()
 
     @model_validator(mode="after")
@@ -119,7 +138,7 @@ class AudioParams(Section):
 class TextParams(Section):
     """Transcripts -> tokens."""
 
-    encoder: str = "tiny"  # tiny | a Hugging Face name | a local folder
+    encoder: UserPath = "tiny"  # tiny | a Hugging Face name | a local folder
     revision: str | None = None
     layers: Layers = "last"
     mix: Literal["mean", "stack"] = "mean"

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,17 +11,16 @@ from tqdm import tqdm
 
 from pipeline.datasets import read_corpus
 from pipeline.datasets.turns import Counts, Turn
+from pipeline.decoders import Decoders
 from pipeline.errors import DataError
 from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, label_names, manifest_order
-from pipeline.media import Recording, Stretch, decode_stretches
+from pipeline.media import Recording, Stretch
 from pipeline.params import DatasetParams
 from pipeline.published import COLUMNS, Difference, compare, count, select, statuses
 from pipeline.splits import assign_splits
 
 CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of control characters, halves of characters and line ends
-ROW_OF_HOURS = 3  # of the printed table
 NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
-DECODERS = 4  # threads; FFmpeg lets go of the interpreter lock while it decodes
 
 
 @dataclass(frozen=True)
@@ -72,23 +71,36 @@ def settle(turns: Sequence[Turn], params: DatasetParams) -> list[tuple[Utterance
 
 
 def summary(prepared: Prepared) -> str:
-    """The table that `pipeline-prepare` prints: counts per split and label, hours, statuses, what was mended."""
+    """The table that `pipeline-prepare` prints: counts per split and label, hours, statuses, what was mended.
+
+    Under a row of which there are published counts lie these, in the same columns.
+    """
     utterances = prepared.utterances
-    found = count(utterances)
     chosen = {name: select(utterances, name) for name in COLUMNS}
-    rows = [(what, [f"{columns[name]}" for name in COLUMNS]) for what, columns in found.items()]
-    rows.insert(ROW_OF_HOURS, ("hours", [f"{sum(map(_seconds, chosen[name])) / 3600:.3f}" for name in COLUMNS]))
+    rows = list(_count_rows(utterances, prepared.published))
     named = statuses(utterances) | Counter({OK: sum(utterance.status == OK for utterance in utterances)})
     for status, _ in named.most_common():
         rows.append((f"status {status}", [f"{sum(status in u.status.split('+') for u in chosen[c])}" for c in COLUMNS]))
     width = max(len(name) for name, _ in rows)
     lines = [" " * width + "".join(f"{name:>12}" for name in COLUMNS)]
-    lines += [f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells) for name, cells in rows]
+    lines += [(f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells)).rstrip() for name, cells in rows]
     lines += [f"status {u.status}: '{u.id}', {u.audio}" for u in unusable(utterances)[:NAMED]]
     lines += [f"mended: {count} {what}" for what, count in prepared.mended.most_common()]
     lines += [f"note: {note}" for note in prepared.notes]
     lines += _published_lines(prepared)
     return "\n".join(lines)
+
+
+def _count_rows(utterances: Sequence[Utterance], published: Counts) -> Iterator[tuple[str, list[str]]]:
+    """Every count with its cells, the published ones under it; hours under speakers."""
+    found = count(utterances)
+    for what in dict.fromkeys((*found, *published)):  # of a label that is published, there may be none here
+        yield what, [str(found.get(what, {}).get(name, 0)) for name in COLUMNS]
+        if what in published:
+            yield "  published", [str(published[what].get(name, "")) for name in COLUMNS]
+        if what == "speakers":
+            seconds = [sum(map(_seconds, select(utterances, name))) for name in COLUMNS]
+            yield "hours", [f"{total / 3600:.3f}" for total in seconds]
 
 
 def check_published(prepared: Prepared) -> None:
@@ -105,7 +117,7 @@ def check_published(prepared: Prepared) -> None:
 
 
 def _published_lines(prepared: Prepared) -> list[str]:
-    """The published counts, if there are any, as a second table, then every difference."""
+    """How many of the published counts are found, if there are any, then every difference."""
     if not prepared.published:
         return []
     counts = sum(len(columns) for columns in prepared.published.values())
@@ -141,16 +153,21 @@ def _by_conversation(turns: Sequence[Turn]) -> list[list[Turn]]:
 
 def _draft(turn: Turn, index: int, split: str, params: DatasetParams) -> Utterance:
     """The utterance before its recording is probed."""
+    where = turn.where or params.source
     identifier = turn.id or f"{turn.conversation}/{index}"
     names = {"id": identifier, "conversation": turn.conversation, "speaker": turn.speaker, "label": turn.label}
     for name, value in names.items():
         if value is not None and any(unicodedata.category(character) in CONTROLS for character in value):
-            raise DataError(f"{params.source}: {name} {value!r} holds control characters; mend the table")
+            raise DataError(f"{where}: {name} {value!r} holds control characters; mend the table")
     for name, seconds in (("start", turn.start), ("end", turn.end)):
         if seconds is not None and seconds < 0:
-            raise DataError(f"'{identifier}': {name} {seconds} s is negative; count seconds from the file's beginning")
+            raise DataError(
+                f"{where}: '{identifier}': {name} {seconds} s is negative; count seconds from the file's beginning"
+            )
     if turn.start is not None and turn.end is not None and turn.end < turn.start:
-        raise DataError(f"'{identifier}': ends at {turn.end} s, before its start at {turn.start} s; mend the table")
+        raise DataError(
+            f"{where}: '{identifier}': ends at {turn.end} s, before its start at {turn.start} s; mend the table"
+        )
     return Utterance(
         id=identifier,
         conversation=turn.conversation,
@@ -161,7 +178,7 @@ def _draft(turn: Turn, index: int, split: str, params: DatasetParams) -> Utteran
         score=turn.score,
         text=_visible(turn.text),
         recognised=None if turn.recognised is None else _visible(turn.recognised),
-        audio=None if turn.audio is None else _relative_path(turn.audio, identifier, params),
+        audio=None if turn.audio is None else _relative_path(turn.audio, f"{where}: '{identifier}'", params),
         start=turn.start,
         end=turn.end,
         extra=dict(turn.extra),
@@ -175,8 +192,8 @@ def _visible(text: str) -> str:
     return text.strip() if seen else ""
 
 
-def _relative_path(audio: str, identifier: str, params: DatasetParams) -> str:
-    """`audio` relative to the corpus root, with forward slashes.
+def _relative_path(audio: str, where: str, params: DatasetParams) -> str:
+    """`audio` relative to the corpus root, with forward slashes; `where` leads the message.
 
     Only the name is judged: a folder of recordings may be a link to another disk.
     """
@@ -187,7 +204,7 @@ def _relative_path(audio: str, identifier: str, params: DatasetParams) -> str:
         path = inside[0] if inside else PurePosixPath("..")
     if ".." in path.parts or "\0" in audio:
         raise DataError(
-            f"'{identifier}': recording {audio!r} lies outside dataset.root ({params.root}); "
+            f"{where}: recording {audio!r} lies outside dataset.root ({params.root}); "
             "set dataset.root to a folder that holds the table and the recordings"
         )
     return path.as_posix()
@@ -199,19 +216,21 @@ def _probe_all(drafts: Sequence[Utterance], params: DatasetParams) -> list[Utter
     for draft in drafts:
         albums[draft.audio].append(draft)
     silent = [_probed(draft, None) for draft in albums.pop(None, [])]
+    decoders = Decoders(params.decode_seconds)
     with (
-        ThreadPoolExecutor(DECODERS) as pool,
+        ThreadPoolExecutor(decoders.workers) as pool,
+        decoders,  # closed before the threads are waited for
         tqdm(total=len(drafts), desc="decoding", unit="clip", disable=None) as bar,
     ):
         bar.update(len(silent))
         found = {utterance.id: utterance for utterance in silent}
-        for probed in pool.map(lambda album: _probe(album, params), albums.values()):
+        for probed in pool.map(lambda album: _probe(album, params, decoders), albums.values()):
             found.update((utterance.id, utterance) for utterance in probed)
             bar.update(len(probed))
     return [found[draft.id] for draft in drafts]
 
 
-def _probe(album: Sequence[Utterance], params: DatasetParams) -> list[Utterance]:
+def _probe(album: Sequence[Utterance], params: DatasetParams, decoders: Decoders) -> list[Utterance]:
     """The turns of one recording, in the order in which they end."""
     turns: dict[Stretch, list[Utterance]] = defaultdict(list)
     for draft in album:
@@ -219,7 +238,7 @@ def _probe(album: Sequence[Utterance], params: DatasetParams) -> list[Utterance]
     path = Path(params.root) / str(album[0].audio)
     return [
         _probed(draft, recording)
-        for stretch, recording in decode_stretches(path, params.channels, list(turns))
+        for stretch, recording in decoders.decode_stretches(path, params.channels, list(turns))
         for draft in turns[stretch]
     ]
 

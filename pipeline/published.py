@@ -1,7 +1,7 @@
 """What a corpus holds, counted, beside what its authors published. Pure.
 
 Counts are of `utterances`, `conversations`, `speakers`, `recordings` (that can be used), `labelled` utterances and
-`label <name>`, in each split and in `all`.
+`label <name>`, where there are scores also of `scored` utterances, in each split and in `all`.
 """
 
 from collections import Counter
@@ -36,6 +36,7 @@ def count(utterances: Sequence[Utterance]) -> dict[str, dict[str, int]]:
     """How many of what there are in each of `COLUMNS`."""
     found: dict[str, dict[str, int]] = {}
     labels = sorted({utterance.label for utterance in utterances if utterance.label is not None})
+    has_scores = any(utterance.score is not None for utterance in utterances)
     for column in COLUMNS:
         chosen = select(utterances, column)
         own = Counter(utterance.label for utterance in chosen)
@@ -44,6 +45,7 @@ def count(utterances: Sequence[Utterance]) -> dict[str, dict[str, int]]:
             "conversations": len({utterance.conversation for utterance in chosen}),
             "speakers": len({utterance.speaker for utterance in chosen} - {None}),
             "recordings": sum(utterance.samples > 0 for utterance in chosen),
+            **({"scored": sum(utterance.score is not None for utterance in chosen)} if has_scores else {}),
             "labelled": len(chosen) - own[None],
             **{f"label {label}": own[label] for label in labels},
         }

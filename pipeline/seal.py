@@ -8,7 +8,7 @@ other bytes (values have a checksum for each utterance). A file without a seal i
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from pipeline.errors import StoreError
 FORMAT = "erc-features"
 VERSION = 1
 USER_BLOCK = 512  # bytes, the smallest that HDF5 allows
+FIELDS = {"format", "version", "size", "values", "structure"}
+BLOCK = 1 << 20  # bytes that are hashed at once
 
 
 def seal(path: Path, values: Sequence[tuple[int, int]]) -> None:
@@ -24,18 +26,19 @@ def seal(path: Path, values: Sequence[tuple[int, int]]) -> None:
     values = [(offset, length) for offset, length in values if length]
     line: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": path.stat().st_size, "values": sorted(values)}
     line["structure"] = _hash_outside(path, values)
-    content = json.dumps(line).encode() + b"\n"
-    if len(content) > USER_BLOCK:
+    block = _rendered(line)
+    if len(block) > USER_BLOCK:
         raise AssertionError("a seal must fit into the user block")
     with path.open("r+b") as file:
-        file.write(content.ljust(USER_BLOCK, b"\0"))
+        file.write(block)
         file.flush()
         os.fsync(file.fileno())
 
 
 def check_seal(path: Path) -> None:
     """Raise StoreError unless `path` is a whole, undamaged file of this version (its values aside)."""
-    line = _read_line(path)
+    block = _read_block(path)
+    line = _parse(block)
     version = line.get("version")
     if line.get("format") != FORMAT:
         raise StoreError(f"{path}: not a feature file of this project, or unfinished or damaged; run dvc repro")
@@ -44,27 +47,44 @@ def check_seal(path: Path) -> None:
             f"{path}: written in version {version} of the format, this program reads version {VERSION}; "
             "run dvc repro to make it anew, or install the matching erc-fusion"
         )
-    mend = "delete it and run dvc repro"
-    try:
-        expected, values = int(line["size"]), [(int(offset), int(length)) for offset, length in line["values"]]
-    except (ValueError, KeyError, TypeError):
-        raise StoreError(f"{path}: damaged; {mend}") from None
-    size = path.stat().st_size
+    damaged = StoreError(f"{path}: damaged; delete it and run dvc repro")
+    if block != _rendered(line) or not _is_sound(line):
+        raise damaged
+    size, expected = path.stat().st_size, line["size"]
     if size != expected:
-        raise StoreError(f"{path}: truncated: {size} bytes, expected {expected}; {mend}")
-    if _hash_outside(path, values) != line.get("structure"):
-        raise StoreError(f"{path}: damaged; {mend}")
+        raise StoreError(f"{path}: truncated: {size} bytes, expected {expected}; delete it and run dvc repro")
+    if _hash_outside(path, line["values"]) != line["structure"]:
+        raise damaged
 
 
-def _read_line(path: Path) -> dict[str, Any]:
-    """The seal's content; empty where there is none."""
+def _rendered(line: Mapping[str, Any]) -> bytes:
+    """The user block that holds this line; all of it is compared, so that no byte of it is without meaning."""
+    return (json.dumps(line).encode() + b"\n").ljust(USER_BLOCK, b"\0")
+
+
+def _is_sound(line: Mapping[str, Any]) -> bool:
+    """Whether it holds what a seal holds: all that is read next is inside the file."""
+    try:
+        numbers = [line["size"], *(number for offset, length in line["values"] for number in (offset, length))]
+    except (KeyError, TypeError, ValueError):
+        return False
+    return set(line) == FIELDS and all(type(number) is int and 0 <= number <= line["size"] for number in numbers)
+
+
+def _read_block(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            line = json.loads(file.read(USER_BLOCK).split(b"\n")[0])
+            return file.read(USER_BLOCK)
     except FileNotFoundError:
         raise StoreError(f"{path}: no such feature file; mend the path, or run dvc repro") from None
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _parse(block: bytes) -> dict[str, Any]:
+    """The seal's content; empty where there is none."""
+    try:
+        line = json.loads(block.split(b"\n")[0])
     except ValueError:
         return {}
     return line if isinstance(line, dict) else {}
@@ -77,6 +97,8 @@ def _hash_outside(path: Path, values: Sequence[tuple[int, int]]) -> str:
         position = USER_BLOCK
         for offset, length in [*sorted(values), (path.stat().st_size, 0)]:
             file.seek(position)
-            digest.update(file.read(max(0, offset - position)))
+            while position < offset and (block := file.read(min(BLOCK, offset - position))):
+                digest.update(block)
+                position += len(block)
             position = offset + length
     return digest.hexdigest()

@@ -1,43 +1,36 @@
 """Writing a part slot by slot, so that a killed process loses nothing but its current batch.
 
 The file is laid out in full as `<name>.partial` beside the target before anything is encoded. Utterances are then
-written into their slots in any order with plain positioned writes, which never touch the structure of the HDF5 file.
-A slot's checksum is written only after its bytes are on disk; 0 means not done. When all are done the file is
-verified, synced and renamed to the target.
+written into their slots in any order (`pipeline.slot_file`). A slot's mark is written only after its bytes are on
+disk. When all are done the file is verified, synced, sealed and renamed to the target.
 
 A later run finds the partial file, and goes on with it if it was made from the same plan by the same encoder.
+
+Utterances that could not be encoded are left out of what becomes the target, and named there: it is copied to
+`<name>.partial.marked`, since the layout of a file is never changed in place.
 """
 
+import errno
 import fcntl
-import json
 import logging
 import os
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import h5py
 import numpy as np
 
 from pipeline.errors import DataError, StoreError
-from pipeline.seal import USER_BLOCK, seal
-from pipeline.store import Dtype, Identity, checksum, lay_out_part, sync
+from pipeline.slot_file import PartLayout, SlotFile, lay_out
+from pipeline.store import Identity, checksum, sync, writing
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+EMPTY = checksum(np.empty(0, np.uint8))
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PartLayout:
-    """What a part will hold, known before anything is encoded."""
-
-    ids: Sequence[str]
-    rows: Sequence[int]  # of each utterance
-    row_shape: tuple[int, ...]  # (dim,) or (layers, dim)
-    dtype: Dtype
-    identity: Identity
-    plan: str  # hash of the inputs
 
 
 class SlotWriter:
@@ -55,20 +48,21 @@ class SlotWriter:
         self.target = target
         self.partial = target.with_name(target.name + ".partial")
         self.layout = layout
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not _same_work(self.partial, layout):
-            _lay_out(self.partial, layout)
-        self._file = os.open(self.partial, os.O_RDWR)
+        if target.is_dir():
+            raise StoreError(f"{target}: is a folder; name a file with --output")
+        with writing(self.partial):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _hold(self.partial)
         try:
-            lock(self._file, self.partial)
-            with h5py.File(self.partial, "r", locking=False) as file:
-                self._values_at = file["values"].id.get_offset() or 0
-                self._checksums_at = file["checksums"].id.get_offset() or 0
-            self._offsets = np.concatenate([[0], np.cumsum(layout.rows)]).astype(np.int64)
-            self._row_bytes = int(np.prod(layout.row_shape)) * np.dtype(layout.dtype).itemsize
-            self.done = self._intact_slots()
-            self.note = _read_note(_read_at(self._file, USER_BLOCK, 0))
+            if not _same_work(self.partial, layout):
+                self._file = _begin(self._file, self.partial, layout)
+            self._marked.unlink(missing_ok=True)  # of a run that was killed while it finished
+            self._slots = SlotFile(self._file, self.partial, layout)
+            self.done = self._slots.intact()
+            self.note = self._slots.note()
         except BaseException:
+            if not os.fstat(self._file).st_size:  # nothing was there before, either
+                self.partial.unlink()
             os.close(self._file)
             raise
 
@@ -85,33 +79,72 @@ class SlotWriter:
 
         Raises:
             DataError: an array has another number of rows than was laid out, or a value that `dtype` cannot hold.
+            StoreError: the disk does not take it; what was written before is kept.
         """
         arrays = [self._as_stored(index, array) for index, array in zip(indices, rows, strict=True)]
-        for index, array in zip(indices, arrays, strict=True):
-            _write_at(self._file, array.tobytes(), self._values_at + int(self._offsets[index]) * self._row_bytes)
-        os.fdatasync(self._file)  # the bytes are on disk before their marks
-        for index, array in zip(indices, arrays, strict=True):
-            _write_at(self._file, np.uint64(checksum(array)).tobytes(), self._checksums_at + 8 * index)
-            self.done[index] = True
+        with writing(self.partial):
+            for index, array in zip(indices, arrays, strict=True):
+                self._slots.write(index, array)
+            os.fdatasync(self._file)  # the bytes are on disk before their marks
+            for index, array in zip(indices, arrays, strict=True):
+                self._slots.mark(index, checksum(array))
+                self.done[index] = True
 
     def take_note(self, **numbers: int) -> None:
         """Leave `numbers` for a run that goes on after this one was interrupted."""
         if numbers != self.note:
-            _write_at(self._file, json.dumps(numbers).encode().ljust(USER_BLOCK, b"\0"), 0)
+            with writing(self.partial):
+                self._slots.take_note(numbers)
             self.note = numbers
 
-    def finish(self) -> None:
-        """Verify every slot, sync, and rename the partial file to the target."""
-        broken = np.flatnonzero(~self._intact_slots())
-        if broken.size:
-            raise StoreError(
-                f"{self.partial}: {broken.size} utterances did not reach the disk intact, the first "
-                f"'{self.layout.ids[broken[0]]}'; check the disk, then run the command again to write them anew"
-            )
-        os.fsync(self._file)
-        seal(self.partial, [(self._values_at, int(self._offsets[-1]) * self._row_bytes)])
-        self.partial.replace(self.target)
-        sync(self.target.parent)
+    def finish(self, failures: Mapping[int, str] = MappingProxyType({})) -> None:
+        """Verify every slot, sync, seal, and rename the partial file to the target.
+
+        `failures` (index -> status) are utterances that could not be encoded: the target has no rows for them, and
+        names them (`pipeline.store.Part.failed`).
+
+        Raises:
+            StoreError: slots are not written or damaged, or the disk does not take it; the partial file is kept.
+        """
+        with writing(self.partial):
+            intact = self._slots.intact()
+            intact[list(failures)] = True
+            _refuse_broken(self.partial, self.layout.ids, intact)
+            if failures:
+                self._finish_marked(failures)
+                return
+            self._slots.seal()
+            self.partial.replace(self.target)
+            sync(self.target.parent)
+
+    def _finish_marked(self, failures: Mapping[int, str]) -> None:
+        layout = replace(
+            self.layout,
+            rows=[0 if index in failures else rows for index, rows in enumerate(self.layout.rows)],
+            failed={self.layout.ids[index]: status for index, status in failures.items()},
+        )
+        lay_out(self._marked, layout)
+        descriptor = os.open(self._marked, os.O_RDWR)
+        try:
+            marked = SlotFile(descriptor, self._marked, layout)
+            for first, last in _runs(len(layout.ids), failures):
+                marked.copy_slots(self._slots, first, last)
+            for index in failures:
+                marked.mark(index, EMPTY)
+            _refuse_broken(self._marked, layout.ids, marked.intact())
+            marked.seal()
+        except BaseException:
+            self._marked.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+        self._marked.replace(self.target)
+        sync(self.target.parent)  # the finished file has its name before the work goes
+        self.partial.unlink()
+
+    @property
+    def _marked(self) -> Path:
+        return self.partial.with_name(self.partial.name + ".marked")
 
     def _as_stored(self, index: int, array: np.ndarray) -> np.ndarray:
         utterance, expected = self.layout.ids[index], (self.layout.rows[index], *self.layout.row_shape)
@@ -126,20 +159,27 @@ class SlotWriter:
             )
         return stored
 
-    def _intact_slots(self) -> np.ndarray:
-        """(utterances,) true where a slot is marked done and its bytes match the mark."""
-        marks = np.frombuffer(_read_at(self._file, 8 * len(self.layout.ids), self._checksums_at), "<u8")
-        done = np.zeros(len(marks), bool)
-        for index in np.flatnonzero(marks):
-            start, end = self._offsets[index : index + 2] * self._row_bytes
-            content = np.frombuffer(_read_at(self._file, int(end - start), self._values_at + int(start)), np.uint8)
-            done[index] = checksum(content) == marks[index]
-        return done
+
+def _runs(count: int, failures: Mapping[int, str]) -> Iterator[tuple[int, int]]:
+    """First and last (exclusive) of each run of utterances without a failure."""
+    for failed, run in groupby(range(count), failures.__contains__):
+        if not failed:
+            indices = list(run)
+            yield indices[0], indices[-1] + 1
+
+
+def _refuse_broken(path: Path, ids: Sequence[str], intact: np.ndarray) -> None:
+    broken = np.flatnonzero(~intact)
+    if broken.size:
+        raise StoreError(
+            f"{path}: {broken.size} utterances did not reach the disk intact, the first '{ids[broken[0]]}'; check the "
+            "disk, then run the command again to write them anew"
+        )
 
 
 def _same_work(partial: Path, layout: PartLayout) -> bool:
     """Whether `partial` is an interrupted run of the very same work."""
-    if not partial.exists():
+    if not partial.stat().st_size:
         return False
     try:
         with h5py.File(partial, "r", locking=False) as file:
@@ -159,27 +199,35 @@ def _same_work(partial: Path, layout: PartLayout) -> bool:
     return same
 
 
-def _lay_out(partial: Path, layout: PartLayout) -> None:
-    """Make the partial file at its final size, under another name until it is whole."""
-    fresh = partial.with_name(partial.name + ".new")
-    try:
-        with h5py.File(fresh, "w", userblock_size=USER_BLOCK) as file:
-            lay_out_part(file, layout.ids, layout.rows, layout.row_shape, layout.dtype, layout.identity, layout.plan)
-        with fresh.open("r+b") as opened:
-            size = opened.seek(0, os.SEEK_END)
-            os.posix_fallocate(opened.fileno(), 0, size)  # a full disk shows now, not after hours of encoding
-            os.fsync(opened.fileno())
-    except (OSError, RuntimeError) as error:  # HDF5 raises either where the file cannot grow
-        fresh.unlink(missing_ok=True)
-        needed = sum(layout.rows) * int(np.prod(layout.row_shape)) * np.dtype(layout.dtype).itemsize
-        free = shutil.disk_usage(partial.parent).free
-        raise StoreError(
-            f"{partial.parent}: no room for {partial.name}, which needs {needed / 1e9:.3f} GB of the "
-            f"{free / 1e9:.3f} GB that are free, or the folder cannot be written ({' '.join(str(error).split())}); "
-            "make room, or name another file with --output"
-        ) from None
-    fresh.replace(partial)
-    sync(partial.parent)
+def _hold(partial: Path) -> int:
+    """Open `partial`, made empty where it is not there, for this process alone."""
+    while True:
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock(descriptor, partial)
+            if partial.exists() and os.path.samestat(partial.stat(), os.fstat(descriptor)):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # another process has finished it in between
+
+
+def _begin(held: int, partial: Path, layout: PartLayout) -> int:
+    """Lay the work out afresh in place of `partial`, which is held as `held`; returns what holds it now."""
+    fresh = partial.with_name(partial.name + ".new")  # under this name until it is whole
+    lay_out(fresh, layout)
+    with writing(partial):
+        descriptor = os.open(fresh, os.O_RDWR)
+        try:
+            lock(descriptor, partial)
+            fresh.replace(partial)
+            sync(partial.parent)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    os.close(held)
+    return descriptor
 
 
 def lock(descriptor: int, partial: Path) -> None:
@@ -188,30 +236,7 @@ def lock(descriptor: int, partial: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StoreError(f"{partial}: another process is writing it; wait for it, or end it") from None
-
-
-def _read_note(block: bytes) -> dict[str, int]:
-    """What `take_note` wrote; empty where nothing was."""
-    try:
-        note = json.loads(block.rstrip(b"\0"))
-    except ValueError:
-        return {}
-    return note if isinstance(note, dict) else {}
-
-
-def _write_at(descriptor: int, content: bytes, offset: int) -> None:
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _read_at(descriptor: int, size: int, offset: int) -> bytes:
-    chunks = []
-    while size:
-        chunk = os.pread(descriptor, size, offset)
-        if not chunk:
-            break
-        chunks.append(chunk)
-        size, offset = size - len(chunk), offset + len(chunk)
-    return b"".join(chunks)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning("%s: this disk knows no locks; let no other process write it meanwhile", partial)

@@ -6,6 +6,8 @@ A *part* (`data/audio.h5`, `data/text.h5`, or a group of a self-contained file) 
     offsets    (utterances + 1,) int64: utterance i owns rows offsets[i] .. offsets[i + 1]
     checksums  (utterances,) uint64 of each utterance's bytes; 0 means not written yet
     ids        (utterances,) UTF-8, in manifest order
+    failed     one JSON object, id -> status, of the utterances that could not be encoded; only where there are any.
+               They have no rows, as those without this modality.
     attributes `format`, `version`, `kind`, `identity` (JSON: which encoder made it), `plan` (hash of its inputs)
 
 A *joint file* (`data/feats.h5`) holds the table `/utterances` with one column an array, the label names, and the
@@ -18,12 +20,13 @@ Nothing in a file depends on time, machine or folder: the same input gives the s
 read-only memory maps; no HDF5 handle stays open, so a reader may fork.
 """
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +79,7 @@ class Part:
     identity: Identity
     plan: str
     path: Path
+    failed: Mapping[str, str] = field(default_factory=dict)  # id -> status; these utterances have no rows
 
     @property
     def digest(self) -> str:
@@ -193,11 +197,28 @@ _EMPTY = hashlib.blake2b(b"", digest_size=8)
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with the disk while `path` is written becomes one clear error."""
+    try:
+        yield
+    except ErcError:
+        raise
+    except (OSError, RuntimeError) as error:  # HDF5 raises either where a file cannot grow
+        number = error.errno if isinstance(error, OSError) else None
+        reason = os.strerror(number) if number else " ".join(str(error).split())
+        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        mend = "make room" if full else "see to the disk, its room and its permissions, or name another place"
+        raise StoreError(
+            f"{path}: cannot be written ({reason}); {mend}, then run the command again: finished work is kept"
+        ) from error
+
+
+@contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file for reading; whatever h5py raises on damage becomes one clear error."""
     check_seal(path)
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:  # a finished file is never changed, whoever holds it
             yield file
     except ErcError:
         raise
@@ -224,9 +245,9 @@ def _read_part_group(group: h5py.Group, path: Path) -> Part:
     consistent = len(offsets) == len(ids) + 1 == len(checksums) + 1 and offsets[0] == 0
     if not consistent or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
         raise StoreError(f"{path}: damaged: its offsets, checksums, ids and values do not fit together")
-    return Part(
-        values, offsets, checksums, ids, Identity.from_json(group.attrs["identity"]), str(group.attrs["plan"]), path
-    )
+    failed = json.loads(_read_strings(group["failed"])[0]) if "failed" in group else {}
+    identity, plan = Identity.from_json(group.attrs["identity"]), str(group.attrs["plan"])
+    return Part(values, offsets, checksums, ids, identity, plan, path, failed)
 
 
 def _map_values(values: h5py.Dataset, path: Path) -> np.ndarray:
@@ -273,7 +294,8 @@ def write_joint(
     """Write the joint file: `parts` linked by their relative names, or copied in when `copy`.
 
     Raises:
-        StoreError: a part is of other utterances than the table, or lies where no relative link can name it.
+        StoreError: a part is of other utterances than the table, or lies where no relative link can name it; the disk
+            does not take it.
     """
     for name, part in parts.items():
         if part.ids != utterances.ids:
@@ -283,6 +305,25 @@ def write_joint(
             )
     fingerprints = {name: _fingerprint(part) for name, part in parts.items()}
     partial = path.with_name(path.name + ".partial")
+    try:
+        with writing(path):
+            _write_joint(partial, path, utterances, label_names, parts, fingerprints, copy)
+            partial.replace(path)
+            sync(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _write_joint(
+    partial: Path,
+    path: Path,
+    utterances: Utterances,
+    label_names: Sequence[str],
+    parts: Mapping[str, Part],
+    fingerprints: Mapping[str, str],
+    copy: bool,
+) -> None:
     values = []
     with h5py.File(partial, "w", userblock_size=USER_BLOCK) as file:
         _write_header(file, "joint")
@@ -296,8 +337,6 @@ def write_joint(
             else:
                 file[name] = h5py.ExternalLink(_relative_name(part.path, path), "/")
     seal(partial, values)
-    partial.replace(path)
-    sync(path.parent)
 
 
 def write_features(
@@ -332,6 +371,7 @@ def lay_out_part(
     dtype: Dtype,
     identity: Identity,
     plan: str,
+    failed: Mapping[str, str],
 ) -> h5py.Dataset:
     """Create every data set of a part at its final size and return `values`, still to be filled.
 
@@ -344,6 +384,8 @@ def lay_out_part(
     group.create_dataset("offsets", data=offsets, track_times=False)
     group.create_dataset("checksums", data=np.zeros(len(ids), "<u8"), track_times=False)
     _write_strings(group, "ids", ids)
+    if failed:  # no attribute: HDF5 gives those 64 KB
+        _write_strings(group, "failed", [json.dumps(dict(failed), sort_keys=True, ensure_ascii=False)])
     return _reserve(group, "values", (int(offsets[-1]), *row_shape), dtype)
 
 
@@ -363,7 +405,7 @@ def _copy_part(group: h5py.Group, part: Part) -> tuple[int, int]:
     """Copy a part into `group`; returns (offset, bytes) of its values."""
     dtype: Dtype = "float16" if part.values.dtype.itemsize == 2 else "float32"
     rows = np.diff(part.offsets).tolist()
-    values = lay_out_part(group, part.ids, rows, part.values.shape[1:], dtype, part.identity, part.plan)
+    values = lay_out_part(group, part.ids, rows, part.values.shape[1:], dtype, part.identity, part.plan, part.failed)
     group["checksums"][...] = part.checksums
     step = max(1, (64 << 20) // max(1, part.values[:1].nbytes))  # 64 MiB at a time
     for start in range(0, len(part.values), step):

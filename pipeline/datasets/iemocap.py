@@ -29,6 +29,7 @@ from pipeline.errors import DataError
 from pipeline.params import DatasetParams
 
 SESSIONS = (1, 2, 3, 4, 5)
+FOLDERS = {"transcriptions": "text", "EmoEvaluation": "label"}  # of a session's dialogues -> what they tell of a turn
 TARGETS: dict[str, dict[str, str]] = {  # the release's code -> label
     "four": {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"},
     "six": {
@@ -139,15 +140,26 @@ def read(params: DatasetParams) -> Corpus:
         for dialogue in _dialogues(root, session, mended)
         for told in _read_dialogue(root, session, dialogue, mended)
     ]
-    notes = [f"sessions that are missing: {', '.join(str(s) for s in SESSIONS if s not in found)}"]
-    notes = notes * (len(found) < len(SESSIONS)) + [SIX_NOTE] * (target_of(params) == "six")
+    notes = [*_notes(root, found), *[SIX_NOTE] * (target_of(params) == "six")]
     return Corpus(turns, mended, notes, published(codes, test if params.split == "given" else None))
+
+
+def _notes(root: Path, found: list[int]) -> Iterator[str]:
+    """Sessions of which something is missing as a whole."""
+    lacking = {"sessions that are missing": [number for number in SESSIONS if number not in found]}
+    for folder, what in FOLDERS.items():
+        lacking[f"sessions without files in dialog/{folder}, whose turns have no {what}"] = [
+            number for number in found if not any((root / f"Session{number}" / "dialog" / folder).glob("[!.]*.txt"))
+        ]
+    for what, sessions in lacking.items():
+        if sessions:
+            yield f"{what}: {', '.join(map(str, sessions))}"
 
 
 def _dialogues(root: Path, session: int, mended: Counter[str]) -> list[str]:
     """Names of the dialogues that were transcribed or evaluated."""
     names = set()
-    for folder in ("transcriptions", "EmoEvaluation"):
+    for folder in FOLDERS:
         for path in (root / f"Session{session}" / "dialog" / folder).glob("*.txt"):
             if path.name.startswith("."):
                 mended[HIDDEN_FILES] += 1

@@ -46,7 +46,7 @@ def read_rows(path: Path, mended: Counter[str]) -> list[Row]:
     """
     readers = {".csv": _read_delimited, ".tsv": _read_delimited, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
-        raise DataError(f"{path}: a table must end in {', '.join(readers)}; convert it, or mend dataset.table")
+        raise DataError(f"{path}: a table must end in {', '.join(readers)}; convert it, or name another")
     try:
         content = path.read_bytes()
     except FileNotFoundError:

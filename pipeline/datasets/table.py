@@ -112,6 +112,7 @@ def _turn(row: Row, number: int, columns: Mapping[str, str], extra: Sequence[str
         start=parse_number(cells.get("start", ""), "start", where),
         end=parse_number(cells.get("end", ""), "end", where),
         extra={name: cell for name in extra if (cell := mend_controls(row.cells[name], mended).strip())},
+        where=where,
     )
 
 

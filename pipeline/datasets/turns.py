@@ -25,6 +25,7 @@ class Turn:
     end: float | None = None
     extra: Mapping[str, str] = field(default_factory=dict)  # what else the corpus says; carried along, read by nothing
     issues: tuple[str, ...] = ()  # of the corpus, for `status` (`pipeline.manifest` lists them all)
+    where: str | None = field(default=None, compare=False)  # the file and line that tell of it, to lead messages
 
 
 @dataclass(frozen=True)

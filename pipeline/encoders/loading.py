@@ -35,7 +35,7 @@ def find_model(name: str, revision: str | None, builtin: dict[str, Path]) -> Sou
     Raises:
         EncoderError: there is no such folder, or the hub does not know the model or cannot be reached.
     """
-    folder = Path(name).expanduser()
+    folder = Path(name)
     if revision is not None and (name in builtin or folder.is_dir()):
         raise EncoderError(f"revision '{revision}' is for models of the hub, and {name} is not; leave it null")
     if name in builtin:

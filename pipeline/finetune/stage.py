@@ -85,20 +85,17 @@ def finetune_audio(
         from pipeline.finetune.learners import SpeechLearner
 
         learner = SpeechLearner(params.finetune, chosen.labels)
-        inputs = [
-            [u.id, u.label, u.audio, u.start, u.end, u.samples, file_size(root, u), channels]
-            for u in (*chosen.train, *chosen.validation)
-        ]
+        heard = (*chosen.train, *chosen.validation)
+        inputs = [[u.id, u.label, u.audio, u.start, u.end, u.samples, file_size(root, u), channels] for u in heard]
+        with Clips(heard, root, channels, learner.sample_rate, work, params.decode_seconds) as clips:
 
-        clips = Clips((*chosen.train, *chosen.validation), root, channels, learner.sample_rate, work)
+            def load(utterance: Utterance) -> "torch.Tensor":
+                return learner.prepare(clips.load(utterance))
 
-        def load(utterance: Utterance) -> "torch.Tensor":
-            return learner.prepare(clips.load(utterance))
+            def read(utterances: Sequence[Utterance], name: str) -> "list[torch.Tensor]":
+                return lay_down(work / f"{name}.f32", utterances, load, LOADERS)
 
-        def read(utterances: Sequence[Utterance], name: str) -> "list[torch.Tensor]":
-            return lay_down(work / f"{name}.f32", utterances, load, LOADERS)
-
-        return _finetune(learner, read, chosen, inputs, params, output, work, device)
+            return _finetune(learner, read, chosen, inputs, params, output, work, device)
 
 
 def finetune_text(manifest: Path, output: Path, params: TextParams, device: str = "auto") -> Outcome:
@@ -121,7 +118,7 @@ def _prepared(
 ) -> Iterator[tuple[Chosen, Path, str]]:
     """What can be told before the encoder is loaded, the work folder, held for this process, and the device."""
     check_replaceable(output)
-    if Path(params.finetune.encoder).expanduser().resolve() == output.resolve():
+    if Path(params.finetune.encoder).resolve() == output.resolve():
         raise EncoderError(
             f"{modality}.finetune.encoder {params.finetune.encoder} is the folder that fine-tuning writes; name the "
             "encoder where it should start"
@@ -181,7 +178,7 @@ def _finetune(
     (finished / NAME).write_text(_card(learner, chosen, history, best, settings, floor), encoding="utf-8")
     publish(finished, output, work)
     modality = "audio" if isinstance(params, AudioParams) else "text"
-    named = Path(params.encoder).expanduser().resolve() == output.resolve()
+    named = Path(params.encoder).resolve() == output.resolve()
     return Outcome(
         output,
         f"{modality}.encoder",

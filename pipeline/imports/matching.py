@@ -84,7 +84,7 @@ def match(source: Source, rows: Sequence[Row]) -> Match:
         if len(source.entries) != len(rows):
             raise DataError(
                 f"{source.where}: {len(source.entries)} utterances, but the table has {len(rows)} rows; where they "
-                "have no names they must be as many, in the same order"
+                f"have no names they must be as many, in the same order{source.hint}"
             )
         return Match(source, [row.place for row in rows], "the order of the table", [])
     best = _best(source, rows)
@@ -97,7 +97,7 @@ def match(source: Source, rows: Sequence[Row]) -> Match:
         expected = ", ".join(f"'{row.utterance.id}'" for row in rows[:3])
         raise DataError(
             f"{source.where}: none of its {len(names)} names, such as {named}, is an utterance, such as "
-            f"{expected}; give the table a column id with these names (dataset.columns.id)"
+            f"{expected}; give the table a column id with these names (dataset.columns.id){source.hint}"
         )
     if best.by_turn:
         _check_turns(source, rows)

@@ -32,6 +32,7 @@ class Source:
     ids: list[str] | None = None  # of utterances, where a source tells them beside other names
     whole: bool = False  # names are <conversation>/<turn>, and each conversation has all its turns
     turns: Callable[[], list[Turn]] | None = None  # one an entry, where it tells of conversations, splits and labels
+    hint: str = ""  # what the user may have left out, where the entries do not fit the utterances
     beyond: set[int] = field(default_factory=set)  # entries with values beyond their length; grows as they are read
 
     def name(self, index: int) -> str:

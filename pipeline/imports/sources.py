@@ -1,7 +1,7 @@
 """PATH[:KEY], perhaps with lengths, a mask or ids -> a `Source`: how features lie in a file is settled here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def read_source(given: Given, params: ImportParams, files: Files) -> Source:
     node, beyond = _select(tree, key, where), set[int]()
     node = value_of(_only(node) if beside and isinstance(node, dict) else node)
     if isinstance(node, dict):
-        return _of_names(node, where)
+        return replace(_of_names(node, where), hint=_lengths_hint(given, node))
     if isinstance(node, list | tuple) or (isinstance(node, np.ndarray) and node.dtype == object):
         entries = list(node)
         if given.lengths or given.mask:
@@ -74,7 +74,14 @@ def read_source(given: Given, params: ImportParams, files: Files) -> Source:
         entries = list(_of_array(node, given, params, files, beyond))
     else:
         raise DataError(f"{where}: holds {node!r:.60}, no features")
-    return _with_ids(entries, given, files, beyond)
+    hint = "" if given.lengths else _lengths_hint(given, node)
+    return _with_ids(entries, given, files, beyond, hint)
+
+
+def _lengths_hint(given: Given, node: Any) -> str:
+    """For one array that no lengths describe: its rows may be frames or tokens instead of utterances."""
+    one = len(node) == 1 if isinstance(node, dict) else len(getattr(node, "shape", ())) == 2
+    return f"; if one array holds the rows of all utterances, give {given.flags[0]}" if one else ""
 
 
 def _flags(given: Given) -> list[str]:
@@ -157,16 +164,16 @@ def _beside(given: str, files: Files) -> Any:
     return node
 
 
-def _with_ids(entries: list[Any], given: Given, files: Files, beyond: set[int]) -> Source:
+def _with_ids(entries: list[Any], given: Given, files: Files, beyond: set[int], hint: str) -> Source:
     """The entries by the ids that lie beside them; without, they are in the order of the table."""
     if given.ids is None:
-        return Source(given.features, entries, None, beyond=beyond)
+        return Source(given.features, entries, None, hint=hint, beyond=beyond)
     found = _beside(given.ids, files)
     with reading(given.ids):
         ids = texts_of(np.asarray(found).reshape(-1).tolist() if hasattr(found, "shape") else found, given.ids)
     if len(ids) != len(entries):
-        raise DataError(f"{given.ids}: {len(ids)} ids for {len(entries)} utterances of {given.features}")
+        raise DataError(f"{given.ids}: {len(ids)} ids for {len(entries)} utterances of {given.features}{hint}")
     repeated = next((name for name in ids if ids.count(name) > 1), None) if len(set(ids)) < len(ids) else None
     if repeated is not None:
         raise DataError(f"{given.ids}: id '{repeated}' is given twice; ids must be unique")
-    return Source(given.features, entries, ids, beyond=beyond)
+    return Source(given.features, entries, ids, hint=hint, beyond=beyond)

@@ -75,6 +75,8 @@ def import_features(
     """
     if not given:
         raise DataError("nothing to import: name features with --audio, --text or both")
+    if table is not None and not table.exists():
+        raise DataError(f"{table}: no such table; mend --table")
     _check_output(table, given, output)
     with Files() as files:
         sources = [read_source(part, params, files) for part in given]

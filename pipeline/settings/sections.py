@@ -11,6 +11,7 @@ The root of this project's errors also lives here, since both packages build on 
     |-- ClusterError          Ray is not there, or its workers cannot do the work (pipeline.settings.workers)
     |-- StoreError            a feature file (pipeline.store)
     |-- DataError             recordings, transcripts, tables, manifests (pipeline)
+    |   `-- ClipError         one recording, with its utterance and status
     |-- EncoderError          a model name, folder or its weights (pipeline)
     `-- fusion's own          see fusion/errors.py
 """
@@ -77,9 +78,11 @@ def read_section(
         keys, value = _parse_override(override)
         if keys[0] == top:
             _set_key(content, keys[1:], value, override)
+    source = str(path or "defaults")
     for depth, group in enumerate(groups, start=1):
-        content = _group(content, group, f"{path or 'defaults'}: group '{'.'.join([top, *groups[:depth]])}'")
-    return check_section(content, name, section, source=str(path or "defaults"))
+        key = ".".join([top, *groups[:depth]])
+        content = _group(content, group, f"{_source_of(key, overrides, source)}: group '{key}'")
+    return check_section(content, name, section, source, overrides)
 
 
 def _group(content: Mapping[str, Any], key: str, what: str) -> dict[str, Any]:
@@ -92,8 +95,11 @@ def _group(content: Mapping[str, Any], key: str, what: str) -> dict[str, Any]:
     return group
 
 
-def check_section(content: Mapping[str, Any], name: str, section: type[SectionType], source: str) -> SectionType:
-    """`content` as a checked `section`; `source` (a file's name) leads every message.
+def check_section(
+    content: Mapping[str, Any], name: str, section: type[SectionType], source: str, overrides: Sequence[str] = ()
+) -> SectionType:
+    """`content` as a checked `section`; `source` (a file's name) leads messages, or the one of `overrides` (which are
+    in `content` already) that a value comes from.
 
     Raises:
         SettingsError: as `read_section`.
@@ -104,8 +110,21 @@ def check_section(content: Mapping[str, Any], name: str, section: type[SectionTy
     except ValidationError as error:
         found = error.errors(include_url=False)
         first = [problem for problem in found if not _follows(problem, found)]
-        problems = dict.fromkeys(_describe(problem, name, section) for problem in first)
-        raise SettingsError(f"{source}: " + "; ".join(problems)) from None
+        problems: dict[str, dict[str, None]] = {}  # by source; a dict keeps their order and each once
+        for problem in first:
+            where = _source_of(_key_of(problem, name), overrides, source)
+            problems.setdefault(where, {})[_describe(problem, name, section)] = None
+        raise SettingsError("; ".join(f"{where}: {'; '.join(told)}" for where, told in problems.items())) from None
+
+
+def _source_of(key: str, overrides: Sequence[str], source: str) -> str:
+    """Where the value at `key` comes from: an override of it or of a group around it, `source`, or both."""
+    places = {override: override.partition("=")[0].strip() for override in overrides}
+    around = [override for override, place in places.items() if f"{key}.".startswith(f"{place}.")]
+    if around:
+        return f"--set {around[-1]!r}"
+    inside = [override for override, place in places.items() if place.startswith(f"{key}.")]
+    return " ".join([source, *(f"--set {override!r}" for override in inside)])
 
 
 class _Loader(yaml.SafeLoader):
@@ -175,6 +194,15 @@ def _is_alternative(part: str | int) -> bool:
     return isinstance(part, str) and ("[" in part or part.startswith("constrained-"))
 
 
+def _location(problem: Any) -> list[str | int]:
+    return [part for part in problem["loc"] if not _is_alternative(part)]
+
+
+def _key_of(problem: Any, name: str) -> str:
+    """The dotted key that a problem is of, as params.yaml and --set name it."""
+    return ".".join([name, *map(str, _location(problem))])
+
+
 def _follows(problem: Any, problems: Sequence[Any]) -> bool:
     """Whether a problem is that of a whole whose elements have problems of their own."""
     depth = len(problem["loc"])
@@ -183,8 +211,7 @@ def _follows(problem: Any, problems: Sequence[Any]) -> bool:
 
 def _describe(problem: Any, name: str, section: type[Section]) -> str:
     """One pydantic problem in the words of params.yaml."""
-    location = [part for part in problem["loc"] if not _is_alternative(part)]
-    key = ".".join([name, *map(str, location)])
+    location, key = _location(problem), _key_of(problem, name)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(section, location[:-1])
         hint = _suggest(str(location[-1]), known) or f"; known here: {', '.join(known)}"

@@ -342,6 +342,15 @@ def test_a_table_of_one_seed_says_that_seeds_are_not_counted(tmp_path: Path) -> 
     assert (row["std"], row["seconds"], row["seeds"]) == ("", "", "3")
 
 
+@pytest.mark.parametrize(("seeds", "told"), [("[3]", "1 seed."), ("[3, 4]", "2 seeds.")])
+def test_the_sentences_of_a_table_hold_single_spaces(tmp_path: Path, seeds: str, told: str) -> None:
+    comparison = made_comparison(tmp_path, {"base": 0.8, "worse": 0.4}, seeds=seeds)
+    table = table_md(comparison, describe_run(comparison, None))
+    assert f"mean ± standard deviation of {told}" in table
+    sentences = "\n".join(line for line in table.splitlines() if not line.startswith("|"))
+    assert "  " not in sentences
+
+
 def test_a_table_of_the_base_row_alone_is_a_table(tmp_path: Path) -> None:
     comparison = made_comparison(tmp_path, {"base": 0.8})
     write_table(comparison, tmp_path / "out", "abc")

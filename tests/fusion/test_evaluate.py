@@ -230,6 +230,16 @@ def test_every_file_names_the_run(results: Path) -> None:
         assert text in table
 
 
+def test_the_table_says_in_words_what_was_run(evaluation: Evaluation, results: Path) -> None:
+    line = next(line for line in (results / "table.md").read_text().splitlines() if line.startswith("Model "))
+    recipe = evaluation.seeds[0].provenance.recipe
+    best = [max(seed.history, key=lambda epoch: epoch.scores[recipe.train.metric]).number for seed in evaluation.seeds]
+    assert line.startswith(f"Model {recipe.model.name}, target label, modalities both, encoders ")
+    assert f"at most {recipe.train.epochs} epochs, patience {recipe.train.patience}; kept are its epochs" in line
+    assert f"of the best {recipe.train.metric} on validation" in line
+    assert line.endswith(f"seed 3: fusion.fused {best[0]}; seed 11: fusion.fused {best[1]}.")
+
+
 def test_the_same_evaluation_gives_the_same_bytes(
     results: Path, features: Features, models: Path, tmp_path: Path
 ) -> None:

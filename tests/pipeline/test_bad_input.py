@@ -146,7 +146,7 @@ def test_prepare_refuses_what_is_no_table(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("dataset.roto=x", "params.yaml: unknown key 'dataset.roto'; did you mean 'root'?"),
+        ("dataset.roto=x", "--set 'dataset.roto=x': unknown key 'dataset.roto'; did you mean 'root'?"),
         ("dataset.split=speakers", "'dataset.split' is 'speakers': input should be"),
         ("dataset.columns.txet=x", "unknown key 'dataset.columns.txet'; did you mean 'text'?"),
         ("dataset.columns.text=txet", "no column 'txet' (dataset.columns.text); it has"),

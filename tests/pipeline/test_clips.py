@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pipeline.clips
 from pipeline.clips import Clips
-from pipeline.errors import DataError
+from pipeline.decoders import Decoders
+from pipeline.errors import ClipError
 from pipeline.manifest import Utterance
-from pipeline.media import decode, decode_stretches, resample
+from pipeline.media import decode, resample
 from pipeline.params import DatasetParams
 from pipeline.prepare import prepare
 from tests.pipeline.made import sound, write_corpus, write_encoded, write_wav
@@ -35,8 +35,10 @@ def utterances(tmp_path: Path) -> list[Utterance]:
     return prepare(DatasetParams(name="table", root=str(tmp_path), table="table.csv")).utterances
 
 
-def clips_of(utterances: list[Utterance], root: Path) -> Clips:
-    return Clips(utterances, root, "downmix", ENCODER_RATE, root / "scratch")
+@pytest.fixture
+def clips(tmp_path: Path, utterances: list[Utterance]) -> Iterator[Clips]:
+    with Clips(utterances, tmp_path, "downmix", ENCODER_RATE, tmp_path / "scratch", decode_seconds=60) as clips:
+        yield clips
 
 
 @pytest.fixture
@@ -44,17 +46,19 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the recordings that were decoded, one for each time."""
     names: list[str] = []
 
-    def counting(path: Path, *arguments: Any) -> Iterator[Any]:
-        names.append(path.name)
-        yield from decode_stretches(path, *arguments)
+    decode_stretches = Decoders.decode_stretches
 
-    monkeypatch.setattr(pipeline.clips, "decode_stretches", counting)
-    monkeypatch.setattr("pipeline.prepare.decode_stretches", counting)
+    def counting(decoders: Decoders, path: Path, *arguments: Any) -> Iterator[Any]:
+        names.append(path.name)
+        yield from decode_stretches(decoders, path, *arguments)
+
+    monkeypatch.setattr(Decoders, "decode_stretches", counting)
     return names
 
 
-def test_every_clip_is_what_decode_gives_in_any_order(tmp_path: Path, utterances: list[Utterance]) -> None:
-    clips = clips_of(utterances, tmp_path)
+def test_every_clip_is_what_decode_gives_in_any_order(
+    tmp_path: Path, utterances: list[Utterance], clips: Clips
+) -> None:
     whole = [utterance for utterance in utterances if utterance.samples]
     assert len(whole) == 8
     for utterance in [*whole[::-1], *whole]:
@@ -63,8 +67,9 @@ def test_every_clip_is_what_decode_gives_in_any_order(tmp_path: Path, utterances
         np.testing.assert_array_equal(clips.load(utterance).numpy(), expected.numpy())
 
 
-def test_threads_that_ask_at_once_decode_once(tmp_path: Path, utterances: list[Utterance], passes: list[str]) -> None:
-    clips = clips_of(utterances, tmp_path)
+def test_threads_that_ask_at_once_decode_once(
+    tmp_path: Path, utterances: list[Utterance], clips: Clips, passes: list[str]
+) -> None:
     whole = [utterance for utterance in utterances if utterance.audio == "long.m4a" and utterance.samples] * 5
     with ThreadPoolExecutor(8) as pool:
         loaded = list(pool.map(clips.load, whole))
@@ -81,21 +86,45 @@ def test_prepare_decodes_every_recording_once(tmp_path: Path, utterances: list[U
 
 def test_a_recording_that_changed_is_refused_turn_by_turn(tmp_path: Path, utterances: list[Utterance]) -> None:
     write_encoded(tmp_path / "long.m4a", sound(3.0, RATE), RATE, "aac")
-    clips = clips_of(utterances, tmp_path)
     early, late = (next(u for u in utterances if u.start == start) for start in (0.5, 4.0))
-    assert len(clips.load(early)) == 24_000
-    with pytest.raises(DataError, match=r"long\.m4a has changed since the manifest was made \(found empty-audio, exp"):
-        clips.load(late)
+    with Clips(utterances, tmp_path, "downmix", ENCODER_RATE, tmp_path / "scratch", decode_seconds=60) as clips:
+        assert len(clips.load(early)) == 24_000
+        with pytest.raises(
+            ClipError, match=r"long\.m4a has changed since the manifest .* \(found empty-audio, exp"
+        ) as told:
+            clips.load(late)
+    assert (told.value.utterance_id, told.value.status) == (late.id, "empty-audio")
 
 
-def test_nothing_is_left_beside_the_features(tmp_path: Path, utterances: list[Utterance]) -> None:
-    clips = clips_of(utterances, tmp_path)
+def test_a_recording_that_vanishes_during_the_run_is_told_by_its_status(
+    tmp_path: Path, utterances: list[Utterance], clips: Clips
+) -> None:
+    own = next(utterance for utterance in utterances if utterance.audio == "own.wav")
+    clips.load(own)
+    (tmp_path / "own.wav").unlink()
+    with pytest.raises(ClipError, match=r"own\.wav: no such file, though the manifest has it") as told:
+        clips.load(own)
+    assert (told.value.utterance_id, told.value.status) == (own.id, "missing-file")
+
+
+@pytest.mark.parametrize("seconds", [0.5, 0.25])
+def test_a_recording_that_is_written_during_the_run_is_told_also_where_its_length_stays(
+    tmp_path: Path, utterances: list[Utterance], clips: Clips, seconds: float
+) -> None:
+    own = next(utterance for utterance in utterances if utterance.audio == "own.wav")
+    clips.load(own)
+    write_wav(tmp_path / "own.wav", sound(seconds, RATE, seed=7), RATE)
+    with pytest.raises(ClipError, match=r"own\.wav (changed while it was read|has changed since)") as told:
+        clips.load(own)
+    assert told.value.status == "changed"
+
+
+def test_nothing_is_left_beside_the_features(tmp_path: Path, utterances: list[Utterance], clips: Clips) -> None:
     clips.load(utterances[0])
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_recordings_of_one_turn_need_no_scratch_file(tmp_path: Path, utterances: list[Utterance]) -> None:
-    clips = clips_of(utterances, tmp_path)
+def test_recordings_of_one_turn_need_no_scratch_file(tmp_path: Path, utterances: list[Utterance], clips: Clips) -> None:
     for utterance in utterances:
         if utterance.audio != "long.m4a":
             clips.load(utterance)

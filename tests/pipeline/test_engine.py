@@ -92,6 +92,13 @@ def test_an_utterance_that_cannot_be_loaded_ends_the_run() -> None:
         list(engine(load=vanished).run([[1, 2, 3]]))
 
 
+def test_what_was_encoded_before_an_error_is_handed_over() -> None:
+    results = engine(load=vanished).run([[0], [1], [2]])
+    assert [values([next(results)]), values([next(results)])] == [[0], [1]]
+    with pytest.raises(ClipError):
+        next(results)
+
+
 def test_marked_it_is_a_failure_and_the_others_are_encoded() -> None:
     (encoded,) = engine(load=vanished, mark=True).run([[1, 2, 3]])
     assert (encoded.indices, encoded.failures) == ([1, 3], {2: "missing-file"})

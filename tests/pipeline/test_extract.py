@@ -1,5 +1,6 @@
 """The audio and text stages: resumption, byte identity, changed recordings, memory."""
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -8,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.extract import extract_audio, extract_text
+from pipeline.batching import batches_under_budget
+from pipeline.errors import ClipError, DataError
+from pipeline.extract import Outcome, extract_audio, extract_text
 from pipeline.inspect import inspect_file
 from pipeline.join import join
 from pipeline.manifest import Utterance, read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, TextParams
 from pipeline.prepare import prepare
+from pipeline.progress import Progress
 from pipeline.store import read_features, read_part
 
 DEMO = Path(__file__).parents[2] / "data" / "demo"
@@ -151,6 +154,97 @@ def test_a_recording_that_changed_since_the_manifest_is_refused(tmp_path: Path) 
     (tmp_path / "a.wav").unlink()
     with pytest.raises(DataError, match="no such file, though the manifest has it"):
         extract_audio(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def recordings(manifest: Path, tmp_path: Path) -> tuple[Path, list[Utterance]]:
+    """A root of its own with the recordings of ten utterances, and their records in manifest order."""
+    records = [record for record in read_manifest(manifest) if record.audio][:10]
+    for record in records:
+        (tmp_path / "root" / str(record.audio)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(DEMO / str(record.audio), tmp_path / "root" / str(record.audio))
+    renumbered = [r.model_copy(update={"conversation": "c", "turn": n, "split": "test"}) for n, r in enumerate(records)]
+    write_manifest(tmp_path / "ten.jsonl", renumbered)
+    return tmp_path / "root", renumbered
+
+
+def extract(recordings: tuple[Path, list[Utterance]], **params: object) -> Outcome:
+    given = AudioParams(encoder="log-mel", **params)  # type: ignore[arg-type]
+    root = recordings[0]
+    return extract_audio(root.parent / "ten.jsonl", root.parent / "audio.h5", given, root, "downmix", "cpu")
+
+
+def test_a_recording_that_vanishes_during_the_run_stops_it_and_what_is_finished_is_kept(
+    recordings: tuple[Path, list[Utterance]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, records = recordings
+    shortest = root / str(min(records, key=lambda record: record.samples).audio)  # the last one to be encoded
+    away = shortest.with_suffix(".away")
+    advance = Progress.advance
+
+    def vanish(progress: Progress, length: int) -> None:
+        if shortest.exists():
+            shortest.rename(away)
+        advance(progress, length)
+
+    monkeypatch.setattr(Progress, "advance", vanish)
+    with pytest.raises(ClipError, match="no such file, though the manifest has it"):
+        extract(recordings, batch=0.1)
+    monkeypatch.setattr(Progress, "advance", advance)
+    assert not (root.parent / "audio.h5").exists()
+    away.rename(shortest)
+    outcome = extract(recordings, batch=0.1)
+    assert (outcome.encoded, outcome.kept) == (1, 9)
+
+
+def test_marked_a_vanished_recording_leaves_its_utterance_empty_and_named(
+    recordings: tuple[Path, list[Utterance]],
+) -> None:
+    root, records = recordings
+    (root / str(records[4].audio)).unlink()
+    outcome = extract(recordings, on_error="mark")
+    part = read_part(root.parent / "audio.h5")
+    assert dict(outcome.failures) == dict(part.failed) == {records[4].id: "missing-file"}
+    assert [len(part.rows(index)) == 0 for index in range(10)] == [index == 4 for index in range(10)]
+    assert (outcome.encoded, outcome.rows) == (9, len(part.values))
+    assert f"missing-file: '{records[4].id}'" in outcome.summary("frames")
+
+
+def test_marking_everything_is_a_mistake(recordings: tuple[Path, list[Utterance]]) -> None:
+    root, records = recordings
+    for record in records:
+        (root / str(record.audio)).unlink()
+    with pytest.raises(DataError, match=r"none of the 10 utterances could be read \(missing-file\); mend dataset.root"):
+        extract(recordings, on_error="mark")
+
+
+def test_an_interrupted_run_goes_on_with_the_batches_that_it_found(
+    recordings: tuple[Path, list[Utterance]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The free memory of another moment must not put other clips together."""
+    asked: list[int] = []
+    from pipeline import extract as module
+
+    class StoppedError(Exception):
+        pass
+
+    def batches(lengths: list[int], budget: int) -> list[list[int]]:
+        asked.append(budget)
+        return batches_under_budget(lengths, budget)
+
+    def interrupt(*arguments: object) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr(module, "batches_under_budget", batches)
+    with monkeypatch.context() as patched:
+        patched.setattr(module.Progress, "advance", interrupt)
+        with pytest.raises(StoppedError):
+            extract(recordings)
+    monkeypatch.setattr("pipeline.encoders.speech.LogMel.budget_seconds", lambda self: 1.0)
+    extract(recordings)
+    assert asked == [60 * 16000, 60 * 16000]
+    extract(recordings)  # a fresh run finds its own
+    assert asked[2] == 16000
 
 
 @pytest.fixture(scope="module")

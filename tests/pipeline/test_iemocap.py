@@ -1,5 +1,6 @@
 """IEMOCAP: every line of the release's format is read, every known fault has its status, folds are apart."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,20 @@ def test_sessions_that_are_missing_are_said(tmp_path: Path) -> None:
     assert iemocap.read(params(release)).notes == ["sessions that are missing: 3"]
     with pytest.raises(DataError, match="Session3/dialog"):
         iemocap.read(params(release, fold=3))
+
+
+@pytest.mark.parametrize(("folder", "what"), [("EmoEvaluation", "label"), ("transcriptions", "text")])
+def test_sessions_without_evaluations_or_transcriptions_are_said(tmp_path: Path, folder: str, what: str) -> None:
+    """Whether the folder is gone or holds nothing but files of another system."""
+    release = write_release(tmp_path)
+    assert iemocap.read(params(release)).notes == []
+    shutil.rmtree(release / "Session2" / "dialog" / folder)
+    for path in (release / "Session4" / "dialog" / folder).iterdir():
+        path.rename(path.with_name(f"._{path.name}"))
+    corpus = iemocap.read(params(release))
+    assert corpus.notes == [f"sessions without files in dialog/{folder}, whose turns have no {what}: 2, 4"]
+    told = {turn.conversation[:5] for turn in corpus.turns if getattr(turn, what)}
+    assert told == {"Ses01", "Ses03", "Ses05"}
 
 
 NAMES = st.sampled_from(

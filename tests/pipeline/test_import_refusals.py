@@ -152,6 +152,26 @@ def test_lengths_and_masks_must_fit(
         run(tmp_path, given, rows=ROWS)
 
 
+@pytest.mark.parametrize("modality", ["audio", "text"])
+@pytest.mark.parametrize(("key", "ids"), [(":x", False), ("", False), (":x", True)])
+def test_rows_of_all_utterances_without_lengths_are_told_which_flag_is_missing(
+    tmp_path: Path, modality: str, key: str, ids: bool
+) -> None:
+    """With and without the array's name in its file, and with ids beside it."""
+    path = save(tmp_path / "x.npz", x=np.ones((5 * COUNT, DIM)))
+    (tmp_path / "ids.txt").write_text("\n".join(row["id"] for row in ROWS))
+    given = Given(modality, f"{path}{key}", ids=str(tmp_path / "ids.txt") if ids else None)
+    with pytest.raises(DataError, match=f"holds the rows of all utterances, give --{modality}-lengths$"):
+        run(tmp_path, given, rows=ROWS)
+
+
+def test_the_flag_for_lengths_is_named_only_where_it_can_help(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npz", x=np.ones((3, 2, DIM)), n=[2, 2, 2], a=np.ones((2, DIM)))
+    for given in (Given("audio", f"{path}:x", lengths=f"{path}:n"), Given("audio", path)):
+        with pytest.raises(DataError, match=r"in the same order$|\(dataset\.columns\.id\)$"):
+            run(tmp_path, given, rows=ROWS)
+
+
 @pytest.mark.parametrize(
     ("ids", "expected"),
     [("u0-0\n" * COUNT, "id 'u0-0' is given twice"), ("u0-0\n", f"1 ids for {COUNT} utterances")],
@@ -282,6 +302,17 @@ def test_the_command_refuses_with_one_line(tmp_path: Path) -> None:
     assert "did you mean 'zero'?" in refusal(
         import_app, [*arguments, "--audio", path, "--set", "import.not_finite=zeros"]
     )
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [("nowhere.csv", "nowhere.csv: no such table; mend --table"), ("x.npz", "x.npz: a table must end in .csv, .tsv")],
+)
+def test_a_table_that_is_none_is_blamed_on_its_flag(tmp_path: Path, table: str, expected: str) -> None:
+    arguments = [*project(tmp_path), "--audio", save(tmp_path / "x.npz", **arrays())]
+    line = refusal(import_app, [*arguments, "--table", str(tmp_path / table)])
+    assert expected in line
+    assert "dataset.table" not in line
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])

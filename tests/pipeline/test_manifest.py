@@ -1,5 +1,7 @@
 """The manifest: what is written is read, and what breaks its contract is refused with its line."""
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
+from pipeline.join import table_of
 from pipeline.manifest import Utterance, check_utterances, label_names, manifest_order, read_manifest, write_manifest
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)  # line ends, NUL and emoji too
@@ -74,6 +77,12 @@ BROKEN = {
     "turn a text": (line().replace('"turn":0', '"turn":"0"'), "line 1: 'turn': Input should be a valid integer"),
     "no id": (line().replace('"id":"c/0",', ""), "line 1: 'id': Field required"),
     "unknown split": (line(split="dev"), "line 1: 'split': Input should be 'train', 'validation' or 'test'"),
+    "no moment": (line().replace('"end":null', '"end":NaN'), "line 1: 'end': Input should be a finite number"),
+    "endless": (line().replace('"start":null', '"start":Infinity'), "line 1: 'start': Input should be a finite number"),
+    "before the start": (line().replace('"start":null', '"start":-1'), "line 1: 'start': Input should be greater than"),
+    "more samples than any": (line().replace('"samples":0', '"samples":1' + 30 * "0"), "line 1: 'samples': Input"),
+    "fewer samples than none": (line().replace('"samples":0', '"samples":-1'), "line 1: 'samples': Input should be"),
+    "no rate": (line().replace('"sample_rate":null', '"sample_rate":0'), "line 1: 'sample_rate': Input should be"),
     "second line": (line() + "\n{}", "line 2: 'id': Field required"),
     "nothing": ("", "holds no utterance"),
     "blank lines": ("\n\n", "holds no utterance"),
@@ -89,6 +98,65 @@ def test_a_broken_manifest_is_refused_with_its_line(tmp_path: Path, name: str) -
         read_manifest(tmp_path / "manifest.jsonl")
     assert expected in str(error.value)
     assert str(error.value).startswith(str(tmp_path / "manifest.jsonl"))
+
+
+ODD = st.sampled_from(  # JSON, or nearly so
+    [
+        *["null", "true", "[]", "{}", '{"a":1}', '{"a":"b"}', '""', '" "', r'"\u0000"', r'"\ud83d"'],
+        *['"joy"', '"test"', '"train"', '"c1"', '"c0/0"'],
+        *["0", "1", "-1", "2", "0.5", "1e400", "NaN", "-Infinity", "9" * 40, "0x1", "[" * 500],
+    ]
+)
+SOUND = [
+    utterance(conversation, turn, split, label="joy", text=f"it’s {turn}", samples=800, sample_rate=8_000, channels=1)
+    for conversation, split in (("c0", "train"), ("c1", "validation"), ("c2", "test"))
+    for turn in range(2)
+]
+LINES = st.integers(0, len(SOUND) - 1)
+
+
+def test_a_dirty_manifest_is_read_whole_or_refused_by_our_own_error(tmp_path: Path) -> None:
+    """Values of any field changed, lines repeated, removed and swapped, bytes changed, the end cut off."""
+    path, outcomes = tmp_path / "manifest.jsonl", Counter[bool]()
+
+    @given(
+        values=st.lists(st.tuples(LINES, st.sampled_from(list(Utterance.model_fields)), ODD), max_size=2),
+        order=st.lists(LINES, max_size=len(SOUND) + 1),
+        byte=st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)),
+        kept=st.floats(0, 1),
+        dirt=st.sets(st.sampled_from(["values", "order", "byte", "kept"]), min_size=1, max_size=2),
+    )
+    @settings(max_examples=1000, deadline=None)
+    def holds(
+        values: list[tuple[int, str, str]], order: list[int], byte: tuple[float, int], kept: float, dirt: set[str]
+    ) -> None:
+        lines = [json.loads(record.model_dump_json()) for record in SOUND]
+        fields = [{name: json.dumps(value) for name, value in line.items()} for line in lines]
+        for index, name, value in values if "values" in dirt else []:
+            fields[index][name] = value
+        written = ["{" + ",".join(f'"{name}": {value}' for name, value in line.items()) + "}" for line in fields]
+        chosen = [written[index] for index in order] if "order" in dirt else written
+        content = bytearray("".join(line + "\n" for line in chosen).encode())
+        if "byte" in dirt and content:
+            content[int(byte[0] * len(content))] = byte[1]
+        path.write_bytes(content[: int(kept * len(content))] if "kept" in dirt else content)
+        outcomes[read_or_refused(path)] += 1
+
+    holds()
+    assert min(outcomes[True], outcomes[False]) > 0, outcomes  # how often is up to the generator
+
+
+def read_or_refused(path: Path) -> bool:
+    """Whether a manifest can be read; then it keeps its contract, is written again as it is, and makes a table."""
+    try:
+        found = read_manifest(path)
+        names = label_names(found, str(path))
+    except DataError:
+        return False
+    assert len(table_of(found, names).ids) == len(found) == sum(map(bool, path.read_text(encoding="utf-8").split("\n")))
+    write_manifest(path, found)
+    assert read_manifest(path) == found
+    return True
 
 
 def test_a_missing_manifest_says_how_to_make_it(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """CMU-MOSI: both layouts, both standard splits and all targets; every known fault has its status."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,11 @@ def test_the_standard_folds_have_the_published_sizes() -> None:
     for protocol, train in (("sdk", 1_284 + 229), ("62-31", 1_447)):
         counts = mosi_splits.published(protocol, with_splits=True)["utterances"]  # type: ignore[arg-type]
         assert counts["all"] - counts["test"] == train
+
+
+def test_scores_are_counted_in_the_summary(prepared: dict[str, Prepared]) -> None:
+    """One of the 29 segments of train has none."""
+    assert re.search(r"^scored +28 +18 +18 +64$", summary(prepared[RELEASE]), re.MULTILINE)
 
 
 def test_differences_to_the_published_counts_are_explained(prepared: dict[str, Prepared]) -> None:

@@ -1,12 +1,14 @@
 """`prepare`: a corpus as people have it becomes a manifest; what is odd is named, what is contradictory refused."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.decoders import Decoders
 from pipeline.errors import DataError
 from pipeline.manifest import Utterance, check_utterances, manifest_order, read_manifest, write_manifest
 from pipeline.params import Columns, DatasetParams
@@ -143,6 +145,29 @@ def test_the_summary_counts_every_status_and_split(tmp_path: Path) -> None:
     assert lines["status ok"] == ["1", "1", "1", "3"]
     assert lines["status missing-file"] == ["2", "0", "0", "2"]
     assert lines["status no-text"] == ["1", "0", "0", "1"]
+
+
+def test_the_published_counts_lie_under_the_ones_that_were_found(tmp_path: Path) -> None:
+    """Also those of a label that the corpus here lacks; cells of which nothing is published stay empty."""
+    found = prepare(params(write_corpus(tmp_path, three_splits(label="joy"))))
+    published = {
+        "utterances": {"train": 10, "validation": 20, "test": 30, "all": 60},
+        "speakers": {"test": 7},
+        "label fear": {"all": 4},
+    }
+    lines = summary(replace(found, published=published)).splitlines()
+
+    def told(what: str) -> list[str]:
+        return lines[next(number for number, line in enumerate(lines) if line.startswith(what)) :][:2]
+
+    assert [line.split() for line in told("utterances")] == [
+        ["utterances", "1", "1", "1", "3"],
+        ["published", "10", "20", "30", "60"],
+    ]
+    assert [line.split() for line in told("label fear")] == [["label", "fear", "0", "0", "0", "0"], ["published", "4"]]
+    assert told("speakers")[1].split() == ["published", "7"]
+    assert len(told("speakers")[1]) == lines[0].index("test") + len("test")  # in its column
+    assert sum("published" in line for line in lines) == len(published) + 1  # and the line that counts them
 
 
 def test_what_was_mended_is_counted_in_the_summary(tmp_path: Path) -> None:
@@ -290,11 +315,22 @@ def test_a_contradictory_corpus_is_refused_before_hours_of_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     decoded: list[Path] = []
-    monkeypatch.setattr("pipeline.prepare.decode_stretches", lambda path, *_: decoded.append(path))
+    monkeypatch.setattr(Decoders, "decode_stretches", lambda _, path, *__: decoded.append(path))
     rows, expected = REFUSED[name]
     cells = {key: "" for given in rows for key in given}
     assert expected in refusal(tmp_path, [cells | given for given in rows])
     assert not decoded
+
+
+@pytest.mark.parametrize(
+    "name", ["end before start", "negative start", "negative end", "control character", "recording elsewhere"]
+)
+def test_a_contradiction_inside_a_row_is_told_with_its_file_and_line(tmp_path: Path, name: str) -> None:
+    (first, *rest), _ = REFUSED[name] if name in REFUSED else (three_splits(audio="../x.wav"), "")
+    rows = [*rest, first]  # its header is line 1
+    cells = {key: "" for given in rows for key in given}
+    message = refusal(tmp_path, [cells | given for given in rows])
+    assert message.startswith(f"{tmp_path / 'table.csv'}, line 4: ")
 
 
 @pytest.mark.parametrize("name", ["Zoë\u00a0B", "👩‍👩‍👧", "李"])

@@ -31,6 +31,13 @@ def test_counts_are_of_each_split_and_all() -> None:
     assert found["label joy"] == {"train": 2, "validation": 0, "test": 0, "all": 2}
 
 
+def test_scores_are_counted_where_there_are_any() -> None:
+    """A score of 0 is one."""
+    scored = [*CORPUS, utterance("c", 1, split="test", label=None, score=0.0), utterance("d", 0, score=-1.5)]
+    assert count(scored)["scored"] == {"train": 1, "validation": 0, "test": 1, "all": 2}
+    assert "scored" not in count(CORPUS)
+
+
 def test_what_is_as_published_differs_in_nothing() -> None:
     assert compare(CORPUS, count(CORPUS)) == []
 

@@ -36,6 +36,30 @@ def test_the_parameters_that_come_with_the_project_are_accepted(name: str) -> No
     assert set(content) <= set(SECTION_NAMES)
 
 
+@pytest.mark.parametrize(
+    ("key", "given", "expected"),
+    [
+        ("dataset.root", "~/corpus", "/home/ada/corpus"),
+        ("dataset.root", "~", "/home/ada"),
+        ("dataset.table", "~/turns.csv", "/home/ada/turns.csv"),
+        ("audio.encoder", "~/wav2vec2", "/home/ada/wav2vec2"),
+        ("text.encoder", "~/bert", "/home/ada/bert"),
+        ("text.finetune.encoder", "~/bert", "/home/ada/bert"),
+        ("dataset.root", "here/~/corpus", "here/~/corpus"),
+        ("dataset.root", "~no-such-user/corpus", "~no-such-user/corpus"),
+        ("audio.encoder", "facebook/wav2vec2-base", "facebook/wav2vec2-base"),
+    ],
+)
+def test_a_path_may_begin_at_the_users_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, given: str, expected: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    found = read(tmp_path / "params.yaml", "", [f"{key}={given!r}"])
+    for name in key.split(".")[1:]:
+        found = getattr(found, name)
+    assert found == expected
+
+
 @pytest.mark.parametrize("content", ["", "audio:\n", "audio: {}\n", "text: {encoder: tiny}\n"])
 def test_an_absent_section_means_its_defaults(tmp_path: Path, content: str) -> None:
     (tmp_path / "params.yaml").write_text(content)
@@ -181,6 +205,51 @@ def test_a_mistaken_override_is_answered_by_itself(tmp_path: Path, override: str
     with pytest.raises(SettingsError) as error:
         read_section(tmp_path / "params.yaml", name, SECTIONS[name], [override])
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "overrides", "expected"),
+    [
+        ("audio", "", ["audio.dtype=x"], "--set 'audio.dtype=x': 'audio.dtype' is 'x': "),
+        ("audio", "audio: {dtype: y}", ["audio.dtype=float32", "audio.dtype=x"], "--set 'audio.dtype=x': 'audio.dty"),
+        ("audio", "", ["audio.layers=[-1]"], "--set 'audio.layers=[-1]': 'audio.layers' is [-1]: "),
+        ("audio", "audio: {dtype: y}", ["audio.encoder=x"], "FILE: 'audio.dtype' is 'y': "),
+        ("audio", "audio: {dtype: y}", ["text.dtype=x"], "FILE: 'audio.dtype' is 'y': "),
+        ("dataset", "", ["dataset.columns={txet: x}"], "--set 'dataset.columns={txet: x}': unknown key"),
+        ("dataset", "", ["dataset.columns.txet=x"], "--set 'dataset.columns.txet=x': unknown key"),
+        (
+            "dataset",
+            "dataset: {validation_share: 0.3}",
+            ["dataset.test_share=0.9"],
+            "FILE --set 'dataset.test_share=0.9': 'dataset': validation_share 0.3 and test_share 0.9 leave nothing",
+        ),
+    ],
+)
+def test_a_mistake_is_told_of_where_it_was_made(
+    tmp_path: Path, name: str, content: str, overrides: Sequence[str], expected: str
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    with pytest.raises(SettingsError) as error:
+        read_section(path, name, SECTIONS[name], overrides)
+    assert str(error.value).startswith(expected.replace("FILE", str(path)))
+
+
+def test_mistakes_of_the_file_and_of_overrides_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("audio: {dtype: y, batch_seconds: 0}")
+    with pytest.raises(SettingsError) as error:
+        read_section(path, "audio", AudioParams, ["audio.mix=x"])
+    message = str(error.value)
+    assert "--set 'audio.mix=x': 'audio.mix' is 'x'" in message
+    assert f"; {path}: 'audio.dtype' is 'y'" in message
+    assert "; 'audio.batch_seconds' is 0" in message
+
+
+def test_an_override_that_is_no_group_is_told_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("evaluate: {degrade: {seed: 1}}")
+    with pytest.raises(SettingsError, match=r"^--set 'evaluate\.degrade=3': group 'evaluate\.degrade' must hold keys"):
+        read_section(tmp_path / "params.yaml", "evaluate.degrade", DegradeParams, ["evaluate.degrade=3"])
 
 
 def test_a_value_cannot_be_taken_for_a_group(tmp_path: Path) -> None:

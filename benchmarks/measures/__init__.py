@@ -1,0 +1,1 @@
+"""What `benchmarks/extraction.py` measures, one subject a module."""
