@@ -28,7 +28,7 @@ from pipeline.extract import extract_audio, extract_text
 from pipeline.manifest import read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, TextParams
 from pipeline.prepare import prepare
-from pipeline.ray_engine import Recordings, ask_an_actor, extract_audio_on, extract_text_on, make_encoder
+from pipeline.ray_engine import Recordings, Transcripts, ask_an_actor, extract_audio_on, extract_text_on, make_encoder
 from pipeline.settings import Cluster, ClusterError, ClusterParams, ErcError, SettingsError, connect, read_section
 from pipeline.settings.cluster import WithoutRay
 from pipeline.settings.workers import Share
@@ -204,7 +204,7 @@ def test_a_node_with_another_encoder_is_told(manifest: Path, tmp_path: Path, sta
 
 
 def test_an_actor_has_the_threads_of_the_driver_and_the_pieces_of_the_run(manifest: Path, tmp_path: Path) -> None:
-    source = recordings(manifest)
+    source = Transcripts(read_manifest(manifest)[:3], TEXT)
     encode = make_encoder(source, source.plan("cpu", tmp_path).layout, "cpu", 2, 3)
     torch.set_num_threads(1)
     encoded, pieces = encode([0, 1])

@@ -119,7 +119,8 @@ def connect(params: ClusterParams, device: str, threads: int) -> Iterator[Cluste
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ClusterError(f"no Ray at {address or 'this machine'}: {error} Mend cluster.address") from error
+            reason = str(error).strip().splitlines()[-1]  # before it, at times, the traceback of something inside
+            raise ClusterError(f"no Ray at {address or 'this machine'}: {reason} (docs/cluster.md)") from error
         try:
             yield _place(ray, params, device, threads)
         finally:
