@@ -42,7 +42,7 @@ class PartLayout:
         return int(np.prod(self.row_shape)) * np.dtype(self.dtype).itemsize
 
 
-def lay_out(path: Path, layout: PartLayout) -> None:
+def lay_out(path: Path, layout: PartLayout, mend: str = "make room, or name another file with --output") -> None:
     """Make an empty part file at its final size, on disk when this returns.
 
     Raises:
@@ -59,10 +59,10 @@ def lay_out(path: Path, layout: PartLayout) -> None:
     except (OSError, RuntimeError) as error:  # HDF5 raises either where the file cannot grow
         path.unlink(missing_ok=True)
         needed, free = sum(layout.rows) * layout.row_bytes, shutil.disk_usage(path.parent).free
+        reason = " ".join(str(error).split())
         raise StoreError(
             f"{path.parent}: no room for {path.name.removesuffix('.new')}, which needs {needed / 1e9:.3f} GB of the "
-            f"{free / 1e9:.3f} GB that are free, or the folder cannot be written ({' '.join(str(error).split())}); "
-            "make room, or name another file with --output"
+            f"{free / 1e9:.3f} GB that are free, or the folder cannot be written ({reason}); {mend}"
         ) from None
 
 

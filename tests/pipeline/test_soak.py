@@ -284,6 +284,7 @@ def test_a_full_disk_is_one_line_at_every_step_and_what_is_finished_stays(tmp_pa
     assert "audio.h5.partial: cannot be written (No space left on device); make room, then run the command" in writing
     assert 3 <= int(done) < 10
     assert "no room for audio.h5.partial.marked" in marking
+    assert "make room, then run the command again: finished work is kept" in marking
     assert kept == "['audio.h5.partial']"
     assert "feats.h5: cannot be written (" in joining
     assert end == "['audio.h5']"
