@@ -33,6 +33,15 @@ DEFAULT_PARAMS = Path("params.yaml")
 DEFAULT_MANIFEST = Path("data/manifest.jsonl")
 
 
+def settle_libraries() -> None:
+    """What libraries read from the environment when they are loaded; what the user has set stays."""
+    # before torch starts its threads: ones that wait actively for each other on busy cores take all the time
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # oneDNN keeps what it made for each of a thousand shapes, and batches come in ever new ones: memory would grow with
+    # the corpus
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
 def command(body: Callable[..., None]) -> typer.Typer:
     """A one-command typer app around `body`; an error that the user can mend is one line and exit status 2."""
 
@@ -40,8 +49,7 @@ def command(body: Callable[..., None]) -> typer.Typer:
     def guarded(**arguments: Any) -> None:
         from pipeline.settings import ErcError
 
-        # before torch starts its threads: ones that wait actively for each other on busy cores take all the time
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        settle_libraries()
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         try:
             body(**arguments)

@@ -67,6 +67,7 @@ class Unable:
 def main() -> None:
     """Serve until the other end is gone; arguments are the descriptors of the connection and of the memory."""
     _end_with_parent()
+    _volunteer()
     connection, memory = Connection(int(sys.argv[1])), int(sys.argv[2])
     try:
         import av  # noqa: F401
@@ -85,8 +86,13 @@ def _end_with_parent() -> None:
     Standard input is a pipe into which the parent never writes: its end raises SIGIO.
     """
     signal.signal(signal.SIGIO, signal.SIG_DFL)
-    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+    with contextlib.suppress(OSError):  # a system without it: the process then ends with its next message
+        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def _volunteer() -> None:
+    """Where memory runs out, have the kernel end this process rather than the run."""
     with contextlib.suppress(OSError):  # not everywhere may a process say so
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
 

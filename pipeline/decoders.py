@@ -72,18 +72,18 @@ class Decoders:
     def decode_stretches(
         self, path: Path, channels: Channels, stretches: Sequence[Stretch]
     ) -> Iterator[tuple[Stretch, Recording]]:
-        """As `pipeline.media.decode_stretches`; what is not delivered in time, or at all, comes last.
+        """As `pipeline.media.decode_stretches`, each stretch once; what is not delivered in time, or ever, comes last.
 
         Raises:
             DataError: no process can be started, or PyAV is not installed.
         """
-        waiting, issue = list(stretches), "decoder-crashed"
+        waiting, issue = dict.fromkeys(stretches), "decoder-crashed"
         with self._free:
             for attempt in range(ATTEMPTS):
                 try:
                     with self._process(fresh=attempt > 0) as process:
-                        for stretch, recording in process.decode(path, channels, waiting, self._limit_seconds):
-                            waiting.remove(stretch)
+                        for stretch, recording in process.decode(path, channels, list(waiting), self._limit_seconds):
+                            del waiting[stretch]
                             yield stretch, recording
                     return
                 except _DiedError:
@@ -163,24 +163,25 @@ class _Process:
     def __init__(self) -> None:
         self._memory = os.memfd_create("decoded")  # not /dev/shm, of which containers have 64 MB
         self._connection, theirs = Pipe()
+        handed = (theirs.fileno(), self._memory)
         package = str(Path(__file__).parents[1])
-        inherited = os.environ.get("PYTHONPATH")
-        with theirs:
+        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+        try:
             self._popen = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-c", f"from {MODULE} import main; main()"),
-                    *(str(theirs.fileno()), str(self._memory)),
-                ],
+                [sys.executable, "-P", "-c", f"from {MODULE} import main; main()", *map(str, handed)],
                 stdin=subprocess.PIPE,  # ends with this process, and so ends that one
                 stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), self._memory),
+                pass_fds=handed,
                 process_group=0,  # Ctrl-C in the terminal is for this process alone
-                env=os.environ
-                | {
-                    "PYTHONPATH": package + (os.pathsep + inherited if inherited else ""),
-                    "OPENBLAS_NUM_THREADS": "1",  # numpy would start one a core, which nothing uses
-                },
+                # without the threads, one a core, that numpy would start and nothing would use
+                env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
             )
+        except OSError as error:
+            self._connection.close()
+            os.close(self._memory)
+            raise DataError(f"no decoder process can be started: {sys.executable}: {error.strerror}") from None
+        finally:
+            theirs.close()
 
     def wait_until_ready(self) -> None:
         """Raises DataError where it can never decode."""

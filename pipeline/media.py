@@ -166,6 +166,7 @@ class _Cut:
 
     def recording(self, position: int, rate: int, channels: int, issues: list[str]) -> Recording:
         samples = np.concatenate(self.blocks)
+        self.blocks.clear()  # of an hour: gigabytes
         skipped = position - len(samples)
         last = position if self.stretch.end is None else round(self.stretch.end * rate)
         return _judge(samples[self.stretch.first(rate) - skipped : last - skipped], rate, channels, issues)

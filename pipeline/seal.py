@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.errors import StoreError
 
 FORMAT = "erc-features"
-VERSION = 1
+VERSION = 2  # 1: checksums were BLAKE2b
 USER_BLOCK = 512  # bytes, the smallest that HDF5 allows
 FIELDS = {"format", "version", "size", "values", "structure"}
 BLOCK = 1 << 20  # bytes that are hashed at once

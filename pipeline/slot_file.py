@@ -42,7 +42,7 @@ class PartLayout:
         return int(np.prod(self.row_shape)) * np.dtype(self.dtype).itemsize
 
 
-def lay_out(path: Path, layout: PartLayout) -> None:
+def lay_out(path: Path, layout: PartLayout, mend: str = "make room, or name another file with --output") -> None:
     """Make an empty part file at its final size, on disk when this returns.
 
     Raises:
@@ -59,10 +59,10 @@ def lay_out(path: Path, layout: PartLayout) -> None:
     except (OSError, RuntimeError) as error:  # HDF5 raises either where the file cannot grow
         path.unlink(missing_ok=True)
         needed, free = sum(layout.rows) * layout.row_bytes, shutil.disk_usage(path.parent).free
+        reason = " ".join(str(error).split())
         raise StoreError(
             f"{path.parent}: no room for {path.name.removesuffix('.new')}, which needs {needed / 1e9:.3f} GB of the "
-            f"{free / 1e9:.3f} GB that are free, or the folder cannot be written ({' '.join(str(error).split())}); "
-            "make room, or name another file with --output"
+            f"{free / 1e9:.3f} GB that are free, or the folder cannot be written ({reason}); {mend}"
         ) from None
 
 
@@ -79,7 +79,8 @@ class SlotFile:
 
     def write(self, index: int, array: np.ndarray) -> None:
         """The rows of one utterance, as they are stored."""
-        write_at(self.descriptor, array.tobytes(), int(self.edges[index]))
+        content = array.data.cast("B") if array.size else memoryview(b"")
+        write_at(self.descriptor, content, int(self.edges[index]))
 
     def mark(self, index: int, mark: int) -> None:
         """The checksum of an utterance whose rows are on disk."""
@@ -132,7 +133,7 @@ class SlotFile:
         write_at(self.descriptor, source.marks()[first:last].tobytes(), self._marks_at + 8 * first)
 
 
-def write_at(descriptor: int, content: bytes, offset: int) -> None:
+def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
     """All of `content`, however many writes the system makes of it."""
     view = memoryview(content)
     while view:

@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -60,6 +61,7 @@ class SlotWriter:
             self._slots = SlotFile(self._file, self.partial, layout)
             self.done = self._slots.intact()
             self.note = self._slots.note()
+            self._syncing = ThreadPoolExecutor(1)
         except BaseException:
             if not os.fstat(self._file).st_size:  # nothing was there before, either
                 self.partial.unlink()
@@ -72,6 +74,7 @@ class SlotWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._syncing.shutdown()
         os.close(self._file)
 
     def write(self, indices: Sequence[int], rows: Sequence[np.ndarray]) -> None:
@@ -85,9 +88,11 @@ class SlotWriter:
         with writing(self.partial):
             for index, array in zip(indices, arrays, strict=True):
                 self._slots.write(index, array)
-            os.fdatasync(self._file)  # the bytes are on disk before their marks
-            for index, array in zip(indices, arrays, strict=True):
-                self._slots.mark(index, checksum(array))
+            synced = self._syncing.submit(os.fdatasync, self._file)
+            marks = [checksum(array) for array in arrays]
+            synced.result()  # the bytes are on disk before their marks
+            for index, mark in zip(indices, marks, strict=True):
+                self._slots.mark(index, mark)
                 self.done[index] = True
 
     def take_note(self, **numbers: int) -> None:
@@ -123,7 +128,7 @@ class SlotWriter:
             rows=[0 if index in failures else rows for index, rows in enumerate(self.layout.rows)],
             failed={self.layout.ids[index]: status for index, status in failures.items()},
         )
-        lay_out(self._marked, layout)
+        lay_out(self._marked, layout, "make room, then run the command again: finished work is kept")
         descriptor = os.open(self._marked, os.O_RDWR)
         try:
             marked = SlotFile(descriptor, self._marked, layout)
@@ -152,12 +157,19 @@ class SlotWriter:
             raise DataError(f"'{utterance}': encoded to shape {array.shape}, but {expected} was laid out for it")
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(array, dtype=np.dtype(self.layout.dtype).newbyteorder("<"))
-        if not np.isfinite(stored).all():
+        if not _is_finite(stored):
             raise DataError(
                 f"'{utterance}': its features hold values that {self.layout.dtype} cannot; set dtype: float32 (and "
                 "precision: float32) for this modality in params.yaml"
             )
         return stored
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite, from its bits: four times as fast as numpy is for float16."""
+    integer, exponent = {2: ("<u2", 0x7C00), 4: ("<u4", 0x7F800000)}[array.itemsize]
+    bits = array.view(integer) & exponent
+    return not (bits == exponent).any()
 
 
 def _runs(count: int, failures: Mapping[int, str]) -> Iterator[tuple[int, int]]:

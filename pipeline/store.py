@@ -188,12 +188,13 @@ def damaged_utterances(part: Part) -> Iterator[str]:
 
 
 def checksum(rows: np.ndarray) -> int:
-    """64-bit BLAKE2b of an utterance's bytes, never 0 (which marks a slot as not written)."""
-    digest = hashlib.blake2b(np.ascontiguousarray(rows).data.cast("B"), digest_size=8) if rows.size else _EMPTY
-    return int.from_bytes(digest.digest(), "little") or 1
+    """The first 64 bits of the SHA-1 of an utterance's bytes, never 0 (which marks a slot as not written).
 
-
-_EMPTY = hashlib.blake2b(b"", digest_size=8)
+    It guards against accidents; processors hash SHA-1 faster than anything else in the standard library of this size.
+    """
+    content = np.ascontiguousarray(rows).data.cast("B") if rows.size else b""
+    digest = hashlib.sha1(content, usedforsecurity=False).digest()
+    return int.from_bytes(digest[:8], "little") or 1
 
 
 @contextmanager
@@ -256,7 +257,8 @@ def _map_values(values: h5py.Dataset, path: Path) -> np.ndarray:
         return np.empty(values.shape, values.dtype)
     if offset is None or values.dtype.str not in ("<f2", "<f4"):
         raise StoreError(f"{path}: 'values' must be contiguous little-endian float16 or float32, found {values.dtype}")
-    return np.memmap(path, values.dtype, mode="r", offset=offset, shape=values.shape)
+    mapped = np.memmap(path, values.dtype, mode="r", offset=offset, shape=values.shape)
+    return mapped.view(np.ndarray)  # slices of a plain array are made in half the time
 
 
 def _follow_link(path: Path, name: str, target: str) -> Part:

@@ -21,7 +21,7 @@ from measures.machine import matrix_rate, peak_memory
 from measures.timing import Spread, say, spread
 from pipeline.batching import batches_under_budget
 from pipeline.encoders.exact import Convolutions
-from pipeline.encoders.speech import load_speech_encoder
+from pipeline.encoders.speech import LARGEST_BATCH, load_speech_encoder
 from pipeline.params import AudioParams
 
 NAIVE_BATCH = 32
@@ -116,7 +116,7 @@ def extractor(location: str, precision: str, device: str) -> Variant:
         EXACT if precision == "float32" else DEFAULT,
         settled,
         encoder.encode,
-        lambda lengths: extraction_batches(lengths, params),
+        lambda lengths: extraction_batches(lengths, device),
     )
 
 
@@ -125,9 +125,9 @@ def audio_params(location: str, precision: str) -> AudioParams:
     return AudioParams.model_validate({"encoder": location, "precision": precision})
 
 
-def extraction_batches(lengths: Sequence[int], params: AudioParams) -> list[list[int]]:
-    """The batches of `pipeline-audio`; the one place here where their budget is chosen."""
-    return batches_under_budget(lengths, budget=int(params.batch_seconds * SAMPLE_RATE))
+def extraction_batches(lengths: Sequence[int], device: str) -> list[list[int]]:
+    """The batches of `pipeline-audio` where memory is not short; the one place here where their budget is chosen."""
+    return batches_under_budget(lengths, LARGEST_BATCH[torch.device(device).type] * SAMPLE_RATE)
 
 
 def make_variants(location: str, device: str) -> list[Variant]:

@@ -3,6 +3,7 @@
 Axes: samples.
 """
 
+import resource
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +15,7 @@ from measures.corpora import SAMPLE_RATE, Corpus, write_release
 from measures.encoding import audio_params, extraction_batches, padding_share
 from measures.machine import process_peak
 from measures.timing import Spread, say, spread
+from pipeline.cli import settle_libraries
 from pipeline.clips import encoder_samples
 from pipeline.extract import extract_audio
 from pipeline.manifest import read_manifest
@@ -39,9 +41,9 @@ class Run:
 
     seconds: float
     load_seconds: float
-    processor_seconds: float  # of all threads
+    processor_seconds: float  # of all threads, and of the processes that decode
     decode_seconds: float  # of processor: decoding and resampling the same files alone
-    peak_bytes: int | None  # of the process, from its start to the end of extraction
+    peak_bytes: int | None  # of the process, from its start to the end of extraction; not of those that decode
     gpu_peak_bytes: int | None
 
 
@@ -104,7 +106,7 @@ def measure_files(corpus: Corpus, work: Path, location: str, device: str, repeat
         audio_hours_a_minute=corpus.seconds / 60 / seconds.median,
         decode_seconds=spread([run.decode_seconds for run in runs]).median,
         decode_share=spread([run.decode_seconds / run.processor_seconds for run in runs]).median,
-        padding_share=padding_share(lengths, extraction_batches(lengths, params)),
+        padding_share=padding_share(lengths, extraction_batches(lengths, device)),
         peak_bytes=_highest([run.peak_bytes for run in runs]),
         gpu_peak_bytes=_highest([run.gpu_peak_bytes for run in runs]),
     )
@@ -139,7 +141,8 @@ def measure_growth(corpus: Corpus, work: Path, encoder: str, device: str, repeat
 
 
 def in_own_process(job: Job) -> Run:
-    """`run` in a process that has held nothing yet."""
+    """`run` in a process that has held nothing yet, with the environment of our commands."""
+    settle_libraries()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(run, job).result()
 
@@ -151,13 +154,13 @@ def run(job: Job) -> Run:
     from pipeline.encoders.speech import load_speech_encoder
 
     load_speech_encoder(job.params, job.device)  # reads what imports and the disk's cache take
-    started, processor = time.perf_counter(), time.process_time()
+    started, processor = time.perf_counter(), processor_seconds()
     load_speech_encoder(job.params, job.device)
-    load_seconds, load_processor = time.perf_counter() - started, time.process_time() - processor
+    load_seconds, load_processor = time.perf_counter() - started, processor_seconds() - processor
     root, target = job.manifest.parent, job.manifest.with_name("audio.h5")
-    started, processor = time.perf_counter(), time.process_time()
+    started, processor = time.perf_counter(), processor_seconds()
     extract_audio(job.manifest, target, job.params, root, job.channels, job.device)
-    seconds, processor = time.perf_counter() - started, time.process_time() - processor
+    seconds, processor = time.perf_counter() - started, processor_seconds() - processor
     peak = process_peak()
     target.unlink()
     return Run(
@@ -168,6 +171,12 @@ def run(job: Job) -> Run:
         peak_bytes=peak,
         gpu_peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None,
     )
+
+
+def processor_seconds() -> float:
+    """Of this process so far, and of those that it has started and that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def decode_seconds(job: Job) -> float:

@@ -12,12 +12,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from measures.encoding import extraction_batches
-from pipeline.params import AudioParams
+from pipeline.batching import batches_under_budget
+from pipeline.encoders.speech import LARGEST_BATCH
 from pipeline.slots import PartLayout, SlotWriter
 from pipeline.store import Identity, read_part
 
 FRAME_SAMPLES = 320  # of wav2vec2
+FRAMES_A_SECOND = 50
 Rows = Callable[[int], np.ndarray]  # an utterance's number -> (frames, dim)
 
 
@@ -30,12 +31,12 @@ class Layout:
 
 
 def write_store(path: Path, features: Sequence[np.ndarray]) -> None:
-    """As `pipeline-audio` does it: batch by batch, on disk and marked before the next one, verified at the end."""
+    """As `pipeline-audio` on a GPU: by its batches, each on disk and marked before the next one, then all verified."""
     rows = [len(array) for array in features]
     ids = [f"{number:05d}" for number in range(len(features))]
     layout = PartLayout(ids, rows, features[0].shape[1:], "float16", Identity({"model": "none"}), "benchmark")
     with SlotWriter(path, layout) as writer:
-        for batch in extraction_batches([count * FRAME_SAMPLES for count in rows], AudioParams()):
+        for batch in batches_under_budget(rows, LARGEST_BATCH["cuda"] * FRAMES_A_SECOND):
             writer.write(batch, [features[index] for index in batch])
         writer.finish()
 

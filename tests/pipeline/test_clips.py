@@ -119,6 +119,39 @@ def test_a_recording_that_is_written_during_the_run_is_told_also_where_its_lengt
     assert told.value.status == "changed"
 
 
+@pytest.mark.parametrize(
+    ("name", "status", "told"),
+    [
+        ("hang", "timed-out", r"decoding came no further for 1 s; raise audio\.decode_seconds"),
+        ("crash-always", "decoder-crashed", "its decoder died, twice"),
+    ],
+)
+def test_a_recording_that_its_decoder_does_not_survive_is_told_by_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str, told: str
+) -> None:
+    """Alone and as the recording of several turns, beside one that is well."""
+    monkeypatch.setattr("pipeline.decoders.MODULE", "tests.pipeline.odd_decoder")
+    places = {
+        "alone": (f"{name}-1.wav", None, None),
+        "first": (f"{name}-2.wav", None, 0.1),
+        "last": (f"{name}-2.wav", 0.1, None),
+        "well": ("well.wav", None, None),
+    }
+    given = {"conversation": "a", "split": "train", "samples": 4800, "sample_rate": RATE}
+    records = {
+        key: Utterance(id=key, turn=turn, audio=audio, start=start, end=end, **given)  # type: ignore[arg-type]
+        for turn, (key, (audio, start, end)) in enumerate(places.items())
+    }
+    for audio, *_ in places.values():
+        write_wav(tmp_path / audio, sound(0.2, RATE), RATE)
+    with Clips(records.values(), tmp_path, "downmix", ENCODER_RATE, tmp_path, decode_seconds=1) as clips:
+        for key in ("alone", "first", "last"):
+            with pytest.raises(ClipError, match=told) as error:
+                clips.load(records[key])
+            assert (error.value.utterance_id, error.value.status) == (key, status)
+        assert len(clips.load(records["well"])) == 3200
+
+
 def test_nothing_is_left_beside_the_features(tmp_path: Path, utterances: list[Utterance], clips: Clips) -> None:
     clips.load(utterances[0])
     assert list((tmp_path / "scratch").iterdir()) == []

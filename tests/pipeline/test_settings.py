@@ -237,13 +237,13 @@ def test_a_mistake_is_told_of_where_it_was_made(
 
 def test_mistakes_of_the_file_and_of_overrides_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text("audio: {dtype: y, batch_seconds: 0}")
+    path.write_text("audio: {dtype: y, batch: 0}")
     with pytest.raises(SettingsError) as error:
         read_section(path, "audio", AudioParams, ["audio.mix=x"])
     message = str(error.value)
     assert "--set 'audio.mix=x': 'audio.mix' is 'x'" in message
     assert f"; {path}: 'audio.dtype' is 'y'" in message
-    assert "; 'audio.batch_seconds' is 0" in message
+    assert "; 'audio.batch' is 0" in message
 
 
 def test_an_override_that_is_no_group_is_told_by_itself(tmp_path: Path) -> None:

@@ -166,6 +166,26 @@ def test_a_long_clip_in_windows_has_every_frame(encoder: str) -> None:
     assert np.allclose(short, whole.encode(clips[1:])[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("folder", ["speech_folder", "stable_speech_folder"])
+def test_windows_agree_with_the_whole_clip_away_from_the_seams(folder: str, request: pytest.FixtureRequest) -> None:
+    """Convolutions see the clip whole, so their frames agree exactly; layers above see other frames, but few."""
+    path = request.getfixturevalue(folder)
+    loud_at_the_end = noise(16000 * 90)[0] * torch.linspace(0.05, 1.0, 16000 * 90)
+    options = {"layers": (0, 3), "mix": "stack"}
+    joined = load(path, window_seconds=20.0, overlap_seconds=4.0, **options).encode([loud_at_the_end])[0]
+    whole = load(path, window_seconds=400.0, overlap_seconds=4.0, **options).encode([loud_at_the_end])[0]
+    assert joined.shape == whole.shape
+    hidden = 50 * 4 // 2  # frames of overlap on each side of a seam
+    away = np.ones(len(joined), bool)
+    for seam in range(50 * 20 - hidden, len(joined), 50 * 16):
+        away[max(0, seam - 25) : seam + 25] = False
+    assert away.mean() > 0.9
+    assert np.abs(joined[:, 0] - whole[:, 0]).max() < TOLERANCE  # the positional convolution reaches 16 frames only
+    left, right = joined[away, 1], whole[away, 1]
+    cosine = (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+    assert cosine.min() > 0.99
+
+
 def test_log_mel_bands_have_zero_mean_and_unit_variance_over_the_clip() -> None:
     frames = load("log-mel", window_seconds=2.0, overlap_seconds=1.0).encode(noise(16000 * 5))[0]
     assert np.allclose(frames.mean(axis=0), 0, atol=1e-3)
