@@ -212,11 +212,21 @@ def test_an_actor_has_the_threads_of_the_driver_and_the_pieces_of_the_run(manife
     torch.set_num_threads(1)
 
 
-def test_an_actor_tells_what_auto_stands_for_there(connected: Cluster, manifest: Path) -> None:
-    source = recordings(manifest, params=AudioParams())
-    settled, budget = ask_an_actor(connected, source)
-    assert settled.params.precision in ("float32", "bfloat16")
-    assert budget == source.plan("cpu", manifest.parent).budget
+class Here(Cluster):
+    """A cluster whose one actor is this process."""
+
+    def work(self, items: Any, make: Any, *arguments: Any, ahead: int = 1) -> Iterator[tuple[Any, Any]]:
+        do = make(*arguments)
+        return ((item, do(item)) for item in items)
+
+
+def test_an_actor_tells_what_auto_stands_for_there_and_shares_the_memory(manifest: Path, tmp_path: Path) -> None:
+    source = Transcripts(read_manifest(manifest)[:3], TextParams())
+    cluster = Here(ray=None, device="cpu", share=Share(cpus=1, gpus=0.5, threads=1), actors=None)
+    settled, budget = ask_an_actor(cluster, source)
+    here = source.plan("cpu", tmp_path)
+    assert settled.params.precision == here.layout.identity.fields["precision"]
+    assert budget == here.budget // 2
 
 
 def test_recordings_are_the_bytes_of_one_machine_even_if_a_node_dies_half_way(
