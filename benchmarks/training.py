@@ -10,12 +10,15 @@ work folder. Parts:
 - models: the same model, loss, settings and batches of `train.conversations` conversations: (a) the usual way
   (`measures/usual.py`: HDF5 opened for every item, padding collate, random batches, float32), (b) this trainer,
   memory-mapped, (c) this trainer, resident. An epoch is learning and validation, without early stopping. Each run has a
-  process of its own, with torch's threads for (a) and those of `fusion-train` else; seeds are the repeats, ways take
-  turns within each. Time to a score counts from before loading.
+  process of its own, with torch's threads for (a) and the one of `fusion-train` else; seeds are the repeats, ways take
+  turns within each. Time to a score, the one that (a) has after its last epoch, counts from before loading.
 - growth: 1/4, 1/2 and all of what `--share` leaves, (c).
 - start: from the start of `fusion-train` to the end of its first step.
 - seeds, on request: five seeds of the first model with `train_seeds`, until none becomes better.
 - study, on request: HBAF and eleven variants of it with `ablate`, `--epochs` each, with five seeds.
+
+The defaults take a few minutes on two quiet cores, in which no model learns much: scores are worth comparing from
+`--share 1/4 --epochs 15` on.
 
 Every parameter has the default of `fusion-train` where `--set` gives no other; `--epochs` are those of a stage. Printed
 are the tables of the README; `--output` takes every number as JSON. Memory is of its own: what a process maps of files,
@@ -96,11 +99,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--meld", type=Path, default=SHARED / "meld", help="folder with its CSVs (ERC_SHARED/data/meld)"
     )
-    parser.add_argument("--share", type=_share, default=1 / 8, help="of the conversations, such as 1/8")
+    parser.add_argument("--share", type=_share, default=1 / 16, help="of the conversations, such as 1/8")
     parser.add_argument("--dim", type=int, default=DIM, help="width of the features")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seeds", type=int, default=3, help="repeats of part models")
-    parser.add_argument("--repeats", type=int, default=3, help="of parts growth and start")
+    parser.add_argument("--repeats", type=int, default=2, help="of parts growth and start")
     parser.add_argument("--epochs", type=int, default=4, help="of a stage")
     parser.add_argument("--workers", type=int, default=0, help="processes that load for (a)")
     parser.add_argument("--study-seeds", type=int, default=5, help="of parts seeds and study")

@@ -34,7 +34,7 @@ from pipeline.store import MODALITIES, Identity
 
 DIM = 768
 LATENT = 64
-STRENGTH = 3.0  # of a cue; the noise is 1
+STRENGTH = 4.0  # of a cue; the noise is 1
 TEXT_SHARE, AUDIO_SHARE, CONTEXT_SHARE = 0.5, 0.4, 0.3
 WRONG_SHARE = 0.1  # of the cues
 TOKEN_SHARE, FRAME_SHARE = 0.3, 0.2  # of an utterance's rows that a cue moves
