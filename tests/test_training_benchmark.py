@@ -73,10 +73,12 @@ def run(training: Any, release: Path, tmp_path_factory: pytest.TempPathFactory) 
     capture = pytest.MonkeyPatch()
     for name in ("training_runs", "training_studies"):  # processes take seconds to start; one is tested below
         capture.setattr(load(f"measures.{name}"), "in_own_process", lambda function, task: function(task))
+    studies = load("measures.training_studies")
+    capture.setattr(studies, "STUDY", dict(list(studies.STUDY.items())[:1]))
     printed: list[str] = []
     capture.setattr("builtins.print", lambda *values, file=None, **_: printed.extend([] if file else values))
     try:
-        training.main([*given, *TOY, *SMALL, "--parts", "models", "growth", "seeds", "study"])
+        training.main([*given, *TOY, *SMALL, "--parts", "models", "growth", "study"])
     finally:
         capture.undo()
     return json.loads((work / "results.json").read_text()), printed[-1]
@@ -119,12 +121,9 @@ def test_growth_holds_parts_of_the_corpus_to_all_of_it(run: tuple[dict[str, Any]
     assert all(found["utterance_ratio"]["median"] > 0 for found in growth)
 
 
-def test_seeds_and_study_are_trained_whole(run: tuple[dict[str, Any], str]) -> None:
-    seeds, study = run[0]["convergence"], run[0]["study"]
-    assert (seeds["model"], seeds["seeds"]) == ("hbaf", 1)
-    assert seeds["epochs"] > 15  # the default patience
-    assert (study["variants"], study["seeds"], study["epochs"]) == (12, 1, 24)
-    assert seeds["seconds"] > 0
+def test_a_study_is_trained_whole(run: tuple[dict[str, Any], str]) -> None:
+    study = run[0]["study"]
+    assert (study["variants"], study["seeds"], study["epochs"]) == (2, 1, 4)
     assert study["seconds"] > 0
 
 
