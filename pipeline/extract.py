@@ -137,7 +137,7 @@ def plan_audio(
     start = partial(encoder.start, dtype=params.dtype)
     engine = LocalEngine(load, start, layout.ids.__getitem__, mark=params.on_error == "mark", close=clips.close)
     budget = encoder.budget() if params.batch == "auto" else int(params.batch * encoder.sample_rate)
-    unit = Unit("h of audio", 3600 * encoder.sample_rate, digits=2)
+    unit = Unit("h of audio", "h", 3600 * encoder.sample_rate, digits=2)
     return Work(layout, lengths, unit, budget, params.batch == "auto", engine)
 
 
@@ -151,7 +151,7 @@ def plan_text(
     layout = _layout(utterances, rows, encoder, params.dtype, plan, altered)
     engine = LocalEngine(token_ids.__getitem__, partial(encoder.start, dtype=params.dtype), layout.ids.__getitem__)
     budget = encoder.budget() if params.batch == "auto" else params.batch
-    return Work(layout, rows, Unit("tokens", 1, digits=0), budget, params.batch == "auto", engine)
+    return Work(layout, rows, Unit("tokens", "tokens", 1, digits=0), budget, params.batch == "auto", engine)
 
 
 def _layout(

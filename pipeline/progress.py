@@ -14,14 +14,15 @@ FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {shown} [{elapsed}<{remaining}{per_m
 class Unit:
     """What lengths are measured in for people, such as hours of samples."""
 
-    name: str
+    name: str  # of an amount, "h of audio"
+    short: str  # of a rate, "h"
     size: float  # lengths in one unit
     digits: int  # behind the decimal point
 
     def show(self, length: float) -> str:
         """`length` in this unit, without its name.
 
-        >>> Unit("h of audio", 3600, digits=2).show(5400)
+        >>> Unit("h of audio", "h", 3600, digits=2).show(5400)
         '1.50'
         """
         return f"{length / self.size:,.{self.digits}f}"
@@ -32,7 +33,7 @@ class Progress:
 
     def __init__(self, name: str, unit: Unit, total: int) -> None:
         self._unit = unit
-        self._bar = _Bar(unit=unit, total=total, desc=name, disable=None, bar_format=FORMAT)
+        self._bar = _Bar(unit=unit, total=total, desc=name, disable=None, bar_format=FORMAT, smoothing=0)
         self._done, self._start = 0, time.perf_counter()
 
     def __enter__(self) -> "Progress":
@@ -56,7 +57,7 @@ class Progress:
         minutes = self._seconds / 60
         rate = self._unit.show(self._done / minutes)
         took = f"{minutes:.1f} min" if minutes >= 1 else f"{self._seconds:.1f} s"
-        return f"; {self._unit.show(self._done)} {self._unit.name} in {took}, {rate} a minute"
+        return f"; {self._unit.show(self._done)} {self._unit.name} in {took}, {rate} {self._unit.short} a minute"
 
 
 class _Bar(tqdm):
@@ -70,8 +71,9 @@ class _Bar(tqdm):
     def format_dict(self) -> dict[str, Any]:
         """What the bar's format may name: also `shown` and `per_minute`."""
         found = dict(super().format_dict)
-        done, total, rate = found["n"], found["total"] or 0, found["rate"]
+        done, total = found["n"], found["total"] or 0
+        rate = done / found["elapsed"] if found["elapsed"] else 0.0
         unit = self._unit
         found["shown"] = f"{unit.show(done)}/{unit.show(total)} {unit.name}"
-        found["per_minute"] = f", {unit.show(60 * rate)} a minute" if rate else ""
+        found["per_minute"] = f", {unit.show(60 * rate)} {unit.short} a minute" if rate else ""
         return found

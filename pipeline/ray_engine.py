@@ -160,7 +160,7 @@ def _check_same(found: PartLayout, expected: PartLayout, source: Recordings | Tr
 
 def ask_an_actor(cluster: Cluster, source: Recordings | Transcripts) -> tuple[Recordings | Transcripts, int | None]:
     """`source` in the precision that `auto` stands for in an actor, and how much a batch may hold there."""
-    ((_, answer),) = cluster.work([None], _make_teller, source, cluster.device)
+    ((_, answer),) = cluster.work([None], make_teller, source, cluster.device)
     if isinstance(answer, ClusterError):
         raise answer
     precision, budget = answer
@@ -169,6 +169,7 @@ def ask_an_actor(cluster: Cluster, source: Recordings | Transcripts) -> tuple[Re
     return replace(source, params=params), max(1, int(budget * share))
 
 
-def _make_teller(source: Recordings | Transcripts, device: str) -> Callable[[None], tuple[str | None, int]]:
+def make_teller(source: Recordings | Transcripts, device: str) -> Callable[[None], tuple[str | None, int]]:
+    """In an actor: what tells its precision and how much a batch may hold."""
     work = source.plan(device, Path(tempfile.gettempdir()))
     return lambda _: (work.layout.identity.fields.get("precision"), work.budget)

@@ -23,12 +23,13 @@ from fusion.errors import TrainingError
 from fusion.params import EvaluateParams
 from fusion.runs import RunFolder
 from fusion.variants import read_variants
+from pipeline.batching import batches_under_budget
 from pipeline.errors import DataError, EncoderError
-from pipeline.extract import extract_audio, extract_text
+from pipeline.extract import extract_audio
 from pipeline.manifest import read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, TextParams
 from pipeline.prepare import prepare
-from pipeline.ray_engine import Recordings, Transcripts, ask_an_actor, extract_audio_on, extract_text_on, make_encoder
+from pipeline.ray_engine import Recordings, Transcripts, ask_an_actor, extract_audio_on, make_encoder
 from pipeline.settings import Cluster, ClusterError, ClusterParams, ErcError, SettingsError, connect, read_section
 from pipeline.settings.cluster import WithoutRay
 from pipeline.settings.workers import Share
@@ -172,13 +173,15 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_transcripts_encoded_on_two_nodes_are_the_bytes_of_one_machine(
-    connected: Cluster, manifest: Path, tmp_path: Path
-) -> None:
+def test_transcripts_encoded_by_an_actor_are_the_rows_of_one_machine(manifest: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    extract_text(manifest, tmp_path / "local.h5", TEXT, "cpu")
-    extract_text_on(connected, manifest, tmp_path / "text.h5", TEXT)
-    assert (tmp_path / "text.h5").read_bytes() == (tmp_path / "local.h5").read_bytes()
+    source = Transcripts(read_manifest(manifest), TEXT)
+    work = source.plan("cpu", tmp_path)
+    batches = batches_under_budget(work.lengths, work.budget)[:5]
+    encode = make_encoder(source, work.layout, "cpu", 1, 1)
+    for batch, expected in zip(batches, work.engine.run(batches), strict=True):
+        found, _ = encode(batch)
+        assert [rows.tobytes() for rows in found.rows] == [rows.tobytes() for rows in expected.rows]
 
 
 # what an actor checks before it encodes

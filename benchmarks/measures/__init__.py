@@ -1,1 +1,1 @@
-"""What `benchmarks/extraction.py` measures, one subject a module."""
+"""What `benchmarks/extraction.py` and `benchmarks/training.py` measure, one subject a module."""

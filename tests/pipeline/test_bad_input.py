@@ -387,7 +387,7 @@ BAD_FEATURES = {
     "empty": (lambda path: cut(features(path), 0), "not a feature file of this project"),
     "half": (lambda path: cut(features(path), 0.5), "feats.h5: truncated:"),
     "without its last byte": (lambda path: cut(features(path), 0.99999), "feats.h5: truncated:"),
-    "newer": (lambda path: of_version(features(path), 2), "written in version 2 of the format, this program reads"),
+    "newer": (lambda path: of_version(features(path), 9), "written in version 9 of the format, this program reads"),
     "older": (lambda path: of_version(features(path), 0), "written in version 0 of the format, this program reads"),
     "one bit in its structure": (lambda path: with_flipped_byte(features(path), 600), "feats.h5: damaged; delete it"),
 }
@@ -422,7 +422,7 @@ def test_a_linked_part_of_another_encoder_is_refused(again: Project) -> None:
 
 def test_damaged_features_are_found_by_verify(again: Project) -> None:
     part = read_part(again.file("audio.h5"))
-    with_flipped_byte(again.file("audio.h5"), int(part.values.offset) + 10)  # type: ignore[attr-defined]
+    with_flipped_byte(again.file("audio.h5"), int(part.values.base.offset) + 10)  # type: ignore[attr-defined]
     line = refusal(inspect_app, [str(again.file("feats.h5")), "--verify"])
     assert "audio.h5: 1 of 14 utterances do not match their checksum: 'odd/0'" in line
 

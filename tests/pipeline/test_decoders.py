@@ -201,10 +201,11 @@ def test_processes_end_with_their_parent_however_it_ends(tmp_path: Path, name: s
     path = wav(tmp_path / name)
     script = textwrap.dedent(
         f"""
-        import time
+        import signal, time
         from pathlib import Path
         from threading import Thread
         import pipeline.decoders
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
         from pipeline.media import Stretch
         pipeline.decoders.MODULE = {ODD!r}
         with pipeline.decoders.Decoders(workers=1) as decoders:
