@@ -278,6 +278,15 @@ def test_without_ray_installed_it_is_one_line(project: Path, monkeypatch: pytest
     )
 
 
+def test_a_broken_ray_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ray.py").write_text("raise ImportError('a library of it is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    message = r"Ray cannot be imported \(a library of it is missing\): pip install"
+    with pytest.raises(ClusterError, match=message), connect(ClusterParams(engine="ray"), "auto", 1):
+        pass
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

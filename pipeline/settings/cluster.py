@@ -130,11 +130,11 @@ def connect(params: ClusterParams, device: str, threads: int) -> Iterator[Cluste
 def _import_ray() -> Any:
     try:
         return importlib.import_module("ray")
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "ray"
+        found = "is not installed" if absent else f"cannot be imported ({error})"
         raise ClusterError(
-            "cluster.engine is 'ray', but Ray is not installed: pip install 'erc-fusion[cluster]', "
+            f"cluster.engine is 'ray', but Ray {found}: pip install 'erc-fusion[cluster]', "
             "or set cluster.engine to local"
         ) from None
 
