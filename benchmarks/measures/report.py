@@ -93,9 +93,9 @@ def _encoding_table(corpus: CorpusResult) -> str:
             f"{variant.audio_hours_a_minute:.3g}",
             str(variant.times_single),
             str(variant.times_floor),
-            _percent(variant.floor_share),
-            _percent(variant.padding_share),
-            _memory(variant.peak_bytes),
+            percent(variant.floor_share),
+            percent(variant.padding_share),
+            memory(variant.peak_bytes),
         ]
         for variant in corpus.variants
     ]
@@ -127,10 +127,10 @@ def _files_table(files: Sequence[FilesResult]) -> str:
             _length(found.audio_seconds),
             f"{found.audio_hours_a_minute:.3g}",
             str(found.seconds),
-            _percent(found.decode_share),
-            _percent(found.padding_share),
-            _memory(found.peak_bytes),
-            _memory(found.gpu_peak_bytes),
+            percent(found.decode_share),
+            percent(found.padding_share),
+            memory(found.peak_bytes),
+            memory(found.gpu_peak_bytes),
         ]
         for found in files
     ]
@@ -142,7 +142,7 @@ def _growth_line(growth: GrowthResult) -> str:
     return (
         f"**{growth.growth} times as many clips** ({growth.clips} clips, {_length(growth.audio_seconds)}; "
         f"encoder {growth.encoder}): {growth.time_ratio} times the time, {ratio} the memory "
-        f"({_memory(growth.peak_bytes)}, then {_memory(growth.grown_peak_bytes)})."
+        f"({memory(growth.peak_bytes)}, then {memory(growth.grown_peak_bytes)})."
     )
 
 
@@ -173,11 +173,13 @@ def _or_none(values: Spread | None) -> str:
     return "" if values is None else str(values)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share, for people."""
     return f"{100 * share:.1f} %"
 
 
-def _memory(size: int | None) -> str:
+def memory(size: int | None) -> str:
+    """Bytes, for people; "" where they are not known."""
     return "" if size is None else f"{size / 2**20:.0f} MiB"
 
 

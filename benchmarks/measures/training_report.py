@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from measures.machine import Machine
-from measures.report import table
+from measures.report import memory, percent, table
 from measures.timing import Spread
 from measures.training_runs import MAPPED, RESIDENT, USUAL, GrowthResult, ModelResult, VariantResult
 from measures.training_studies import SeedsResult, StartResult, StudyResult
@@ -95,11 +95,11 @@ def _variant_row(found: VariantResult) -> list[str]:
         str(found.train_seconds),
         str(found.validation_seconds),
         f"{found.utterances_a_second:.0f}",
-        "" if found.padding is None else _percent(found.padding.audio),
-        "" if found.padding is None else _percent(found.padding.text),
-        _memory(found.own_peak_bytes),
-        _memory(found.peak_bytes),
-        _memory(found.gpu_peak_bytes),
+        "" if found.padding is None else percent(found.padding.audio),
+        "" if found.padding is None else percent(found.padding.text),
+        memory(found.own_peak_bytes),
+        memory(found.peak_bytes),
+        memory(found.gpu_peak_bytes),
         f"{found.mean_score:.3f}{deviation}",
         _or_none(found.reach_seconds) + reached,
         _or_none(found.reach_epochs),
@@ -131,7 +131,7 @@ def _growth_table(growth: Sequence[GrowthResult]) -> str:
             str(found.utterances),
             str(found.epoch_seconds),
             str(found.utterance_ratio),
-            _memory(found.own_peak_bytes),
+            memory(found.own_peak_bytes),
         ]
         for found in growth
     ]
@@ -163,11 +163,3 @@ def _name(model: str) -> str:
 
 def _or_none(values: Spread | None) -> str:
     return "never" if values is None else str(values)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _memory(size: int | None) -> str:
-    return "" if size is None else f"{size / 2**20:.0f} MiB"
