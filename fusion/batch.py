@@ -1,46 +1,141 @@
 """What goes into a model and what comes out of it: whole conversations in, one row of numbers an utterance out.
 
-Utterances lie flat, conversation by conversation and turn by turn, so that encoding frames and tokens wastes nothing on
-turns that don't exist. Where turns must see each other, `to_grid` lays them out by conversation and `to_flat` brings
-them back. Masks are boolean, true = real.
+Utterances lie flat, conversation by conversation and turn by turn. Their frames and tokens come in groups of utterances
+of like length, so that little is padded: what a model does with positions it does group by group (`Batch.each`), and
+what turns have to do with each other on all of them. Masks are boolean, true = real.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from fusion.turns import Turns
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Utterances that are padded to the longest among them.
+
+    An utterance may lack a modality (its mask is false throughout), and a modality that all of them lack may be 0 wide.
+    What stands at padded frames and tokens does not matter, as long as it is finite.
+
+    Shape:
+        utterances: (n,) int64, which of the batch these are
+        audio: (n, frames, dim), or (n, frames, layers, dim) for a learned mix of layers, float32
+        audio_mask: (n, frames)
+        text: (n, tokens, dim), or (n, tokens, layers, dim), float32
+        text_mask: (n, tokens)
+    """
+
+    utterances: Tensor
+    audio: Tensor
+    audio_mask: Tensor
+    text: Tensor
+    text_mask: Tensor
+
+    def modality(self, name: str) -> tuple[Tensor, Tensor]:
+        """Features and mask of `audio` or `text`."""
+        return getattr(self, name), getattr(self, f"{name}_mask")
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Whole conversations.
 
-    An utterance may lack a modality (its mask is false throughout), and a modality that the whole batch lacks may be 0
-    wide. What stands at padded frames and tokens does not matter, as long as it is finite. In `turn_mask` every
-    conversation fills its row from the left.
-
     Shape:
-        audio: (utterances, frames, dim), or (utterances, frames, layers, dim) for a learned mix of layers, float32
-        audio_mask: (utterances, frames)
-        text: (utterances, tokens, dim), or (utterances, tokens, layers, dim), float32
-        text_mask: (utterances, tokens)
+        groups: of all utterances, each in one of them
+        order: (utterances,) int64, the row of each where the groups lie one behind the other
         labels: (utterances,) int64, -1 = unlabelled
         scores: (utterances,) float32, nan = none
-        turn_mask: (conversations, turns), with as many true as there are utterances
+        turns: of as many utterances
     """
 
-    audio: Tensor
-    audio_mask: Tensor
-    text: Tensor
-    text_mask: Tensor
+    groups: Sequence[Group]
+    order: Tensor
     labels: Tensor
     scores: Tensor
-    turn_mask: Tensor
+    turns: Turns
+
+    @classmethod
+    def padded(
+        cls,
+        *,
+        audio: Tensor,
+        audio_mask: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        labels: Tensor,
+        scores: Tensor,
+        turn_mask: Tensor,
+    ) -> "Batch":
+        """One group of all utterances, which lie in the order of `turn_mask` (conversations, turns)."""
+        everyone = torch.arange(len(labels), device=labels.device)
+        group = Group(everyone, audio, audio_mask, text, text_mask)
+        return cls([group], everyone, labels, scores, Turns.of(turn_mask))
+
+    def each(self, encode: Callable[[Group], Tensor]) -> Tensor:
+        """What `encode` makes of the groups, (n, ...) each, as (utterances, ...)."""
+        return self.gather([encode(group) for group in self.groups])
+
+    def gather(self, rows: Sequence[Tensor]) -> Tensor:
+        """Rows (n, ...) of each group -> (utterances, ...)."""
+        return rows[0] if len(rows) == 1 else torch.cat(list(rows)).index_select(0, self.order)
+
+    def joined(self) -> "Batch":
+        """The same in one group, padded to the longest utterance of all."""
+        if len(self.groups) == 1:
+            return self
+        (audio, audio_mask), (text, text_mask) = (self._join(name) for name in ("audio", "text"))
+        everyone = torch.arange(len(self.labels), device=self.labels.device)
+        return replace(self, groups=[Group(everyone, audio, audio_mask, text, text_mask)], order=everyone)
+
+    def of_vectors(self, audio: Tensor, text: Tensor) -> "Batch":
+        """The same conversations, in which an utterance has one vector of each modality that it has.
+
+        Shape:
+            audio, text: (utterances, dim)
+        """
+        everyone = torch.arange(len(self.labels), device=self.labels.device)
+        masks = self.audio_present[:, None], self.text_present[:, None]
+        group = Group(everyone, audio[:, None], masks[0], text[:, None], masks[1])
+        return replace(self, groups=[group], order=everyone)
+
+    def vectors(self, modality: str) -> Tensor:
+        """(utterances, dim) of a batch of vectors, zeros where the utterance has none."""
+        return self.each(lambda group: group.modality(modality)[0].sum(dim=1))
+
+    @cached_property
+    def audio_present(self) -> Tensor:
+        """(utterances,) boolean, whether the utterance has audio."""
+        return self.each(lambda group: group.audio_mask.any(dim=1))
+
+    @cached_property
+    def text_present(self) -> Tensor:
+        """(utterances,) boolean, whether the utterance has text."""
+        return self.each(lambda group: group.text_mask.any(dim=1))
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
-        return Batch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+        groups = [
+            Group(**{item.name: getattr(group, item.name).to(device) for item in fields(Group)})
+            for group in self.groups
+        ]
+        rest = {name: getattr(self, name).to(device) for name in ("order", "labels", "scores", "turns")}
+        return Batch(groups, **rest)
+
+    def _join(self, modality: str) -> tuple[Tensor, Tensor]:
+        """Features and mask of all utterances, padded to the longest."""
+        both = [group.modality(modality) for group in self.groups]
+        longest = max(mask.shape[1] for _, mask in both)
+
+        def widen(x: Tensor) -> Tensor:
+            return F.pad(x, [0, 0] * (x.dim() - 2) + [0, longest - x.shape[1]])
+
+        return self.gather([widen(x) for x, _ in both]), self.gather([widen(mask) for _, mask in both])
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,30 +165,3 @@ class Output:
         own = {"fused": self.logits, "audio": self.audio_logits, "text": self.text_logits}
         named = {f"{stage}.{head}": x for stage, output in self.earlier.items() for head, x in output.heads().items()}
         return {head: logits for head, logits in own.items() if logits is not None} | named
-
-
-def to_grid(flat: Tensor, turn_mask: Tensor) -> Tensor:
-    """Utterances laid out by conversation; zeros where no turn exists.
-
-    Shape:
-        flat: (utterances, ...)
-        turn_mask: (conversations, turns)
-        returns: (conversations, turns, ...)
-
-    >>> to_grid(torch.tensor([1, 2, 3]), torch.tensor([[True, False], [True, True]])).tolist()
-    [[1, 0], [2, 3]]
-    """
-    grid = flat.new_zeros(*turn_mask.shape, *flat.shape[1:])
-    grid[turn_mask] = flat
-    return grid
-
-
-def to_flat(grid: Tensor, turn_mask: Tensor) -> Tensor:
-    """The inverse of `to_grid`: the turns that exist, in order.
-
-    Shape:
-        grid: (conversations, turns, ...)
-        turn_mask: (conversations, turns)
-        returns: (utterances, ...)
-    """
-    return grid[turn_mask]

@@ -1,58 +1,30 @@
-"""A split of a feature file, resident on the training device, and batches of whole conversations gathered there.
+"""A split of a feature file, and batches of whole conversations gathered from it on the training device.
 
-Axes: utterances, conversations, turns, frames (audio) or tokens (text), layers, dim; rows are the frames or tokens of
-all utterances one behind the other. Features stay in the precision of the file and become float32 when gathered.
+Axes: utterances, conversations, turns, frames (audio) or tokens (text), layers, dim.
 """
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fusion.batch import Batch
+from fusion.batch import Batch, Group
 from fusion.errors import FeatureError
 from fusion.params import Modalities
+from fusion.plan import GROUP_ROWS, Plan, draw_batches, make_plan, move
+from fusion.ragged import Chosen, Mapped, Ragged, Resident, load_rows, map_rows, resident_bytes
 from fusion.tasks import Target, find_task
+from fusion.turns import Turns
 from pipeline.store import Features, Part
 
 ENCODED = 16  # conversations at a time; what is encoded does not depend on it
-POOLED_ROWS = 65_536  # rows pooled at a time: bounds the float32 copy to 200 MB at 768 dimensions
 
-
-@dataclass(frozen=True, eq=False)
-class Ragged:
-    """One modality of a split."""
-
-    values: Tensor  # (rows, dim) or (rows, layers, dim), float16 or float32, on the training device
-    offsets: Tensor  # (utterances + 1,) int64, on the CPU: utterance i owns rows offsets[i] .. offsets[i + 1]
-
-    @property
-    def dim(self) -> int:
-        """Width of a feature."""
-        return self.values.shape[-1]
-
-    @property
-    def layers(self) -> int:
-        """Encoder layers of a feature; 1 where there is no such axis."""
-        return self.values.shape[1] if self.values.dim() == 3 else 1
-
-    def gather(self, utterances: Tensor) -> tuple[Tensor, Tensor]:
-        """Padded features (utterances, frames, [layers,] dim) in float32 and their mask (utterances, frames)."""
-        device = self.values.device
-        starts = self.offsets[utterances]
-        lengths = self.offsets[utterances + 1] - starts
-        frames = int(lengths.max()) if len(lengths) else 0
-        position = torch.arange(frames, device=device)
-        mask = position < lengths.to(device)[:, None]
-        if frames == 0:
-            return torch.zeros(len(utterances), 0, *self.values.shape[1:], device=device), mask
-        rows = torch.where(mask, starts.to(device)[:, None] + position, 0)
-        padded = self.values[rows].float()
-        return padded.masked_fill_(~mask.view(*mask.shape, *[1] * (padded.dim() - 2)), 0.0), mask
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,41 +43,58 @@ class Split:
     @property
     def device(self) -> torch.device:
         """Where the features lie and batches are gathered."""
-        return self.audio.values.device
+        return self.audio.device
 
     def gather(self, conversations: Tensor) -> Batch:
         """The batch of the conversations with these indices (conversations,), in the order given."""
-        starts = self.conversations[conversations]
-        lengths = self.conversations[conversations + 1] - starts
-        turn = torch.arange(int(lengths.max()))
-        turn_mask = turn < lengths[:, None]
-        utterances = (starts[:, None] + turn)[turn_mask]
-        audio, audio_mask = self.audio.gather(utterances)
-        text, text_mask = self.text.gather(utterances)
-        labels, scores = self.labels[utterances].to(self.device), self.scores[utterances].to(self.device)
-        return Batch(audio, audio_mask, text, text_mask, labels, scores, turn_mask.to(self.device))
+        return next(self._gather([conversations]))
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """Every conversation once, `size` a batch: in order, or shuffled by `generator`."""
-        count = len(self.conversations) - 1
-        order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-        for conversations in order.split(size):
-            yield self.gather(conversations)
+        """Every conversation once: in order, `size` a batch, or as `generator` draws them (`draw_batches`)."""
+        if generator is None:
+            yield from self._gather(torch.arange(len(self.conversations) - 1).split(size))
+            return
+        turns = self.conversations.diff()
+        ends = (self.audio.lengths + self.text.lengths).cumsum(0)
+        rows = torch.cat([torch.zeros(1, dtype=torch.int64), ends])[self.conversations].diff()
+        yield from self._gather(draw_batches(rows, turns, size, generator))
+
+    def _gather(self, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        lengths, group_rows = (self.audio.lengths, self.text.lengths), GROUP_ROWS[self.device.type]
+        plans = [make_plan(conversations, self.conversations, *lengths, group_rows) for conversations in batches]
+        for host, here in zip(plans, move(plans, self.device), strict=True):
+            yield self._gather_one(host, here)
+
+    def _gather_one(self, host: Plan, here: Plan) -> Batch:
+        groups = []
+        members = zip(host.members.split(host.sizes), here.members.split(host.sizes), strict=True)
+        for (on_host, at), frames, tokens in zip(members, host.frames, host.tokens, strict=True):
+            chosen = Chosen(host.utterances[on_host], here.utterances.index_select(0, at))
+            audio, audio_mask = self.audio.gather(chosen, frames)
+            text, text_mask = self.text.gather(chosen, tokens)
+            groups.append(Group(at, audio, audio_mask, text, text_mask))
+        turn_mask = torch.arange(host.longest, device=self.device) < here.turns[:, None]
+        labels, scores = (truth.index_select(0, here.utterances) for truth in self._truth)
+        return Batch(groups, here.order, labels, scores, Turns(turn_mask, here.places))
+
+    @cached_property
+    def _truth(self) -> tuple[Tensor, Tensor]:
+        """Labels and scores, where arithmetic is."""
+        return self.labels.to(self.device), self.scores.to(self.device)
 
 
 @torch.no_grad()
 def encode_split(split: Split, encode: Callable[[Batch], Batch]) -> Split:
-    """The same utterances with the features that `encode` makes of them, which stay on the device in float32."""
+    """The same utterances with the vectors that `encode` makes of them, which stay on the device in float32."""
     batches = [encode(batch) for batch in split.batches(ENCODED)]
-    audio = _ragged([batch.audio for batch in batches], [batch.audio_mask for batch in batches])
-    text = _ragged([batch.text for batch in batches], [batch.text_mask for batch in batches])
-    return replace(split, audio=audio, text=text)
-
-
-def _ragged(values: list[Tensor], masks: list[Tensor]) -> Ragged:
-    """Padded features and masks of consecutive utterances, without the padding."""
-    rows = torch.cat([value[mask] for value, mask in zip(values, masks, strict=True)])
-    return Ragged(rows, _offsets(torch.cat([mask.sum(1) for mask in masks]).cpu()))
+    vectors = {
+        name: Resident.packed(
+            torch.cat([batch.vectors(name)[getattr(batch, f"{name}_present")] for batch in batches]),
+            torch.cat([getattr(batch, f"{name}_present") for batch in batches]).long().cpu(),
+        )
+        for name in ("audio", "text")
+    }
+    return replace(split, audio=vectors["audio"], text=vectors["text"])
 
 
 def load_split(
@@ -116,9 +105,11 @@ def load_split(
     audio_frames: int,
     target: Target = "label",
     device: torch.device | str = "cpu",
+    resident: bool = True,
 ) -> Split:
-    """The split `name` on `device`; rows of other splits are not read.
+    """The split `name`, gathered on `device`; rows of other splits are not read.
 
+    Its rows are on `device`, too, or stay in the file where it is not to be `resident` (`hold` decides for several).
     Audio of more than `audio_frames` frames is average-pooled to as many. A modality that `modalities` withholds is
     empty in every utterance. `target` is what there must be to learn or to score.
 
@@ -143,11 +134,11 @@ def load_split(
         labels=torch.from_numpy(np.array(utterances.labels[first:last], np.int64)),
         scores=torch.from_numpy(np.array(utterances.scores[first:last], np.float32)),
         conversations=_conversation_offsets(conversation_ids),
-        audio=_load_modality(features, "audio", first, last, modalities, audio_frames, device),
-        text=_load_modality(features, "text", first, last, modalities, None, device),
+        audio=_map_modality(features, "audio", first, last, modalities, audio_frames, torch.device(device)),
+        text=_map_modality(features, "text", first, last, modalities, None, torch.device(device)),
     )
     _check_truth(split, target, features.path)
-    return split
+    return hold([split], None)[0] if resident else split
 
 
 def _check_truth(split: Split, target: Target, path: Path) -> None:
@@ -161,13 +152,10 @@ def _check_truth(split: Split, target: Target, path: Path) -> None:
 
 def withhold(split: Split, modalities: Modalities) -> Split:
     """The same split, sharing its rows, in which a modality that `modalities` withholds is empty everywhere."""
-    audio = split.audio if modalities in ("both", "audio") else _without_rows(split.audio)
-    text = split.text if modalities in ("both", "text") else _without_rows(split.text)
+    everyone = torch.ones(len(split.ids), dtype=torch.bool)
+    audio = split.audio if modalities in ("both", "audio") else split.audio.without(everyone)
+    text = split.text if modalities in ("both", "text") else split.text.without(everyone)
     return replace(split, audio=audio, text=text)
-
-
-def _without_rows(ragged: Ragged) -> Ragged:
-    return Ragged(ragged.values[:0], torch.zeros_like(ragged.offsets))
 
 
 def _conversation_offsets(conversation_ids: list[str]) -> Tensor:
@@ -176,80 +164,48 @@ def _conversation_offsets(conversation_ids: list[str]) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], starts, [len(ids)]]).astype(np.int64))
 
 
-def _load_modality(
+def hold(splits: Sequence[Split], memory: int | None) -> list[Split]:
+    """Those `splits` with their rows on the device, if they take at most `memory` bytes there together; else as given.
+
+    None sets no limit. Rows that stay in the file are read batch by batch: slower, with the same results.
+    """
+    needed = sum(resident_bytes(rows) for split in splits for rows in _mapped(split))
+    if memory is not None and needed > memory:
+        log.warning(
+            "the features take %.2f GB, more than train.memory leaves them (%.2f GB): they stay in the file and are "
+            "read batch by batch, which is slower and gives the same results",
+            needed / 1e9,
+            memory / 1e9,
+        )
+        return list(splits)
+    return [replace(split, audio=_load(split.audio), text=_load(split.text)) for split in splits]
+
+
+def _mapped(split: Split) -> list[Mapped]:
+    return [rows for rows in (split.audio, split.text) if isinstance(rows, Mapped)]
+
+
+def _load(rows: Ragged) -> Ragged:
+    return load_rows(rows) if isinstance(rows, Mapped) else rows
+
+
+def _map_modality(
     features: Features,
     name: str,
     first: int,
     last: int,
     modalities: Modalities,
     limit: int | None,
-    device: torch.device | str,
+    device: torch.device,
 ) -> Ragged:
     part: Part | None = getattr(features, name)
     if modalities not in ("both", name):
         shape = (1,) if part is None else part.values.shape[1:]
-        empty = Ragged(torch.zeros(0, *shape), torch.zeros(last - first + 1, dtype=torch.int64))
-        return Ragged(empty.values.to(device), empty.offsets)
+        return Resident.packed(torch.zeros(0, *shape, device=device), torch.zeros(last - first, dtype=torch.int64))
     if part is None:
         other = "text" if name == "audio" else "audio"
         raise FeatureError(
             f"{features.path}: holds no {name}, but model.modalities is '{modalities}'; "
             f"set model.modalities to '{other}', or join {name} features in"
         )
-    return load_rows(part, first, last, limit, device)
-
-
-def load_rows(part: Part, first: int, last: int, limit: int | None, device: torch.device | str) -> Ragged:
-    """Utterances `first` .. `last` of `part` on `device`, those of more than `limit` rows average-pooled to it."""
-    offsets = part.offsets[first : last + 1]
-    values = part.values[offsets[0] : offsets[-1]]
-    lengths = torch.from_numpy(np.diff(offsets))
-    if limit is not None and bool((lengths > limit).any()):
-        ragged = pool(values, lengths, limit)
-    else:
-        ragged = Ragged(torch.from_numpy(np.array(values)), _offsets(lengths))
-    return Ragged(ragged.values.to(device), ragged.offsets)
-
-
-def drop_rows(modality: Ragged, missing: Tensor) -> Ragged:
-    """`modality` without the rows of the utterances that `missing` (utterances,) marks."""
-    lengths = modality.offsets.diff()
-    kept = torch.repeat_interleave(~missing, lengths).to(modality.values.device)
-    return Ragged(modality.values[kept], _offsets(torch.where(missing, 0, lengths)))
-
-
-def pool(values: np.ndarray, lengths: Tensor, limit: int) -> Ragged:
-    """Average-pool utterances of more than `limit` rows to `limit`; shorter ones stay as they are.
-
-    An utterance of n rows is cut at floor(j n / limit) into contiguous segments whose lengths differ by at most one,
-    and every row is in exactly one of them.
-
-    Args:
-        values: (rows, dim) or (rows, layers, dim), float16 or float32.
-        lengths: (utterances,) rows of each utterance.
-        limit: most rows an utterance may have afterwards.
-    """
-    pooled = lengths.clamp(max=limit)
-    utterance = torch.repeat_interleave(torch.arange(len(lengths)), pooled)
-    offsets = _offsets(pooled)
-    segment = torch.arange(len(utterance)) - offsets[utterance]
-    starts = _offsets(lengths)[utterance] + segment * lengths[utterance] // pooled[utterance]
-    bounds = torch.cat([starts, torch.tensor([len(values)])])
-    chunks = [
-        _segment_means(values, bounds[first : first + POOLED_ROWS + 1]) for first in range(0, len(starts), POOLED_ROWS)
-    ]
-    none = torch.from_numpy(np.array(values[:0]))  # where no utterance has a row
-    return Ragged(torch.cat([none, *chunks]), offsets)
-
-
-def _segment_means(values: np.ndarray, bounds: Tensor) -> Tensor:
-    """Means of the rows between neighbouring `bounds` (segments + 1,): (segments, dim) or (segments, layers, dim)."""
-    rows = torch.from_numpy(np.array(values[int(bounds[0]) : int(bounds[-1])]))
-    flat = rows.flatten(1).float()
-    # a bag of embeddings is torch's fastest mean over contiguous rows, 20 times faster than numpy's reduceat
-    means = F.embedding_bag(torch.arange(len(flat)), flat, bounds[:-1] - bounds[0], mode="mean")
-    return means.view(-1, *rows.shape[1:]).to(rows.dtype)
-
-
-def _offsets(lengths: Tensor) -> Tensor:
-    return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return map_rows(part, first, last, limit, device)

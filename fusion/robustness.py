@@ -21,11 +21,12 @@ import numpy as np
 import torch
 
 from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
-from fusion.data import Ragged, Split, drop_rows, load_rows
+from fusion.data import Split
 from fusion.errors import FeatureError
 from fusion.evaluate import floor_of_train, load_test, sample_std
 from fusion.params import EvaluateParams, ModelParams
 from fusion.predict import predict, split_tallies
+from fusion.ragged import Ragged, load_rows, map_rows
 from fusion.statistics import Interval, bootstrap, percentile_interval
 from fusion.tasks import METRICS, Task, find_task
 from pipeline.store import Features, Identity, Part, read_part
@@ -179,7 +180,8 @@ def _severity(given: Mapping[str, Any]) -> float:
 def _degraded(split: Split, part: Part, study: str, audio_frames: int) -> Condition:
     """The split with one modality from `part`."""
     given, modality = _input(part), MODALITY[study]
-    rows = load_rows(part, 0, len(part.ids), audio_frames if modality == "audio" else None, split.device)
+    limit = audio_frames if modality == "audio" else None
+    rows = load_rows(map_rows(part, 0, len(part.ids), limit, split.device))
     errors = given["edits"] / given["words"] if given.get("words") else None
     return Condition(study, given.get("level"), errors, _with(split, modality, rows))
 
@@ -194,7 +196,7 @@ def _missing(split: Split, study: str, share: float, seed: int) -> Condition:
     modality = MODALITY[study]
     missing = torch.zeros(len(split.ids), dtype=torch.bool)
     missing[_order(split.ids, seed)[: round(share * len(split.ids))]] = True
-    return Condition(study, share, None, _with(split, modality, drop_rows(getattr(split, modality), missing)))
+    return Condition(study, share, None, _with(split, modality, getattr(split, modality).without(missing)))
 
 
 def _order(ids: Sequence[str], seed: int) -> list[int]:

@@ -43,9 +43,4 @@ def move(splits: Splits, device: torch.device) -> Splits:
 
 
 def _move(split: Split, device: torch.device) -> Split:
-    audio, text = split.audio, split.text
-    return replace(
-        split,
-        audio=replace(audio, values=audio.values.to(device)),
-        text=replace(text, values=text.values.to(device)),
-    )
+    return replace(split, audio=split.audio.move(device), text=split.text.move(device))

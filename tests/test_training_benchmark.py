@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.batch import Batch
 from fusion.data import load_split
 from fusion.params import read_recipe
 from pipeline.store import Features, read_features
+from tests.fusion.batches import make_batch, regrouped, tensors_in
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 EMOTIONS = ("neutral", "joy", "anger")
@@ -150,8 +150,7 @@ def test_the_usual_way_gives_the_batches_of_this_trainer(training: Any, features
     chosen = [4, 0, 5]
     expected, found = ours.gather(torch.tensor(chosen)), usual.collate([data[index] for index in chosen])
     assert len(data) == CONVERSATIONS["train"]
-    for name in ("audio_mask", "text_mask", "labels", "turn_mask", "audio", "text"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    torch.testing.assert_close(tensors_in(found), tensors_in(expected), equal_nan=True)
 
 
 def test_a_process_of_its_own_trains_with_the_threads_of_the_command(
@@ -218,11 +217,9 @@ def test_what_is_planted_tells_labels_that_noise_does_not(training: Any) -> None
 
 
 def test_padding_is_counted_over_all_batches(training: Any) -> None:
-    mask = torch.tensor([[True, True, False, False]])
-    batch = Batch(mask, mask, mask, ~mask & mask, mask, mask, mask)
-    full = Batch(mask, mask[:, :2], mask, mask[:, :2], mask, mask, mask)
-    padding = load("measures.epochs").count_padding([batch, full])
-    assert (padding.audio, padding.text) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    batches = [make_batch([2], [2, 4], [1, 3]), regrouped(make_batch([2], [1, 5], [2, 2]), [[0], [1]])]
+    padding = load("measures.epochs").count_padding(batches)
+    assert (padding.audio, padding.text) == (pytest.approx(2 / 14), pytest.approx(2 / 10))
 
 
 def test_an_epoch_of_a_staged_model_is_that_of_its_stages(training: Any) -> None:

@@ -73,7 +73,8 @@ def count_padding(batches: Iterable[Batch]) -> Padding:
     """Of all positions of the masks of `batches`."""
     real, all_positions = [0, 0], [0, 0]
     for batch in batches:
-        for index, mask in enumerate((batch.audio_mask, batch.text_mask)):
-            real[index] += int(mask.sum())
-            all_positions[index] += mask.numel()
+        for group in batch.groups:
+            for index, mask in enumerate((group.audio_mask, group.text_mask)):
+                real[index] += int(mask.sum())
+                all_positions[index] += mask.numel()
     return Padding(*(1 - found / max(1, held) for found, held in zip(real, all_positions, strict=True)))

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from fusion.batch import Batch
 from fusion.criterion import Criterion
-from fusion.data import pool
 from fusion.metrics import compute_all
 from fusion.models import build_model
 from fusion.params import Recipe, model_arguments
+from fusion.ragged import pool
 from fusion.stages import Stage
 from fusion.tasks import Task, find_task
 from measures.epochs import EpochTime, Training, count_padding
@@ -78,7 +78,7 @@ def _read(part: Part, first: int, last: int, limit: int | None) -> list[Tensor]:
     if limit is None or not bool((lengths > limit).any()):
         return list(torch.from_numpy(values).float().split(lengths.tolist()))
     pooled = pool(values, lengths, limit)
-    return list(pooled.values.float().split(pooled.offsets.diff().tolist()))
+    return list(pooled.values.float().split(pooled.lengths.tolist()))
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -86,7 +86,7 @@ def collate(items: Sequence[Item]) -> Batch:
     audio, audio_mask = _pad([rows for item in items for rows in item.audio])
     text, text_mask = _pad([rows for item in items for rows in item.text])
     turns = torch.tensor([len(item.audio) for item in items])
-    return Batch(
+    return Batch.padded(
         audio=audio,
         audio_mask=audio_mask,
         text=text,

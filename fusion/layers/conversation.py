@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fusion.batch import to_flat, to_grid
 from fusion.layers.attention import MultiHeadAttention
 from fusion.layers.recurrent import Direction, TurnGRU
+from fusion.turns import Turns
 
 ConversationEncoding = Literal["gru", "none"]
 REACH = 8  # turns
@@ -18,7 +18,6 @@ class ConversationEncoder(nn.Module):
 
     Shape:
         x: (utterances, dim)
-        turn_mask: (conversations, turns)
         returns: (utterances, dim)
     """
 
@@ -28,8 +27,8 @@ class ConversationEncoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, turn_mask: Tensor) -> Tensor:
-        return self.norm(x + self.dropout(self.gru(x, turn_mask)))
+    def forward(self, x: Tensor, turns: Turns) -> Tensor:
+        return self.norm(x + self.dropout(self.gru(x, turns)))
 
 
 class TurnAttention(nn.Module):
@@ -43,7 +42,6 @@ class TurnAttention(nn.Module):
         x: (utterances, dim), what asks
         y: (utterances, dim), what is looked up
         y_present: (utterances,) boolean, which of them there are
-        turn_mask: (conversations, turns)
         returns: (utterances, dim)
     """
 
@@ -55,21 +53,19 @@ class TurnAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, y: Tensor, y_present: Tensor, turn_mask: Tensor) -> Tensor:
-        attended = self.attention(*self._inputs(x, y, y_present, turn_mask))
-        return self.norm(x + self.dropout(to_flat(attended, turn_mask)))
+    def forward(self, x: Tensor, y: Tensor, y_present: Tensor, turns: Turns) -> Tensor:
+        attended = self.attention(*self._inputs(x, y, y_present, turns))
+        return self.norm(x + self.dropout(turns.to_flat(attended)))
 
-    def views(self, x: Tensor, y: Tensor, y_present: Tensor, turn_mask: Tensor) -> dict[str, Tensor]:
-        weights = self.attention.weights(*self._inputs(x, y, y_present, turn_mask))
-        return {"attention": to_flat(weights.transpose(1, 2), turn_mask)}  # (utterances, heads, turns)
+    def views(self, x: Tensor, y: Tensor, y_present: Tensor, turns: Turns) -> dict[str, Tensor]:
+        weights = self.attention.weights(*self._inputs(x, y, y_present, turns))
+        return {"attention": turns.to_flat(weights.transpose(1, 2))}  # (utterances, heads, turns)
 
-    def _inputs(
-        self, x: Tensor, y: Tensor, y_present: Tensor, turn_mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _inputs(self, x: Tensor, y: Tensor, y_present: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys, which turns each turn may attend to (conversations, turns, turns), and what is added."""
-        turn = torch.arange(turn_mask.shape[1], device=turn_mask.device)
+        turn = torch.arange(turns.mask.shape[1], device=turns.mask.device)
         distance = turn - turn[:, None]  # (turns, turns), negative for earlier ones
         seen = distance <= 0 if self.direction == "past" else torch.ones_like(distance, dtype=torch.bool)
-        keys = to_grid(y_present, turn_mask)[:, None, :] & seen
+        keys = turns.to_grid(y_present)[:, None, :] & seen
         bias = self.distances[:, distance.clamp(-REACH, REACH) + REACH]  # (heads, turns, turns)
-        return to_grid(x, turn_mask), to_grid(y, turn_mask), keys, bias
+        return turns.to_grid(x), turns.to_grid(y), keys, bias

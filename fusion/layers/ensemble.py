@@ -50,7 +50,7 @@ class Ensemble(nn.Module):
     def members(self, output: Output, batch: Batch) -> tuple[Tensor, Tensor]:
         """What heads say (utterances, heads, classes or 1), and which see the utterance (utterances, heads)."""
         outputs = output.heads()
-        sees = {"audio": batch.audio_mask.any(1), "text": batch.text_mask.any(1)}
+        sees = {"audio": batch.audio_present, "text": batch.text_present}
         everyone = torch.ones_like(sees["audio"])
         present = [sees.get(head.split(".")[-1], everyone) for head in self.heads]
         said = [self.mixing.of_output(outputs[head]) for head in self.heads]

@@ -9,6 +9,7 @@ They share input projection, pooling, conversation encoder and classifier with t
 between two rows of a table is that of the fusion. All widths and depths are ours.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -16,7 +17,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fusion.batch import Batch, Output
+from fusion.batch import Batch, Group, Output
 from fusion.layers.attention import MultiHeadAttention
 from fusion.layers.conversation import ConversationEncoder, ConversationEncoding
 from fusion.layers.dropout import SequenceDropout
@@ -37,9 +38,7 @@ class Utterances(nn.Module):
     """The positions of one modality to one vector an utterance, which the conversation encoder tells of the others.
 
     Shape:
-        x: (utterances, positions, dim)
-        mask: (utterances, positions)
-        turn_mask: (conversations, turns)
+        xs: (utterances, positions, dim) of each group of the batch
         returns: (utterances, dim)
     """
 
@@ -48,8 +47,10 @@ class Utterances(nn.Module):
         self.pool = AttentionPooling(dim)
         self.encoder = ConversationEncoder(dim, direction, dropout) if encoding == "gru" else Unchanged()
 
-    def forward(self, x: Tensor, mask: Tensor, turn_mask: Tensor) -> Tensor:
-        return self.encoder(self.pool(x, mask), turn_mask)
+    def forward(self, xs: Sequence[Tensor], batch: Batch, modality: str) -> Tensor:
+        masks = [group.modality(modality)[1] for group in batch.groups]
+        pooled = batch.gather([self.pool(x, mask) for x, mask in zip(xs, masks, strict=True)])
+        return self.encoder(pooled, batch.turns)
 
 
 class TransformerLayer(nn.Module):
@@ -122,9 +123,10 @@ class SingleModality(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion")
         return [whole(self)]
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
-        x, mask = getattr(batch, self.modality), getattr(batch, f"{self.modality}_mask")
+        batch = batch.joined() if views else batch
         with collect_views(self, views) as shown:
-            x = self.utterances(self.input(x), mask, batch.turn_mask)  # (utterances, dim)
+            inputs = [self.input(group.modality(self.modality)[0]) for group in batch.groups]
+            x = self.utterances(inputs, batch, self.modality)  # (utterances, dim)
             return Output(logits=self.classifier(x), views=shown)
 
 
@@ -157,9 +159,10 @@ class Concat(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion"):
         return [whole(self)]
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
+        batch = batch.joined() if views else batch
         with collect_views(self, views) as shown:
-            audio = self.audio_utterances(self.audio_input(batch.audio), batch.audio_mask, batch.turn_mask)
-            text = self.text_utterances(self.text_input(batch.text), batch.text_mask, batch.turn_mask)
+            audio = self.audio_utterances([self.audio_input(group.audio) for group in batch.groups], batch, "audio")
+            text = self.text_utterances([self.text_input(group.text) for group in batch.groups], batch, "text")
             return Output(logits=self.classifier(torch.cat([audio, text], dim=-1)), views=shown)
 
 
@@ -210,20 +213,23 @@ class CrossModal(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion"):
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
         with collect_views(self, views) as shown:
-            return replace(self._fuse(batch), views=shown)
+            return replace(self._fuse(batch.joined() if views else batch), views=shown)
 
     def _fuse(self, batch: Batch) -> Output:
-        audio = a = self.audio_input(batch.audio)  # (utterances, frames, dim)
-        text = t = self.text_input(batch.text)  # (utterances, tokens, dim)
-        for layer in self.audio_to_text:
-            a = layer(a, text, batch.text_mask)
-        for layer in self.text_to_audio:
-            t = layer(t, audio, batch.audio_mask)
-        a = self.audio_to_audio(a, a, batch.audio_mask)
-        t = self.text_to_text(t, t, batch.text_mask)
-        a = self.audio_utterances(a, batch.audio_mask, batch.turn_mask)  # (utterances, dim)
-        t = self.text_utterances(t, batch.text_mask, batch.turn_mask)
+        audios, texts = zip(*(self._attend(group) for group in batch.groups), strict=True)
+        a = self.audio_utterances(audios, batch, "audio")  # (utterances, dim)
+        t = self.text_utterances(texts, batch, "text")
         return Output(logits=self.classifier(torch.cat([a, t], dim=-1)))
+
+    def _attend(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Audio (n, frames, dim) and text (n, tokens, dim), each told by the other."""
+        audio = a = self.audio_input(group.audio)
+        text = t = self.text_input(group.text)
+        for layer in self.audio_to_text:
+            a = layer(a, text, group.text_mask)
+        for layer in self.text_to_audio:
+            t = layer(t, audio, group.audio_mask)
+        return self.audio_to_audio(a, a, group.audio_mask), self.text_to_text(t, t, group.text_mask)
 
 
 def _check(dim: int, heads: int, direction: Direction, conversation_encoder: ConversationEncoding) -> None:

@@ -35,16 +35,16 @@ And what each switch leaves:
 - `direction: past` lets no later turn influence an earlier one, anywhere in the model.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fusion.batch import Batch, Output
+from fusion.batch import Batch, Group, Output
 from fusion.layers.attention import MultiHeadAttention
 from fusion.layers.conversation import ConversationEncoder, ConversationEncoding
 from fusion.layers.dropout import SequenceDropout
@@ -64,6 +64,7 @@ from pipeline.settings import SettingsError
 
 Context = Literal["none", "text", "conversation", "both"]
 Levels = Literal["both", "raw", "context"]
+Keys = tuple[Tensor, Tensor]  # (utterances, keys, dim) and their mask (utterances, keys)
 CHOICES = {"context": Context, "direction": Direction, "levels": Levels, "conversation_encoder": ConversationEncoding}
 
 
@@ -73,22 +74,24 @@ class TokenContent(nn.Module):
     Shape:
         text: (utterances, tokens, dim)
         text_mask: (utterances, tokens)
-        turn_mask: (conversations, turns)
+        around: not looked at
         returns: keys (utterances, tokens, dim) and their mask (utterances, tokens)
     """
 
-    def forward(self, text: Tensor, text_mask: Tensor, turn_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, text: Tensor, text_mask: Tensor, around: Keys | None) -> Keys:
         return text, text_mask
 
 
 class ConversationContent(nn.Module):
     """What is said around an utterance: summaries of the nearest turns, passed along the conversation by a GRU.
 
+    `look_around` finds it for all utterances of a batch at once, `forward` takes it for some of them.
+
     Shape:
         text: (utterances, tokens, dim)
         text_mask: (utterances, tokens)
-        turn_mask: (conversations, turns)
-        returns: keys (utterances, neighbours, dim) and their mask (utterances, neighbours)
+        around: keys (utterances, neighbours, dim) and their mask (utterances, neighbours)
+        returns: these
     """
 
     offsets: Tensor
@@ -100,9 +103,14 @@ class ConversationContent(nn.Module):
         self.pool = AttentionPooling(dim)
         self.pass_along = TurnGRU(dim, direction)
 
-    def forward(self, text: Tensor, text_mask: Tensor, turn_mask: Tensor) -> tuple[Tensor, Tensor]:
-        summaries = self.pass_along(self.pool(text, text_mask), turn_mask)  # (utterances, dim)
-        return gather_neighbours(summaries, turn_mask, self.offsets)
+    def forward(self, text: Tensor, text_mask: Tensor, around: Keys | None) -> Keys:
+        assert around is not None
+        return around
+
+    def look_around(self, inputs: Sequence["Inputs"], batch: Batch) -> Keys:
+        """Keys (utterances, neighbours, dim) and their mask (utterances, neighbours), of all groups of `batch`."""
+        pooled = batch.gather([self.pool(one.text, one.text_mask) for one in inputs])
+        return gather_neighbours(self.pass_along(pooled, batch.turns), batch.turns, self.offsets)
 
 
 class AudioContext(nn.Module):
@@ -111,7 +119,8 @@ class AudioContext(nn.Module):
     Shape:
         audio: (utterances, frames, dim)
         text: (utterances, tokens, dim)
-        masks: (utterances, frames) for `views` alone, (utterances, tokens), (conversations, turns)
+        masks: (utterances, frames) for `views` alone, (utterances, tokens)
+        around: keys (utterances, neighbours, dim) and their mask (utterances, neighbours)
         returns: (utterances, frames, dim)
     """
 
@@ -123,23 +132,39 @@ class AudioContext(nn.Module):
         self.dropout = SequenceDropout(dropout)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, audio: Tensor, text: Tensor, audio_mask: Tensor, text_mask: Tensor, turn_mask: Tensor) -> Tensor:
-        keys, key_mask = self._content(text, text_mask, turn_mask)
+    def forward(
+        self, audio: Tensor, text: Tensor, audio_mask: Tensor, text_mask: Tensor, around: Keys | None
+    ) -> Tensor:
+        keys, key_mask = self._content(text, text_mask, around)
         content = self.attention(audio, keys, key_mask)
         gate = self.gate(audio, content)
         return self.norm(audio + self.dropout(gate * content))
 
     def views(
-        self, audio: Tensor, text: Tensor, audio_mask: Tensor, text_mask: Tensor, turn_mask: Tensor
+        self, audio: Tensor, text: Tensor, audio_mask: Tensor, text_mask: Tensor, around: Keys | None
     ) -> dict[str, Tensor]:
-        keys, key_mask = self._content(text, text_mask, turn_mask)
+        keys, key_mask = self._content(text, text_mask, around)
         gate = self.gate(audio, self.attention(audio, keys, key_mask))
         weights = self.attention.weights(audio, keys, key_mask)
         return {"gate": gate * audio_mask[:, :, None], "attention": weights * audio_mask[:, None, :, None]}
 
-    def _content(self, text: Tensor, text_mask: Tensor, turn_mask: Tensor) -> tuple[Tensor, Tensor]:
-        keys, masks = zip(*(source(text, text_mask, turn_mask) for source in self.sources.values()), strict=True)
+    def look_around(self, inputs: Sequence["Inputs"], batch: Batch) -> Keys | None:
+        """What the conversation says around each utterance of the batch, if that is asked for."""
+        if "conversation" not in self.sources:
+            return None
+        source: Any = self.sources["conversation"]
+        return source.look_around(inputs, batch)
+
+    def _content(self, text: Tensor, text_mask: Tensor, around: Keys | None) -> Keys:
+        keys, masks = zip(*(source(text, text_mask, around) for source in self.sources.values()), strict=True)
         return torch.cat(keys, dim=1), torch.cat(masks, dim=1)
+
+
+class NoContext(Unchanged):
+    """Takes the place of the audio context network."""
+
+    def look_around(self, inputs: Sequence["Inputs"], batch: Batch) -> None:
+        return None
 
 
 class BimodalAttention(nn.Module):
@@ -204,23 +229,38 @@ class Level(nn.Module):
     """One level of fusion: both directions of bimodal attention, between audio as `augment` leaves it and text.
 
     Shape:
-        audio: (utterances, frames, dim)
-        text: (utterances, tokens, dim)
-        masks: (utterances, frames), (utterances, tokens), (conversations, turns)
+        inputs: of one group
+        around: what `augment.look_around` finds, of the utterances of that group
         returns: audio (utterances, frames, dim) and text (utterances, tokens, dim)
     """
 
-    def __init__(self, augment: nn.Module, audio: BimodalAttention, text: BimodalAttention) -> None:
+    def __init__(self, augment: AudioContext | NoContext, audio: BimodalAttention, text: BimodalAttention) -> None:
         super().__init__()
-        self.augment = augment
+        self.augment: Any = augment
         self.audio = audio
         self.text = text
 
-    def forward(
-        self, audio: Tensor, text: Tensor, audio_mask: Tensor, text_mask: Tensor, turn_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        audio = self.augment(audio, text, audio_mask, text_mask, turn_mask)
+    def forward(self, inputs: "Inputs", around: Keys | None) -> tuple[Tensor, Tensor]:
+        audio_mask, text, text_mask = inputs.audio_mask, inputs.text, inputs.text_mask
+        audio = self.augment(inputs.audio, text, audio_mask, text_mask, around)
         return self.audio(audio, text, audio_mask, text_mask), self.text(text, audio, text_mask, audio_mask)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A group of utterances as fusion sees them.
+
+    Shape:
+        audio: (utterances, frames, dim)
+        audio_mask: (utterances, frames)
+        text: (utterances, tokens, dim)
+        text_mask: (utterances, tokens)
+    """
+
+    audio: Tensor
+    audio_mask: Tensor
+    text: Tensor
+    text_mask: Tensor
 
 
 class HBAF(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url="https://arxiv.org/abs/2503.06405"):
@@ -289,8 +329,8 @@ class HBAF(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
         )
         check_width(dim, heads, halves=direction == "both")
         _check(context_turns, self_attention, cross_attention)
-        augment: dict[str, Callable[[], nn.Module]] = {
-            "raw": Unchanged,
+        augment: dict[str, Callable[[], AudioContext | NoContext]] = {
+            "raw": NoContext,
             "context": partial(_audio_context, context, context_turns, direction, dim, heads, dropout),
         }
         attend = partial(
@@ -308,7 +348,7 @@ class HBAF(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
 
         self.audio_input = InputProjection(audio_dim, audio_layers, dim, dropout)
         self.text_input = InputProjection(text_dim, text_layers, dim, dropout)
-        self.levels = nn.ModuleDict({name: Level(augment[name](), attend(), attend()) for name in names})
+        self.levels: Any = nn.ModuleDict({name: Level(augment[name](), attend(), attend()) for name in names})
         self.audio_mix = WeightedMix(len(names)) if len(names) > 1 else Unchanged()
         self.text_mix = WeightedMix(len(names)) if len(names) > 1 else Unchanged()
         self.audio_pool = AttentionPooling(dim)
@@ -328,17 +368,21 @@ class HBAF(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
         with collect_views(self, views) as shown:
-            return replace(self._fuse(batch), views=shown)
+            return replace(self._fuse(batch.joined() if views else batch), views=shown)
 
     def _fuse(self, batch: Batch) -> Output:
-        masks = batch.audio_mask, batch.text_mask, batch.turn_mask
-        audio = self.audio_input(batch.audio)  # (utterances, frames, dim)
-        text = self.text_input(batch.text)  # (utterances, tokens, dim)
-        audios, texts = zip(*(level(audio, text, *masks) for level in self.levels.values()), strict=True)
-        a = self.audio_pool(self.audio_mix(*audios), batch.audio_mask)  # (utterances, dim)
-        t = self.text_pool(self.text_mix(*texts), batch.text_mask)
-        a = self.audio_encoder(a, batch.turn_mask)
-        t = self.text_encoder(t, batch.turn_mask)
+        inputs = [
+            Inputs(self.audio_input(group.audio), group.audio_mask, self.text_input(group.text), group.text_mask)
+            for group in batch.groups
+        ]
+        arounds = [level.augment.look_around(inputs, batch) for level in self.levels.values()]
+        pooled = [
+            self._pool(one, [_of_group(around, group) for around in arounds])
+            for one, group in zip(inputs, batch.groups, strict=True)
+        ]
+        a, t = (batch.gather(rows) for rows in zip(*pooled, strict=True))
+        a = self.audio_encoder(a, batch.turns)
+        t = self.text_encoder(t, batch.turns)
         return Output(
             logits=self.classifier(torch.cat([a, t, a * t], dim=-1)),
             audio_logits=self.audio_head(a),
@@ -347,16 +391,30 @@ class HBAF(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
             text=self.text_embedding(t),
         )
 
+    def _pool(self, inputs: Inputs, arounds: Sequence[Keys | None]) -> tuple[Tensor, Tensor]:
+        """The utterances of one group, each modality told by the other: (utterances, dim) twice."""
+        levels = [level(inputs, around) for level, around in zip(self.levels.values(), arounds, strict=True)]
+        audios, texts = zip(*levels, strict=True)
+        audio = self.audio_pool(self.audio_mix(*audios), inputs.audio_mask)
+        return audio, self.text_pool(self.text_mix(*texts), inputs.text_mask)
+
+
+def _of_group(around: Keys | None, group: Group) -> Keys | None:
+    if around is None:
+        return None
+    keys, exist = around
+    return keys.index_select(0, group.utterances), exist.index_select(0, group.utterances)
+
 
 def _audio_context(
     context: Context, turns: int, direction: Direction, dim: int, heads: int, dropout: float
-) -> AudioContext | Unchanged:
+) -> AudioContext | NoContext:
     sources: dict[str, nn.Module] = {}
     if context in ("text", "both"):
         sources["text"] = TokenContent()
     if context in ("conversation", "both"):
         sources["conversation"] = ConversationContent(dim, turns, direction)
-    return AudioContext(sources, dim, heads, dropout) if sources else Unchanged()
+    return AudioContext(sources, dim, heads, dropout) if sources else NoContext()
 
 
 def _check(turns: int, self_attention: bool, cross_attention: bool) -> None:

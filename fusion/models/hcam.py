@@ -63,6 +63,7 @@ from fusion.layers.stand_ins import Constant, Unchanged
 from fusion.layers.views import collect_views
 from fusion.models.checks import check_choices, check_width
 from fusion.stages import Stage
+from fusion.turns import Turns
 from pipeline.settings import SettingsError
 
 StageName = Literal["utterance", "conversation", "fusion"]
@@ -114,9 +115,6 @@ class UtteranceEncoder(nn.Module):
     """Stage I for one modality: an utterance's frames or tokens to one vector.
 
     Shape:
-        x: (utterances, positions, features), or (utterances, positions, layers, features)
-        mask: (utterances, positions)
-        turn_mask: (conversations, turns), not looked at
         returns: (utterances, dim), zeros where the utterance lacks the modality
     """
 
@@ -126,7 +124,10 @@ class UtteranceEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.pool = pool
 
-    def forward(self, x: Tensor, mask: Tensor, turn_mask: Tensor) -> Tensor:
+    def forward(self, batch: Batch, modality: str) -> Tensor:
+        return batch.each(lambda group: self._encode(*group.modality(modality)))
+
+    def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
         x = self.project(x)  # (utterances, positions, dim)
         for layer in self.layers:
             x = layer(x, mask)
@@ -137,9 +138,6 @@ class ContextEncoder(nn.Module):
     """Stage II for one modality: the vectors of a conversation's utterances, each told by the others.
 
     Shape:
-        x: (utterances, 1 or 0, dim)
-        mask: (utterances, 1 or 0)
-        turn_mask: (conversations, turns)
         returns: (utterances, dim), zeros where the utterance lacks the modality
     """
 
@@ -149,10 +147,10 @@ class ContextEncoder(nn.Module):
         self.recurrent = recurrent
         self.attention = attention
 
-    def forward(self, x: Tensor, mask: Tensor, turn_mask: Tensor) -> Tensor:
-        vectors, present = self.dropout(x.sum(dim=1)), mask.any(dim=1)
-        vectors = self.recurrent(vectors, turn_mask)
-        vectors = self.attention(vectors, vectors, present, turn_mask)
+    def forward(self, batch: Batch, modality: str) -> Tensor:
+        present: Tensor = getattr(batch, f"{modality}_present")
+        vectors = self.recurrent(self.dropout(batch.vectors(modality)), batch.turns)
+        vectors = self.attention(vectors, vectors, present, batch.turns)
         return vectors * present[:, None]
 
 
@@ -199,22 +197,14 @@ class Unimodal(nn.Module):
         self.classifies = audio.head is not None
 
     def encode(self, batch: Batch) -> Batch:
-        audio = self.audio.encoder(batch.audio, batch.audio_mask, batch.turn_mask)
-        text = self.text.encoder(batch.text, batch.text_mask, batch.turn_mask)
-        return replace(
-            batch,
-            audio=audio[:, None],
-            audio_mask=batch.audio_mask.any(dim=1, keepdim=True),
-            text=text[:, None],
-            text_mask=batch.text_mask.any(dim=1, keepdim=True),
-        )
+        return batch.of_vectors(self.audio.encoder(batch, "audio"), self.text.encoder(batch, "text"))
 
     def classify(self, batch: Batch) -> Output:
-        audio_logits, audio_embedding = self.audio.head(batch.audio.sum(dim=1))
-        text_logits, text_embedding = self.text.head(batch.text.sum(dim=1))
+        audio_logits, audio_embedding = self.audio.head(batch.vectors("audio"))
+        text_logits, text_embedding = self.text.head(batch.vectors("text"))
         embeddings = {"audio": audio_embedding, "text": text_embedding}
         return Output(
-            logits=_mean(self.voice(audio_logits), self.voice(text_logits), batch.audio_mask, batch.text_mask),
+            logits=_mean(self.voice(audio_logits), self.voice(text_logits), batch.audio_present, batch.text_present),
             audio_logits=audio_logits,
             text_logits=text_logits,
             embeddings={head: embedding for head, embedding in embeddings.items() if embedding is not None},
@@ -227,7 +217,6 @@ class CoAttentionBlock(nn.Module):
     Shape:
         audio, text: (utterances, dim)
         audio_present, text_present: (utterances,) boolean
-        turn_mask: (conversations, turns)
         returns: audio and text, (utterances, dim)
     """
 
@@ -254,12 +243,12 @@ class CoAttentionBlock(nn.Module):
         self.text_feed_forward = _FeedForward(dim, dropout)
 
     def forward(
-        self, audio: Tensor, text: Tensor, audio_present: Tensor, text_present: Tensor, turn_mask: Tensor
+        self, audio: Tensor, text: Tensor, audio_present: Tensor, text_present: Tensor, turns: Turns
     ) -> tuple[Tensor, Tensor]:
-        a = self.audio_to_text(audio, text, text_present, turn_mask)
-        t = self.text_to_audio(text, audio, audio_present, turn_mask)
-        a = self.audio_to_audio(a, a, audio_present, turn_mask)
-        t = self.text_to_text(t, t, text_present, turn_mask)
+        a = self.audio_to_text(audio, text, text_present, turns)
+        t = self.text_to_audio(text, audio, audio_present, turns)
+        a = self.audio_to_audio(a, a, audio_present, turns)
+        t = self.text_to_text(t, t, text_present, turns)
         return self.audio_feed_forward(a), self.text_feed_forward(t)
 
 
@@ -290,10 +279,10 @@ class Fusion(nn.Module):
         return batch
 
     def classify(self, batch: Batch) -> Output:
-        audio, text = self.dropout(batch.audio.sum(dim=1)), self.dropout(batch.text.sum(dim=1))  # (utterances, dim)
-        present = batch.audio_mask.any(dim=1), batch.text_mask.any(dim=1)
+        audio, text = self.dropout(batch.vectors("audio")), self.dropout(batch.vectors("text"))  # (utterances, dim)
+        present = batch.audio_present, batch.text_present
         for block in self.blocks:
-            audio, text = block(audio, text, *present, batch.turn_mask)
+            audio, text = block(audio, text, *present, batch.turns)
         logits, embedding = self.head(torch.cat([audio, text], dim=-1))
         return Output(logits=logits, embeddings={} if embedding is None else {"fused": embedding})
 
@@ -451,12 +440,13 @@ class HCAM(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
         with collect_views(self, views) as shown:
+            batch = batch.joined() if views else batch
             return replace(self.ensemble(self.chain(batch), batch), views=shown)
 
 
-def _mean(audio: Tensor, text: Tensor, audio_mask: Tensor, text_mask: Tensor) -> Tensor:
+def _mean(audio: Tensor, text: Tensor, audio_present: Tensor, text_present: Tensor) -> Tensor:
     """Mean (utterances, classes) over the modalities that the utterance has; zeros where it has none."""
-    has_audio, has_text = audio_mask.any(dim=1)[:, None], text_mask.any(dim=1)[:, None]
+    has_audio, has_text = audio_present[:, None], text_present[:, None]
     total = audio * has_audio + text * has_text
     return total / (has_audio.int() + has_text.int()).clamp_min(1)
 

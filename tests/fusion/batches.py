@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion.batch import Batch, Output
+from fusion.batch import Batch, Group, Output
 from fusion.losses import FUSED, absolute_error, cross_entropy, fusion_loss
 from fusion.models import build_model, own_arguments
 
@@ -37,13 +37,47 @@ def make_batch(
         stored = (layers, dim) if layers > 1 else (dim,)
         return torch.randn(*mask.shape, *stored, generator=generator), mask
 
-    return Batch(
-        *draw(frames, AUDIO_DIM, sizes.get("audio_layers", 1)),
-        *draw(tokens, TEXT_DIM, sizes.get("text_layers", 1)),
+    audio, audio_mask = draw(frames, AUDIO_DIM, sizes.get("audio_layers", 1))
+    text, text_mask = draw(tokens, TEXT_DIM, sizes.get("text_layers", 1))
+    return Batch.padded(
+        audio=audio,
+        audio_mask=audio_mask,
+        text=text,
+        text_mask=text_mask,
         labels=torch.randint(CLASSES, (sum(turns),), generator=generator),
         scores=torch.randn(sum(turns), generator=generator),
         turn_mask=torch.arange(max(turns)) < torch.tensor(turns)[:, None],
     )
+
+
+def tensors_in(batch: Batch) -> dict[str, Any]:
+    """By the names of `Batch.padded`."""
+    (group,) = batch.joined().groups
+    rows = {f"{name}{kind}": getattr(group, f"{name}{kind}") for name in ("audio", "text") for kind in ("", "_mask")}
+    return rows | {"labels": batch.labels, "scores": batch.scores, "turn_mask": batch.turns.mask}
+
+
+def changed(batch: Batch, **tensors: Tensor) -> Batch:
+    """The batch with other tensors."""
+    return Batch.padded(**(tensors_in(batch) | tensors))
+
+
+def regrouped(batch: Batch, members: list[list[int]]) -> Batch:
+    """The batch with its utterances in these groups, each padded to its own longest."""
+    (whole,) = batch.joined().groups
+    groups = []
+    for group in members:
+        audio, text = (int(mask[group].sum(1).max()) for mask in (whole.audio_mask, whole.text_mask))
+        groups.append(
+            Group(
+                utterances=torch.tensor(group),
+                audio=whole.audio[group, :audio],
+                audio_mask=whole.audio_mask[group, :audio],
+                text=whole.text[group, :text],
+                text_mask=whole.text_mask[group, :text],
+            )
+        )
+    return replace(batch, groups=groups, order=torch.tensor([one for group in members for one in group]).argsort())
 
 
 def batch_for(setting: dict[str, Any], turns: list[int] | None = None) -> Batch:
@@ -58,8 +92,8 @@ def total_loss(output: Output, batch: Batch, branches: Any = FUSED) -> Tensor:
         output,
         batch.scores if scores else batch.labels,
         torch.ones_like(batch.labels, dtype=torch.bool),
-        batch.audio_mask.any(dim=1),
-        batch.text_mask.any(dim=1),
+        batch.audio_present,
+        batch.text_present,
         head_loss=absolute_error if scores else cross_entropy,
         auxiliary=0.3,
         absolute=0.1,
@@ -84,14 +118,14 @@ def assert_same(found: Output, expected: Output) -> None:
 
 def only(batch: Batch, utterances: Any, turn_mask: Tensor) -> Batch:
     """The batch of some utterances."""
-    names = ("audio", "audio_mask", "text", "text_mask", "labels", "scores")
-    return Batch(**{name: getattr(batch, name)[utterances] for name in names}, turn_mask=turn_mask)
+    rows = {name: tensor[utterances] for name, tensor in tensors_in(batch).items() if name != "turn_mask"}
+    return Batch.padded(**rows, turn_mask=turn_mask)
 
 
 def influence(model: nn.Module, batch: Batch, target: int) -> list[bool]:
     """Which utterances the answers for the utterance `target` depend on."""
-    audio, text = batch.audio.clone().requires_grad_(), batch.text.clone().requires_grad_()
-    output = model(replace(batch, audio=audio, text=text))
+    audio, text = (tensors_in(batch)[name].clone().requires_grad_() for name in ("audio", "text"))
+    output = model(changed(batch, audio=audio, text=text))
     torch.stack([value[target].square().sum() for value in tensors_of(output).values()]).sum().backward()
     reached = [x.grad.flatten(1).any(dim=1) for x in (audio, text) if x.grad is not None]
     return torch.stack(reached).any(dim=0).tolist()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fusion.data
-from fusion.data import Ragged, Split, load_split, pool
+import fusion.ragged
+from fusion.data import Split, hold, load_split
 from fusion.errors import FeatureError
+from fusion.ragged import Mapped, Ragged, Resident, pool, resident_bytes
 from pipeline.store import Features
+from tests.fusion.batches import tensors_in
 from tests.fusion.made import Made, garble_test_split, make_features
 
 
-def load(features: Features, name: str = "train", modalities: str = "both", audio_frames: int = 1000) -> Split:
-    return load_split(features, name, modalities=modalities, audio_frames=audio_frames)  # type: ignore[arg-type]
+def load(features: Features, name: str = "train", **options: Any) -> Split:
+    return load_split(features, name, **({"modalities": "both", "audio_frames": 1000} | options))
+
+
+def assert_same_batches(one: Split, other: Split) -> None:
+    for found, expected in zip(one.batches(3), other.batches(3), strict=True):
+        torch.testing.assert_close(tensors_in(found), tensors_in(expected), rtol=0, atol=0, equal_nan=True)
 
 
 def padded_slowly(arrays: list[np.ndarray], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -31,15 +40,23 @@ def padded_slowly(arrays: list[np.ndarray], shape: tuple[int, ...]) -> tuple[Ten
     return padded, mask
 
 
-@settings(deadline=None, max_examples=15)
-@given(st.integers(0, 1000), st.sampled_from([(1, 1), (3, 1), (2, 2)]), st.permutations(range(5)))
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([(1, 1), (3, 1), (2, 2)]),
+    st.permutations(range(5)),
+    st.booleans(),
+    st.sampled_from([1, 20, 1000]),
+)
 def test_a_batch_is_what_a_loop_over_utterances_makes(
-    seed: int, layers: tuple[int, int], conversations: list[int]
+    seed: int, layers: tuple[int, int], conversations: list[int], resident: bool, group_rows: int
 ) -> None:
     features = make_features(Made(seed=seed, layers=layers, conversations=(5, 5, 2)))
-    split = load(features, "validation")
+    split = load(features, "validation", resident=resident)
     chosen = conversations[:3]
-    batch = split.gather(torch.tensor(chosen))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(fusion.data.GROUP_ROWS, "cpu", group_rows)
+        batch = split.gather(torch.tensor(chosen))
 
     names = sorted(set(split.conversation_ids))
     table = features.utterances
@@ -49,11 +66,34 @@ def test_a_batch_is_what_a_loop_over_utterances_makes(
     audio, audio_mask = padded_slowly([features.audio.rows(row) for row in indices], features.audio.values.shape[1:])
     text, text_mask = padded_slowly([features.text.rows(row) for row in indices], features.text.values.shape[1:])
     assert batch.labels.tolist() == table.labels[indices].tolist()
-    assert batch.turn_mask.sum(1).tolist() == [table.conversations.count(names[one]) for one in chosen]
-    for found, expected in ((batch.audio, audio), (batch.text, text)):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert torch.equal(batch.audio_mask, audio_mask)
-    assert torch.equal(batch.text_mask, text_mask)
+    assert batch.turns.mask.sum(1).tolist() == [table.conversations.count(names[one]) for one in chosen]
+    found = tensors_in(batch)
+    for name, expected in {"audio": audio, "audio_mask": audio_mask, "text": text, "text_mask": text_mask}.items():
+        assert torch.equal(found[name], expected), name
+
+
+@pytest.mark.parametrize("audio_frames", [3, 1000])
+def test_rows_that_stay_in_the_file_give_the_same_bits(audio_frames: int) -> None:
+    features = make_features(Made(frames=(0, 20), tokens=(0, 20)))
+    mapped = load(features, audio_frames=audio_frames, resident=False)
+    assert isinstance(mapped.audio, Mapped)
+    assert_same_batches(mapped, load(features, audio_frames=audio_frames))
+    missing = torch.arange(len(mapped.ids)) % 2 == 0
+    resident = load(features, audio_frames=audio_frames)
+    without = [replace(split, audio=split.audio.without(missing)) for split in (mapped, resident)]
+    assert_same_batches(*without)
+
+
+def test_splits_are_held_together_or_not_at_all(caplog: pytest.LogCaptureFixture) -> None:
+    features = make_features(Made(frames=(0, 20)))
+    splits = [load(features, name, resident=False, audio_frames=4) for name in ("train", "validation")]
+    needed = sum(resident_bytes(rows) for one in splits for rows in (one.audio, one.text) if isinstance(rows, Mapped))
+    held = hold(splits, needed)
+    assert all(isinstance(rows, Resident) for one in held for rows in (one.audio, one.text))
+    assert needed == sum(rows.values.nbytes for one in held for rows in (one.audio, one.text))  # type: ignore[union-attr]
+    assert not caplog.records
+    assert hold(splits, needed - 1) == splits
+    assert "more than train.memory leaves them" in caplog.text
 
 
 def test_an_epoch_has_every_conversation_once_in_an_order_that_the_generator_decides() -> None:
@@ -72,8 +112,9 @@ def test_an_epoch_has_every_conversation_once_in_an_order_that_the_generator_dec
 
 def test_features_keep_their_precision_on_the_device_and_are_float32_in_a_batch() -> None:
     split = load(make_features(Made(dtype=np.float16)))
+    assert isinstance(split.audio, Resident)
     assert split.audio.values.dtype == torch.float16
-    assert split.gather(torch.tensor([0])).audio.dtype == torch.float32
+    assert split.gather(torch.tensor([0])).groups[0].audio.dtype == torch.float32
 
 
 def pooled_slowly(array: np.ndarray, limit: int) -> np.ndarray:
@@ -93,7 +134,7 @@ def test_pooling_takes_the_mean_of_segments_of_near_equal_length(
     arrays = [random.normal(size=(length, 2, 3) if layered else (length, 3)).astype(np.float32) for length in lengths]
     pooled = pool(np.concatenate(arrays), torch.tensor(lengths), limit)
     expected = [pooled_slowly(array, limit) for array in arrays]
-    assert pooled.offsets.diff().tolist() == [len(array) for array in expected]
+    assert pooled.lengths.tolist() == [len(array) for array in expected]
     torch.testing.assert_close(pooled.values, torch.from_numpy(np.concatenate(expected)), rtol=1e-5, atol=1e-6)
 
 
@@ -117,15 +158,15 @@ def test_pooling_piece_by_piece_changes_nothing(monkeypatch: pytest.MonkeyPatch)
     values = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float16)
     lengths = torch.tensor([20, 0, 3, 27])
     whole = pool(values, lengths, 7)
-    monkeypatch.setattr(fusion.data, "POOLED_ROWS", 3)
+    monkeypatch.setattr(fusion.ragged, "POOLED_ROWS", 3)
     assert torch.equal(pool(values, lengths, 7).values, whole.values)
 
 
 def test_longer_audio_is_pooled_when_loaded_and_text_is_not() -> None:
     features = make_features(Made(frames=(0, 20), tokens=(0, 20)))
     split = load(features, audio_frames=4)
-    assert int(split.audio.offsets.diff().max()) == 4
-    assert int(split.text.offsets.diff().max()) > 4
+    assert int(split.audio.lengths.max()) == 4
+    assert int(split.text.lengths.max()) > 4
 
 
 @pytest.mark.parametrize(("withheld", "kept"), [("audio", "text"), ("text", "audio")])
@@ -136,15 +177,15 @@ def test_a_withheld_modality_is_empty_and_keeps_its_shape(withheld: str, kept: s
     part = getattr(features, withheld)
     assert (ragged.dim, ragged.layers) == (part.values.shape[2], part.values.shape[1])
     batch = split.gather(torch.arange(3))
-    assert getattr(batch, withheld).shape[1] == 0
-    assert not getattr(batch, f"{withheld}_mask").any()
-    assert getattr(batch, f"{kept}_mask").any()
+    assert tensors_in(batch)[withheld].shape[1] == 0
+    assert not getattr(batch, f"{withheld}_present").any()
+    assert getattr(batch, f"{kept}_present").any()
 
 
 def test_a_modality_that_the_file_lacks_can_only_be_withheld() -> None:
     features = replace(make_features(), text=None)
     split = load(features, modalities="audio")
-    assert (split.text.dim, split.text.layers, len(split.text.values)) == (1, 1, 0)
+    assert (split.text.dim, split.text.layers, int(split.text.lengths.sum())) == (1, 1, 0)
     with pytest.raises(FeatureError, match=r"made\.h5: holds no text, .*set model\.modalities to 'audio'"):
         load(features)
 
@@ -163,6 +204,5 @@ def test_train_and_validation_do_not_depend_on_the_test_split() -> None:
     features = make_features()
     for name in ("train", "validation"):
         one, other = load(features, name), load(garble_test_split(features), name)
-        assert torch.equal(one.audio.values, other.audio.values)
-        assert torch.equal(one.text.values, other.text.values)
+        assert_same_batches(one, other)
         assert torch.equal(one.labels, other.labels)

@@ -1,7 +1,6 @@
 """HBAF: what may and may not influence its answers, and what every switch takes away."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from tests.fusion.batches import (
     HEADS,
     SIZES,
     TEXT_DIM,
+    changed,
     influence,
     make_batch,
     name_of,
+    tensors_in,
     tensors_of,
     total_loss,
 )
@@ -43,10 +44,10 @@ def test_a_model_of_the_past_sees_no_later_turn(context: str, encoder: str) -> N
 
 def test_a_later_turn_does_not_change_earlier_answers_of_a_model_of_the_past() -> None:
     model, batch = make_model(direction="past"), make_batch([4])
-    changed = replace(batch, audio=batch.audio.clone(), text=batch.text.clone())
-    changed.audio[3] += 1
-    changed.text[3] += 1
-    before, after = model(batch).logits, model(changed).logits
+    later = {name: tensors_in(batch)[name].clone() for name in ("audio", "text")}
+    for rows in later.values():
+        rows[3] += 1
+    before, after = model(batch).logits, model(changed(batch, **later)).logits
     assert torch.equal(before[:3], after[:3])
     assert not torch.equal(before[3], after[3])
 
@@ -94,14 +95,14 @@ def test_without_residual_the_same_parameters_give_another_answer() -> None:
 
 def test_without_cross_attention_context_and_product_modalities_do_not_meet() -> None:
     model, batch = make_model(cross_attention=False, context="none"), make_batch([3])
-    silent = replace(batch, audio=torch.zeros_like(batch.audio))
+    silent = changed(batch, audio=torch.zeros_like(tensors_in(batch)["audio"]))
     assert torch.equal(model(batch).text_logits, model(silent).text_logits)
     assert not torch.equal(model(batch).logits, model(silent).logits)
 
 
 def test_the_gate_chooses_between_the_modality_itself_and_the_other() -> None:
     model, batch = make_model(levels="raw", conversation_encoder="none"), make_batch([2])
-    silent = replace(batch, audio=torch.zeros_like(batch.audio))
+    silent = changed(batch, audio=torch.zeros_like(tensors_in(batch)["audio"]))
     torch.nn.init.constant_(model.levels["raw"].text.gate.linear.bias, 100.0)  # open: intra-modal alone
     torch.testing.assert_close(model(batch).text_logits, model(silent).text_logits)
     torch.nn.init.constant_(model.levels["raw"].text.gate.linear.bias, -100.0)  # closed: inter-modal alone
@@ -110,7 +111,7 @@ def test_the_gate_chooses_between_the_modality_itself_and_the_other() -> None:
 
 def test_a_relation_judged_false_has_no_influence() -> None:
     model, batch = make_model(levels="raw", conversation_encoder="none", gate=False), make_batch([2])
-    silent = replace(batch, audio=torch.zeros_like(batch.audio))
+    silent = changed(batch, audio=torch.zeros_like(tensors_in(batch)["audio"]))
     torch.nn.init.constant_(model.levels["raw"].text.relevance.linear.bias, -100.0)
     torch.testing.assert_close(model(batch).text_logits, model(silent).text_logits)
 
@@ -163,7 +164,7 @@ def test_views_have_the_documented_names_and_shapes() -> None:
 
 def test_views_are_zero_at_padding_and_attention_sums_to_one_elsewhere() -> None:
     batch = make_batch([3, 2], [4, 1, 0, 3, 4], [1, 2, 3, 0, 2])
-    masks = {"audio": batch.audio_mask, "text": batch.text_mask}
+    masks = {name: tensors_in(batch)[f"{name}_mask"] for name in ("audio", "text")}
     views = make_model()(batch, views=True).views
     for level in ("raw", "context"):
         for own, other in (("audio", "text"), ("text", "audio")):
@@ -210,7 +211,7 @@ def test_the_same_seed_gives_the_same_gradients() -> None:
 def test_a_small_model_learns_what_only_the_turn_before_tells(part: str) -> None:
     off: dict[str, Any] = {"conversation_encoder": "none"} if part == "context" else {"context": "none"}
     words = torch.randint(CLASSES, (12, 4), generator=torch.Generator().manual_seed(0))
-    batch = Batch(
+    batch = Batch.padded(
         audio=torch.ones(48, 1, AUDIO_DIM),
         audio_mask=torch.ones(48, 1, dtype=torch.bool),
         text=torch.eye(TEXT_DIM)[words.flatten()][:, None],

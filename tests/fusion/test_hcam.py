@@ -1,5 +1,6 @@
 """HCAM: what every switch takes away, and what the stages may and may not do to each other."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -8,7 +9,19 @@ import torch
 from fusion.batch import Batch
 from fusion.models.hcam import HCAM
 from pipeline.settings import SettingsError
-from tests.fusion.batches import CLASSES, DIM, HEADS, SIZES, influence, make, make_batch, name_of, tensors_of
+from tests.fusion.batches import (
+    CLASSES,
+    DIM,
+    HEADS,
+    SIZES,
+    changed,
+    influence,
+    make,
+    make_batch,
+    name_of,
+    tensors_in,
+    tensors_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,13 +52,16 @@ def test_a_switch_removes_its_part_with_all_parameters(setting: dict[str, Any], 
 
 
 def test_a_second_recurrent_layer_is_one_more_of_the_same() -> None:
+    def count(names: Iterable[str]) -> int:
+        return sum(".layers." in name and ".grus.0." in name for name in names)
+
     one, two = make("hcam").state_dict(), make("hcam", recurrent_layers=2).state_dict()
-    assert sum(".gru.forth." in name for name in two) == 2 * sum(".gru.forth." in name for name in one)
+    assert count(two) == 2 * count(one)
 
 
 def test_each_modality_is_alone_until_the_last_stage() -> None:
     model, batch = make("hcam"), make_batch([3, 2])
-    other = Batch(**{**vars(batch), "audio": batch.audio + 1})
+    other = changed(batch, audio=tensors_in(batch)["audio"] + 1)
     before, after = tensors_of(model(batch)), tensors_of(model(other))
     for stage in ("utterance", "conversation"):
         assert torch.equal(before[f"logits of {stage}.text"], after[f"logits of {stage}.text"])
@@ -64,12 +80,12 @@ def swap_effect(model: Any, batch: Batch, looking: str) -> bool:
     fusion = model.chain.parts["fusion"]
     other = {"audio": "text", "text": "audio"}[looking]
     encoded = model.chain.parts["conversation"].encode(model.chain.parts["utterance"].encode(batch))
-    changed = Batch(**{**vars(encoded), other: getattr(encoded, other) + torch.arange(4.0)[:, None, None]})
+    moved = changed(encoded, **{other: tensors_in(encoded)[other] + torch.arange(4.0)[:, None, None]})
     place = slice(0, DIM) if looking == "audio" else slice(DIM, None)
     seen = []
     hook = fusion.head.register_forward_pre_hook(lambda head, inputs: seen.append(inputs[0][:, place]))
     fusion.classify(encoded)
-    fusion.classify(changed)
+    fusion.classify(moved)
     hook.remove()
     return not torch.allclose(*seen)
 

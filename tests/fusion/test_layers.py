@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fusion.batch import to_flat, to_grid
 from fusion.layers.attention import MultiHeadAttention
 from fusion.layers.conversation import REACH, TurnAttention
 from fusion.layers.dropout import SequenceDropout
@@ -23,6 +22,7 @@ from fusion.layers.recurrent import SequenceGRU, TurnGRU
 from fusion.layers.softmax import masked_softmax
 from fusion.layers.stand_ins import Constant, Unchanged
 from fusion.layers.views import collect_views, zero_padding
+from fusion.turns import Turns
 
 DIM = 8
 sequence_lengths = st.lists(st.integers(0, 5), min_size=1, max_size=4)
@@ -175,32 +175,31 @@ def test_sequence_dropout_drops_a_dimension_at_all_positions_or_none(positions: 
 @given(conversation_lengths, st.sampled_from(["past", "both"]))
 def test_a_conversation_passes_the_gru_as_if_it_were_alone(lengths: list[int], direction: str) -> None:
     gru = seeded(TurnGRU, DIM, direction)
-    turn_mask = mask_of(lengths, padding=2)
     x = random(sum(lengths), DIM)
-    together = gru(x, turn_mask)
-    alone = [gru(turns, mask_of([len(turns)])) for turns in x.split(lengths)]
+    together = gru(x, Turns.of(mask_of(lengths, padding=2)))
+    alone = [gru(turns, Turns.of(mask_of([len(turns)]))) for turns in x.split(lengths)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
 
 
 def test_a_gru_in_both_directions_agrees_with_that_of_torch() -> None:
     gru = seeded(TurnGRU, DIM, "both")
     reference = nn.GRU(DIM, DIM // 2, batch_first=True, bidirectional=True)
-    forth, back = (dict(one.state_dict()) for one in gru.grus)
+    forth, back = (dict(one.state_dict()) for one in gru.gru.grus)
     reference.load_state_dict(forth | {f"{name}_reverse": value for name, value in back.items()})
     lengths = [4, 1, 3]
-    turn_mask = mask_of(lengths)
+    turns = Turns.of(mask_of(lengths))
     x = random(sum(lengths), DIM)
     packed = nn.utils.rnn.pack_padded_sequence(
-        to_grid(x, turn_mask), torch.tensor(lengths), batch_first=True, enforce_sorted=False
+        turns.to_grid(x), torch.tensor(lengths), batch_first=True, enforce_sorted=False
     )
     states, _ = nn.utils.rnn.pad_packed_sequence(reference(packed)[0], batch_first=True)
-    torch.testing.assert_close(gru(x, turn_mask), to_flat(states, turn_mask))
+    torch.testing.assert_close(gru(x, turns), turns.to_flat(states))
 
 
 @pytest.mark.parametrize(("direction", "seen"), [("past", [True, True, False]), ("both", [True, True, True])])
 def test_a_gru_of_the_past_sees_no_later_turn(direction: str, seen: list[bool]) -> None:
     x = random(3, DIM).requires_grad_()
-    seeded(TurnGRU, DIM, direction)(x, mask_of([3]))[1].sum().backward()
+    seeded(TurnGRU, DIM, direction)(x, Turns.of(mask_of([3])))[1].sum().backward()
     assert x.grad is not None
     assert x.grad.any(dim=1).tolist() == seen
 
@@ -209,7 +208,7 @@ def test_a_gru_of_the_past_sees_no_later_turn(direction: str, seen: list[bool]) 
 def test_neighbours_agree_with_a_loop_over_turns(lengths: list[int], offsets: set[int], padding: int) -> None:
     steps = sorted(offsets)
     x = random(sum(lengths), 3)
-    neighbours, exists = gather_neighbours(x, mask_of(lengths, padding), torch.tensor(steps))
+    neighbours, exists = gather_neighbours(x, Turns.of(mask_of(lengths, padding)), torch.tensor(steps))
     first, utterance = 0, 0
     for length in lengths:
         for turn in range(length):
@@ -261,10 +260,8 @@ def test_examples_in_docstrings_hold(name: str) -> None:
 def test_attention_along_turns_can_choose_by_distance() -> None:
     layer = TurnAttention(DIM, heads=2, direction="both", dropout=0.0)
     nn.init.constant_(layer.distances[:, REACH - 1], 100.0)  # the turn before
-    turn_mask = torch.tensor([[True, True, True], [True, True, False]])
-    weights = layer.views(random(5, DIM), random(5, DIM, seed=1), torch.ones(5, dtype=torch.bool), turn_mask)[
-        "attention"
-    ]
+    turns = Turns.of(torch.tensor([[True, True, True], [True, True, False]]))
+    weights = layer.views(random(5, DIM), random(5, DIM, seed=1), torch.ones(5, dtype=torch.bool), turns)["attention"]
     assert weights.shape == (5, 2, 3)
     before = {1: 0, 2: 1, 4: 0}  # utterance: place of the turn before in its conversation
     for utterance, turn in before.items():
@@ -273,9 +270,9 @@ def test_attention_along_turns_can_choose_by_distance() -> None:
 
 def test_a_turn_attends_to_nothing_that_is_absent_or_in_another_conversation() -> None:
     layer = TurnAttention(DIM, heads=2, direction="past", dropout=0.0)
-    turn_mask = torch.tensor([[True, True, True], [True, True, False]])
+    turns = Turns.of(torch.tensor([[True, True, True], [True, True, False]]))
     present = torch.tensor([False, True, False, False, False])
-    weights = layer.views(random(5, DIM), random(5, DIM, seed=1), present, turn_mask)["attention"]
+    weights = layer.views(random(5, DIM), random(5, DIM, seed=1), present, turns)["attention"]
     expected = torch.zeros(5, 2, 3)
     expected[1:3, :, 1] = 1.0
     torch.testing.assert_close(weights, expected)

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,14 @@ from tests.fusion.batches import (
     SIZES,
     assert_same,
     batch_for,
+    changed,
     influence,
     make,
     make_batch,
     name_of,
     only,
+    regrouped,
+    tensors_in,
     tensors_of,
     total_loss,
 )
@@ -121,15 +123,26 @@ def test_every_model_is_tried() -> None:
 @every_case
 def test_padding_changes_nothing(name: str, setting: dict[str, Any]) -> None:
     model, batch = make(name, **setting), batch_for(setting)
-    padded = replace(
-        batch,
-        audio=lengthen(batch.audio, 3, seed=1),
-        audio_mask=widen(batch.audio_mask, 3),
-        text=lengthen(batch.text, 2, seed=2),
-        text_mask=widen(batch.text_mask, 2),
-        turn_mask=widen(batch.turn_mask, 2),
+    given = tensors_in(batch)
+    padded = Batch.padded(
+        audio=lengthen(given["audio"], 3, seed=1),
+        audio_mask=widen(given["audio_mask"], 3),
+        text=lengthen(given["text"], 2, seed=2),
+        text_mask=widen(given["text_mask"], 2),
+        labels=batch.labels,
+        scores=batch.scores,
+        turn_mask=widen(batch.turns.mask, 2),
     )
     assert_same(model(padded), model(batch))
+
+
+@every_case
+def test_groups_change_nothing(name: str, setting: dict[str, Any]) -> None:
+    model, grouped = make(name, **setting), regrouped(batch_for(setting), [[6, 1], [0, 5, 3, 2], [7, 4]])
+    batch = grouped.joined()
+    assert_same(model(grouped), model(batch))
+    views, expected = model(grouped, views=True).views, model(batch, views=True).views
+    torch.testing.assert_close(views, expected, rtol=0, atol=1e-6)
 
 
 @every_model
@@ -147,7 +160,7 @@ def test_batch_neighbours_change_nothing(name: str, turns: list[int], direction:
     first = 0
     for conversation, count in enumerate(turns):
         own = slice(first, first + count)
-        alone = tensors_of(model(only(batch, own, batch.turn_mask[conversation : conversation + 1])))
+        alone = tensors_of(model(only(batch, own, batch.turns.mask[conversation : conversation + 1])))
         expected = {part: value[own] for part, value in together.items()}
         torch.testing.assert_close(alone, expected, rtol=0, atol=1e-6)
         first += count
@@ -157,7 +170,7 @@ def test_batch_neighbours_change_nothing(name: str, turns: list[int], direction:
 def test_the_order_of_conversations_changes_nothing(name: str) -> None:
     model, batch = make(name), make_batch([2, 3])
     order = torch.tensor([2, 3, 4, 0, 1])
-    found = tensors_of(model(only(batch, order, batch.turn_mask.flip(0))))
+    found = tensors_of(model(only(batch, order, batch.turns.mask.flip(0))))
     expected = {part: value[order] for part, value in tensors_of(model(batch)).items()}
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -194,9 +207,9 @@ def test_empty_modalities_give_finite_outputs_and_gradients(name: str, setting: 
 def test_a_withheld_modality_is_the_same_empty_or_all_padding(name: str) -> None:
     model, batch = make(name), make_batch([3, 2])
     for modality in ("audio", "text"):
-        mask, values = getattr(batch, f"{modality}_mask"), getattr(batch, modality)
-        masked = replace(batch, **{f"{modality}_mask": torch.zeros_like(mask)})
-        empty = replace(batch, **{modality: values[:, :0], f"{modality}_mask": mask[:, :0]})
+        mask, values = tensors_in(batch)[f"{modality}_mask"], tensors_in(batch)[modality]
+        masked = changed(batch, **{f"{modality}_mask": torch.zeros_like(mask)})
+        empty = changed(batch, **{modality: values[:, :0], f"{modality}_mask": mask[:, :0]})
         assert_same(model(empty), model(masked))
 
 
@@ -294,7 +307,7 @@ def test_an_unknown_model_is_refused_with_the_nearest_name() -> None:
 
 def test_a_baseline_of_one_modality_does_not_look_at_the_other() -> None:
     batch = make_batch([3, 2])
-    other = Batch(**{**vars(batch), "text": batch.text + 1})
+    other = changed(batch, text=tensors_in(batch)["text"] + 1)
     assert_same(make("audio")(other), make("audio")(batch))
     assert not torch.equal(make("text")(other).logits, make("text")(batch).logits)
     assert not torch.equal(make("concat")(other).logits, make("concat")(batch).logits)

@@ -15,11 +15,12 @@ from typer.testing import CliRunner, Result
 
 from fusion.checkpoint import load_model
 from fusion.cli import evaluate_app
-from fusion.data import drop_rows, load_split
+from fusion.data import load_split
 from fusion.errors import FeatureError
 from fusion.evaluate import evaluate
 from fusion.params import EvaluateParams
 from fusion.predict import predict
+from fusion.ragged import Chosen
 from fusion.report import describe_run
 from fusion.robustness import CLEAN, MISSING_AUDIO, Level, Robustness, _missing, measure_robustness, read_degraded
 from fusion.robustness_report import scores_csv, table_md, write_robustness
@@ -192,7 +193,7 @@ def test_a_share_of_1_is_the_modality_withheld(features: Features, models: Path,
     missing = _missing(split, f"missing-{modality}", 1.0, seed=0).split
     without = load_split(features, "test", modalities=other, audio_frames=8)  # type: ignore[arg-type]
     batch = next(missing.batches(100))
-    assert not getattr(batch, f"{modality}_mask").any()
+    assert not getattr(batch, f"{modality}_present").any()
     with torch.inference_mode():
         expected = model(next(without.batches(100))).logits
         torch.testing.assert_close(model(batch).logits, expected, rtol=0, atol=0)
@@ -211,25 +212,26 @@ def test_a_larger_share_holds_a_smaller_one_and_the_rest_is_untouched(features: 
     before: set[int] = set()
     for share in (0.1, 0.25, 0.5, 1.0):
         audio = _missing(split, MISSING_AUDIO, share, seed=0).split.audio
-        gone = set(np.flatnonzero(audio.offsets.diff().numpy() == 0).tolist())
+        gone = set(np.flatnonzero(audio.lengths.numpy() == 0).tolist())
         assert len(gone) == round(share * len(split.ids))
         assert before < gone
         for index in set(range(len(split.ids))) - gone:
-            rows = audio.values[audio.offsets[index] : audio.offsets[index + 1]]
-            assert torch.equal(rows, split.audio.values[split.audio.offsets[index] : split.audio.offsets[index + 1]])
+            chosen = Chosen(*[torch.tensor([index])] * 2)
+            assert torch.equal(audio.gather(chosen, 8)[0], split.audio.gather(chosen, 8)[0])
         before = gone
 
 
 def test_who_misses_a_modality_depends_on_the_seed(features: Features) -> None:
     split = load_split(features, "test", modalities="both", audio_frames=8)
-    lengths = [_missing(split, MISSING_AUDIO, 0.5, seed).split.audio.offsets.diff().tolist() for seed in (0, 0, 1)]
+    lengths = [_missing(split, MISSING_AUDIO, 0.5, seed).split.audio.lengths.tolist() for seed in (0, 0, 1)]
     assert lengths[0] == lengths[1] != lengths[2]
 
 
 def test_layers_survive_withholding() -> None:
     features = make_features(Made(conversations=(2, 1, 2), layers=(3, 1)))
     split = load_split(features, "test", modalities="both", audio_frames=8)
-    assert drop_rows(split.audio, torch.ones(len(split.ids), dtype=torch.bool)).values.shape == (0, 3, 6)
+    withheld = split.audio.without(torch.ones(len(split.ids), dtype=torch.bool))
+    assert (withheld.shape, withheld.lengths.any()) == ((3, 6), False)
 
 
 def test_a_model_of_one_modality_has_the_studies_of_that_one(

@@ -10,6 +10,7 @@ from fusion.criterion import Criterion
 from fusion.data import encode_split
 from fusion.models import MODELS
 from fusion.params import Recipe
+from fusion.ragged import Chosen
 from fusion.stage_run import StageRun
 from fusion.state import State, StateFile
 from fusion.tasks import LabelTask
@@ -149,13 +150,11 @@ def test_an_encoded_split_holds_what_is_encoded_of_each_utterance() -> None:
     assert encoded.audio.dim == recipe.model.dim
     first = 0
     for batch in split.batches(3):
-        expected = encode(batch)
-        for index, present in enumerate(expected.text_mask[:, 0].tolist()):
-            rows = encoded.text.values[encoded.text.offsets[first + index] : encoded.text.offsets[first + index + 1]]
-            assert len(rows) == present
-            if present:
-                torch.testing.assert_close(rows[0], expected.text[index, 0])
-        first += len(expected.labels)
+        expected, chosen = encode(batch), torch.arange(first, first + len(batch.labels))
+        rows, mask = encoded.text.gather(Chosen(chosen, chosen), 1)
+        assert torch.equal(mask[:, 0], expected.text_present)
+        torch.testing.assert_close(rows[:, 0][mask[:, 0]], expected.vectors("text")[mask[:, 0]])
+        first += len(batch.labels)
 
 
 def test_the_weights_of_an_ensemble_are_chosen_on_validation_and_kept_in_the_model() -> None:

@@ -1,0 +1,199 @@
+"""One modality of a split: rows of features, ragged, from which padded groups of utterances are gathered.
+
+`Resident` rows lie on the training device, `Mapped` ones stay in the feature file and are read when they are needed.
+Both give the same bits. Features keep the precision of the file and become float32 when gathered.
+
+Axes: utterances, frames (audio) or tokens (text), layers, dim; rows are the frames or tokens of all utterances.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.store import Part
+
+POOLED_ROWS = 65_536  # rows pooled or copied at a time: bounds the float32 copy to 200 MB at 768 dimensions
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Utterances of a split, where Python looks at them and where arithmetic is."""
+
+    host: Tensor  # (n,) int64
+    here: Tensor  # (n,) int64, on the training device
+
+
+class _Rows:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(dim,) or (layers, dim)."""
+        raise NotImplementedError
+
+    @property
+    def dim(self) -> int:
+        """Width of a feature."""
+        return self.shape[-1]
+
+    @property
+    def layers(self) -> int:
+        """Encoder layers of a feature; 1 where there is no such axis."""
+        return self.shape[0] if len(self.shape) == 2 else 1
+
+
+@dataclass(frozen=True, eq=False)
+class Resident(_Rows):
+    """Rows on the training device."""
+
+    values: Tensor  # (rows, dim) or (rows, layers, dim), float16 or float32
+    starts: Tensor  # (utterances,) int64, on the CPU
+    lengths: Tensor  # (utterances,) int64, on the CPU: utterance i owns rows starts[i] .. starts[i] + lengths[i]
+
+    @classmethod
+    def packed(cls, values: Tensor, lengths: Tensor) -> "Resident":
+        """Utterances that lie one behind the other."""
+        return cls(values, lengths.cumsum(0) - lengths, lengths)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape[1:])
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are gathered."""
+        return self.values.device
+
+    def gather(self, chosen: Chosen, width: int) -> tuple[Tensor, Tensor]:
+        """Padded features (n, width, [layers,] dim) in float32, zero at padding, and their mask (n, width)."""
+        starts, lengths = (table.index_select(0, chosen.here)[:, None] for table in self._tables)
+        position = torch.arange(width, device=self.device)
+        mask = position < lengths
+        if not len(self.values):
+            return torch.zeros(*mask.shape, *self.shape, device=self.device), mask
+        rows = torch.where(mask, starts + position, 0)
+        padded = self.values.index_select(0, rows.flatten()).unflatten(0, mask.shape).float()
+        return padded.masked_fill_(~mask.view(*mask.shape, *[1] * len(self.shape)), 0.0), mask
+
+    def without(self, missing: Tensor) -> "Resident":
+        """The same rows, of which the utterances that `missing` (utterances,) marks own none."""
+        return replace(self, lengths=self.lengths.where(~missing, 0))
+
+    def move(self, device: torch.device | str) -> "Resident":
+        """The same on `device`."""
+        return replace(self, values=self.values.to(device))
+
+    @cached_property
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        return self.starts.to(self.device), self.lengths.to(self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped(_Rows):
+    """Rows that stay in the file, pooled when they are gathered."""
+
+    file: np.ndarray  # (rows, dim) or (rows, layers, dim), float16 or float32, a memory map
+    starts: Tensor  # (utterances,) int64
+    stored: Tensor  # (utterances,) int64: rows of each in the file
+    limit: int | None  # rows that an utterance may have; longer ones are average-pooled to so many
+    device: torch.device  # where batches are gathered
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.file.shape[1:]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(utterances,) int64, as gathered."""
+        return self.stored if self.limit is None else self.stored.clamp(max=self.limit)
+
+    def gather(self, chosen: Chosen, width: int) -> tuple[Tensor, Tensor]:
+        """As `Resident.gather`, to the bit."""
+        rows = self.read(chosen.host).move(self.device)
+        everyone = torch.arange(len(chosen.host))
+        return rows.gather(Chosen(everyone, everyone.to(self.device)), width)
+
+    def read(self, utterances: Tensor) -> Resident:
+        """The rows of some utterances, on the CPU."""
+        owned = [
+            self.file[start : start + stored]
+            for start, stored in zip(self.starts[utterances].tolist(), self.stored[utterances].tolist(), strict=True)
+        ]
+        return pool(np.concatenate([self.file[:0], *owned]), self.stored[utterances], self.limit)
+
+    def without(self, missing: Tensor) -> "Mapped":
+        """The same rows, of which the utterances that `missing` (utterances,) marks own none."""
+        return replace(self, stored=self.stored.where(~missing, 0))
+
+    def move(self, device: torch.device | str) -> "Mapped":
+        """The same, gathered on `device`."""
+        return replace(self, device=torch.device(device))
+
+
+Ragged = Resident | Mapped
+
+
+def map_rows(part: Part, first: int, last: int, limit: int | None, device: torch.device | str) -> Mapped:
+    """Utterances `first` .. `last` of `part`, those of more than `limit` rows average-pooled to it."""
+    offsets = torch.from_numpy(part.offsets[first : last + 1].astype(np.int64))
+    return Mapped(part.values, offsets[:-1], offsets.diff(), limit, torch.device(device))
+
+
+def resident_bytes(mapped: Mapped) -> int:
+    """What `load_rows` takes of the device's memory."""
+    return int(mapped.lengths.sum()) * int(np.prod(mapped.shape)) * mapped.file.dtype.itemsize
+
+
+def load_rows(mapped: Mapped) -> Resident:
+    """The same rows on the device, copied and pooled a piece at a time."""
+    dtype = torch.from_numpy(np.zeros(0, mapped.file.dtype)).dtype
+    values = torch.empty(int(mapped.lengths.sum()), *mapped.shape, dtype=dtype, device=mapped.device)
+    filled = 0
+    for utterances in _pieces(mapped.stored):
+        rows = mapped.read(utterances).values
+        values[filled : filled + len(rows)] = rows
+        filled += len(rows)
+    return Resident.packed(values, mapped.lengths)
+
+
+def _pieces(lengths: Tensor) -> Iterator[Tensor]:
+    """Neighbouring utterances of about `POOLED_ROWS` rows together."""
+    piece = lengths.cumsum(0) // POOLED_ROWS
+    counts = piece.unique_consecutive(return_counts=True)[1]
+    yield from torch.arange(len(lengths)).split(counts.tolist())
+
+
+def pool(values: np.ndarray, lengths: Tensor, limit: int | None) -> Resident:
+    """Average-pool utterances of more than `limit` rows to `limit`; shorter ones stay as they are.
+
+    An utterance of n rows is cut at floor(j n / limit) into contiguous segments whose lengths differ by at most one,
+    and every row is in exactly one of them.
+
+    Args:
+        values: (rows, dim) or (rows, layers, dim), float16 or float32.
+        lengths: (utterances,) rows of each utterance.
+        limit: most rows an utterance may have afterwards; None: as many as it has.
+    """
+    if limit is None or not bool((lengths > limit).any()):
+        return Resident.packed(torch.from_numpy(values), lengths)
+    pooled = lengths.clamp(max=limit)
+    utterance = torch.repeat_interleave(torch.arange(len(lengths)), pooled)
+    segment = torch.arange(len(utterance)) - (pooled.cumsum(0) - pooled)[utterance]
+    starts = (lengths.cumsum(0) - lengths)[utterance] + segment * lengths[utterance] // pooled[utterance]
+    bounds = torch.cat([starts, torch.tensor([len(values)])])
+    chunks = [
+        _segment_means(values, bounds[first : first + POOLED_ROWS + 1]) for first in range(0, len(starts), POOLED_ROWS)
+    ]
+    return Resident.packed(torch.cat(chunks), pooled)
+
+
+def _segment_means(values: np.ndarray, bounds: Tensor) -> Tensor:
+    """Means of the rows between neighbouring `bounds` (segments + 1,): (segments, dim) or (segments, layers, dim)."""
+    rows = torch.from_numpy(values[int(bounds[0]) : int(bounds[-1])])
+    flat = rows.flatten(1).float()
+    # a bag of embeddings is torch's fastest mean over contiguous rows, 20 times faster than numpy's reduceat
+    means = F.embedding_bag(torch.arange(len(flat)), flat, bounds[:-1] - bounds[0], mode="mean")
+    return means.view(-1, *rows.shape[1:]).to(rows.dtype)
