@@ -1,22 +1,12 @@
 """Train and score all rows of an ablation table with every seed: features loaded once, no finished run done again.
 
-On a CPU several processes work side by side. They are forked after the splits were loaded, so that they share the rows
-without a copy, however many there are; shared memory would need as much of /dev/shm, which containers keep at 64 MB.
-No thread of torch may live when a process forks, so this one computes with a single thread until then. Numbers do not
-depend on how many processes there are: each run has its own seed and as many threads as torch would have here. That
-holds for the actors of a cluster, too (`fusion.distributed`).
+On a CPU several runs are done side by side (`fusion.side_by_side`); numbers do not depend on how many. That holds for
+the actors of a cluster, too (`fusion.distributed`).
 """
 
-import importlib
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +21,7 @@ from fusion.errors import TrainingError
 from fusion.params import EvaluateParams
 from fusion.runs import Result, Run, RunFolder, train_run
 from fusion.seeds import fingerprint
+from fusion.side_by_side import count_jobs, side_by_side, single_thread
 from fusion.split_table import SplitTable, load_splits
 from fusion.tasks import Task, find_task
 from fusion.train import build_split_model
@@ -76,13 +67,13 @@ def ablate(
         ClusterError: actors cannot be started.
         OutputError: a result cannot be written.
     """
-    jobs = _count_jobs(jobs, device, cluster)
+    if cluster and jobs:
+        raise TrainingError(f"--jobs {jobs}: with cluster.engine 'ray', set cluster.actors instead")
+    jobs = 1 if cluster else count_jobs(jobs, device)
     with writing(folder):  # now, rather than after the first run
         folder.mkdir(parents=True, exist_ok=True)
     kept = RunFolder(folder)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if jobs > 1 else threads)
-    try:
+    with single_thread(jobs) as threads:
         splits = load_splits(features, variants, torch.device("cpu") if cluster else device)
         classes = len(features.label_names)
         _check_models(variants, splits, classes)
@@ -93,10 +84,9 @@ def ablate(
         if cluster:
             work = nullcontext(train_on_cluster(missing, splits, classes, kept, cluster))
         else:
-            work = _train_here(missing, splits, classes, kept, min(jobs, len(missing)), threads)
+            train = partial(_train, splits=splits, classes=classes, kept=kept)
+            work = side_by_side(missing, train, jobs, threads)
         _finish(work, len(missing), len(distinct))
-    finally:
-        torch.set_num_threads(threads)
     return Ablation(
         features=features.digest,
         task=find_task(variants[0].recipe.train.target, classes),
@@ -107,20 +97,6 @@ def ablate(
         params=params,
         device=device.type,
     )
-
-
-def _count_jobs(asked: int | None, device: torch.device, cluster: Cluster | None) -> int:
-    if cluster:
-        if asked:
-            raise TrainingError(f"--jobs {asked}: with cluster.engine 'ray', set cluster.actors instead")
-        return 1
-    if device.type == "cpu":
-        return asked or len(os.sched_getaffinity(0))
-    if asked not in (None, 1):
-        raise TrainingError(
-            f"--jobs {asked}: on {device.type} one process trains; leave --jobs out, or use --device cpu"
-        )
-    return 1
 
 
 def _list_runs(features: Features, variant: Variant, device: torch.device) -> list[Run]:
@@ -147,17 +123,6 @@ def _load(kept: RunFolder, run: Run) -> Result:
     return result
 
 
-def _train_here(
-    runs: Sequence[Run], splits: SplitTable, classes: int, kept: RunFolder, jobs: int, threads: int
-) -> AbstractContextManager[Iterator[str | None]]:
-    """Why each of the `runs` failed, None where it did not, as they finish."""
-    if runs:
-        importlib.import_module("torch._dynamo")  # every optimizer needs it: seconds, once and in no run's time
-    train = partial(_train, splits=splits, classes=classes, kept=kept)
-    torch.set_num_threads(1 if jobs > 1 else threads)
-    return _side_by_side(runs, jobs, _Worker(train, threads)) if jobs > 1 else nullcontext(map(train, runs))
-
-
 def _finish(work: AbstractContextManager[Iterator[str | None]], missing: int, total: int) -> None:
     """Do all runs that are `missing`; one that fails does not keep the others from being done."""
     failures: list[str] = []
@@ -180,50 +145,3 @@ def _train(run: Run, splits: SplitTable, classes: int, kept: RunFolder) -> str |
     except TrainingError as error:
         return str(error)
     return None
-
-
-class _Worker:
-    """What a forked process does; it is handed over by the fork, without a copy."""
-
-    current: "_Worker"
-
-    def __init__(self, train: partial[str | None], threads: int) -> None:
-        self.train, self.threads = train, threads
-
-    def start(self) -> None:
-        _Worker.current = self
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it, without a word
-        threading.Thread(target=_die_with_parent, daemon=True).start()
-        torch.set_num_threads(self.threads)
-
-    @staticmethod
-    def work(run: Run) -> str | None:
-        return _Worker.current.train(run)
-
-
-def _die_with_parent() -> None:
-    """A killed parent cannot end its processes: they end themselves, and what was running goes on the next time."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-@contextmanager
-def _side_by_side(runs: Sequence[Run], jobs: int, worker: _Worker) -> Iterator[Iterator[str | None]]:
-    """What `worker` makes of the `runs`, as they finish; the processes are gone when the context is left."""
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), initializer=worker.start) as executor:
-        futures: Iterable[Future[str | None]] = [executor.submit(_Worker.work, run) for run in runs]
-        try:
-            yield (future.result() for future in as_completed(futures))
-        except BaseException as error:  # Ctrl-C, too: what is running is not waited for
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-            executor.shutdown(cancel_futures=True)
-            if isinstance(error, BrokenProcessPool):
-                raise TrainingError(
-                    "a training process was killed, for want of memory perhaps; finished runs are kept: "
-                    "run it again, with fewer --jobs"
-                ) from error
-            raise

@@ -17,6 +17,11 @@ Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help
 ModelFolder = Annotated[Path | None, typer.Option(help="The model folder; models/<model.name> by default.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
 
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Runs side by side on this machine; one for each core by default, one on a GPU."),
+]
+
 DEFAULT_PARAMS = Path("params.yaml")
 
 
@@ -56,6 +61,7 @@ def train_app(
     params: ParamsFile = None,
     overrides: Overrides = [],  # noqa: B006
     output: ModelFolder = None,
+    jobs: Jobs = None,
     device: Device = "auto",
 ) -> None:
     """Train the model of params.yaml with every seed, selected on validation. An interrupted run goes on."""
@@ -66,7 +72,7 @@ def train_app(
 
     recipe = read_recipe(find_params(params), overrides)
     output = output or Path("models") / recipe.model.name
-    trained = train_seeds(read_features(features), recipe, output, pick_device(device))
+    trained = train_seeds(read_features(features), recipe, output, pick_device(device), jobs)
     print(f"{output}: {training_headline(trained)}")
 
 
@@ -116,10 +122,7 @@ def ablate_app(
         "results"
     ),
     only: Annotated[list[str], typer.Option(metavar="NAME", help="A set of the table; repeatable.")] = [],  # noqa: B006
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Runs side by side on this machine; one for each core by default, one on a GPU."),
-    ] = None,
+    jobs: Jobs = None,
     device: Device = "auto",
 ) -> None:
     """Train and score the sets of section ablations with every seed, compare them. An interrupted table goes on."""

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
-from fusion.data import Split, load_split
+from fusion.data import Split, hold, load_split
 from fusion.history import Epoch
+from fusion.memory import memory_for_features
 from fusion.metrics import ClassScores, compute_all
 from fusion.params import EvaluateParams, Recipe
 from fusion.predict import predict_heads, split_tallies
@@ -110,14 +111,16 @@ def evaluate(features: Features, models: Path, params: EvaluateParams, device: t
 
 def load_test(features: Features, recipe: Recipe, device: torch.device) -> Split:
     """The test split as models of `recipe` are given it; raises as `load_split`."""
-    return load_split(
+    split = load_split(
         features,
         "test",
         modalities=recipe.model.modalities,
         audio_frames=recipe.model.audio_frames,
         target=recipe.train.target,
         device=device,
+        resident=False,
     )
+    return hold([split], memory_for_features(recipe.train.memory, device))[0]
 
 
 def floor_of_train(task: Task, split: Split, features: Features) -> Mapping[str, float]:

@@ -119,6 +119,8 @@ class TrainParams(Section):
     learning_rate: float = Field(1e-3, gt=0, le=10)
     weight_decay: float = Field(1e-4, ge=0, le=10)
     gradient_clip: float = Field(1.0, gt=0)  # largest norm of all gradients together
+    # GB for features; more stay in the file, with the same results. auto: half of what is free on the training device
+    memory: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
 
     @field_validator("seeds")
     @classmethod
@@ -199,11 +201,12 @@ class Recipe:
     train: TrainParams
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values by section, those alone that the model takes; `train.seeds` is left out, a model has one."""
+        """Plain values by section, those alone that the model takes; `train.seeds` is left out, a model has one;
+        so is `train.memory`, which decides no number."""
         return {
             "model": self.model.model_dump(mode="json", include={*GENERAL, *own_arguments(self.model.name)}),
             "loss": self.loss.model_dump(mode="json", include=_own_losses(self.model.name, self.train.target)),
-            "train": self.train.model_dump(mode="json", exclude={"seeds"}),
+            "train": self.train.model_dump(mode="json", exclude={"seeds", "memory"}),
         }
 
     @property

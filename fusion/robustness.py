@@ -26,7 +26,7 @@ from fusion.errors import FeatureError
 from fusion.evaluate import floor_of_train, load_test, sample_std
 from fusion.params import EvaluateParams, ModelParams
 from fusion.predict import predict, split_tallies
-from fusion.ragged import Ragged, load_rows, map_rows
+from fusion.ragged import Mapped, Ragged, Resident, load_rows, map_rows
 from fusion.statistics import Interval, bootstrap, percentile_interval
 from fusion.tasks import METRICS, Task, find_task
 from pipeline.store import Features, Identity, Part, read_part
@@ -181,7 +181,9 @@ def _degraded(split: Split, part: Part, study: str, audio_frames: int) -> Condit
     """The split with one modality from `part`."""
     given, modality = _input(part), MODALITY[study]
     limit = audio_frames if modality == "audio" else None
-    rows = load_rows(map_rows(part, 0, len(part.ids), limit, split.device))
+    rows: Ragged = map_rows(part, 0, len(part.ids), limit, split.device)
+    if isinstance(rows, Mapped) and isinstance(getattr(split, modality), Resident):  # where the clean ones are
+        rows = load_rows(rows)
     errors = given["edits"] / given["words"] if given.get("words") else None
     return Condition(study, given.get("level"), errors, _with(split, modality, rows))
 

@@ -18,10 +18,12 @@ import torch
 
 from fusion.atomic import writing
 from fusion.checkpoint import partial_folder, read_provenance, save_model
-from fusion.data import Split, load_split
+from fusion.data import Split, hold, load_split
 from fusion.errors import ModelError, OutputError
+from fusion.memory import memory_for_features
 from fusion.params import Recipe
 from fusion.provenance import VERSION, Provenance
+from fusion.side_by_side import count_jobs, side_by_side, single_thread
 from fusion.state import StateFile
 from fusion.train import fit
 from pipeline.store import Features, Identity
@@ -31,13 +33,18 @@ CODE = Path(__file__).parent
 log = logging.getLogger(__name__)
 
 
-def train_seeds(features: Features, recipe: Recipe, output: Path, device: torch.device) -> list[Provenance]:
+def train_seeds(
+    features: Features, recipe: Recipe, output: Path, device: torch.device, jobs: int | None = None
+) -> list[Provenance]:
     """One model for each of `train.seeds`, in `output/seed-<n>/`; an older `output` is replaced at the end.
 
     Interrupted and called again, it goes on where it stopped.
 
+    Args:
+        jobs: seeds that are trained side by side; one for each core by default, always one on a GPU.
+
     Raises:
-        FeatureError, SettingsError, TrainingError: as `load_split` and `fit`.
+        FeatureError, SettingsError, TrainingError: as `load_split` and `fit`; or a process was killed.
         OutputError: the models cannot be written, or `output` is something else than a folder of models.
     """
     output = output.absolute()
@@ -45,6 +52,18 @@ def train_seeds(features: Features, recipe: Recipe, output: Path, device: torch.
     work = partial_folder(output)
     with writing(work):  # now, rather than after the first epoch
         work.mkdir(parents=True, exist_ok=True)
+    jobs = count_jobs(jobs, device)
+    with single_thread(jobs) as threads:
+        splits = _load(features, recipe, device)
+        train = partial(_train_seed, features=features, splits=splits, recipe=recipe, work=work)
+        with side_by_side(recipe.train.seeds, train, jobs, threads) as finished:
+            found = {one.seed: one for one in finished}
+    _publish(work, output, keep={f"seed-{seed}" for seed in recipe.train.seeds})
+    return [found[seed] for seed in recipe.train.seeds]
+
+
+def _load(features: Features, recipe: Recipe, device: torch.device) -> Sequence[Split]:
+    """Train and validation."""
     load = partial(
         load_split,
         features,
@@ -52,11 +71,9 @@ def train_seeds(features: Features, recipe: Recipe, output: Path, device: torch.
         audio_frames=recipe.model.audio_frames,
         target=recipe.train.target,
         device=device,
+        resident=False,
     )
-    train, validation = load("train"), load("validation")
-    finished = [_train_seed(features, train, validation, recipe, seed, work) for seed in recipe.train.seeds]
-    _publish(work, output, keep={f"seed-{seed}" for seed in recipe.train.seeds})
-    return finished
+    return hold([load("train"), load("validation")], memory_for_features(recipe.train.memory, device))
 
 
 def training_headline(trained: Sequence[Provenance]) -> str:
@@ -79,9 +96,8 @@ def fingerprint(features: Features, recipe: Recipe, seed: int, device: torch.dev
     return digest.hexdigest()
 
 
-def _train_seed(
-    features: Features, train: Split, validation: Split, recipe: Recipe, seed: int, work: Path
-) -> Provenance:
+def _train_seed(seed: int, features: Features, splits: Sequence[Split], recipe: Recipe, work: Path) -> Provenance:
+    train, validation = splits
     folder = work / f"seed-{seed}"
     state = StateFile(work / f"seed-{seed}.state", fingerprint(features, recipe, seed, train.device))
     found = _finished(folder, state.fingerprint)

@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 import torch
 
-from fusion.data import Split, load_split, withhold
+from fusion.data import Split, hold, load_split, withhold
+from fusion.memory import memory_for_features
 from fusion.params import Modalities, Recipe
 from fusion.runs import Splits
 from fusion.variants import Variant
 from pipeline.store import Features
+
+NAMES = ("train", "validation", "test")
 
 
 class SplitTable:
@@ -26,15 +29,21 @@ class SplitTable:
 
 
 def load_splits(features: Features, variants: Sequence[Variant], device: torch.device) -> SplitTable:
-    """The splits of all `variants`; raises FeatureError where the features lack what a row needs."""
-    loaded: dict[int, Splits] = {}
+    """The splits of all `variants`, in the memory that the first of them leaves to features.
+
+    Raises:
+        FeatureError: the features lack what a row needs.
+    """
+    splits: list[Split] = []
     given, target = [one.recipe.model for one in variants], variants[0].recipe.train.target
-    for frames in dict.fromkeys(one.audio_frames for one in given):
+    all_frames = list(dict.fromkeys(one.audio_frames for one in given))
+    for frames in all_frames:
         wanted = {one.modalities for one in given if one.audio_frames == frames}
         modalities: Modalities = wanted.pop() if len(wanted) == 1 else "both"
-        load = partial(load_split, features, modalities=modalities, audio_frames=frames, target=target, device=device)
-        loaded[frames] = Splits(load("train"), load("validation"), load("test"))
-    return SplitTable(loaded)
+        given_to_it: dict[str, Any] = {"modalities": modalities, "audio_frames": frames, "target": target}
+        splits += [load_split(features, name, **given_to_it, device=device, resident=False) for name in NAMES]
+    held = hold(splits, memory_for_features(variants[0].recipe.train.memory, device))
+    return SplitTable({frames: Splits(*held[3 * number :][:3]) for number, frames in enumerate(all_frames)})
 
 
 def move(splits: Splits, device: torch.device) -> Splits:

@@ -21,6 +21,7 @@ from fusion.history import Epoch, best_epoch, history_from_json, history_to_json
 from fusion.models import build_model
 from fusion.params import Recipe, model_arguments
 from fusion.predict import fit_ensembles, score_heads
+from fusion.side_by_side import place
 from fusion.stage_run import StageRun
 from fusion.stages import Stage
 from fusion.state import State, StateFile
@@ -97,7 +98,9 @@ class _Training:
             self._restore_random(begun)
         name = f"seed {self.seed}, {stage.name}"
         epochs, metric = self.params.epochs, self.params.metric
-        with tqdm(total=epochs, initial=len(run.epochs), desc=name, unit="epoch", disable=None) as bar:
+        # of several processes, each has a line of its own for as long as it works
+        line: dict[str, Any] = {"position": place(), "leave": None}
+        with tqdm(total=epochs, initial=len(run.epochs), desc=name, unit="epoch", disable=None, **line) as bar:
             while not run.finished:
                 epoch = run.advance()
                 if file:

@@ -25,8 +25,8 @@ Task = TypeVar("Task")
 Found = TypeVar("Found")
 
 USUAL, MAPPED, RESIDENT = "usual", "mapped", "resident"
-# how this project's trainer holds the features: further arguments of `load_split`; None: it cannot do so yet
-LOADING: Mapping[str, Mapping[str, Any] | None] = {MAPPED: None, RESIDENT: {}}
+# how this project's trainer holds the features: further arguments of `load_split`
+LOADING: Mapping[str, Mapping[str, Any] | None] = {MAPPED: {"resident": False}, RESIDENT: {}}
 OFFERED = (USUAL, *(name for name, loading in LOADING.items() if loading is not None))
 MISSING = tuple(name for name, loading in LOADING.items() if loading is None)
 

@@ -1,6 +1,7 @@
 """What a user sets: sections of `params.yaml` (`sections`), one of which says where the work is done (`cluster`)."""
 
 from pipeline.settings.cluster import Cluster, ClusterError, ClusterParams, connect
+from pipeline.settings.memory import free_bytes
 from pipeline.settings.sections import (
     SECTION_NAMES,
     ErcError,
@@ -20,5 +21,6 @@ __all__ = [
     "SettingsError",
     "check_section",
     "connect",
+    "free_bytes",
     "read_section",
 ]

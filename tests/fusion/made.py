@@ -49,11 +49,11 @@ def tiny_recipe(
     return Recipe(ModelParams(**small | dict(model)), LossParams(**loss), TrainParams(**short | train))
 
 
-def train_made(features: Features | Path, output: Path, recipe: Recipe) -> list[Provenance]:
+def train_made(features: Features | Path, output: Path, recipe: Recipe, jobs: int | None = None) -> list[Provenance]:
     """`train_seeds` on the CPU with one thread, in this process or in one that is about to be killed."""
     torch.set_num_threads(1)  # elsewhere than in a test, tests/fusion/conftest.py has not done it
     opened = read_features(features) if isinstance(features, Path) else features
-    return train_seeds(opened, recipe, output, torch.device("cpu"))
+    return train_seeds(opened, recipe, output, torch.device("cpu"), jobs)
 
 
 def make_table(made: Made) -> Utterances:

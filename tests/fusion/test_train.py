@@ -143,16 +143,20 @@ def test_a_batch_without_a_label_changes_no_loss_but_is_allowed() -> None:
     assert all(np.isfinite(epoch.train["total"]) for epoch in history)
 
 
-def test_a_loss_that_is_not_finite_names_the_epoch_and_what_to_do() -> None:
+def make_broken() -> Features:
+    """Features that are no numbers."""
     features = make_features()
     assert features.audio is not None
     values = np.array(features.audio.values)
     values[:] = np.inf
-    broken = replace(features, audio=replace(features.audio, values=values))
+    return replace(features, audio=replace(features.audio, values=values))
+
+
+def test_a_loss_that_is_not_finite_names_the_epoch_and_what_to_do() -> None:
     with pytest.raises(
         TrainingError, match=r"seed 0, epoch 1: the loss is nan; lower train\.learning_rate \(now 0\.01\)"
     ):
-        train(broken, tiny_recipe())
+        train(make_broken(), tiny_recipe())
 
 
 def test_what_the_model_refuses_is_an_error_of_settings() -> None:
@@ -291,3 +295,27 @@ def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path: P
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"models\.partial: cannot be written \(Not a directory\)"):
         train_made(make_features(), tmp_path / "file" / "models", tiny_recipe())
+
+
+# side by side, and features that stay in the file
+
+
+@pytest.mark.parametrize("name", ["hbaf", "hcam"])
+def test_seeds_side_by_side_and_features_in_the_file_give_the_same_bytes(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    features, recipe = write_made(tmp_path / "feats.h5"), tiny_recipe({"name": name}, seeds=(0, 1, 2), epochs=2)
+    mapped = replace(recipe, train=recipe.train.model_copy(update={"memory": 0.0}))
+    train_made(features, tmp_path / "alone", recipe, jobs=1)
+    train_made(features, tmp_path / "together", recipe, jobs=2)
+    assert not caplog.records
+    train_made(features, tmp_path / "mapped", mapped, jobs=2)
+    assert "more than train.memory leaves them (0.00 GB)" in caplog.text
+    assert len(files_below(tmp_path / "alone")) > 3
+    for other in ("together", "mapped"):
+        assert files_below(tmp_path / other) == files_below(tmp_path / "alone")
+
+
+def test_an_error_beside_other_seeds_is_told_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"seed \d, epoch 1: the loss is nan; lower train.learning_rate"):
+        train_made(make_broken(), tmp_path / "models", tiny_recipe(seeds=(0, 1)), jobs=2)
