@@ -92,9 +92,8 @@ def fusion_loss(
     contrast = alignment = earlier = none
     if output.audio is not None and output.text is not None:
         paired = counted & audio_present & text_present
-        positives = truth[paired] if label_aware else None
-        contrast = absolute_loss(output.audio[paired], output.text[paired], temperature, positives)
-        alignment = relative_loss(output.audio[paired], output.text[paired], temperature)
+        contrast = absolute_loss(output.audio, output.text, temperature, truth if label_aware else None, paired)
+        alignment = relative_loss(output.audio, output.text, temperature, paired)
     for stage in output.earlier.values():
         earlier = sum((loss.mixed for head, loss in mix(stage).items() if head != "fused"), earlier)
     learning = sum((weights[head] * loss.mixed for head, loss in here.items()), none)
@@ -134,7 +133,7 @@ def _head_losses(
         told = head_loss(logits, truth, mask)
         contrast, mixed = torch.zeros_like(told), told
         if share and head in output.embeddings:
-            contrast = supervised_loss(output.embeddings[head][mask], truth[mask], temperature)
+            contrast = supervised_loss(output.embeddings[head], truth, temperature, mask)
             mixed = (1 - share) * told + share * contrast
         losses[head] = _HeadLoss(told, contrast, mixed)
     return losses
@@ -188,7 +187,9 @@ def absolute_error(outputs: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     return errors.sum() / mask.sum().clamp_min(1)
 
 
-def absolute_loss(audio: Tensor, text: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
+def absolute_loss(
+    audio: Tensor, text: Tensor, temperature: float, labels: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Audio and text of one utterance belong together: symmetric InfoNCE over all pairs of the batch.
 
     With `labels`, the pairs of one class belong together, too: the mean log-likelihood over an utterance's positives.
@@ -196,31 +197,34 @@ def absolute_loss(audio: Tensor, text: Tensor, temperature: float, labels: Tenso
     Shape:
         audio, text: (utterances, dim), of length 1
         labels: (utterances,)
-        returns: scalar, zero for fewer than two utterances
+        mask: (utterances,) boolean, who takes part; None: everyone
+        returns: scalar, zero where fewer than two do
     """
-    scores = _similarities(audio, text, temperature)
-    own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    positive = own if labels is None else labels[:, None] == labels
-    return (_info_nce(scores, positive) + _info_nce(scores.T, positive)) / 2
+    scores, pairs = _similarities(audio, text, temperature), _pairs(mask, audio)
+    alike = _itself(scores) if labels is None else labels[:, None] == labels
+    return (_likelihood(scores, pairs, pairs & alike) + _likelihood(scores.T, pairs, pairs & alike)) / -2
 
 
-def relative_loss(audio: Tensor, text: Tensor, temperature: float) -> Tensor:
+def relative_loss(audio: Tensor, text: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
     """Utterances that are alike in audio are alike in text: symmetric KL between the two softmaxes of each utterance.
 
     The softmax of an utterance runs over its similarities with all others of the same modality, without itself.
 
     Shape:
         audio, text: (utterances, dim), of length 1
-        returns: scalar, zero for fewer than three utterances
+        mask: (utterances,) boolean, who takes part; None: everyone
+        returns: scalar, zero where fewer than three do
     """
-    p = _others(_similarities(audio, audio, temperature)).log_softmax(dim=1)
-    q = _others(_similarities(text, text, temperature)).log_softmax(dim=1)
+    pairs = _pairs(mask, audio)
+    others = pairs & ~_itself(pairs)
+    p = _log_softmax(_similarities(audio, audio, temperature), others)
+    q = _log_softmax(_similarities(text, text, temperature), others)
     # KL(p | q) + KL(q | p) = sum (p - q) (log p - log q)
-    divergences = ((p.exp() - q.exp()) * (p - q)).sum(dim=1)
-    return _mean(divergences) / 2
+    divergences = ((p.exp() - q.exp()) * (p - q)).where(others, 0.0).sum()
+    return divergences / pairs.diagonal().sum().clamp_min(1) / 2
 
 
-def supervised_loss(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def supervised_loss(embeddings: Tensor, labels: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
     """Utterances of one label belong together: the mean log-likelihood of an utterance's positives among all others.
 
     Utterances whose label nobody else has take part as others only. Khosla et al. (arXiv 2004.11362), equation 2.
@@ -228,13 +232,13 @@ def supervised_loss(embeddings: Tensor, labels: Tensor, temperature: float) -> T
     Shape:
         embeddings: (utterances, dim), of length 1
         labels: (utterances,)
-        returns: scalar, zero where no two utterances have one label
+        mask: (utterances,) boolean, who takes part; None: everyone
+        returns: scalar, zero where no two of them have one label
     """
-    likelihoods = _others(_similarities(embeddings, embeddings, temperature)).log_softmax(dim=1)
-    positive = _others(labels[:, None] == labels)
-    count = positive.sum(dim=1)
-    anchors = (likelihoods * positive).sum(dim=1) / count.clamp_min(1)
-    return -anchors.sum() / (count > 0).sum().clamp_min(1)
+    pairs = _pairs(mask, embeddings)
+    others = pairs & ~_itself(pairs)
+    positive = others & (labels[:, None] == labels)
+    return -_likelihood(_similarities(embeddings, embeddings, temperature), others, positive)
 
 
 def _similarities(x: Tensor, y: Tensor, temperature: float) -> Tensor:
@@ -243,17 +247,24 @@ def _similarities(x: Tensor, y: Tensor, temperature: float) -> Tensor:
         return x.float() @ y.float().T / temperature
 
 
-def _others(square: Tensor) -> Tensor:
-    """A square matrix without its diagonal: (n, n) -> (n, n - 1)."""
-    size = len(square)
-    return square[~torch.eye(size, dtype=torch.bool, device=square.device)].view(size, max(size - 1, 0))
+def _pairs(mask: Tensor | None, x: Tensor) -> Tensor:
+    """(utterances, utterances) boolean, where both take part."""
+    mask = torch.ones(len(x), dtype=torch.bool, device=x.device) if mask is None else mask
+    return mask[:, None] & mask
 
 
-def _info_nce(scores: Tensor, positive: Tensor) -> Tensor:
-    likelihood = (scores.log_softmax(dim=1) * positive).sum(dim=1) / positive.sum(dim=1)
-    return -_mean(likelihood)
+def _itself(square: Tensor) -> Tensor:
+    """The diagonal of a square matrix, boolean."""
+    return torch.eye(len(square), dtype=torch.bool, device=square.device)
 
 
-def _mean(x: Tensor) -> Tensor:
-    """The mean of a vector, zero for an empty one."""
-    return x.sum() / max(len(x), 1)
+def _log_softmax(scores: Tensor, among: Tensor) -> Tensor:
+    """Over the columns that `among` allows each row; lowest elsewhere."""
+    return scores.masked_fill(~among, torch.finfo(scores.dtype).min).log_softmax(dim=1)
+
+
+def _likelihood(scores: Tensor, among: Tensor, positive: Tensor) -> Tensor:
+    """Mean over the rows with positives of the mean log-likelihood of these; zero without such a row."""
+    counts = positive.sum(dim=1)
+    told = _log_softmax(scores, among).where(positive, 0.0).sum(dim=1) / counts.clamp_min(1)
+    return told.sum() / (counts > 0).sum().clamp_min(1)

@@ -119,6 +119,7 @@ class TrainParams(Section):
     learning_rate: float = Field(1e-3, gt=0, le=10)
     weight_decay: float = Field(1e-4, ge=0, le=10)
     gradient_clip: float = Field(1.0, gt=0)  # largest norm of all gradients together
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: of matrix products and attention while it learns
     # GB for features; more stay in the file, with the same results. auto: half of what is free on the training device
     memory: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fusion.batch import Batch
+from fusion.batch import Batch, Output
 from fusion.criterion import Criterion, LossMeans
 from fusion.data import Split, encode_split
 from fusion.errors import TrainingError
@@ -89,7 +89,7 @@ class StageRun:
         self.stage.module.train()
         means = LossMeans()
         for batch in self.train.batches(self.params.conversations, self.shuffle):
-            losses = self.loss(self.stage.module(batch), batch, self.stage.branches)
+            losses = self.loss(self._ask(batch), batch, self.stage.branches)
             self.optimizer.zero_grad()
             losses.total.backward()
             nn.utils.clip_grad_norm_(self.weights, self.params.gradient_clip)
@@ -102,13 +102,19 @@ class StageRun:
         self.stage.module.eval()
         means, outputs = LossMeans(), []
         for batch in self.validation.batches(self.params.conversations):
-            output = self.stage.module(batch)
+            output = self._ask(batch)
             means.add(self.loss(output, batch, self.stage.branches), self._count(batch))
             outputs.append({head: logits for head, logits in output.heads().items() if "." not in head})
         scores = {head: self._score([batch[head] for batch in outputs]) for head in outputs[0]}
         fused = scores.pop("fused")
         number = len(self.history) + 1
         return Epoch(number, train_losses, self._finite(means), fused, self.stage.name, scores)
+
+    def _ask(self, batch: Batch) -> Output:
+        """What the stage makes of the batch, in the precision asked for."""
+        reduced = self.params.precision == "bfloat16"
+        with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=reduced):
+            return self.stage.module(batch)
 
     def _count(self, batch: Batch) -> Tensor:
         return self.task.counted(self.task.truth(batch)).sum()

@@ -316,6 +316,17 @@ def test_seeds_side_by_side_and_features_in_the_file_give_the_same_bytes(
         assert files_below(tmp_path / other) == files_below(tmp_path / "alone")
 
 
+@pytest.mark.parametrize("name", ["hbaf", "hcam", "crossmodal"])
+def test_reduced_precision_learns_the_same_to_rounding(name: str) -> None:
+    features = make_features(Made(conversations=(12, 6, 1)))
+    exact, reduced = (
+        train(features, tiny_recipe({"name": name}, epochs=2, precision=precision)).history[0].train
+        for precision in ("float32", "bfloat16")
+    )
+    assert reduced != exact
+    assert reduced == pytest.approx(exact, rel=0.05, abs=0.02)
+
+
 def test_an_error_beside_other_seeds_is_told_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"seed \d, epoch 1: the loss is nan; lower train.learning_rate"):
         train_made(make_broken(), tmp_path / "models", tiny_recipe(seeds=(0, 1)), jobs=2)
