@@ -1,6 +1,7 @@
 """What tests share: where the real recordings lie, and toy encoders."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 # pytest runs one process a core, so torch needs one thread in each; before torch is imported, and for child processes
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# tests start many processes that import torch: 2 s, but 6 s where each has to compile it again
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 LONGEST = (
     "test_dvc.py",
