@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # pytest runs one process a core, so torch needs one thread in each; before torch is imported, and for child processes
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -12,6 +13,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # tests start many processes that import torch: 2 s, but 6 s where each has to compile it again
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+settings.register_profile("thorough", max_examples=1000)  # pytest --hypothesis-profile=thorough; the default has 100
+
 
 LONGEST = (
     "test_dvc.py",
