@@ -23,7 +23,9 @@ LONGEST = (
     "test_finetune.py",
     "test_extract.py",
     "test_train.py",
-)  # a minute and more each
+    "test_training_benchmark.py",
+    "test_benchmarks.py",
+)  # a quarter of a minute and more each
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
