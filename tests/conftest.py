@@ -14,8 +14,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-settings.register_profile("thorough", max_examples=1000)  # pytest --hypothesis-profile=thorough; the default has 100
-
+# a loaded machine is no failure: no deadlines
+settings.register_profile("gate", deadline=None)  # a hundred examples where a test does not say
+settings.register_profile("thorough", deadline=None, max_examples=1000)  # pytest --hypothesis-profile=thorough
+settings.load_profile("gate")
 
 LONGEST = (
     "test_dvc.py",
