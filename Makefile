@@ -10,6 +10,8 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+# uv installs no bytecode: without it every process compiles torch again, 6 s instead of 2
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint format lock clean
 

@@ -44,6 +44,8 @@ from pipeline.errors import DataError
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Seconds = Annotated[float, Field(ge=0)]
+LARGEST_SCORE = (2 - 2**-23) * 2.0**127  # of float32, in which feature files hold scores
+Score = Annotated[float, Field(ge=-LARGEST_SCORE, le=LARGEST_SCORE)]
 OK = "ok"
 OPTIONAL = ("recognised", "extra")  # not in the line of an utterance that has none
 
@@ -59,7 +61,7 @@ class Utterance(BaseModel):
     speaker: str | None = None
     split: Split
     label: str | None = None
-    score: float | None = None
+    score: Score | None = None
     text: str = ""
     recognised: str | None = None  # the recogniser's transcript; None, and not in the line, where there is none
     audio: str | None = None  # path relative to the corpus root

@@ -1,13 +1,23 @@
 """What tests share: where the real recordings lie, and toy encoders."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # pytest runs one process a core, so torch needs one thread in each; before torch is imported, and for child processes
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# tests start many processes that import torch: 2 s, but 6 s where each has to compile it again
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# a loaded machine is no failure: no deadlines
+settings.register_profile("gate", deadline=None)  # a hundred examples where a test does not say
+settings.register_profile("thorough", deadline=None, max_examples=1000)  # pytest --hypothesis-profile=thorough
+settings.load_profile("gate")
 
 LONGEST = (
     "test_dvc.py",
@@ -15,7 +25,9 @@ LONGEST = (
     "test_finetune.py",
     "test_extract.py",
     "test_train.py",
-)  # a minute and more each
+    "test_training_benchmark.py",
+    "test_benchmarks.py",
+)  # a quarter of a minute and more each
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,19 +27,18 @@ from pipeline.batching import batches_under_budget
 from pipeline.errors import DataError, EncoderError
 from pipeline.extract import extract_audio
 from pipeline.manifest import read_manifest, write_manifest
-from pipeline.params import AudioParams, DatasetParams, TextParams
-from pipeline.prepare import prepare
+from pipeline.params import AudioParams, TextParams
 from pipeline.ray_engine import Recordings, Transcripts, ask_an_actor, extract_audio_on, make_encoder
 from pipeline.settings import Cluster, ClusterError, ClusterParams, ErcError, SettingsError, connect, read_section
 from pipeline.settings.cluster import WithoutRay
 from pipeline.settings.workers import Share
 from pipeline.slots import SlotWriter
 from pipeline.store import read_features
+from tests.demo import DEMO, conversations, prepared
 from tests.fusion.made import Made, write_made
 from tests.nodes import TwoNodes, make_adder, make_nothing, two_nodes
 
 ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "data" / "demo"
 PARAMS = """
 model: {dim: 4, heads: 2, audio_frames: 4}
 train: {seeds: [0, 1, 2], epochs: 2}
@@ -166,11 +165,10 @@ TEXT = TextParams(batch=100, precision="float32", dtype="float32")
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("manifest") / "manifest.jsonl"
-    demo = prepare(DatasetParams(root=str(DEMO))).utterances
-    kept = set(sorted({utterance.conversation for utterance in demo})[::8])
-    write_manifest(path, [utterance for utterance in demo if utterance.conversation in kept])
-    return path
+    folder = tmp_path_factory.mktemp("manifest")
+    every_eighth = sorted(name for names in conversations().values() for name in names)[::8]
+    write_manifest(folder / "manifest.jsonl", prepared(every_eighth, folder))
+    return folder / "manifest.jsonl"
 
 
 def test_transcripts_encoded_by_an_actor_are_the_rows_of_one_machine(manifest: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pipeline.datasets.mending import mend_controls
 from pipeline.datasets.rows import Row, read_rows
 from pipeline.datasets.turns import Corpus, Turn
 from pipeline.errors import DataError
+from pipeline.manifest import LARGEST_SCORE
 from pipeline.params import Columns, DatasetParams
 
 SPLIT_NAMES = {
@@ -126,4 +127,6 @@ def parse_number(text: str, name: str, where: str) -> float | None:
         number = math.nan
     if not math.isfinite(number):
         raise DataError(f"{where}: {name} '{text}' is not a number")
+    if abs(number) > LARGEST_SCORE:
+        raise DataError(f"{where}: {name} '{text}' is beyond {LARGEST_SCORE:.1e}, the largest number of 32 bits")
     return number

@@ -15,30 +15,24 @@ from pipeline.extract import Outcome, extract_audio, extract_text
 from pipeline.inspect import inspect_file
 from pipeline.join import join
 from pipeline.manifest import Utterance, read_manifest, write_manifest
-from pipeline.params import AudioParams, DatasetParams, TextParams
-from pipeline.prepare import prepare
+from pipeline.params import AudioParams, TextParams
 from pipeline.progress import Progress
 from pipeline.store import read_features, read_part
-
-DEMO = Path(__file__).parents[2] / "data" / "demo"
+from tests.demo import DEMO, conversations, prepared
 
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fourteen conversations of the demo, two utterances of them without sound, one without text."""
-    demo = prepare(DatasetParams(root=str(DEMO))).utterances
-    names = {
-        split: sorted({u.conversation for u in demo if u.split == split}) for split in ("train", "validation", "test")
-    }
-    kept = {*names["train"][:8], *names["validation"][:3], *names["test"][:3]}
-    records = [u for u in demo if u.conversation in kept]
+    names = conversations()
+    folder = tmp_path_factory.mktemp("manifest")
+    records = prepared([*names["train"][:8], *names["validation"][:3], *names["test"][:3]], folder)
     absent = {"audio": None, "samples": 0, "sample_rate": None, "channels": None, "status": "no-audio"}
     records[3] = records[3].model_copy(update=absent)
     records[7] = records[7].model_copy(update=absent)
     records[5] = records[5].model_copy(update={"text": "", "status": "no-text"})
-    path = tmp_path_factory.mktemp("manifest") / "manifest.jsonl"
-    write_manifest(path, records)
-    return path
+    write_manifest(folder / "manifest.jsonl", records)
+    return folder / "manifest.jsonl"
 
 
 def audio(manifest: Path, target: Path, **params: object) -> Path:

@@ -251,6 +251,7 @@ MALFORMED = {
     "empty turn": ("turn,text\n0,x\n,y\n", "line 3: the turn is empty; number it"),
     "bad turn": ("turn,text\nfirst,x\n", "line 2: turn 'first' is not a number"),
     "bad score": ("score,text\n1.5,x\nhigh,y\n", "line 3: score 'high' is not a number"),
+    "score beyond float32": ("score,text\n-1e39,x\n", "line 2: score '-1e39' is beyond 3.4e+38, the largest number"),
     "score NaN": ("score,text\nnan,x\n", "line 2: score 'nan' is not a number"),
     "bad start": ("start,text\n00:01:02,x\n", "line 2: start '00:01:02' is not a number"),
     "infinite end": ("end,text\ninf,x\n", "line 2: end 'inf' is not a number"),
