@@ -7,11 +7,13 @@ Features are made (`measures/planted.py`) to MELD's real lengths, conversations,
 from its three CSVs and `clips.csv`, with a signal planted in them; `--share` of its conversations. They stay in the
 work folder. Parts:
 
-- models: the same model, loss, settings and batches of `train.conversations` conversations: (a) the usual way
-  (`measures/usual.py`: HDF5 opened for every item, padding collate, random batches, float32), (b) this trainer,
-  memory-mapped, (c) this trainer, resident. An epoch is learning and validation, without early stopping. Each run has a
-  process of its own, with torch's threads for (a) and the one of `fusion-train` else; seeds are the repeats, ways take
-  turns within each. Time to a score, the one that (a) has after its last epoch, counts from before loading.
+- models: the same model, loss, settings and batches of `train.conversations` conversations, on average: (a) the usual
+  way (`measures/usual.py`: HDF5 opened for every item, padding collate, random batches, float32), which takes audio as
+  it is stored; the same with this project's pooling; (b) this trainer, memory-mapped; (c) this trainer, resident, alone
+  and with a run on each core, as `fusion-train` does with several seeds: the time of an epoch is then a core's part of
+  the clock's. An epoch is learning and validation, without early stopping. Each run has a process of its own, with
+  torch's threads for (a) and the one of `fusion-train` else; seeds are the repeats, ways take turns within each. Time
+  to a score, the one that the first way has after its last epoch, counts from before loading.
 - growth: 1/4, 1/2 and all of what `--share` leaves, (c).
 - start: from the start of `fusion-train` to the end of its first step.
 - seeds, on request: five seeds of the first model with `train_seeds`, until none becomes better.
@@ -39,7 +41,7 @@ from measures.machine import describe
 from measures.planted import DIM, write_planted
 from measures.spoken import Spoken, of_share, read_spoken
 from measures.training_report import CorpusSize, TrainingResults, training_markdown
-from measures.training_runs import MISSING, OFFERED, USUAL, measure_growth, measure_models
+from measures.training_runs import OTHERS, WAYS, measure_growth, measure_models
 from measures.training_studies import Task, measure_seeds, measure_start, measure_study
 
 from fusion.device import pick_device
@@ -67,10 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         repeats=options.repeats,
         workers=options.workers,
         threads=_threads(),
-        not_offered=MISSING,
     )
     if "models" in options.parts:
-        results.models = measure_models(options.models, features, recipe, device, options.seeds, options.workers)
+        results.models = measure_models(
+            options.models, options.ways, features, recipe, device, options.seeds, options.workers
+        )
     if "growth" in options.parts:
         parts = {part: write(corpus) for part, corpus in corpora.items()}
         results.growth = measure_growth(options.models, parts, recipe, device, options.repeats)
@@ -96,6 +99,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="file for the results as JSON")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:3]))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="to train, compared with the first")
     parser.add_argument(
         "--meld", type=Path, default=SHARED / "meld", help="folder with its CSVs (ERC_SHARED/data/meld)"
     )
@@ -135,7 +139,7 @@ def _size(spoken: Sequence[Spoken], share: float, dim: int) -> CorpusSize:
 def _threads() -> dict[str, int]:
     """By variant, as `training_runs.environment` gives them."""
     ours = int(os.environ.get("OMP_NUM_THREADS", 1))
-    return {name: torch.get_num_threads() if name == USUAL else ours for name in OFFERED}
+    return {name: torch.get_num_threads() if name in OTHERS else ours for name in WAYS}
 
 
 if __name__ == "__main__":

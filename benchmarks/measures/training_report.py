@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from measures.machine import Machine
 from measures.report import memory, percent, table
 from measures.timing import Spread
-from measures.training_runs import MAPPED, RESIDENT, USUAL, GrowthResult, ModelResult, VariantResult
+from measures.training_runs import BESIDE, MAPPED, POOLED, RESIDENT, USUAL, GrowthResult, ModelResult, VariantResult
 from measures.training_studies import SeedsResult, StartResult, StudyResult
 
 VARIANTS = {
     USUAL: "(a) the usual way",
+    POOLED: "(a) with audio pooled as here",
     MAPPED: "(b) this trainer, memory-mapped",
     RESIDENT: "(c) this trainer, resident",
+    BESIDE: "(c), a run on each core",
 }
 MODELS = {"hbaf": "HBAF", "hcam": "HCAM"}
 
@@ -39,7 +41,6 @@ class TrainingResults:
     repeats: int  # of growth and start
     workers: int  # of the usual way's DataLoader
     threads: dict[str, int]  # by variant
-    not_offered: Sequence[str]  # variants that the trainer lacks
     models: list[ModelResult] = field(default_factory=list)
     growth: list[GrowthResult] = field(default_factory=list)
     start: list[StartResult] = field(default_factory=list)
@@ -50,13 +51,12 @@ class TrainingResults:
 def training_markdown(results: TrainingResults) -> str:
     """All tables of what was measured."""
     machine, corpus = results.machine, results.corpus
-    threads = ", ".join(f"{count} for {VARIANTS[name][:3]}" for name, count in results.threads.items())
+    threads = ", ".join(f"{count} for {name}" for name, count in results.threads.items())
     parts = [
         f"{machine.processor}, {machine.cores} cores, threads {threads}, device {machine.device}, torch "
         f"{machine.torch}; {100 * corpus.share:.3g} % of MELD's conversations ({corpus.utterances} utterances, "
         f"{corpus.bytes / 1e6:.0f} MB); {results.workers} workers load for (a); medians (lowest-highest)."
     ]
-    parts += [f"{VARIANTS[name]}: not measured, this trainer does not offer it." for name in results.not_offered]
     for model in results.models:
         parts += [_model_title(model, results.seeds), _model_table(model)]
         if len(model.variants[0].stage_seconds) > 1:
@@ -73,15 +73,25 @@ def training_markdown(results: TrainingResults) -> str:
 
 
 def _model_title(model: ModelResult, seeds: int) -> str:
+    first = VARIANTS[model.variants[0].name]
     return (
-        f"**{_name(model.model)}**: {model.epochs} epochs of {model.utterances} utterances, {seeds} seeds; (a) ends "
-        f"with {model.target_score:.3f} on validation."
+        f"**{_name(model.model)}**: {model.epochs} epochs of {model.utterances} utterances, {seeds} seeds; {first} "
+        f"ends with {model.target_score:.3f} on validation."
     )
 
 
 def _model_table(model: ModelResult) -> str:
-    header = ["", "epoch s", "× (a)", "learning s", "validation s", "utterances/s", "padding audio", "padding text"]
-    header += ["memory", "with mapped files", "GPU", "score", "s to the score of (a)", "epochs"]
+    header = [
+        "",
+        "epoch s",
+        "× the first",
+        "learning s",
+        "validation s",
+        "utterances/s",
+        "padding audio",
+        "padding text",
+    ]
+    header += ["memory", "with mapped files", "GPU", "score", "s to the score of the first", "epochs"]
     return table(header, [_variant_row(variant) for variant in model.variants])
 
 
@@ -110,7 +120,7 @@ def _stage_table(model: ModelResult) -> str:
     stages = list(model.variants[0].stage_seconds)
     header = [
         f"{_name(model.model)}, epoch of a stage",
-        *(word for stage in stages for word in (f"{stage} s", "× (a)")),
+        *(word for stage in stages for word in (f"{stage} s", "× the first")),
     ]
     rows = [
         [

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,11 +24,8 @@ from pipeline.store import read_features
 Task = TypeVar("Task")
 Found = TypeVar("Found")
 
-USUAL, MAPPED, RESIDENT = "usual", "mapped", "resident"
-# how this project's trainer holds the features: further arguments of `load_split`
-LOADING: Mapping[str, Mapping[str, Any] | None] = {MAPPED: {"resident": False}, RESIDENT: {}}
-OFFERED = (USUAL, *(name for name, loading in LOADING.items() if loading is not None))
-MISSING = tuple(name for name, loading in LOADING.items() if loading is None)
+USUAL, POOLED, MAPPED, RESIDENT, BESIDE = WAYS = ("usual", "pooled", "mapped", "resident", "beside")
+OTHERS = (USUAL, POOLED)  # what is not this project's trainer
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ class Run:
     peak_bytes: int | None  # of the process, with what it maps of files
     own_peak_bytes: int | None  # without
     gpu_peak_bytes: int | None
+    share: float = 1.0  # of the clock's time that counts for this run, where others ran beside it
 
     @property
     def last_score(self) -> float:
@@ -70,12 +68,14 @@ class Run:
     def by_stage(self) -> dict[str, float]:
         """Seconds of an epoch."""
         names = dict.fromkeys(epoch.stage for epoch in self.epochs)
-        return {name: epoch_seconds([epoch for epoch in self.epochs if epoch.stage == name]) for name in names}
+        return {
+            name: self.share * epoch_seconds([epoch for epoch in self.epochs if epoch.stage == name]) for name in names
+        }
 
 
 @dataclass(frozen=True)
 class VariantResult:
-    """One way to train; ratios are of the same repeat, above 1 where this way is faster than the usual one."""
+    """One way to train; ratios are to the first way, of the same repeat, above 1 where this one is faster."""
 
     name: str
     load_seconds: Spread
@@ -124,21 +124,27 @@ class GrowthResult:
 
 
 def measure_models(
-    models: Sequence[str], features: Path, recipe: Callable[[str], Recipe], device: str, seeds: int, workers: int
+    models: Sequence[str],
+    ways: Sequence[str],
+    features: Path,
+    recipe: Callable[[str], Recipe],
+    device: str,
+    seeds: int,
+    workers: int,
 ) -> list[ModelResult]:
-    """Every way to train each model, in turn, once for each seed."""
+    """The `ways` to train each model, in turn, once for each seed; the others are compared with the first."""
     results = []
     for model in models:
         rounds: list[dict[str, Run]] = []
         for seed in range(seeds):
             rounds.append({})
-            for name in OFFERED:
+            for name in ways:
                 job = Job(name, features, recipe(model), seed, device, workers, padding=seed == 0)
-                rounds[-1][name] = in_own_process(run, job)
+                rounds[-1][name] = run_beside(job) if name == BESIDE else in_own_process(run, job)
                 _tell(f"{model}, {name}, seed {seed}", rounds[-1][name])
-        target = statistics.mean(found[USUAL].last_score for found in rounds)
-        first = rounds[0][USUAL]
-        variants = [_result(name, rounds, target) for name in OFFERED]
+        target = statistics.mean(found[ways[0]].last_score for found in rounds)
+        first = rounds[0][ways[0]]
+        variants = [_result(name, ways[0], rounds, target) for name in ways]
         results.append(ModelResult(model, first.utterances, len(first.epochs), target, variants))
     return results
 
@@ -163,11 +169,25 @@ def measure_growth(
 
 def in_own_process(function: Callable[[Task], Found], task: Task) -> Found:
     """`function` in a process that has held nothing yet; see `environment` for its threads."""
+    return in_own_processes(function, [task])[0]
+
+
+def run_beside(job: Job) -> Run:
+    """As many seeds at once as there are cores: of each second, a run has its part."""
+    cores = len(os.sched_getaffinity(0))
+    found = in_own_processes(run, [replace(job, seed=job.seed + 1000 * number) for number in range(cores)])
+    longest = max(found, key=lambda one: one.epoch_seconds)
+    parts = {name: getattr(longest, name) / cores for name in ("epoch_seconds", "train_seconds")}
+    return replace(found[0], **parts, share=1 / cores)
+
+
+def in_own_processes(function: Callable[[Task], Found], tasks: Sequence[Task]) -> list[Found]:
+    """The same for several, at once."""
     before = dict(os.environ)
-    os.environ.update(environment(task))
+    os.environ.update(environment(tasks[0]))
     try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(function, task).result()
+        with ProcessPoolExecutor(len(tasks), mp_context=get_context("spawn")) as pool:
+            return list(pool.map(function, tasks))
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -179,7 +199,7 @@ def environment(task: Any) -> dict[str, str]:
     The usual way has torch's threads, one a core, all else one, as our commands. Threads do not wait actively: where
     anything else runs on the cores, that made the usual way ten times slower.
     """
-    usual = isinstance(task, Job) and task.variant == USUAL
+    usual = isinstance(task, Job) and task.variant in OTHERS
     wanted = {"OMP_WAIT_POLICY": "PASSIVE"} | ({} if usual else {"OMP_NUM_THREADS": "1"})
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
@@ -190,11 +210,12 @@ def run(job: Job) -> Run:
     features = read_features(job.features)
     with sampled_peak() as own:
         started = time.perf_counter()
-        done = (
-            train_usual(features, job.recipe, job.seed, job.device, job.workers, job.padding)
-            if job.variant == USUAL
-            else train_ours(features, job.recipe, job.seed, job.device, LOADING[job.variant] or {}, job.padding)
-        )
+        if job.variant in OTHERS:
+            limit = job.recipe.model.audio_frames if job.variant == POOLED else None
+            done = train_usual(features, job.recipe, job.seed, job.device, job.workers, job.padding, limit)
+        else:
+            resident = job.variant != MAPPED
+            done = train_ours(features, job.recipe, job.seed, job.device, {"resident": resident}, job.padding)
     epochs = done.epochs
     return Run(
         load_seconds=done.loaded - started,
@@ -212,8 +233,8 @@ def run(job: Job) -> Run:
     )
 
 
-def _result(name: str, rounds: Sequence[Mapping[str, Run]], target: float) -> VariantResult:
-    runs, pairs = [found[name] for found in rounds], [(found[name], found[USUAL]) for found in rounds]
+def _result(name: str, first: str, rounds: Sequence[Mapping[str, Run]], target: float) -> VariantResult:
+    runs, pairs = [found[name] for found in rounds], [(found[name], found[first]) for found in rounds]
     reached = [(found, epoch) for found in runs if (epoch := reach(found.epochs, target))]
     stages = list(runs[0].by_stage)
     scores = [found.score for found in runs]

@@ -37,11 +37,13 @@ STUDY: Mapping[str, Mapping[str, Any]] = {  # rows beside the base row, HBAF wit
     "no conversation encoder": {"model.conversation_encoder": "none"},
 }
 FIRST_STEP = """
-import os, sys, time
+import os, signal, sys, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
+command = os.getpid()
 def stop(*_):
     print(time.perf_counter(), flush=True)
-    os._exit(0)
+    os.kill(command, signal.SIGKILL)  # with the processes that train
+    time.sleep(60)
 register_optimizer_step_post_hook(stop)
 from fusion.cli import train_app
 sys.argv = ["fusion-train", *sys.argv[1:]]
@@ -108,10 +110,12 @@ def _first_step(model: str, features: Path, output: Path, device: str) -> float:
         env=os.environ | environment(None),
         stdout=subprocess.PIPE,
         text=True,
-        check=True,
+        check=False,
     )
+    if not found.stdout:
+        raise RuntimeError(f"fusion-train ended before its first step, with exit status {found.returncode}")
     shutil.rmtree(partial_folder(output), ignore_errors=True)
-    return float(found.stdout) - started
+    return float(found.stdout.split()[0]) - started
 
 
 def measure_seeds(task: Task) -> SeedsResult:

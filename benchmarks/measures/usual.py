@@ -1,8 +1,9 @@
-"""The usual way to train on cached features: what most projects write, with this project's model, loss and pooling.
+"""The usual way to train on cached features: what most projects write, with this project's model and loss.
 
-A `Dataset` opens the HDF5 files for every item, a conversation, reads its rows, which lie side by side, pools long
-audio as this project does, and hands out float32; a `DataLoader` collates a random batch of them to the longest
-utterance; the loop below learns and validates. Frozen stages of HCAM run in every batch, as frozen parts mostly do.
+A `Dataset` opens the HDF5 files for every item, a conversation, reads its rows, which lie side by side, and hands out
+float32, of long audio as it is stored or pooled as this project does; a `DataLoader` collates a random batch of them to
+the longest utterance; the loop below learns and validates. Frozen stages of HCAM run in every batch, as frozen parts
+mostly do.
 """
 
 import copy
@@ -44,7 +45,7 @@ class Item:
 class Conversations(Dataset[Item]):
     """The conversations of a split; every item opens the files, so that worker processes may be forked."""
 
-    def __init__(self, features: Features, split: str, audio_frames: int) -> None:
+    def __init__(self, features: Features, split: str, audio_frames: int | None) -> None:
         table = features.utterances
         here = np.flatnonzero(np.array(table.splits) == split)
         names = np.array(table.conversations)[here]
@@ -103,13 +104,24 @@ def _pad(utterances: list[Tensor]) -> tuple[Tensor, Tensor]:
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
-def train_usual(features: Features, recipe: Recipe, seed: int, device: str, workers: int, padding: bool) -> Training:
-    """All epochs of the recipe, without early stopping; each branch of a stage keeps the weights of its best one."""
+def train_usual(
+    features: Features,
+    recipe: Recipe,
+    seed: int,
+    device: str,
+    workers: int,
+    padding: bool,
+    audio_frames: int | None,
+) -> Training:
+    """All epochs of the recipe, without early stopping; each branch of a stage keeps the weights of its best one.
+
+    Audio of more than `audio_frames` is pooled as this project does; None leaves it as it is stored.
+    """
     torch.manual_seed(seed)
     task = find_task(recipe.train.target, len(features.label_names))
     loaders = [
         DataLoader(
-            Conversations(features, split, recipe.model.audio_frames),
+            Conversations(features, split, audio_frames),
             batch_size=recipe.train.conversations,
             shuffle=split == "train",
             collate_fn=collate,
