@@ -179,8 +179,9 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def _failure(utterance: Utterance, clip: _Clip, path: Path, decode_seconds: float) -> ClipError:
     status = "changed" if clip.samples else "+".join(clip.issues)
-    rate = f" at {clip.sample_rate} Hz" if clip.samples == utterance.samples else ""
-    found = f"{clip.samples} samples{rate}" if clip.samples else status
+    same_length = clip.samples == utterance.samples
+    found = _told(clip.samples, clip.sample_rate if same_length else None) if clip.samples else status
+    expected = _told(utterance.samples, utterance.sample_rate if same_length else None)
     reasons = {
         "missing-file": ": no such file, though the manifest has it; set dataset.root to the one that it was made "
         "with, or run pipeline-prepare again",
@@ -188,5 +189,13 @@ def _failure(utterance: Utterance, clip: _Clip, path: Path, decode_seconds: floa
         "slow",
         "decoder-crashed": ": its decoder died, twice; see whether memory is left, and whether the file is damaged",
     }
-    changed = f" has changed since the manifest was made (found {found}, expected {utterance.samples}); {AGAIN}"
-    return ClipError(f"'{utterance.id}': {path}{reasons.get(status, changed)}", utterance.id, status)
+    if status.startswith("unreadable"):
+        reason = f": {status}; give the user of this command the right to read it"
+    else:
+        changed = f" has changed since the manifest was made (found {found}, expected {expected}); {AGAIN}"
+        reason = reasons.get(status, changed)
+    return ClipError(f"'{utterance.id}': {path}{reason}", utterance.id, status)
+
+
+def _told(samples: int, rate: int | None) -> str:
+    return f"{samples} samples" + (f" at {rate} Hz" if rate else "")

@@ -6,6 +6,7 @@ A turn is never dropped: where a modality is absent or odd, `status` says why. R
     no-text            the transcript is empty, or holds nothing visible
     no-audio           the table names no recording
     missing-file       the recording is not there                           (no audio)
+    unreadable (..)    it is there, but the system does not open it, and why: Permission denied   (no audio)
     undecodable        it is there, but no decoder can make sense of it     (no audio)
     no-sound-stream    it holds no audio, such as a video without sound     (no audio)
     empty-audio        it holds no samples, or none from start to end       (no audio)
