@@ -1,6 +1,5 @@
 """The pipeline's commands. Heavy libraries are imported when a command runs, so that `--help` answers at once."""
 
-import errno
 import functools
 import logging
 import os
@@ -59,9 +58,10 @@ def command(body: Callable[..., None]) -> typer.Typer:
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            mend = "make room and run again, finished work is kept" if full else "mend the path or its permissions"
-            _fail(f"{error.filename or 'output'}: {error.strerror or error}; {mend}")
+            from pipeline.errors import reason_and_mend
+
+            reason, mend = reason_and_mend(error, "mend the path or its permissions")
+            _fail(f"{error.filename or 'output'}: {reason}; {mend}, then run the command again")
 
     # without rich, whose import takes longer than all else that --help needs
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -82,12 +82,14 @@ def prepare_app(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse counts that are not the published ones.")] = False,
 ) -> None:
     """Read the corpus, settle its oddities, and write one record per utterance."""
-    from pipeline.manifest import write_manifest
+    from pipeline.manifest import check_place, write_manifest
     from pipeline.params import DatasetParams
     from pipeline.prepare import check_published, prepare, summary
     from pipeline.settings import read_section
 
-    prepared = prepare(read_section(params, "dataset", DatasetParams, overrides))
+    dataset = read_section(params, "dataset", DatasetParams, overrides)
+    check_place(output)  # now, rather than after all is decoded
+    prepared = prepare(dataset)
     print(summary(prepared))
     if strict:
         check_published(prepared)

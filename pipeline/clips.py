@@ -23,6 +23,7 @@ from pipeline.decoders import Decoders
 from pipeline.errors import ClipError
 from pipeline.manifest import Utterance
 from pipeline.media import Channels, Stretch, resample, resampled_length
+from pipeline.store import writing
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +88,7 @@ class Clips:
         Raises:
             ClipError: the recording is not what the manifest says, or cannot be decoded.
             DataError: nothing can be decoded here.
-            OSError: the scratch file cannot be written.
+            StoreError: the scratch file cannot be written.
         """
         path, stretch = self._root / str(utterance.audio), stretch_of(utterance)
         album = self._albums.get(str(utterance.audio))
@@ -147,15 +148,18 @@ class _Scratch:
 
     def append(self, clip: "torch.Tensor") -> int:
         """Where it begins."""
-        with self._lock:
-            if self._file is None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
-                weakref.finalize(self, self._file.close)
-            first_byte = self._file.seek(0, os.SEEK_END)
-            self._file.write(clip.numpy().tobytes())
-            self._file.flush()
-            return first_byte
+        with self._lock, writing(self._folder):
+            return self._append(clip)
+
+    def _append(self, clip: "torch.Tensor") -> int:
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
+        first_byte = self._file.seek(0, os.SEEK_END)
+        self._file.write(clip.numpy().tobytes())
+        self._file.flush()
+        return first_byte
 
     def read(self, first_byte: int, samples: int) -> "torch.Tensor":
         import torch

@@ -33,6 +33,8 @@ What the adapters of corpora say, of a turn that is there and keeps its place:
     other-split        mosi: `mode` names another split than the protocol, which is what counts
 """
 
+import errno
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -75,13 +77,28 @@ class Utterance(BaseModel):
 
 def write_manifest(path: Path, utterances: Sequence[Utterance]) -> None:
     """Write JSON lines; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        for utterance in utterances:
-            absent = {name for name in OPTIONAL if getattr(utterance, name) in (None, {})}
-            file.write(utterance.model_dump_json(exclude=absent) + "\n")
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for utterance in utterances:
+                absent = {name for name in OPTIONAL if getattr(utterance, name) in (None, {})}
+                file.write(utterance.model_dump_json(exclude=absent) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk tells no name
+
+
+def check_place(path: Path) -> None:
+    """See that a manifest can be written to `path`, before it takes long to make one; its folder is made.
+
+    Raises:
+        OSError: the folder cannot be made or written, or `path` is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    write_manifest(partial := path.with_name(path.name + ".try"), [])
+    partial.unlink()
 
 
 def read_manifest(path: Path) -> list[Utterance]:
