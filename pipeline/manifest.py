@@ -35,6 +35,7 @@ What the adapters of corpora say, of a turn that is there and keeps its place:
 
 import errno
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -48,6 +49,9 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Seconds = Annotated[float, Field(ge=0)]
 OK = "ok"
+CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of control characters, halves of characters and line ends
+NAMES = ("id", "conversation", "speaker", "label")
+LARGEST_SCORE = 3.4e38  # that float32 holds
 OPTIONAL = ("recognised", "extra")  # not in the line of an utterance that has none
 
 
@@ -129,6 +133,11 @@ def read_manifest(path: Path) -> list[Utterance]:
     return utterances
 
 
+def holds_controls(name: str | None) -> bool:
+    """Whether a name could not be stored, or be told from another one."""
+    return name is not None and any(unicodedata.category(character) in CONTROLS for character in name)
+
+
 def manifest_order(utterance: Utterance) -> tuple[int, str, int]:
     """Sorting key: split, conversation, turn."""
     return SPLITS.index(utterance.split), utterance.conversation, utterance.turn
@@ -138,11 +147,20 @@ def check_utterances(utterances: Sequence[Utterance], source: str) -> None:
     """Hold a manifest to its contract; `source` leads every message.
 
     Raises:
-        DataError: there are none, an id is repeated, a conversation lies in two splits, turns have gaps, the order
-            is not split, conversation, turn.
+        DataError: there are none, a name holds control characters, a score is beyond float32, an id is repeated, a
+            conversation lies in two splits, turns have gaps, the order is not split, conversation, turn.
     """
     if not utterances:
         raise DataError(f"{source}: holds no utterance")
+    for utterance in utterances:
+        for name in NAMES:
+            if holds_controls(value := getattr(utterance, name)):
+                raise DataError(
+                    f"{source}: '{utterance.id}': {name} {value!r} holds control characters; mend the table, and run "
+                    "pipeline-prepare again"
+                )
+        if abs(utterance.score or 0) > LARGEST_SCORE:
+            raise DataError(f"{source}: '{utterance.id}': score {utterance.score} is beyond float32; mend the table")
     identifier, count = Counter(utterance.id for utterance in utterances).most_common(1)[0]
     if count > 1:
         raise DataError(f"{source}: id '{identifier}' is given to {count} utterances; ids must be unique")
