@@ -193,6 +193,7 @@ class _Worker:
     def start(self) -> None:
         _Worker.current = self
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it, without a word
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         threading.Thread(target=_die_with_parent, daemon=True).start()
         torch.set_num_threads(self.threads)
 
@@ -210,12 +211,22 @@ def _die_with_parent() -> None:
 
 
 @contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _side_by_side(runs: Sequence[Run], jobs: int, worker: _Worker) -> Iterator[Iterator[str | None]]:
     """What `worker` makes of the `runs`, as they finish; the processes are gone when the context is left."""
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), initializer=worker.start) as executor:
-        futures: Iterable[Future[str | None]] = [executor.submit(_Worker.work, run) for run in runs]
         try:
+            with _ctrl_c_waits():  # a process that is just being forked would tell of it at length
+                futures: Iterable[Future[str | None]] = [executor.submit(_Worker.work, run) for run in runs]
             yield (future.result() for future in as_completed(futures))
         except BaseException as error:  # Ctrl-C, too: what is running is not waited for
             for process in set(multiprocessing.active_children()) - others:
