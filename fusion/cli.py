@@ -22,21 +22,29 @@ Jobs = Annotated[
     typer.Option(min=1, help="Runs side by side on this machine; one for each core by default, one on a GPU."),
 ]
 
+INTERRUPTED = "interrupted"
+KEPT = "interrupted; what was finished is kept: run the same command again to go on"
 DEFAULT_PARAMS = Path("params.yaml")
 
 
-def command(body: Callable[..., None]) -> typer.Typer:
-    """A one-command typer app around `body`; an error that the user can mend is one line and exit status 2."""
+def command(body: Callable[..., None], goes_on: bool = False) -> typer.Typer:
+    """A one-command typer app around `body`; an error that the user can mend is one line and exit status 2.
+
+    Ctrl-C is one line and exit status 130; `goes_on` if the next run then keeps what was finished.
+    """
 
     @functools.wraps(body)
     def guarded(**arguments: Any) -> None:
         # Before torch is imported. The operations are so small that more threads lose more time waiting for each other
         # than they gain; one also gives the same numbers whatever the number of cores. Larger models: set it higher.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        from pipeline.settings import ErcError
-
         try:
+            from pipeline.settings import ErcError
+
             body(**arguments)
+        except KeyboardInterrupt:
+            print(KEPT if goes_on else INTERRUPTED, file=sys.stderr)
+            raise typer.Exit(130) from None
         except ErcError as error:
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             raise typer.Exit(2) from None
@@ -47,6 +55,9 @@ def command(body: Callable[..., None]) -> typer.Typer:
     return app
 
 
+resumable = functools.partial(command, goes_on=True)
+
+
 def find_params(given: Path | None) -> Path | None:
     """The file to read parameters from; None, after a line on stderr, where none is named and none is here."""
     if given is None and not DEFAULT_PARAMS.exists():
@@ -55,7 +66,7 @@ def find_params(given: Path | None) -> Path | None:
     return given or DEFAULT_PARAMS
 
 
-@command
+@resumable
 def train_app(
     features: FeatureFile,
     params: ParamsFile = None,
@@ -113,7 +124,7 @@ def evaluate_app(
     print(f"{output}: {headline(evaluation)}")
 
 
-@command
+@resumable
 def ablate_app(
     features: FeatureFile,
     params: ParamsFile = None,

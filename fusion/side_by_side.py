@@ -72,8 +72,9 @@ def side_by_side(
     others = set(multiprocessing.active_children())
     worker = _Worker(do, threads)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), initializer=worker.start) as executor:
-        futures: Iterable[Future[Any]] = [executor.submit(_Worker.work, item) for item in items]
         try:
+            with _ctrl_c_waits():  # a process that is just being forked would tell of it at length
+                futures: Iterable[Future[Any]] = [executor.submit(_Worker.work, item) for item in items]
             yield (future.result() for future in as_completed(futures))
         except BaseException as error:  # Ctrl-C, too: what is running is not waited for
             for process in set(multiprocessing.active_children()) - others:
@@ -108,6 +109,7 @@ class _Worker:
             _Worker.number = self.started.value
             self.started.value += 1
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it, without a word
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         threading.Thread(target=_die_with_parent, daemon=True).start()
         torch.set_num_threads(self.threads)
 
@@ -122,3 +124,12 @@ def _die_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

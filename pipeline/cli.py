@@ -1,6 +1,5 @@
 """The pipeline's commands. Heavy libraries are imported when a command runs, so that `--help` answers at once."""
 
-import errno
 import functools
 import logging
 import os
@@ -29,6 +28,8 @@ class Modality(StrEnum):
     TEXT = "text"
 
 
+INTERRUPTED = "interrupted"
+KEPT = "interrupted; what was finished is kept: run the same command again to go on"
 DEFAULT_PARAMS = Path("params.yaml")
 DEFAULT_MANIFEST = Path("data/manifest.jsonl")
 
@@ -42,26 +43,33 @@ def settle_libraries() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
-def command(body: Callable[..., None]) -> typer.Typer:
-    """A one-command typer app around `body`; an error that the user can mend is one line and exit status 2."""
+def command(body: Callable[..., None], goes_on: bool = False) -> typer.Typer:
+    """A one-command typer app around `body`; an error that the user can mend is one line and exit status 2.
+
+    Ctrl-C is one line and exit status 130; `goes_on` if the next run then keeps what was finished.
+    """
 
     @functools.wraps(body)
     def guarded(**arguments: Any) -> None:
-        from pipeline.settings import ErcError
-
-        settle_libraries()
-        logging.basicConfig(format="%(message)s", level=logging.WARNING)
         try:
+            from pipeline.settings import ErcError
+
+            settle_libraries()
+            logging.basicConfig(format="%(message)s", level=logging.WARNING)
             body(**arguments)
             sys.stdout.flush()
+        except KeyboardInterrupt:
+            print(KEPT if goes_on else INTERRUPTED, file=sys.stderr)
+            raise typer.Exit(130) from None
         except ErcError as error:
             _fail(str(error))
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            mend = "make room and run again, finished work is kept" if full else "mend the path or its permissions"
-            _fail(f"{error.filename or 'output'}: {error.strerror or error}; {mend}")
+            from pipeline.errors import reason_and_mend
+
+            reason, mend = reason_and_mend(error, "mend the path or its permissions")
+            _fail(f"{error.filename or 'output'}: {reason}; {mend}, then run the command again")
 
     # without rich, whose import takes longer than all else that --help needs
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -74,6 +82,15 @@ def _fail(message: str) -> None:
     raise typer.Exit(2)
 
 
+def announce(what: str) -> None:
+    """Tell somebody at a terminal that libraries are being loaded, which takes seconds."""
+    if sys.stderr.isatty():
+        print(f"loading {what} ...", file=sys.stderr, flush=True)
+
+
+resumable = functools.partial(command, goes_on=True)
+
+
 @command
 def prepare_app(
     output: Annotated[Path, typer.Option(help="Where the manifest goes.")] = DEFAULT_MANIFEST,
@@ -82,12 +99,14 @@ def prepare_app(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse counts that are not the published ones.")] = False,
 ) -> None:
     """Read the corpus, settle its oddities, and write one record per utterance."""
-    from pipeline.manifest import write_manifest
+    from pipeline.manifest import check_place, write_manifest
     from pipeline.params import DatasetParams
     from pipeline.prepare import check_published, prepare, summary
     from pipeline.settings import read_section
 
-    prepared = prepare(read_section(params, "dataset", DatasetParams, overrides))
+    dataset = read_section(params, "dataset", DatasetParams, overrides)
+    check_place(output)  # now, rather than after all is decoded
+    prepared = prepare(dataset)
     print(summary(prepared))
     if strict:
         check_published(prepared)
@@ -95,7 +114,7 @@ def prepare_app(
     print(f"{output}: {len(prepared.utterances)} utterances")
 
 
-@command
+@resumable
 def finetune_app(
     modality: Annotated[Modality, typer.Option(help="Which encoder learns.")],
     manifest: Manifest = DEFAULT_MANIFEST,
@@ -117,6 +136,7 @@ def finetune_app(
     if not (audio if modality == Modality.AUDIO else text).finetune.epochs:
         print(turn_off(output, modality))
         return
+    announce("the encoder")
     from pipeline.finetune.stage import finetune_audio, finetune_text
 
     if modality == Modality.AUDIO:
@@ -126,7 +146,7 @@ def finetune_app(
         print(finetune_text(manifest, output, text, device).summary())
 
 
-@command
+@resumable
 def audio_app(
     manifest: Manifest = DEFAULT_MANIFEST,
     output: Annotated[Path, typer.Option(help="Where the features go.")] = Path("data/audio.h5"),
@@ -135,16 +155,18 @@ def audio_app(
     device: Device = "auto",
 ) -> None:
     """Encode the recordings to frames. An interrupted run goes on where it was."""
-    import torch
-
-    from pipeline.extract import extract_audio
     from pipeline.params import AudioParams, DatasetParams
-    from pipeline.ray_engine import extract_audio_on
     from pipeline.settings import ClusterParams, connect, read_section
 
     dataset = read_section(params, "dataset", DatasetParams, overrides)
     audio = read_section(params, "audio", AudioParams, overrides)
     root, engine = Path(dataset.root), read_section(params, "cluster", ClusterParams, overrides)
+    announce("the encoder")
+    import torch
+
+    from pipeline.extract import extract_audio
+    from pipeline.ray_engine import extract_audio_on
+
     with connect(engine, device, torch.get_num_threads()) as cluster:
         if cluster:
             outcome = extract_audio_on(cluster, manifest, output, audio, root, dataset.channels)
@@ -153,7 +175,7 @@ def audio_app(
     print(outcome.summary("frames"))
 
 
-@command
+@resumable
 def text_app(
     manifest: Manifest = DEFAULT_MANIFEST,
     output: Annotated[Path, typer.Option(help="Where the features go.")] = Path("data/text.h5"),
@@ -162,15 +184,17 @@ def text_app(
     device: Device = "auto",
 ) -> None:
     """Encode the transcripts to tokens. An interrupted run goes on where it was."""
-    import torch
-
-    from pipeline.extract import extract_text
     from pipeline.params import TextParams
-    from pipeline.ray_engine import extract_text_on
     from pipeline.settings import ClusterParams, connect, read_section
 
     text = read_section(params, "text", TextParams, overrides)
     engine = read_section(params, "cluster", ClusterParams, overrides)
+    announce("the encoder")
+    import torch
+
+    from pipeline.extract import extract_text
+    from pipeline.ray_engine import extract_text_on
+
     with connect(engine, device, torch.get_num_threads()) as cluster:
         if cluster:
             outcome = extract_text_on(cluster, manifest, output, text)
@@ -238,7 +262,7 @@ def import_app(
     print(import_features(table, given, output, settings, dataset, strict).summary())
 
 
-@command
+@resumable
 def degrade_app(
     manifest: Manifest = DEFAULT_MANIFEST,
     output: Annotated[Path, typer.Option(help="The folder that is made to hold what is asked for.")] = Path(
@@ -249,7 +273,6 @@ def degrade_app(
     device: Device = "auto",
 ) -> None:
     """Encode the test split with word errors, a recogniser's words or noise: group evaluate.degrade of params.yaml."""
-    from pipeline.degrade import degrade
     from pipeline.params import AudioParams, DatasetParams, DegradeParams, TextParams
     from pipeline.settings import read_section
 
@@ -257,6 +280,9 @@ def degrade_app(
     dataset = read_section(params, "dataset", DatasetParams, overrides)
     audio = read_section(params, "audio", AudioParams, overrides)
     text = read_section(params, "text", TextParams, overrides)
+    announce("the encoders")
+    from pipeline.degrade import degrade
+
     print(degrade(manifest, output, asked, audio, text, Path(dataset.root), dataset.channels, device).summary())
 
 

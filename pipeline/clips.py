@@ -23,6 +23,7 @@ from pipeline.decoders import Decoders
 from pipeline.errors import ClipError
 from pipeline.manifest import Utterance
 from pipeline.media import Channels, Stretch, resample, resampled_length
+from pipeline.store import writing
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +88,7 @@ class Clips:
         Raises:
             ClipError: the recording is not what the manifest says, or cannot be decoded.
             DataError: nothing can be decoded here.
-            OSError: the scratch file cannot be written.
+            StoreError: the scratch file cannot be written.
         """
         path, stretch = self._root / str(utterance.audio), stretch_of(utterance)
         album = self._albums.get(str(utterance.audio))
@@ -147,15 +148,18 @@ class _Scratch:
 
     def append(self, clip: "torch.Tensor") -> int:
         """Where it begins."""
-        with self._lock:
-            if self._file is None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
-                weakref.finalize(self, self._file.close)
-            first_byte = self._file.seek(0, os.SEEK_END)
-            self._file.write(clip.numpy().tobytes())
-            self._file.flush()
-            return first_byte
+        with self._lock, writing(self._folder):
+            return self._append(clip)
+
+    def _append(self, clip: "torch.Tensor") -> int:
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
+        first_byte = self._file.seek(0, os.SEEK_END)
+        self._file.write(clip.numpy().tobytes())
+        self._file.flush()
+        return first_byte
 
     def read(self, first_byte: int, samples: int) -> "torch.Tensor":
         import torch
@@ -179,8 +183,9 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def _failure(utterance: Utterance, clip: _Clip, path: Path, decode_seconds: float) -> ClipError:
     status = "changed" if clip.samples else "+".join(clip.issues)
-    rate = f" at {clip.sample_rate} Hz" if clip.samples == utterance.samples else ""
-    found = f"{clip.samples} samples{rate}" if clip.samples else status
+    same_length = clip.samples == utterance.samples
+    found = _told(clip.samples, clip.sample_rate if same_length else None) if clip.samples else status
+    expected = _told(utterance.samples, utterance.sample_rate if same_length else None)
     reasons = {
         "missing-file": ": no such file, though the manifest has it; set dataset.root to the one that it was made "
         "with, or run pipeline-prepare again",
@@ -188,5 +193,13 @@ def _failure(utterance: Utterance, clip: _Clip, path: Path, decode_seconds: floa
         "slow",
         "decoder-crashed": ": its decoder died, twice; see whether memory is left, and whether the file is damaged",
     }
-    changed = f" has changed since the manifest was made (found {found}, expected {utterance.samples}); {AGAIN}"
-    return ClipError(f"'{utterance.id}': {path}{reasons.get(status, changed)}", utterance.id, status)
+    if status.startswith("unreadable"):
+        reason = f": {status}; give the user of this command the right to read it"
+    else:
+        changed = f" has changed since the manifest was made (found {found}, expected {expected}); {AGAIN}"
+        reason = reasons.get(status, changed)
+    return ClipError(f"'{utterance.id}': {path}{reason}", utterance.id, status)
+
+
+def _told(samples: int, rate: int | None) -> str:
+    return f"{samples} samples" + (f" at {rate} Hz" if rate else "")

@@ -59,7 +59,7 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Unable:
-    """Why this process cannot decode at all."""
+    """Why this process cannot decode at all, or not hand over what it decoded."""
 
     reason: str
 
@@ -99,7 +99,11 @@ def _volunteer() -> None:
 
 def _serve(connection: Connection, memory: int, job: Job) -> None:
     for stretch, recording in decode_stretches(job.path, job.channels, job.stretches, _reporter(connection)):
-        _lay_down(memory, recording.samples)
+        try:
+            _lay_down(memory, recording.samples)
+        except OSError as error:  # a limit on the size of files is one on this memory, too
+            connection.send(Unable(f"{recording.samples.nbytes / 1e6:.3f} MB of samples: {error.strerror}"))
+            return
         count, rate = len(recording.samples), recording.sample_rate
         connection.send(Delivered(stretch, count, rate, recording.channels, recording.issues))
         connection.recv()  # Word.TAKEN

@@ -75,7 +75,7 @@ class Decoders:
         """As `pipeline.media.decode_stretches`, each stretch once; what is not delivered in time, or ever, comes last.
 
         Raises:
-            DataError: no process can be started, or PyAV is not installed.
+            DataError: no process can be started, PyAV is not installed, or there is no memory for samples.
         """
         waiting, issue = dict.fromkeys(stretches), "decoder-crashed"
         with self._free:
@@ -194,6 +194,11 @@ class _Process:
     ) -> Iterator[tuple[Stretch, Recording]]:
         self._send(Job(path, channels, tuple(stretches)))
         while (message := self._receive(limit_seconds)) is not Word.FINISHED:
+            if isinstance(message, Unable):
+                raise DataError(
+                    f"{path}: decoded, it cannot be taken over ({message.reason}); raise the limit on the size of "
+                    "files (ulimit -f), or see whether memory is left"
+                )
             if isinstance(message, Delivered):
                 samples = self._take(message.samples)
                 self._send(Word.TAKEN)  # it goes on while the caller works

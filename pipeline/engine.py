@@ -8,7 +8,7 @@ few batches, however long the corpus is.
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.errors import ClipError, EncoderError
 
 LOADERS = len(os.sched_getaffinity(0))  # threads that load inputs: FFmpeg and torch let go of the interpreter lock
+COUNT_SECONDS = 2.0  # that an error waits for the inputs of its batch and the next ones, to count its like
 AHEAD = 2  # batches that are loaded while one is encoded
 
 Rows = Callable[[], list[np.ndarray]]  # waits for the device; one array an input
@@ -92,7 +93,7 @@ class LocalEngine:
         yield from (_encoded(*done) for done in behind)
 
     def _loaded(self, batches: Sequence[Sequence[int]]) -> "Iterator[_Loaded]":
-        pool = ThreadPoolExecutor(LOADERS)
+        pool = ThreadPoolExecutor(LOADERS)  # not waited for: `close` ends what a hanging recording holds
         ahead: deque[tuple[Sequence[int], list[Future[Any]]]] = deque()
         following = iter(batches)
         try:
@@ -105,11 +106,14 @@ class LocalEngine:
                     ahead.append((batch, [pool.submit(self._load, index) for index in batch]))
                 if not ahead:
                     return
-                yield self._gathered(*ahead.popleft())
+                yield self._gathered(*ahead.popleft(), [future for _, futures in ahead for future in futures])
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _gathered(self, batch: Sequence[int], futures: Sequence[Future[Any]]) -> "_Loaded":
+    def _gathered(
+        self, batch: Sequence[int], futures: Sequence[Future[Any]], later: Sequence[Future[Any]]
+    ) -> "_Loaded":
+        """The inputs of a batch; `later` are those of the next ones, for the count in an error."""
         loaded = _Loaded(batch)
         for index, future in zip(batch, futures, strict=True):
             try:
@@ -117,7 +121,7 @@ class LocalEngine:
                 loaded.indices.append(index)
             except ClipError as error:
                 if not self._mark:
-                    raise
+                    raise _counting(error, [*futures, *later]) from None
                 loaded.failures[index] = error.status
         return loaded
 
@@ -155,6 +159,15 @@ class _Loaded:
     indices: list[int] = field(default_factory=list)
     inputs: list[Any] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
+
+
+def _counting(error: ClipError, futures: Sequence[Future[Any]]) -> ClipError:
+    """The error with how many more utterances cannot be loaded, as far as is known, and how to go on without them."""
+    done, _ = wait(futures, COUNT_SECONDS)
+    more = sum(isinstance(future.exception(), ClipError) for future in done) - 1
+    others = f" (and {more} more)" if more > 0 else ""
+    message = f"{error}{others}; to go on without such utterances, set audio.on_error: mark"
+    return ClipError(message, error.utterance_id, error.status)
 
 
 def _encoded(loaded: _Loaded, rows: Rows) -> Encoded:

@@ -1,6 +1,24 @@
 """The pipeline's errors; the whole tree is drawn in `pipeline.settings`."""
 
+import errno
+import os
+import re
+
 from pipeline.settings import ErcError
+
+MENDS = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room within the quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+}
+
+
+def reason_and_mend(error: Exception, otherwise: str) -> tuple[str, str]:
+    """What the system says of a file that cannot be written, without what libraries add, and what to do about it."""
+    found = re.search(r"(?:errno = |os error )(\d+)", str(error))
+    number = getattr(error, "errno", None) or (int(found[1]) if found else None)
+    reason = os.strerror(number) if number else " ".join(str(error).split())
+    return reason, MENDS.get(number or 0, otherwise)
 
 
 class StoreError(ErcError):

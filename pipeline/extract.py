@@ -199,8 +199,9 @@ def fill(target: Path, work: Work, name: str) -> Outcome:
         waiting = [batch for batch in batches if not writer.done[batch].all()]
         writer.take_note(budget=budget, pieces=engine.pieces)
         total = sum(len(batch) for batch in waiting)
+        left = sum(lengths[index] for batch in waiting for index in batch)
         with (
-            Progress(name, work.unit, sum(lengths[index] for batch in waiting for index in batch)) as progress,
+            Progress(name, work.unit, sum(lengths), kept=sum(lengths) - left) as progress,
             _WritingBehind(writer) as behind,
         ):
             for encoded in engine.run(waiting):

@@ -6,6 +6,7 @@ A turn is never dropped: where a modality is absent or odd, `status` says why. R
     no-text            the transcript is empty, or holds nothing visible
     no-audio           the table names no recording
     missing-file       the recording is not there                           (no audio)
+    unreadable (..)    it is there, but the system does not open it, and why: Permission denied   (no audio)
     undecodable        it is there, but no decoder can make sense of it     (no audio)
     no-sound-stream    it holds no audio, such as a video without sound     (no audio)
     empty-audio        it holds no samples, or none from start to end       (no audio)
@@ -32,6 +33,9 @@ What the adapters of corpora say, of a turn that is there and keeps its place:
     other-split        mosi: `mode` names another split than the protocol, which is what counts
 """
 
+import errno
+import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -47,6 +51,9 @@ Seconds = Annotated[float, Field(ge=0)]
 LARGEST_SCORE = (2 - 2**-23) * 2.0**127  # of float32, in which feature files hold scores
 Score = Annotated[float, Field(ge=-LARGEST_SCORE, le=LARGEST_SCORE)]
 OK = "ok"
+CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of control characters, halves of characters and line ends
+NAMES = ("id", "conversation", "speaker", "label")
+LARGEST_SCORE = 3.4e38  # that float32 holds
 OPTIONAL = ("recognised", "extra")  # not in the line of an utterance that has none
 
 
@@ -76,13 +83,28 @@ class Utterance(BaseModel):
 
 def write_manifest(path: Path, utterances: Sequence[Utterance]) -> None:
     """Write JSON lines; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        for utterance in utterances:
-            absent = {name for name in OPTIONAL if getattr(utterance, name) in (None, {})}
-            file.write(utterance.model_dump_json(exclude=absent) + "\n")
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for utterance in utterances:
+                absent = {name for name in OPTIONAL if getattr(utterance, name) in (None, {})}
+                file.write(utterance.model_dump_json(exclude=absent) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk tells no name
+
+
+def check_place(path: Path) -> None:
+    """See that a manifest can be written to `path`, before it takes long to make one; its folder is made.
+
+    Raises:
+        OSError: the folder cannot be made or written, or `path` is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    write_manifest(partial := path.with_name(path.name + ".try"), [])
+    partial.unlink()
 
 
 def read_manifest(path: Path) -> list[Utterance]:
@@ -113,6 +135,11 @@ def read_manifest(path: Path) -> list[Utterance]:
     return utterances
 
 
+def holds_controls(name: str | None) -> bool:
+    """Whether a name could not be stored, or be told from another one."""
+    return name is not None and any(unicodedata.category(character) in CONTROLS for character in name)
+
+
 def manifest_order(utterance: Utterance) -> tuple[int, str, int]:
     """Sorting key: split, conversation, turn."""
     return SPLITS.index(utterance.split), utterance.conversation, utterance.turn
@@ -122,11 +149,20 @@ def check_utterances(utterances: Sequence[Utterance], source: str) -> None:
     """Hold a manifest to its contract; `source` leads every message.
 
     Raises:
-        DataError: there are none, an id is repeated, a conversation lies in two splits, turns have gaps, the order
-            is not split, conversation, turn.
+        DataError: there are none, a name holds control characters, a score is beyond float32, an id is repeated, a
+            conversation lies in two splits, turns have gaps, the order is not split, conversation, turn.
     """
     if not utterances:
         raise DataError(f"{source}: holds no utterance")
+    for utterance in utterances:
+        for name in NAMES:
+            if holds_controls(value := getattr(utterance, name)):
+                raise DataError(
+                    f"{source}: '{utterance.id}': {name} {value!r} holds control characters; mend the table, and run "
+                    "pipeline-prepare again"
+                )
+        if abs(utterance.score or 0) > LARGEST_SCORE:
+            raise DataError(f"{source}: '{utterance.id}': score {utterance.score} is beyond float32; mend the table")
     identifier, count = Counter(utterance.id for utterance in utterances).most_common(1)[0]
     if count > 1:
         raise DataError(f"{source}: id '{identifier}' is given to {count} utterances; ids must be unique")

@@ -4,6 +4,7 @@ PyAV decodes (its wheels carry FFmpeg), torchaudio resamples. Nothing here raise
 with it comes back as issues, whose names `pipeline.manifest` explains.
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -84,18 +85,14 @@ def decode_stretches(
     """
     import av  # not installed on machines that only encode cached audio or train
 
-    try:
-        is_file = path.is_file()
-    except OSError:  # a name that is too long, a folder that may not be entered
-        is_file = False
+    if issue := _closed(path):
+        yield from ((stretch, nothing(issue)) for stretch in stretches)
+        return
     try:
         # a crafted playlist must not make the decoder open other places
-        container = av.open(str(path.absolute()), options={"protocol_whitelist": "file"}) if is_file else None
+        container = av.open(str(path.absolute()), options={"protocol_whitelist": "file"})
     except (av.error.FFmpegError, ValueError, UnicodeError):
         yield from ((stretch, nothing("undecodable")) for stretch in stretches)
-        return
-    if container is None:
-        yield from ((stretch, nothing("missing-file")) for stretch in stretches)
         return
     with container:
         if not container.streams.audio:
@@ -104,6 +101,18 @@ def decode_stretches(
             yield from ((stretch, nothing("undecodable")) for stretch in stretches)
         else:
             yield from _decode_open(container, path, channels, stretches, progress)
+
+
+def _closed(path: Path) -> str | None:
+    """Why the system does not open `path` as a file; None where it does."""
+    try:
+        if not path.is_file():  # a pipe would have to be waited for
+            return "missing-file"
+        path.open("rb").close()
+    except OSError as error:
+        absent = error.errno in (errno.ENOENT, errno.ENAMETOOLONG)
+        return "missing-file" if absent else f"unreadable ({error.strerror})"
+    return None
 
 
 def _decode_open(

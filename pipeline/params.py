@@ -57,7 +57,9 @@ class DatasetParams(Section):
     test_share: Share = 0.2
     split_seed: int = 0
     channels: Literal["downmix", "center", "first"] = "downmix"  # how several channels become one
-    decode_seconds: Annotated[float, Field(gt=0)] = 60.0  # that decoding may go without progress: status timed-out
+    decode_seconds: Annotated[float, Field(gt=0, le=86_400)] = (
+        60.0  # that decoding may go without progress: status timed-out
+    )
 
     @property
     def source(self) -> str:
@@ -76,12 +78,12 @@ class DatasetParams(Section):
 class FinetuneParams(Section):
     """An encoder that learns from the labels of train; the keys that both modalities have."""
 
-    epochs: Annotated[int, Field(ge=0)] = 0  # at most; 0: fine-tuning is off
+    epochs: Annotated[int, Field(ge=0, le=100_000)] = 0  # at most; 0: fine-tuning is off
     encoder: UserPath = "tiny"  # where it starts: tiny | a Hugging Face name | a local folder
     revision: str | None = None
     patience: Annotated[int, Field(gt=0)] = 5  # epochs without a better validation score before stopping
     metric: Literal["weighted_f1", "macro_f1", "accuracy", "uar"] = "weighted_f1"  # on validation, selects the epoch
-    batch_size: Annotated[int, Field(gt=0)] = 16
+    batch_size: Annotated[int, Field(gt=0, le=10_000)] = 16
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4  # at its height, behind the warmup
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of all steps
@@ -98,13 +100,13 @@ class FinetuneAudioParams(FinetuneParams):
     # shares of frames and of dimensions that are hidden while it learns (SpecAugment); None: the encoder's own
     mask_time: Annotated[float, Field(ge=0, lt=1)] | None = None
     mask_features: Annotated[float, Field(ge=0, lt=1)] | None = None
-    max_seconds: Annotated[float, Field(ge=1)] = 10.0  # of a clip, its beginning; memory grows with it
+    max_seconds: Annotated[float, Field(ge=1, le=3_600)] = 10.0  # of a clip, its beginning; memory grows with it
 
 
 class FinetuneTextParams(FinetuneParams):
     """A text encoder that learns."""
 
-    max_tokens: Annotated[int, Field(ge=4)] = 128  # of a text, its beginning
+    max_tokens: Annotated[int, Field(ge=4, le=100_000)] = 128  # of a text, its beginning
 
 
 class AudioParams(Section):
@@ -117,10 +119,10 @@ class AudioParams(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the encoder's arithmetic
     dtype: Literal["float16", "float32"] = "float16"  # of the stored features
     # seconds of audio in a batch, padding included; auto: found from the memory that is free
-    batch: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
-    window_seconds: Annotated[float, Field(ge=2)] = 40.0  # longer clips are encoded in windows
+    batch: Literal["auto"] | Annotated[float, Field(gt=0, le=36_000)] = "auto"
+    window_seconds: Annotated[float, Field(ge=2, le=3_600)] = 40.0  # longer clips are encoded in windows
     overlap_seconds: Annotated[float, Field(ge=0)] = 4.0
-    decode_seconds: Annotated[float, Field(gt=0)] = 60.0  # that decoding may go without progress
+    decode_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0  # that decoding may go without progress
     on_error: Literal["stop", "mark"] = (
         "stop"  # a recording that cannot be read now: stop, or leave its utterance empty
     )
@@ -144,8 +146,10 @@ class TextParams(Section):
     mix: Literal["mean", "stack"] = "mean"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     dtype: Literal["float16", "float32"] = "float16"
-    batch: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"  # tokens in a batch, padding included
-    overlap_tokens: Annotated[int, Field(ge=0)] = 64  # between the windows of a text that exceeds the model's length
+    batch: Literal["auto"] | Annotated[int, Field(gt=0, le=10_000_000)] = "auto"  # tokens in a batch, padding included
+    overlap_tokens: Annotated[int, Field(ge=0, le=100_000)] = (
+        64  # between the windows of a text that exceeds the model's length
+    )
     finetune: FinetuneTextParams = FinetuneTextParams()
 
 

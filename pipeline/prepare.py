@@ -1,6 +1,5 @@
 """The `prepare` stage: a corpus as people have it -> a manifest in which every oddity is settled and named."""
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +12,12 @@ from pipeline.datasets import read_corpus
 from pipeline.datasets.turns import Counts, Turn
 from pipeline.decoders import Decoders
 from pipeline.errors import DataError
-from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, label_names, manifest_order
+from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, holds_controls, label_names, manifest_order
 from pipeline.media import Recording, Stretch
 from pipeline.params import DatasetParams
 from pipeline.published import COLUMNS, Difference, compare, count, select, statuses
 from pipeline.splits import assign_splits
 
-CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of control characters, halves of characters and line ends
 NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
 
 
@@ -157,7 +155,7 @@ def _draft(turn: Turn, index: int, split: str, params: DatasetParams) -> Utteran
     identifier = turn.id or f"{turn.conversation}/{index}"
     names = {"id": identifier, "conversation": turn.conversation, "speaker": turn.speaker, "label": turn.label}
     for name, value in names.items():
-        if value is not None and any(unicodedata.category(character) in CONTROLS for character in value):
+        if holds_controls(value):
             raise DataError(f"{where}: {name} {value!r} holds control characters; mend the table")
     for name, seconds in (("start", turn.start), ("end", turn.end)):
         if seconds is not None and seconds < 0:

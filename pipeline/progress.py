@@ -29,11 +29,16 @@ class Unit:
 
 
 class Progress:
-    """A progress bar with units a minute and the time left, silent where there is no terminal; a context manager."""
+    """A progress bar with units a minute and the time left, silent where there is no terminal; a context manager.
 
-    def __init__(self, name: str, unit: Unit, total: int) -> None:
+    Args:
+        total: length of all the work.
+        kept: of that, what an earlier run did; it has no part in the speed.
+    """
+
+    def __init__(self, name: str, unit: Unit, total: int, kept: int = 0) -> None:
         self._unit = unit
-        self._bar = _Bar(unit=unit, total=total, desc=name, disable=None, bar_format=FORMAT, smoothing=0)
+        self._bar = _Bar(unit=unit, total=total, initial=kept, desc=name, disable=None, bar_format=FORMAT, smoothing=0)
         self._done, self._start = 0, time.perf_counter()
 
     def __enter__(self) -> "Progress":
@@ -72,7 +77,7 @@ class _Bar(tqdm):
         """What the bar's format may name: also `shown` and `per_minute`."""
         found = dict(super().format_dict)
         done, total = found["n"], found["total"] or 0
-        rate = done / found["elapsed"] if found["elapsed"] else 0.0
+        rate = (done - found["initial"]) / found["elapsed"] if found["elapsed"] else 0.0
         unit = self._unit
         found["shown"] = f"{unit.show(done)}/{unit.show(total)} {unit.name}"
         found["per_minute"] = f", {unit.show(60 * rate)} {unit.short} a minute" if rate else ""

@@ -18,6 +18,7 @@ FORMAT = "erc-features"
 VERSION = 2  # 1: checksums were BLAKE2b
 USER_BLOCK = 512  # bytes, the smallest that HDF5 allows
 FIELDS = {"format", "version", "size", "values", "structure"}
+HDF5 = b"\x89HDF\r\n\x1a\n"  # its signature
 BLOCK = 1 << 20  # bytes that are hashed at once
 
 
@@ -40,14 +41,17 @@ def check_seal(path: Path) -> None:
     block = _read_block(path)
     line = _parse(block)
     version = line.get("version")
+    damaged = StoreError(f"{path}: damaged; delete it and run dvc repro")
     if line.get("format") != FORMAT:
-        raise StoreError(f"{path}: not a feature file of this project, or unfinished or damaged; run dvc repro")
+        if block[USER_BLOCK:] == HDF5:  # what lies behind a seal
+            raise StoreError(f"{path}: unfinished, or its seal is damaged; delete it and run dvc repro")
+        raise StoreError(f"{path}: not a feature file of this project; name another, or run dvc repro to make one")
+    block = block[:USER_BLOCK]
     if version != VERSION:
         raise StoreError(
             f"{path}: written in version {version} of the format, this program reads version {VERSION}; "
             "run dvc repro to make it anew, or install the matching erc-fusion"
         )
-    damaged = StoreError(f"{path}: damaged; delete it and run dvc repro")
     if block != _rendered(line) or not _is_sound(line):
         raise damaged
     size, expected = path.stat().st_size, line["size"]
@@ -72,9 +76,10 @@ def _is_sound(line: Mapping[str, Any]) -> bool:
 
 
 def _read_block(path: Path) -> bytes:
+    """The user block, and the signature of HDF5 behind it."""
     try:
         with path.open("rb") as file:
-            return file.read(USER_BLOCK)
+            return file.read(USER_BLOCK + len(HDF5))
     except FileNotFoundError:
         raise StoreError(f"{path}: no such feature file; mend the path, or run dvc repro") from None
     except OSError as error:

@@ -15,9 +15,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, reason_and_mend
 from pipeline.seal import USER_BLOCK, seal
-from pipeline.store import Dtype, Identity, checksum, lay_out_part
+from pipeline.store import Dtype, Identity, checksum, lay_out_part, part_size, try_size
 
 BLOCK = 64 << 20  # bytes that are copied at once
 HASHERS = 4  # threads, at most; hashing lets go of the interpreter lock
@@ -42,14 +42,16 @@ class PartLayout:
         return int(np.prod(self.row_shape)) * np.dtype(self.dtype).itemsize
 
 
-def lay_out(path: Path, layout: PartLayout, mend: str = "make room, or name another file with --output") -> None:
+def lay_out(path: Path, layout: PartLayout, go_on: str = "or name another file with --output") -> None:
     """Make an empty part file at its final size, on disk when this returns.
 
     Raises:
         StoreError: the disk is too full for it, or the folder cannot be written; nothing is left.
     """
     identity, plan, failed = layout.identity, layout.plan, layout.failed
+    needed = sum(layout.rows) * layout.row_bytes
     try:
+        try_size(path, part_size(layout.ids, needed))
         with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
             lay_out_part(file, layout.ids, layout.rows, layout.row_shape, layout.dtype, identity, plan, failed)
         with path.open("r+b") as opened:
@@ -58,11 +60,11 @@ def lay_out(path: Path, layout: PartLayout, mend: str = "make room, or name anot
             os.fsync(opened.fileno())
     except (OSError, RuntimeError) as error:  # HDF5 raises either where the file cannot grow
         path.unlink(missing_ok=True)
-        needed, free = sum(layout.rows) * layout.row_bytes, shutil.disk_usage(path.parent).free
-        reason = " ".join(str(error).split())
+        free = shutil.disk_usage(path.parent).free
+        reason, mend = reason_and_mend(error, "see to the disk and its permissions")
         raise StoreError(
-            f"{path.parent}: no room for {path.name.removesuffix('.new')}, which needs {needed / 1e9:.3f} GB of the "
-            f"{free / 1e9:.3f} GB that are free, or the folder cannot be written ({reason}); {mend}"
+            f"{path.with_name(path.name.removesuffix('.new'))}: no room for it ({reason}: it needs {needed / 1e9:.3f} "
+            f"GB, {free / 1e9:.3f} GB are free); {mend}, {go_on}"
         ) from None
 
 

@@ -128,7 +128,7 @@ class SlotWriter:
             rows=[0 if index in failures else rows for index, rows in enumerate(self.layout.rows)],
             failed={self.layout.ids[index]: status for index, status in failures.items()},
         )
-        lay_out(self._marked, layout, "make room, then run the command again: finished work is kept")
+        lay_out(self._marked, layout, "then run the command again: finished work is kept")
         descriptor = os.open(self._marked, os.O_RDWR)
         try:
             marked = SlotFile(descriptor, self._marked, layout)

@@ -20,7 +20,6 @@ Nothing in a file depends on time, machine or folder: the same input gives the s
 read-only memory maps; no HDF5 handle stays open, so a reader may fork.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -33,13 +32,14 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, reason_and_mend
 from pipeline.seal import FORMAT, USER_BLOCK, VERSION, check_seal, seal
 from pipeline.settings import ErcError
 
 Dtype = Literal["float16", "float32"]
 
 MODALITIES = ("audio", "text")
+STRUCTURE = 1 << 14  # bytes that HDF5 needs beside the arrays, more than enough
 UNLABELLED = -1
 
 
@@ -205,13 +205,20 @@ def writing(path: Path) -> Iterator[None]:
     except ErcError:
         raise
     except (OSError, RuntimeError) as error:  # HDF5 raises either where a file cannot grow
-        number = error.errno if isinstance(error, OSError) else None
-        reason = os.strerror(number) if number else " ".join(str(error).split())
-        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        mend = "make room" if full else "see to the disk, its room and its permissions, or name another place"
+        reason, mend = reason_and_mend(error, "see to the disk, its room and its permissions, or name another place")
         raise StoreError(
             f"{path}: cannot be written ({reason}); {mend}, then run the command again: finished work is kept"
         ) from error
+
+
+def try_size(path: Path, size: int) -> None:
+    """Let `path`, which is made anew, grow to `size` bytes; where it cannot, HDF5 would tell so at length.
+
+    Raises:
+        OSError: the disk is too full, a limit is lower, or the folder cannot be written.
+    """
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 @contextmanager
@@ -245,7 +252,7 @@ def _read_part_group(group: h5py.Group, path: Path) -> Part:
     values = _map_values(group["values"], path)
     consistent = len(offsets) == len(ids) + 1 == len(checksums) + 1 and offsets[0] == 0
     if not consistent or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
-        raise StoreError(f"{path}: damaged: its offsets, checksums, ids and values do not fit together")
+        raise StoreError(f"{path}: damaged: its offsets, checksums, ids and values do not fit together; delete it")
     failed = json.loads(_read_strings(group["failed"])[0]) if "failed" in group else {}
     identity, plan = Identity.from_json(group.attrs["identity"]), str(group.attrs["plan"])
     return Part(values, offsets, checksums, ids, identity, plan, path, failed)
@@ -326,6 +333,7 @@ def _write_joint(
     fingerprints: Mapping[str, str],
     copy: bool,
 ) -> None:
+    try_size(partial, _joint_size(utterances, parts, copy))
     values = []
     with h5py.File(partial, "w", userblock_size=USER_BLOCK) as file:
         _write_header(file, "joint")
@@ -339,6 +347,23 @@ def _write_joint(
             else:
                 file[name] = h5py.ExternalLink(_relative_name(part.path, path), "/")
     seal(partial, values)
+
+
+def _joint_size(utterances: Utterances, parts: Mapping[str, Part], copy: bool) -> int:
+    """Bytes of a joint file, rounded up."""
+    columns = (utterances.ids, utterances.conversations, utterances.speakers, utterances.splits)
+    table = sum(map(strings_size, columns)) + 20 * len(utterances)  # turn, label, score
+    return STRUCTURE + table + sum(part_size(part.ids, part.values.nbytes) for part in parts.values() if copy)
+
+
+def part_size(ids: Sequence[str], values: int) -> int:
+    """Bytes of a part with so many bytes of values, rounded up."""
+    return STRUCTURE + strings_size(ids) + 16 * len(ids) + values  # offsets, checksums
+
+
+def strings_size(strings: Sequence[str]) -> int:
+    """Bytes of strings that all take the room of the longest."""
+    return len(strings) * max((len(string.encode()) for string in strings), default=0)
 
 
 def write_features(

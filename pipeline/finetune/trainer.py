@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from pipeline.batching import shuffled_batches
-from pipeline.errors import EncoderError, StoreError
+from pipeline.errors import EncoderError, StoreError, reason_and_mend
 from pipeline.finetune.examples import Example
 from pipeline.finetune.learners import Learner
 from pipeline.finetune.scores import METRICS, scores
@@ -187,9 +187,9 @@ class _EpochTrainer(Trainer):
             _mark_whole(folder)
         except (OSError, RuntimeError, SafetensorError) as error:  # whichever library found the disk full
             shutil.rmtree(folder, ignore_errors=True)  # what did not fit should not go on filling the disk
+            reason, mend = reason_and_mend(error, "make room")
             raise StoreError(
-                f"{folder}: cannot be written ({' '.join(str(error).split())[:200]}); make room and run again, "
-                "finished epochs are kept"
+                f"{folder}: cannot be written ({reason[:200]}); {mend} and run again, finished epochs are kept"
             ) from None
         kept = self._keep(self.state)
         for other in work.glob("checkpoint-*"):

@@ -20,6 +20,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -111,9 +112,10 @@ def check_section(
         found = error.errors(include_url=False)
         first = [problem for problem in found if not _follows(problem, found)]
         problems: dict[str, dict[str, None]] = {}  # by source; a dict keeps their order and each once
-        for problem in first:
-            where = _source_of(_key_of(problem, name), overrides, source)
-            problems.setdefault(where, {})[_describe(problem, name, section)] = None
+        for _, alternatives in groupby(first, _location):
+            told = list(alternatives)  # of one value that could be of several types, a problem each
+            where = _source_of(_key_of(told[0], name), overrides, source)
+            problems.setdefault(where, {})[_describe(told, name, section)] = None
         raise SettingsError("; ".join(f"{where}: {'; '.join(told)}" for where, told in problems.items())) from None
 
 
@@ -205,12 +207,13 @@ def _key_of(problem: Any, name: str) -> str:
 
 def _follows(problem: Any, problems: Sequence[Any]) -> bool:
     """Whether a problem is that of a whole whose elements have problems of their own."""
-    depth = len(problem["loc"])
-    return any(len(other["loc"]) > depth and other["loc"][:depth] == problem["loc"] for other in problems)
+    location, others = _location(problem), map(_location, problems)
+    return any(len(other) > len(location) and other[: len(location)] == location for other in others)
 
 
-def _describe(problem: Any, name: str, section: type[Section]) -> str:
-    """One pydantic problem in the words of params.yaml."""
+def _describe(problems: Sequence[Any], name: str, section: type[Section]) -> str:
+    """The pydantic problems of one value in the words of params.yaml."""
+    problem = problems[0]
     location, key = _location(problem), _key_of(problem, name)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(section, location[:-1])
@@ -218,18 +221,24 @@ def _describe(problem: Any, name: str, section: type[Section]) -> str:
         return f"unknown key '{key}'{hint}"
     if problem["type"] == "missing":
         return f"key '{key}' is required"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    message = message.replace("a valid array", "a list").replace("an object", "a group of keys and values")
-    message = message.replace("tuple", "list").replace(" after validation", "")
+    message, *others = map(_message, problems)
+    message = " or ".join([message, *(other.removeprefix("input should be ") for other in others)])
     found = problem["input"]
     if isinstance(found, dict | BaseModel):  # a rule over several keys: its message names them
         return f"'{key}': {message}"
     hint = ""
     if problem["type"] == "literal_error" and isinstance(found, str):
-        accepted = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
-        hint = _suggest(found, accepted.split(", "))
+        accepted = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        close = difflib.get_close_matches(found, accepted)
+        hint = _suggest(found, accepted) if len(close) == 1 else ""  # of two, the list says as much
     return f"'{key}' is {found!r}: {message}{hint}"
+
+
+def _message(problem: Any) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    message = message.replace("a valid array", "a list").replace("an object", "a group of keys and values")
+    return message.replace("tuple", "list").replace(" after validation", "")
 
 
 def _fields_at(section: type[Section], location: Sequence[str | int]) -> list[str]:

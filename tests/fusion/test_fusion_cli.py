@@ -1,8 +1,11 @@
 """fusion-train and fusion-evaluate as a user types them."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,32 @@ def test_without_params_yaml_defaults_are_used_and_this_is_said(project: Path) -
     assert done.stderr == "params.yaml: not here, so every parameter has its default\n"
     config = json.loads((project / "models" / "hbaf" / "seed-5" / "config.json").read_text())
     assert config["erc"]["params"]["train"]["patience"] == 15
+
+
+def test_ctrl_c_is_one_line_also_with_processes_that_train(project: Path) -> None:
+    """A terminal gives it to all of them."""
+    command = ["fusion-ablate", "--features", "data/feats.h5", "--device", "cpu", "--jobs", "2"]
+    sets = ["train.epochs=2000", "train.patience=2000", "ablations.plain={model.gate: false}"]
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name(command[0])), *command[1:], *(a for one in sets for a in ("--set", one))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # which background jobs ignore
+    )
+    try:
+        tasks = Path(f"/proc/{process.pid}/task")
+        while (
+            process.poll() is None and len("".join(path.read_text() for path in tasks.glob("*/children")).split()) < 2
+        ):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr == "interrupted; what was finished is kept: run the same command again to go on\n"
 
 
 # decoupled weight decay multiplies every weight by 1 - 10 * 10 a step

@@ -7,19 +7,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline import decoder_process
-from pipeline.media import Channels, Recording, Stretch, decode_stretches
+from pipeline.media import Channels, Recording, Stretch, decode_stretches, nothing
 
 
 def odd(
     path: Path, channels: Channels, stretches: Sequence[Stretch], progress: Callable[[], None]
 ) -> Iterator[tuple[Stretch, Recording]]:
-    """hang*, crash*, slow* as they say; crash-once* only where it finds no other file of its name with .crashed;
-    late-hang* and late-crash* after the first stretch.
+    """hang*, crash*, slow*, forbidden* as they say; crash-once* only where it finds no other file of its name
+    with .crashed; late-hang* and late-crash* after the first stretch.
     """
     name = path.name
     if name.startswith("crash-once") and not path.with_suffix(".crashed").exists():
         path.with_suffix(".crashed").touch()
         os.kill(os.getpid(), signal.SIGSEGV)
+    if name.startswith("forbidden"):
+        yield from ((stretch, nothing("unreadable (Permission denied)")) for stretch in stretches)
+        return
     for stretch, recording in decode_stretches(path, channels, stretches, progress):
         if name.startswith("slow"):
             for _ in range(15):

@@ -383,12 +383,16 @@ def text_file(path: Path) -> Path:
 BAD_FEATURES = {
     "missing": (lambda path: path, "feats.h5: no such feature file; mend the path, or run dvc repro"),
     "folder": (folder, "feats.h5: cannot be read (Is a directory)"),
-    "text": (text_file, "feats.h5: not a feature file of this project, or unfinished or damaged"),
+    "text": (text_file, "feats.h5: not a feature file of this project; name another, or run dvc repro"),
     "empty": (lambda path: cut(features(path), 0), "not a feature file of this project"),
     "half": (lambda path: cut(features(path), 0.5), "feats.h5: truncated:"),
     "without its last byte": (lambda path: cut(features(path), 0.99999), "feats.h5: truncated:"),
     "newer": (lambda path: of_version(features(path), 9), "written in version 9 of the format, this program reads"),
     "older": (lambda path: of_version(features(path), 0), "written in version 0 of the format, this program reads"),
+    "one bit in its seal": (
+        lambda path: with_flipped_byte(features(path), 3),
+        "feats.h5: unfinished, or its seal is damaged; delete it and run dvc repro",
+    ),
     "one bit in its structure": (lambda path: with_flipped_byte(features(path), 600), "feats.h5: damaged; delete it"),
 }
 
@@ -432,6 +436,32 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     made.file("taken").write_text("a file where a folder must go")
     arguments = [*made.paths, "--output", str(made.file("taken") / "manifest.jsonl")]
     assert "taken" in refusal(prepare_app, arguments)
+
+
+def test_a_place_that_cannot_be_written_is_told_before_recordings_are_decoded(tmp_path: Path) -> None:
+    made = project(tmp_path, [row | {"audio": "gone.mp3"} for row in rows_of()])  # which would be refused, too
+    made.file("manifest.jsonl").mkdir()
+    assert refusal(prepare_app, made.prepare()) == (
+        f"error: {made.file('manifest.jsonl')}: Is a directory; mend the path or its permissions, then run the command "
+        "again"
+    )
+
+
+@pytest.mark.parametrize("command", ["prepare", "audio", "text", "join"])
+def test_a_limit_on_the_size_of_files_is_one_line_of_the_systems_reason(again: Project, command: str) -> None:
+    """Nothing of what HDF5 and the decoders' processes would say."""
+    kilobytes = {"prepare": 2, "audio": 64, "text": 16, "join": 2}[command]  # recordings of 96 kB, decoded
+    arguments = " ".join(getattr(again, command)())
+    limited = [
+        "bash",
+        "-c",
+        f"ulimit -f {kilobytes}; {Path(sys.executable).with_name(f'pipeline-{command}')} {arguments}",
+    ]
+    run = subprocess.run(limited, capture_output=True, text=True, check=False)
+    line = one_line(run.returncode, run.stderr)
+    assert "File too large" in line
+    assert "raise the limit on the size of files (ulimit -f)" in line
+    assert "errno" not in line
 
 
 def test_the_console_scripts_themselves_refuse_with_one_line(tmp_path: Path) -> None:

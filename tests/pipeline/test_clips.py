@@ -1,5 +1,6 @@
 """Clips for encoders: in any order, from threads, each long recording decoded once, the samples those of `decode`."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_a_recording_that_changed_is_refused_turn_by_turn(tmp_path: Path, uttera
     with Clips(utterances, tmp_path, "downmix", ENCODER_RATE, tmp_path / "scratch", decode_seconds=60) as clips:
         assert len(clips.load(early)) == 24_000
         with pytest.raises(
-            ClipError, match=r"long\.m4a has changed since the manifest .* \(found empty-audio, exp"
+            ClipError, match=r"long\.m4a has changed since the manifest .* \(found empty-audio, expected \d+ samples\)"
         ) as told:
             clips.load(late)
     assert (told.value.utterance_id, told.value.status) == (late.id, "empty-audio")
@@ -105,6 +106,20 @@ def test_a_recording_that_vanishes_during_the_run_is_told_by_its_status(
     with pytest.raises(ClipError, match=r"own\.wav: no such file, though the manifest has it") as told:
         clips.load(own)
     assert (told.value.utterance_id, told.value.status) == (own.id, "missing-file")
+
+
+def test_sizes_are_told_in_samples(tmp_path: Path, utterances: list[Utterance]) -> None:
+    own = next(utterance for utterance in utterances if utterance.audio == "own.wav")
+    changes = [
+        (lambda path: path.write_bytes(b""), "(found undecodable, expected 12000 samples)"),
+        (lambda path: write_wav(path, sound(0.25, RATE), RATE), "(found 6000 samples, expected 12000 samples)"),
+        (lambda path: write_wav(path, sound(1.5, 8000), 8000), "(found 12000 samples at 8000 Hz, expected 12000 sam"),
+    ]
+    with Clips(utterances, tmp_path, "downmix", ENCODER_RATE, tmp_path / "scratch", decode_seconds=60) as clips:
+        for change, told in changes:
+            change(tmp_path / "own.wav")  # type: ignore[no-untyped-call]
+            with pytest.raises(ClipError, match=re.escape(told)):
+                clips.load(own)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 0.25])
@@ -124,9 +139,10 @@ def test_a_recording_that_is_written_during_the_run_is_told_also_where_its_lengt
     [
         ("hang", "timed-out", r"decoding came no further for 1 s; raise audio\.decode_seconds"),
         ("crash-always", "decoder-crashed", "its decoder died, twice"),
+        ("forbidden", "unreadable (Permission denied)", r"\.wav: unreadable \(Permission denied\); give .* the right"),
     ],
 )
-def test_a_recording_that_its_decoder_does_not_survive_is_told_by_its_status(
+def test_a_recording_that_gives_its_decoder_nothing_is_told_by_its_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str, told: str
 ) -> None:
     """Alone and as the recording of several turns, beside one that is well."""

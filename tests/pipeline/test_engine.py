@@ -1,6 +1,7 @@
 """The local engine: order, memory that runs out, utterances that cannot be loaded, work that stays bounded."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,33 @@ def vanished(index: int) -> int:
 def test_an_utterance_that_cannot_be_loaded_ends_the_run() -> None:
     with pytest.raises(ClipError, match="film/2"):
         list(engine(load=vanished).run([[1, 2, 3]]))
+
+
+def test_the_error_counts_its_like_and_says_how_to_go_on() -> None:
+    def gone(index: int) -> int:
+        raise ClipError(f"'film/{index}': gone", f"film/{index}", "missing-file")
+
+    with pytest.raises(ClipError) as told:
+        list(engine(load=gone).run([[1, 2], [3]]))
+    assert str(told.value) == (
+        "'film/1': gone (and 2 more); to go on without such utterances, set audio.on_error: mark"
+    )
+    assert (told.value.utterance_id, told.value.status) == ("film/1", "missing-file")
+
+
+def test_a_recording_that_hangs_does_not_hold_an_error_back() -> None:
+    end = threading.Event()
+
+    def load(index: int) -> int:
+        if index:
+            end.wait(60)
+        raise ClipError("gone", "film/0", "missing-file")
+
+    begin = time.monotonic()
+    with pytest.raises(ClipError, match="gone; to go on"):
+        list(engine(load=load).run([[0, 1]]))
+    assert time.monotonic() - begin < 30
+    end.set()
 
 
 def test_what_was_encoded_before_an_error_is_handed_over() -> None:

@@ -293,7 +293,12 @@ def test_a_full_disk_is_one_line_and_no_folder(corpus: Corpus, tuned: Path, tmp_
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    with small_files(), pytest.raises(StoreError, match=r"checkpoint-\d+: cannot be written .*; make room and run"):
+    with (
+        small_files(),
+        pytest.raises(
+            StoreError, match=r"checkpoint-\d+: cannot be written \(File too large\); raise the limit .* and run"
+        ),
+    ):
         corpus.words(tmp_path / "text")
     assert not (tmp_path / "text").exists()
     assert not list(tmp_path.glob("text.partial/checkpoint-*"))

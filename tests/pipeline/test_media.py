@@ -1,7 +1,11 @@
 """Decoding: every format gives what was written, and every bad recording an issue instead of an exception."""
 
+import os
 import socket
 import struct
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -229,6 +233,34 @@ def test_an_unusable_recording_has_no_samples_and_its_reason(tmp_path: Path, nam
     recording = decode(make(tmp_path / "a.wav"))
     assert recording.issues == issues
     assert len(recording.samples) == 0
+
+
+FORBIDDEN = """
+    import os, sys
+    from pathlib import Path
+    import av
+    from pipeline.media import decode  # before rights go
+    if os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+    for path in sys.argv[1:]:
+        print(*decode(Path(path)).issues)
+"""
+
+
+def test_a_recording_that_may_not_be_read_is_told_with_the_systems_reason(tmp_path: Path) -> None:
+    """Root may read everything, so the process lets go of its rights."""
+    single, within = write_wav(tmp_path / "a.wav", sound(0.1, RATE), RATE), tmp_path / "closed" / "b.wav"
+    write_wav(within, sound(0.1, RATE), RATE)
+    single.chmod(0)
+    within.parent.chmod(0o600)
+    if os.getuid() == 0:
+        for parent in [parent for parent in single.parents if not parent.stat().st_mode & 0o001]:
+            parent.chmod(parent.stat().st_mode | 0o011)
+    command = [sys.executable, "-c", textwrap.dedent(FORBIDDEN), str(single), str(within), str(tmp_path / "c.wav")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    within.parent.chmod(0o700)
+    assert run.stdout.splitlines() == ["unreadable (Permission denied)"] * 2 + ["missing-file"]
 
 
 @pytest.mark.parametrize("name", ODD)

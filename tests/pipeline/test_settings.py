@@ -138,7 +138,7 @@ WRONG = {
         "'dataset.split' is 'speakers': input should be 'given', 'conversation' or 'speaker'; did you mean 'speaker'?",
     ),
     "type": ("audio: {encoder: 3}", "'audio.encoder' is 3: input should be a valid string"),
-    "a text for a number": ("text: {batch: many}", "'text.batch' is 'many': input should be a valid int"),
+    "a text for a number": ("text: {batch: many}", "'text.batch' is 'many': input should be 'auto' or a valid int"),
     "a text for a truth": (
         "features: {copy_parts: 'yes'}",
         "'features.copy_parts' is 'yes': input should be a valid b",
@@ -146,11 +146,17 @@ WRONG = {
     "null": ("audio: {encoder: null}", "'audio.encoder' is None: input should be a valid string"),
     "range": ("dataset: {test_share: 1.5}", "'dataset.test_share' is 1.5: input should be less than 1"),
     "fraction": ("dataset: {split_seed: 1.5}", "'dataset.split_seed' is 1.5: input should be a valid integer"),
-    "not a number": ("audio: {batch: .nan}", "'audio.batch' is nan: input should be a finite number"),
-    "infinite": ("audio: {batch: .inf}", "'audio.batch' is inf: input should be a finite number"),
-    "word for layers": ("audio: {layers: lst}", "'audio.layers' is 'lst': input should be 'last'; did you mean 'last'"),
+    "not a number": ("audio: {batch: .nan}", "'audio.batch' is nan: input should be 'auto' or a finite number"),
+    "infinite": ("audio: {batch: .inf}", "'audio.batch' is inf: input should be 'auto' or a finite number"),
+    "word for layers": (
+        "audio: {layers: lst}",
+        "'audio.layers' is 'lst': input should be 'last' or a list; did you mean 'last'?",
+    ),
     "negative layer": ("audio: {layers: [-1]}", "'audio.layers.0' is -1: input should be greater than or equal to 0"),
-    "no layers": ("audio: {layers: []}", "'audio.layers' is []: list should have at least 1 item"),
+    "no layers": (
+        "audio: {layers: []}",
+        "'audio.layers' is []: input should be 'last' or list should have at least 1 item",
+    ),
     "group": ("dataset: {columns: text}", "'dataset.columns' is 'text': input should be a group of keys and values"),
     "two shares": (
         "dataset: {test_share: 0.9, validation_share: 0.3}",
@@ -189,7 +195,7 @@ def test_all_mistakes_of_a_section_are_told_at_once(tmp_path: Path) -> None:
     ("override", "expected"),
     [
         ("audio.encodr=x", "unknown key 'audio.encodr'; did you mean 'encoder'?"),
-        ("audio.dtype=float61", "'audio.dtype' is 'float61': input should be 'float16' or 'float32'; did you mean"),
+        ("audio.dtype=float61", "'audio.dtype' is 'float61': input should be 'float16' or 'float32'"),
         ("audoi.encoder=x", "--set 'audoi.encoder=x': no section 'audoi'; did you mean 'audio'?"),
         ("encoder=x", "--set 'encoder=x': expected section.key=value, such as train.seeds=[0,1]"),
         ("audio.encoder", "--set 'audio.encoder': expected section.key=value"),
@@ -208,11 +214,31 @@ def test_a_mistaken_override_is_answered_by_itself(tmp_path: Path, override: str
 
 
 @pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("audio.batch=0", "'auto' or greater than 0"),
+        ("audio.batch=1e9", "'auto' or less than or equal to 36000"),
+        ("audio.batch=many", "'auto' or a valid number"),
+        ("text.batch=1.5", "'auto' or a valid integer"),
+        ("audio.layers=first", "'last' or a list"),
+        ("audio.precision=float64", "'auto', 'float32' or 'bfloat16'"),
+    ],
+)
+def test_a_value_of_several_types_is_answered_once(tmp_path: Path, override: str, expected: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        read(tmp_path / "params.yaml", "", [override])
+    message = str(error.value)
+    assert message.startswith(f"--set {override!r}: '{override.partition('=')[0]}' is ")
+    assert message.endswith(f": input should be {expected}")
+    assert message.count("input should be") == 1
+
+
+@pytest.mark.parametrize(
     ("name", "content", "overrides", "expected"),
     [
         ("audio", "", ["audio.dtype=x"], "--set 'audio.dtype=x': 'audio.dtype' is 'x': "),
         ("audio", "audio: {dtype: y}", ["audio.dtype=float32", "audio.dtype=x"], "--set 'audio.dtype=x': 'audio.dty"),
-        ("audio", "", ["audio.layers=[-1]"], "--set 'audio.layers=[-1]': 'audio.layers' is [-1]: "),
+        ("audio", "", ["audio.layers=[-1]"], "--set 'audio.layers=[-1]': 'audio.layers.0' is -1: "),
         ("audio", "audio: {dtype: y}", ["audio.encoder=x"], "FILE: 'audio.dtype' is 'y': "),
         ("audio", "audio: {dtype: y}", ["text.dtype=x"], "FILE: 'audio.dtype' is 'y': "),
         ("dataset", "", ["dataset.columns={txet: x}"], "--set 'dataset.columns={txet: x}': unknown key"),

@@ -155,7 +155,7 @@ def test_a_full_disk_shows_before_anything_is_encoded(tmp_path: Path) -> None:
         """
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "no room for part.h5.partial, which needs 1.536 GB" in run.stdout
+    assert "part.h5.partial: no room for it (File too large: it needs 1.536 GB" in run.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -194,7 +194,8 @@ def run_python(script: str, *arguments: str, prefix: tuple[str, ...] = ()) -> st
 def test_a_file_size_limit_amid_the_writing_is_one_line_and_what_is_finished_stays(tmp_path: Path) -> None:
     told = run_python(WRITING, str(tmp_path / "audio.h5"))
     assert told.count("\n") == 1
-    assert "audio.h5.partial: cannot be written (File too large); make room, then run the command again" in told
+    assert "audio.h5.partial: cannot be written (File too large); raise the limit on the size of files (ulimit" in told
+    assert told.endswith(", then run the command again: finished work is kept\n")
     big = layout(rows=[300] * 10, row_shape=(512,))
     with SlotWriter(tmp_path / "audio.h5", big) as writer:
         done = writer.done.tolist()
@@ -279,14 +280,14 @@ def test_a_full_disk_is_one_line_at_every_step_and_what_is_finished_stays(tmp_pa
     laying, left, writing, done, marking, kept, joining, end = run_python(
         FULL, str(tmp_path), prefix=mounted
     ).splitlines()
-    assert "no room for audio.h5.partial, which needs 0.003 GB" in laying
+    assert "audio.h5.partial: no room for it (No space left on device: it needs 0.003 GB" in laying
     assert left == "['filler']"
     assert "audio.h5.partial: cannot be written (No space left on device); make room, then run the command" in writing
     assert 3 <= int(done) < 10
-    assert "no room for audio.h5.partial.marked" in marking
+    assert "audio.h5.partial.marked: no room for it" in marking
     assert "make room, then run the command again: finished work is kept" in marking
     assert kept == "['audio.h5.partial']"
-    assert "feats.h5: cannot be written (" in joining
+    assert "feats.h5: cannot be written (No space left on device); make room" in joining
     assert end == "['audio.h5']"
 
 
