@@ -53,7 +53,6 @@ Score = Annotated[float, Field(ge=-LARGEST_SCORE, le=LARGEST_SCORE)]
 OK = "ok"
 CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of control characters, halves of characters and line ends
 NAMES = ("id", "conversation", "speaker", "label")
-LARGEST_SCORE = 3.4e38  # that float32 holds
 OPTIONAL = ("recognised", "extra")  # not in the line of an utterance that has none
 
 
@@ -149,7 +148,7 @@ def check_utterances(utterances: Sequence[Utterance], source: str) -> None:
     """Hold a manifest to its contract; `source` leads every message.
 
     Raises:
-        DataError: there are none, a name holds control characters, a score is beyond float32, an id is repeated, a
+        DataError: there are none, a name holds control characters, an id is repeated, a
             conversation lies in two splits, turns have gaps, the order is not split, conversation, turn.
     """
     if not utterances:
@@ -161,8 +160,6 @@ def check_utterances(utterances: Sequence[Utterance], source: str) -> None:
                     f"{source}: '{utterance.id}': {name} {value!r} holds control characters; mend the table, and run "
                     "pipeline-prepare again"
                 )
-        if abs(utterance.score or 0) > LARGEST_SCORE:
-            raise DataError(f"{source}: '{utterance.id}': score {utterance.score} is beyond float32; mend the table")
     identifier, count = Counter(utterance.id for utterance in utterances).most_common(1)[0]
     if count > 1:
         raise DataError(f"{source}: id '{identifier}' is given to {count} utterances; ids must be unique")

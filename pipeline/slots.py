@@ -63,7 +63,9 @@ class SlotWriter:
             self.note = self._slots.note()
             self._syncing = ThreadPoolExecutor(1)
         except BaseException:
-            if not os.fstat(self._file).st_size:  # nothing was there before, either
+            held = os.fstat(self._file)
+            ours = self.partial.exists() and os.path.samestat(held, self.partial.stat())
+            if ours and not held.st_size:  # nothing was there before, either
                 self.partial.unlink()
             os.close(self._file)
             raise

@@ -177,7 +177,6 @@ def test_a_manifest_in_another_encoding_is_refused(tmp_path: Path) -> None:
 
 
 CONTRACT = {
-    "score": ([utterance(score=-1e40)], r"a\.csv: 'c/0': score -1e\+40 is beyond float32"),
     "NUL": (
         [utterance(), utterance(turn=1, speaker="Joey\0")],
         r"a\.csv: 'c/1': speaker 'Joey\\x00' holds control char",
