@@ -13,7 +13,7 @@ from torch import Tensor
 WINDOW = 8  # batches, among whose conversations those of like length are put together
 # frames and tokens in a group: on a CPU so few that they stay in its caches, on a GPU so many that launching the work
 # of a further group does not take longer than padding; the latter is not measured
-GROUP_ROWS = {"cpu": 6144, "cuda": 16_384}
+GROUP_ROWS = {"cpu": 3072, "cuda": 16_384}
 
 
 @dataclass(frozen=True, eq=False)
