@@ -18,6 +18,7 @@ from fusion.atomic import writing
 from fusion.data import Split
 from fusion.distributed import train_on_cluster
 from fusion.errors import TrainingError
+from fusion.memory import memory_for_features
 from fusion.params import EvaluateParams
 from fusion.runs import Result, Run, RunFolder, train_run
 from fusion.seeds import fingerprint
@@ -74,7 +75,7 @@ def ablate(
         folder.mkdir(parents=True, exist_ok=True)
     kept = RunFolder(folder)
     with single_thread(jobs) as threads:
-        splits = load_splits(features, variants, torch.device("cpu") if cluster else device)
+        splits = _load_splits(features, variants, device, cluster)
         classes = len(features.label_names)
         _check_models(variants, splits, classes)
         runs = {one.name: _list_runs(features, one, device) for one in variants}
@@ -97,6 +98,14 @@ def ablate(
         params=params,
         device=device.type,
     )
+
+
+def _load_splits(
+    features: Features, variants: Sequence[Variant], device: torch.device, cluster: Cluster | None
+) -> SplitTable:
+    if cluster:  # to be copied from here to its nodes, whole
+        return load_splits(features, variants, torch.device("cpu"), None)
+    return load_splits(features, variants, device, memory_for_features(variants[0].recipe.train.memory, device))
 
 
 def _list_runs(features: Features, variant: Variant, device: torch.device) -> list[Run]:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from fusion.data import Split, hold, load_split, withhold
-from fusion.memory import memory_for_features
 from fusion.params import Modalities, Recipe
 from fusion.runs import Splits
 from fusion.variants import Variant
@@ -28,8 +27,10 @@ class SplitTable:
         return Splits(*(withhold(split, modalities) for split in (found.train, found.validation, found.test)))
 
 
-def load_splits(features: Features, variants: Sequence[Variant], device: torch.device) -> SplitTable:
-    """The splits of all `variants`, in the memory that the first of them leaves to features.
+def load_splits(
+    features: Features, variants: Sequence[Variant], device: torch.device, memory: int | None
+) -> SplitTable:
+    """The splits of all `variants`, whose rows take at most `memory` bytes of the device's or stay in the file.
 
     Raises:
         FeatureError: the features lack what a row needs.
@@ -42,7 +43,7 @@ def load_splits(features: Features, variants: Sequence[Variant], device: torch.d
         modalities: Modalities = wanted.pop() if len(wanted) == 1 else "both"
         given_to_it: dict[str, Any] = {"modalities": modalities, "audio_frames": frames, "target": target}
         splits += [load_split(features, name, **given_to_it, device=device, resident=False) for name in NAMES]
-    held = hold(splits, memory_for_features(variants[0].recipe.train.memory, device))
+    held = hold(splits, memory)
     return SplitTable({frames: Splits(*held[3 * number :][:3]) for number, frames in enumerate(all_frames)})
 
 

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -28,6 +30,7 @@ from pipeline.store import Features
 from tests.fusion.made import Made, garble_test_split, make_features, tiny_recipe, train_made, write_made
 
 CLASSES = 3
+ROOT = Path(__file__).parents[2]
 
 
 def splits(features: Features, recipe: Recipe) -> tuple[Split, Split]:
@@ -330,3 +333,49 @@ def test_reduced_precision_learns_the_same_to_rounding(name: str) -> None:
 def test_an_error_beside_other_seeds_is_told_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"seed \d, epoch 1: the loss is nan; lower train.learning_rate"):
         train_made(make_broken(), tmp_path / "models", tiny_recipe(seeds=(0, 1)), jobs=2)
+
+
+# what is written here takes 130 MB as features; the process that trains on it says how much more memory it held
+TRAIN_AND_MEASURE = """
+import sys, threading, time
+from pathlib import Path
+import torch, torch._dynamo
+from fusion.params import read_recipe
+from fusion.seeds import train_seeds
+from pipeline.store import read_features
+
+def held():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+def watch():
+    while True:
+        peaks.append(held())
+        time.sleep(0.005)
+
+folder, memory = Path(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+settings = ["model.name=concat", "model.dim=4", "train.epochs=1", "train.conversations=4", "train.seeds=[0]"]
+recipe = read_recipe(None, [*settings, "model.audio_frames=1000", f"train.memory={memory}"])
+train_seeds(read_features(folder / "small.h5"), recipe, folder / "warm", torch.device("cpu"))
+peaks = [held()]
+before = peaks[0]
+threading.Thread(target=watch, daemon=True).start()
+train_seeds(read_features(folder / "large.h5"), recipe, folder / f"models-{memory}", torch.device("cpu"))
+print(max(peaks) - before)
+"""
+
+
+def test_features_four_times_larger_than_the_memory_for_them_are_trained_within_it(tmp_path: Path) -> None:
+    size = {"frames": (400, 400), "audio_dim": 256, "turns": (4, 4)}
+    write_made(tmp_path / "small.h5", Made(**size, conversations=(4, 2, 1)))  # type: ignore[arg-type]
+    write_made(tmp_path / "large.h5", Made(**size, conversations=(150, 4, 4)))  # type: ignore[arg-type]
+    budget_gb = (tmp_path / "large.h5").stat().st_size / 4 / 1e9
+
+    def held(memory: str) -> int:
+        command = [sys.executable, "-c", TRAIN_AND_MEASURE, str(tmp_path), memory]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return int(found.stdout)
+
+    assert held(str(budget_gb)) < 1e9 * budget_gb
+    assert held("auto") > 3e9 * budget_gb  # the measure sees what it is to see
