@@ -6,7 +6,9 @@ Both give the same bits. Features keep the precision of the file and become floa
 Axes: utterances, frames (audio) or tokens (text), layers, dim; rows are the frames or tokens of all utterances.
 """
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,7 +19,7 @@ from torch.nn import functional as F
 
 from pipeline.store import Part
 
-POOLED_ROWS = 65_536  # rows pooled or copied at a time: bounds the float32 copy to 200 MB at 768 dimensions
+POOLED_ROWS = 4096  # pooled or copied at a time: their float32 copy stays in the cache; 65,536 took four times as long
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,16 @@ def load_rows(mapped: Mapped) -> Resident:
     """The same rows on the device, copied and pooled a piece at a time."""
     dtype = torch.from_numpy(np.zeros(0, mapped.file.dtype)).dtype
     values = torch.empty(int(mapped.lengths.sum()), *mapped.shape, dtype=dtype, device=mapped.device)
-    filled = 0
-    for utterances in _pieces(mapped.stored):
+    loaded = Resident.packed(values, mapped.lengths)
+
+    def load(utterances: Tensor) -> None:
         rows = mapped.read(utterances).values
-        values[filled : filled + len(rows)] = rows
-        filled += len(rows)
-    return Resident.packed(values, mapped.lengths)
+        first = int(loaded.starts[utterances[0]])
+        values[first : first + len(rows)] = rows
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        list(threads.map(load, _pieces(mapped.stored)))
+    return loaded
 
 
 def _pieces(lengths: Tensor) -> Iterator[Tensor]:
