@@ -41,13 +41,14 @@ def command(body: Callable[..., None], goes_on: bool = False) -> typer.Typer:
         try:
             from pipeline.settings import ErcError
 
-            body(**arguments)
+            try:
+                body(**arguments)
+            except ErcError as error:
+                print("error: " + " ".join(str(error).split()), file=sys.stderr)
+                raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print(KEPT if goes_on else INTERRUPTED, file=sys.stderr)
             raise typer.Exit(130) from None
-        except ErcError as error:
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
-            raise typer.Exit(2) from None
 
     # without rich, whose import takes longer than all else that --help needs
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -103,7 +104,7 @@ def evaluate_app(
     from fusion.atomic import writing
     from fusion.device import pick_device
     from fusion.evaluate import evaluate
-    from fusion.params import EvaluateParams, ModelParams
+    from fusion.params import EvaluateParams, ModelParams, TrainParams
     from fusion.report import current_commit, describe_run, headline, write_report
     from fusion.robustness import measure_robustness, read_degraded
     from fusion.robustness_report import write_robustness
@@ -117,8 +118,9 @@ def evaluate_app(
     parts = read_degraded(degraded, joint)
     with writing(output):  # now, rather than after all is scored
         output.mkdir(parents=True, exist_ok=True)
-    evaluation = evaluate(joint, models, section, chosen)
-    robustness = measure_robustness(joint, models, section, parts, chosen)
+    memory = read_section(path, "train", TrainParams, overrides).memory
+    evaluation = evaluate(joint, models, section, chosen, memory)
+    robustness = measure_robustness(joint, models, section, parts, chosen, memory)
     write_report(evaluation, output, commit)
     write_robustness(robustness, output / "robustness", describe_run(evaluation, commit))
     print(f"{output}: {headline(evaluation)}")

@@ -10,7 +10,7 @@ import torch
 from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
 from fusion.data import Split, hold, load_split
 from fusion.history import Epoch
-from fusion.memory import memory_for_features
+from fusion.memory import Memory, memory_for_features
 from fusion.metrics import ClassScores, compute_all
 from fusion.params import EvaluateParams, Recipe
 from fusion.predict import predict_heads, split_tallies
@@ -65,7 +65,9 @@ class Evaluation:
         return self.task.counted(self.true)
 
 
-def evaluate(features: Features, models: Path, params: EvaluateParams, device: torch.device) -> Evaluation:
+def evaluate(
+    features: Features, models: Path, params: EvaluateParams, device: torch.device, memory: Memory = "auto"
+) -> Evaluation:
     """Score every seed in the folder `models` on the test split of `features`.
 
     Raises:
@@ -76,7 +78,7 @@ def evaluate(features: Features, models: Path, params: EvaluateParams, device: t
     for one in loaded:
         check_compatible(one, features)
     recipe = loaded[0].provenance.recipe
-    task, split = find_task(recipe.train.target, len(features.label_names)), load_test(features, recipe, device)
+    task, split = find_task(recipe.train.target, len(features.label_names)), load_test(features, recipe, device, memory)
     predictions = [predict_heads(one.model, split, task) for one in loaded]
     tallies = {
         head: np.stack([split_tallies(task, split, answers[head]) for answers in predictions])
@@ -109,8 +111,8 @@ def evaluate(features: Features, models: Path, params: EvaluateParams, device: t
     )
 
 
-def load_test(features: Features, recipe: Recipe, device: torch.device) -> Split:
-    """The test split as models of `recipe` are given it; raises as `load_split`."""
+def load_test(features: Features, recipe: Recipe, device: torch.device, memory: Memory) -> Split:
+    """The test split as models of `recipe` are given it, in the `memory` for features; raises as `load_split`."""
     split = load_split(
         features,
         "test",
@@ -120,7 +122,7 @@ def load_test(features: Features, recipe: Recipe, device: torch.device) -> Split
         device=device,
         resident=False,
     )
-    return hold([split], memory_for_features(recipe.train.memory, device))[0]
+    return hold([split], memory_for_features(memory, device))[0]
 
 
 def floor_of_train(task: Task, split: Split, features: Features) -> Mapping[str, float]:

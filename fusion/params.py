@@ -114,7 +114,7 @@ class TrainParams(Section):
     epochs: int = Field(60, ge=1, le=100_000)  # at most
     patience: int = Field(15, ge=1)  # epochs without a better validation score before stopping
     metric: str = Field(None, validate_default=True)  # on validation; the best epoch's weights are kept
-    conversations: int = Field(16, ge=1, le=100_000)  # a batch
+    conversations: int = Field(16, ge=1, le=100_000)  # a batch, on average; see `fusion.plan.draw_batches`
     optimizer: Literal["adam", "adamw"] = "adam"  # adam: weight decay as L2 penalty; adamw: decoupled from the step
     learning_rate: float = Field(1e-3, gt=0, le=10)
     weight_decay: float = Field(1e-4, ge=0, le=10)

@@ -43,10 +43,11 @@ TENSORS = [item.name for item in fields(Plan) if item.type == "Tensor" or item.t
 
 
 def draw_batches(rows: Tensor, turns: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Every conversation once, in shuffled batches of as many rows as `size` conversations have on average.
+    """Every conversation once, in shuffled batches of about as many rows as `size` conversations have on average.
 
     Conversations of like length are together: `WINDOW` batches' worth of them, drawn at random, are sorted by their
-    turns. A batch has half a conversation more or less than its rows; one long conversation may be a batch of its own.
+    turns and cut into batches of equal rows, as many as come nearest to what was asked for. So where there are few
+    conversations, a batch may have half as many more; one long conversation may be a batch of its own.
 
     Args:
         rows: (conversations,) frames and tokens of each.

@@ -24,9 +24,10 @@ from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
 from fusion.data import Split
 from fusion.errors import FeatureError
 from fusion.evaluate import floor_of_train, load_test, sample_std
+from fusion.memory import Memory
 from fusion.params import EvaluateParams, ModelParams
 from fusion.predict import predict, split_tallies
-from fusion.ragged import Mapped, Ragged, Resident, load_rows, map_rows
+from fusion.ragged import Ragged, map_rows
 from fusion.statistics import Interval, bootstrap, percentile_interval
 from fusion.tasks import METRICS, Task, find_task
 from pipeline.store import Features, Identity, Part, read_part
@@ -118,7 +119,12 @@ def _check_part(part: Part, features: Features) -> None:
 
 
 def measure_robustness(
-    features: Features, models: Path, params: EvaluateParams, degraded: Mapping[str, Part], device: torch.device
+    features: Features,
+    models: Path,
+    params: EvaluateParams,
+    degraded: Mapping[str, Part],
+    device: torch.device,
+    memory: Memory = "auto",
 ) -> Robustness:
     """Score every seed in the folder `models` at every level of every study.
 
@@ -126,6 +132,7 @@ def measure_robustness(
 
     Args:
         degraded: as `read_degraded` returns them.
+        memory: for the clean features (`train.memory`); degraded ones stay in their files.
 
     Raises:
         ModelError, FeatureError: as `fusion.evaluate.evaluate`.
@@ -135,7 +142,7 @@ def measure_robustness(
         check_compatible(one, features)
     recipe = loaded[0].provenance.recipe
     given, task = recipe.model, find_task(recipe.train.target, len(features.label_names))
-    split = load_test(features, recipe, device)
+    split = load_test(features, recipe, device, memory)
     parts = {name: part for name, part in degraded.items() if _is_given(_input(part)["study"], given)}
     return Robustness(
         task=task,
@@ -181,9 +188,7 @@ def _degraded(split: Split, part: Part, study: str, audio_frames: int) -> Condit
     """The split with one modality from `part`."""
     given, modality = _input(part), MODALITY[study]
     limit = audio_frames if modality == "audio" else None
-    rows: Ragged = map_rows(part, 0, len(part.ids), limit, split.device)
-    if isinstance(rows, Mapped) and isinstance(getattr(split, modality), Resident):  # where the clean ones are
-        rows = load_rows(rows)
+    rows = map_rows(part, 0, len(part.ids), limit, split.device)  # read once by each model: they stay in the file
     errors = given["edits"] / given["words"] if given.get("words") else None
     return Condition(study, given.get("level"), errors, _with(split, modality, rows))
 

@@ -88,7 +88,7 @@ def training_headline(trained: Sequence[Provenance]) -> str:
 
 
 def fingerprint(features: Features, recipe: Recipe, seed: int, device: torch.device) -> str:
-    """Hash (hex) of everything that decides the weights of a model, to the last bit."""
+    """Hash (hex) of everything that decides the weights of a model, but the processor and its threads."""
     parts = [features.digest, recipe.digest, seed, device.type, torch.__version__, VERSION]
     digest = hashlib.sha256(json.dumps(parts).encode())
     for path in sorted(CODE.rglob("*.py")):  # whoever works on a model does not raise the version with every edit

@@ -178,7 +178,7 @@ def run_beside(job: Job) -> Run:
     found = in_own_processes(run, [replace(job, seed=job.seed + 1000 * number) for number in range(cores)])
     longest = max(found, key=lambda one: one.epoch_seconds)
     parts = {name: getattr(longest, name) / cores for name in ("epoch_seconds", "train_seconds")}
-    return replace(found[0], **parts, share=1 / cores)
+    return replace(longest, **parts, share=1 / cores)
 
 
 def in_own_processes(function: Callable[[Task], Found], tasks: Sequence[Task]) -> list[Found]:

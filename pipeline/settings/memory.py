@@ -30,8 +30,11 @@ def _available() -> int | None:
 
 
 def _left_in_container() -> int | None:
+    """What files hold in the cache counts as free: the system takes it back where memory is short."""
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return None if limit == "max" else max(0, int(limit) - int(used))
+        lines = [line.split() for line in (CGROUP / "memory.stat").read_text().splitlines()]
+        cached = sum(int(size) for name, size in lines if name in ("inactive_file", "active_file"))
+        return None if limit == "max" else max(0, int(limit) - int(used) + cached)
     except (OSError, ValueError):
         return None

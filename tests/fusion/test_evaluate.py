@@ -72,6 +72,15 @@ def test_a_conversation_is_predicted_alike_whatever_is_predicted_beside_it(
     np.testing.assert_allclose(predict(model, split, TASK), together, atol=1e-5)
 
 
+def test_a_test_split_that_stays_in_the_file_is_scored_the_same(
+    features: Features, models: Path, evaluation: Evaluation, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = evaluate(features, models, PARAMS, torch.device("cpu"), memory=0.0)
+    assert "more than train.memory leaves them" in caplog.text
+    for one, other in zip(found.seeds, evaluation.seeds, strict=True):
+        np.testing.assert_array_equal(one.answers, other.answers)
+
+
 def test_probabilities_are_probabilities(evaluation: Evaluation) -> None:
     for seed in evaluation.seeds:
         assert seed.answers.shape == (len(evaluation.ids), len(LABELS))
