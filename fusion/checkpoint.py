@@ -106,7 +106,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
         load_weights(model, folder / "model.safetensors", strict=True, device=str(device))
         history = history_from_json(json.loads((folder / "history.json").read_text(encoding="utf-8")))
     except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{folder}: damaged ({_one_line(error)}); train it again with fusion-train") from error
+        raise ModelError(
+            f"{folder}: damaged or of another version ({_one_line(error)}); train it again with fusion-train"
+        ) from error
     return LoadedModel(folder, model.eval(), provenance, history)
 
 
