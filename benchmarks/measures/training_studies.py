@@ -41,7 +41,7 @@ import os, signal, sys, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
 command = os.getpid()
 def stop(*_):
-    print(time.perf_counter(), flush=True)
+    os.write(1, f"{time.perf_counter()}\\n".encode())  # a line at once: seeds of several processes may write
     os.kill(command, signal.SIGKILL)  # with the processes that train
     time.sleep(60)
 register_optimizer_step_post_hook(stop)
@@ -115,7 +115,7 @@ def _first_step(model: str, features: Path, output: Path, device: str) -> float:
     if not found.stdout:
         raise RuntimeError(f"fusion-train ended before its first step, with exit status {found.returncode}")
     shutil.rmtree(partial_folder(output), ignore_errors=True)
-    return float(found.stdout.split()[0]) - started
+    return float(found.stdout.splitlines()[0]) - started
 
 
 def measure_seeds(task: Task) -> SeedsResult:
