@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fusion.calibration import Calibration, calibrate
 from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
 from fusion.data import Split, hold, load_split
 from fusion.history import Epoch
@@ -26,11 +27,12 @@ class SeedScores:
 
     provenance: Provenance
     history: Sequence[Epoch]
-    answers: np.ndarray  # probabilities (utterances, classes), or scores (utterances, 1)
+    answers: np.ndarray  # calibrated probabilities (utterances, classes), or scores (utterances, 1)
     scores: Mapping[str, float]  # by metric
     intervals: Mapping[str, Interval]  # by metric
     classes: ClassScores | None  # None where there are none
     heads: Mapping[str, Mapping[str, float]]  # scores of the other heads, by head and metric
+    calibration: Calibration | None  # of the temperature of validation; None of scores
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def evaluate(
         for head, sums in tallies.items()
     }  # by head and metric: (seeds, resamples)
     seeds = [
-        _seed_scores(index, one, task, predictions[index]["fused"], tallies, draws["fused"], params)
+        _seed_scores(index, one, task, split, predictions[index]["fused"], tallies, draws["fused"], params)
         for index, one in enumerate(loaded)
     ]
     floor = floor_of_train(task, split, features)
@@ -135,6 +137,7 @@ def _seed_scores(
     index: int,
     loaded: LoadedModel,
     task: Task,
+    split: Split,
     answers: np.ndarray,
     tallies: Mapping[str, np.ndarray],
     draws: Mapping[str, np.ndarray],
@@ -142,14 +145,16 @@ def _seed_scores(
 ) -> SeedScores:
     totals = {head: sums[index].sum(0) for head, sums in tallies.items()}
     heads = {head: compute_all(task.metrics, total) for head, total in totals.items()}
+    temperature = loaded.provenance.temperature
     return SeedScores(
         provenance=loaded.provenance,
         history=loaded.history,
-        answers=answers,
+        answers=answers if temperature is None else calibrate(answers, temperature),
         scores=heads.pop("fused"),
         intervals={name: percentile_interval(drawn[index], params.confidence) for name, drawn in draws.items()},
         classes=task.by_class(totals["fused"]),
         heads=heads,
+        calibration=task.calibration(task.truth(split).numpy(), answers, temperature),
     )
 
 

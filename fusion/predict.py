@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fusion.calibration import calibrate
 from fusion.data import Split
 from fusion.device import reproducible
 from fusion.layers.ensemble import Ensemble
@@ -15,14 +16,18 @@ from fusion.tasks import Task
 CONVERSATIONS = 16  # at a time; predictions do not depend on it
 
 
-def predict_heads(model: nn.Module, split: Split, task: Task) -> dict[str, np.ndarray]:
+def predict_heads(
+    model: nn.Module, split: Split, task: Task, temperature: float | None = None
+) -> dict[str, np.ndarray]:
     """Answers in float64, in the order of the split, by head (`Output.heads`).
 
-    Probabilities (utterances, classes), or scores (utterances, 1).
+    Probabilities (utterances, classes), or scores (utterances, 1). Those of the model as a whole, `fused`, are
+    calibrated where there is a `temperature` (`Provenance.temperature`).
     """
     with reproducible(0, split.device), torch.inference_mode():
         outputs = [model.eval()(batch).heads() for batch in split.batches(CONVERSATIONS)]
-    return {head: task.answers(torch.cat([output[head] for output in outputs])) for head in outputs[0]}
+    answers = {head: task.answers(torch.cat([output[head] for output in outputs])) for head in outputs[0]}
+    return answers if temperature is None else answers | {"fused": calibrate(answers["fused"], temperature)}
 
 
 def predict(model: nn.Module, split: Split, task: Task) -> np.ndarray:
@@ -40,9 +45,9 @@ def score_answers(task: Task, split: Split, answers: np.ndarray) -> Mapping[str,
     return compute_all(task.metrics, split_tallies(task, split, answers).sum(0))
 
 
-def score_heads(model: nn.Module, split: Split, task: Task) -> dict[str, Mapping[str, float]]:
-    """Every metric of every head on the utterances of `split` that count, by head and metric."""
-    return {head: score_answers(task, split, answers) for head, answers in predict_heads(model, split, task).items()}
+def score_heads(task: Task, split: Split, answers: Mapping[str, np.ndarray]) -> dict[str, Mapping[str, float]]:
+    """Every metric of what every head answers (`predict_heads`), by head and metric."""
+    return {head: score_answers(task, split, answer) for head, answer in answers.items()}
 
 
 def fit_ensembles(model: nn.Module, validation: Split, task: Task) -> None:

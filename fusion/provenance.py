@@ -1,14 +1,15 @@
 """Where a model comes from: what its config.json says besides the constructor arguments."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fusion.calibration import Calibration
 from fusion.params import LossParams, ModelParams, Recipe, TrainParams
 from pipeline.settings import check_section
-from pipeline.store import Identity
+from pipeline.store import CorpusNote, Identity
 
 VERSION = version("erc-fusion")
 
@@ -26,7 +27,14 @@ class Provenance:
     fingerprint: str  # of everything that decides the weights
     selected: Mapping[str, int]  # `<stage>.<head>` -> the epoch whose weights that head has
     validation: Mapping[str, Mapping[str, float]]  # scores by head and metric
+    calibration: Calibration | None  # of the model as a whole on validation; None where it tells scores
+    corpus: CorpusNote | None = None  # what the feature file says of the data
     version: str = VERSION
+
+    @property
+    def temperature(self) -> float | None:
+        """What calibrates the probabilities (`fusion.calibration.calibrate`); None where it tells scores."""
+        return self.calibration.temperature if self.calibration else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; the inverse of `provenance_from_json`."""
@@ -41,6 +49,8 @@ class Provenance:
             "fingerprint": self.fingerprint,
             "selected": dict(self.selected),
             "validation": {head: dict(scores) for head, scores in self.validation.items()},
+            "calibration": asdict(self.calibration) if self.calibration else None,
+            "corpus": self.corpus.to_json() if self.corpus else None,
             "version": self.version,
         }
 
@@ -68,6 +78,8 @@ def provenance_from_json(content: Mapping[str, Any], path: Path) -> Provenance:
         fingerprint=content["fingerprint"],
         selected=content["selected"],
         validation=content["validation"],
+        calibration=None if content["calibration"] is None else Calibration(**content["calibration"]),
+        corpus=None if content["corpus"] is None else CorpusNote.from_json(content["corpus"]),
         version=content["version"],
     )
 

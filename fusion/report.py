@@ -15,12 +15,15 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fusion.atomic import write_file
 from fusion.class_report import class_table, describe_classes, stack_seeds
-from fusion.evaluate import Evaluation, SeedScores, Summary
+from fusion.evaluate import Evaluation, SeedScores, Summary, sample_std
 from fusion.prediction_report import confusion_csv, predictions_csv
 from fusion.tables import bounds, csv_text, markdown_table, mean_std, number, rounded
 
@@ -95,7 +98,10 @@ def metrics_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
 
 
 def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
-    """All numbers: every metric with its interval, per class (none of scores) and per seed; and what was run."""
+    """All numbers: every metric with its interval, per class (none of scores) and per seed; and what was run.
+
+    `calibration`: the temperature of each seed and its expected calibration error on the test split (none of scores).
+    """
     scores = {name: _summary(summary) for name, summary in evaluation.summaries.items()}
     content = {
         "run": dict(run),
@@ -106,6 +112,11 @@ def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
                 name: _summary(summary) | {"validation": rounded(summary.validation)} for name, summary in own.items()
             }
             for head, own in evaluation.heads.items()
+        },
+        "calibration": {
+            str(seed.provenance.seed): {name: rounded(value) for name, value in asdict(seed.calibration).items()}
+            for seed in evaluation.seeds
+            if seed.calibration
         },
         "seeds": {str(seed.provenance.seed): _seed(seed) for seed in evaluation.seeds},
     }
@@ -168,6 +179,7 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         "",
         *_classes(evaluation),
         *_heads(evaluation, confidence),
+        *_calibration(evaluation),
         f"Run {run['id']}: parameters `{run['params'][:12]}`, features `{run['features'][:12]}` (trained on "
         f"`{run['trained_on'][:12]}`), modalities {run['modalities']}, erc-fusion {run['version']}, "
         f"commit {run['commit'] or 'unknown'}.",
@@ -211,6 +223,22 @@ def _heads(evaluation: Evaluation, confidence: str) -> list[str]:
         "Heads inside the models:",
         "",
         *markdown_table([f"{metric} of", "test", confidence, "validation"], rows),
+        "",
+    ]
+
+
+def _calibration(evaluation: Evaluation) -> list[str]:
+    """A line on the probabilities, if there are any."""
+    found = [seed.calibration for seed in evaluation.seeds if seed.calibration]
+    if not found:
+        return []
+    before, after, temperature = (
+        mean_std(float(np.mean(values)), sample_std(values))
+        for values in zip(*((one.before, one.after, one.temperature) for one in found), strict=True)
+    )
+    return [
+        f"Probabilities are calibrated by a temperature that was fitted on validation, {temperature}: expected "
+        f"calibration error on the test split {before} before, {after} after.",
         "",
     ]
 

@@ -113,6 +113,8 @@ def _train_seed(seed: int, features: Features, splits: Sequence[Split], recipe: 
             fingerprint=state.fingerprint,
             selected=result.selected,
             validation=result.validation,
+            calibration=result.calibration,
+            corpus=features.corpus,
         )
         save_model(folder, result.model, found, result.history)
     state.delete()

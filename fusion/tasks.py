@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion.calibration import Calibration, fit_temperature, measure_calibration
 from fusion.losses import HeadLoss, absolute_error, cross_entropy, label_weights
 from fusion.metrics import (
     LABEL_METRICS,
@@ -69,6 +70,12 @@ class LabelTask:
         counts = conversation_confusions(truth, answers.argmax(-1), conversations, self.classes)
         return counts.reshape(len(counts), -1)
 
+    def calibration(self, truth: np.ndarray, answers: np.ndarray, temperature: float | None = None) -> Calibration:
+        """Of answers for these utterances without a temperature; None: the one that fits them best."""
+        counted = self.counted(truth)
+        probabilities, labels = answers[counted], truth[counted]
+        return measure_calibration(probabilities, labels, temperature or fit_temperature(probabilities, labels))
+
     def by_class(self, tally: np.ndarray) -> ClassScores:
         """Scores of each class, of one tally."""
         return class_scores(as_confusion(tally))
@@ -107,6 +114,9 @@ class ScoreTask:
     def tally(self, truth: np.ndarray, answers: np.ndarray, conversations: np.ndarray) -> np.ndarray:
         """Sums (conversations, sums)."""
         return conversation_sums(truth, answers[:, 0], conversations)
+
+    def calibration(self, truth: np.ndarray, answers: np.ndarray, temperature: float | None = None) -> None:
+        """There are no probabilities."""
 
     def by_class(self, tally: np.ndarray) -> None:
         """There are no classes."""

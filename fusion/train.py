@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from fusion.calibration import Calibration
 from fusion.criterion import Criterion
 from fusion.data import Split
 from fusion.device import reproducible
@@ -20,7 +21,7 @@ from fusion.errors import TrainingError
 from fusion.history import Epoch, best_epoch, history_from_json, history_to_json
 from fusion.models import build_model
 from fusion.params import Recipe, model_arguments
-from fusion.predict import fit_ensembles, score_heads
+from fusion.predict import fit_ensembles, predict_heads, score_heads
 from fusion.side_by_side import place
 from fusion.stage_run import StageRun
 from fusion.stages import Stage
@@ -36,6 +37,7 @@ class Fit:
     history: list[Epoch]  # of all stages
     selected: Mapping[str, int]  # `<stage>.<head>` -> the number of the epoch whose weights that head has
     validation: Mapping[str, Mapping[str, float]]  # of the trained model, by head and metric
+    calibration: Calibration | None  # on validation; None of scores
 
     @property
     def best(self) -> Epoch:
@@ -151,5 +153,7 @@ def fit(
         except TrainingError as error:
             raise TrainingError(f"seed {seed}, {error}") from None
     fit_ensembles(training.model, validation, training.task)
-    scores = score_heads(training.model, validation, training.task)
-    return Fit(training.model, training.history, training.selected(), scores)
+    answers = predict_heads(training.model, validation, training.task)
+    scores = score_heads(training.task, validation, answers)
+    calibration = training.task.calibration(training.task.truth(validation).numpy(), answers["fused"])
+    return Fit(training.model, training.history, training.selected(), scores, calibration)

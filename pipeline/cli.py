@@ -214,12 +214,14 @@ def join_app(
     copy: Annotated[bool, typer.Option("--copy", help="Write one self-contained file instead of links.")] = False,
 ) -> None:
     """Join audio and text to the one file that fusion-train reads."""
+    from pipeline.datasets.notes import describe_corpus
     from pipeline.join import failures, join
-    from pipeline.params import FeaturesParams
+    from pipeline.params import DatasetParams, FeaturesParams
     from pipeline.settings import read_section
 
-    copy_parts = copy or read_section(params, "features", FeaturesParams, overrides).copy_parts
-    features = join(manifest, audio, text, output, copy_parts)
+    section = read_section(params, "features", FeaturesParams, overrides)
+    corpus = describe_corpus(read_section(params, "dataset", DatasetParams, overrides), section.licence)
+    features = join(manifest, audio, text, output, copy or section.copy_parts, corpus)
     print(*failures(features), sep="\n", end="\n" * bool(failures(features)))
     print(f"{output}: {len(features.utterances)} utterances, digest {features.digest[:12]}")
 

@@ -38,6 +38,7 @@ class Report:
     utterances: int
     digest: str | None = None  # of a joint file
     conversations: int | None = None
+    corpus: dict[str, Any] | None = None  # what the file says of it (`pipeline.corpus_note`)
     splits: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> label -> utterances
     scored: dict[str, int] = field(default_factory=dict)  # split -> utterances with a score; empty where none has one
     parts: dict[str, PartReport] = field(default_factory=dict)
@@ -53,6 +54,8 @@ class Report:
         lines = [f"{self.file}: {self.kind} file, {self.utterances} utterances{checked}"]
         if self.digest:
             lines.append(f"  {self.conversations} conversations, digest {self.digest}")
+        if self.corpus:
+            lines.append(f"  corpus: {self.corpus['name']}; licence: {self.corpus['licence']}")
         for split, labels in self.splits.items():
             counts = ", ".join(f"{label} {count}" for label, count in labels.items())
             scored = f"; scored {self.scored[split]}" if self.scored else ""
@@ -122,6 +125,7 @@ def _table(features: Features) -> dict[str, Any]:
     return {
         "digest": features.digest,
         "conversations": len(set(utterances.conversations)),
+        "corpus": features.corpus.to_json() if features.corpus else None,
         "splits": {split: dict(sorted(labels.items())) for split, labels in splits.items()},
         "scored": dict(scored) if scored.total() else {},
     }

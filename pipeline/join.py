@@ -10,6 +10,7 @@ from pipeline.manifest import Utterance, label_names, read_manifest
 from pipeline.store import (
     MODALITIES,
     UNLABELLED,
+    CorpusNote,
     Features,
     Part,
     StoreError,
@@ -20,8 +21,15 @@ from pipeline.store import (
 )
 
 
-def join(manifest: Path, audio: Path, text: Path, target: Path, copy_parts: bool = False) -> Features:
-    """Write the joint file and return it, read back.
+def join(
+    manifest: Path,
+    audio: Path,
+    text: Path,
+    target: Path,
+    copy_parts: bool = False,
+    corpus: CorpusNote | None = None,
+) -> Features:
+    """Write the joint file, which says of its `corpus` what is given, and return it, read back.
 
     Raises:
         DataError: the manifest is missing or broken.
@@ -31,7 +39,7 @@ def join(manifest: Path, audio: Path, text: Path, target: Path, copy_parts: bool
     names = label_names(records, str(manifest))
     parts = {"audio": _read_modality(audio, "audio"), "text": _read_modality(text, "text")}
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_joint(target, table_of(records, names), names, parts, copy_parts)
+    write_joint(target, table_of(records, names), names, parts, copy_parts, corpus)
     return read_features(target)
 
 

@@ -12,7 +12,8 @@ A *part* (`data/audio.h5`, `data/text.h5`, or a group of a self-contained file) 
 
 A *joint file* (`data/feats.h5`) holds the table `/utterances` with one column an array, the label names, and the
 parts `/audio` and `/text`: as external links with relative names, or copied in. It records each part's identity and
-digest, so that its own bytes change whenever a feature does, and a part that was exchanged is refused.
+digest, so that its own bytes change whenever a feature does, and a part that was exchanged is refused. Its attribute
+`corpus`, where there is one, says what the corpus is (`pipeline.corpus_note`).
 
 A file begins with its seal (`pipeline.seal`), which is checked before HDF5 reads it.
 
@@ -27,12 +28,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import h5py
 import numpy as np
 
+from pipeline.corpus_note import CorpusNote
 from pipeline.errors import StoreError, reason_and_mend
+from pipeline.identity import Identity
 from pipeline.seal import FORMAT, USER_BLOCK, VERSION, check_seal, seal
 from pipeline.settings import ErcError
 
@@ -41,31 +44,6 @@ Dtype = Literal["float16", "float32"]
 MODALITIES = ("audio", "text")
 STRUCTURE = 1 << 14  # bytes that HDF5 needs beside the arrays, more than enough
 UNLABELLED = -1
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which encoder made a part: model, revision, hash of the weights, layers, precision ... all JSON values."""
-
-    fields: Mapping[str, Any]
-
-    def to_json(self) -> str:
-        """One canonical line: sorted keys, no spaces."""
-        return json.dumps(dict(self.fields), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Identity":
-        """The inverse of `to_json`; raises ValueError when `text` is not a JSON object."""
-        fields = json.loads(text)
-        if not isinstance(fields, dict):
-            raise ValueError("an identity must be a JSON object")
-        return cls(fields)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Identity) and self.to_json() == other.to_json()
-
-    def __hash__(self) -> int:
-        return hash(self.to_json())
 
 
 @dataclass(frozen=True)
@@ -119,6 +97,7 @@ class Features:
     label_names: list[str]
     audio: Part | None
     text: Part | None
+    corpus: CorpusNote | None = None  # where the file says what it is
 
     @property
     def digest(self) -> str:
@@ -146,6 +125,7 @@ def read_features(path: Path) -> Features:
         }
         targets = {name: link.filename for name, link in links.items() if name not in parts}
         digest = str(file.attrs["digest"])
+        corpus = CorpusNote.from_json(json.loads(file.attrs["corpus"])) if "corpus" in file.attrs else None
     for name, target in targets.items():
         parts[name] = _follow_link(path, name, target)
     for name, part in parts.items():
@@ -154,7 +134,7 @@ def read_features(path: Path) -> Features:
                 f"{path}: its {name} part {part.path} is not the one that it was joined with (other features or "
                 "another encoder); run pipeline-join again, or dvc repro"
             )
-    features = Features(path, utterances, label_names, parts.get("audio"), parts.get("text"))
+    features = Features(path, utterances, label_names, parts.get("audio"), parts.get("text"), corpus)
     if features.digest != digest:
         raise StoreError(f"{path}: damaged: its table does not match its own hash; run pipeline-join again")
     return features
@@ -298,7 +278,12 @@ def _read_strings(dataset: h5py.Dataset) -> list[str]:
 
 
 def write_joint(
-    path: Path, utterances: Utterances, label_names: Sequence[str], parts: Mapping[str, Part], copy: bool
+    path: Path,
+    utterances: Utterances,
+    label_names: Sequence[str],
+    parts: Mapping[str, Part],
+    copy: bool,
+    corpus: CorpusNote | None = None,
 ) -> None:
     """Write the joint file: `parts` linked by their relative names, or copied in when `copy`.
 
@@ -316,7 +301,7 @@ def write_joint(
     partial = path.with_name(path.name + ".partial")
     try:
         with writing(path):
-            _write_joint(partial, path, utterances, label_names, parts, fingerprints, copy)
+            _write_joint(partial, path, utterances, label_names, parts, fingerprints, copy, corpus)
             partial.replace(path)
             sync(path.parent)
     except BaseException:
@@ -332,6 +317,7 @@ def _write_joint(
     parts: Mapping[str, Part],
     fingerprints: Mapping[str, str],
     copy: bool,
+    corpus: CorpusNote | None,
 ) -> None:
     try_size(partial, _joint_size(utterances, parts, copy))
     values = []
@@ -339,6 +325,8 @@ def _write_joint(
         _write_header(file, "joint")
         file.attrs["label_names"] = json.dumps(list(label_names), ensure_ascii=False)
         file.attrs["digest"] = _digest(utterances, label_names, fingerprints)
+        if corpus:
+            file.attrs["corpus"] = json.dumps(corpus.to_json(), ensure_ascii=False)
         _write_utterances(file.create_group("utterances"), utterances)
         for name, part in parts.items():
             file.attrs[f"{name}_fingerprint"] = fingerprints[name]

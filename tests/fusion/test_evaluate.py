@@ -16,6 +16,7 @@ import torch
 from sklearn import metrics as reference
 
 import fusion.predict
+from fusion.calibration import calibrate, expected_calibration_error, fit_temperature
 from fusion.checkpoint import load_model
 from fusion.data import load_split
 from fusion.errors import FeatureError, ModelError, OutputError
@@ -86,6 +87,24 @@ def test_probabilities_are_probabilities(evaluation: Evaluation) -> None:
         assert seed.answers.shape == (len(evaluation.ids), len(LABELS))
         np.testing.assert_allclose(seed.answers.sum(-1), 1)
         assert (seed.answers >= 0).all()
+
+
+def test_probabilities_are_calibrated_by_the_temperature_of_validation(
+    features: Features, models: Path, evaluation: Evaluation, results: Path
+) -> None:
+    loaded, split = load_model(models / "seed-3"), load_split(features, "test", modalities="both", audio_frames=8)
+    raw, said = predict(loaded.model, split, TASK), evaluation.seeds[0]
+    validation = load_split(features, "validation", modalities="both", audio_frames=8)
+    labelled, labels = validation.labels.numpy() != -1, validation.labels.numpy()
+    fitted = fit_temperature(predict(loaded.model, validation, TASK)[labelled], labels[labelled])
+    assert loaded.provenance.temperature == pytest.approx(fitted)
+    np.testing.assert_allclose(said.answers, calibrate(raw, fitted))
+    found = json.loads((results / "details.json").read_text())["calibration"]["3"]
+    counted, true = evaluation.counted, evaluation.true
+    assert found["temperature"] == pytest.approx(fitted, abs=1e-5)
+    assert found["before"] == pytest.approx(expected_calibration_error(raw[counted], true[counted]), abs=1e-5)
+    assert found["after"] == pytest.approx(expected_calibration_error(said.answers[counted], true[counted]), abs=1e-5)
+    assert "expected calibration error on the test split" in (results / "table.md").read_text()
 
 
 def test_scores_are_mean_and_sample_deviation_over_seeds(evaluation: Evaluation) -> None:
@@ -188,7 +207,7 @@ def test_scores_can_be_computed_again_from_the_predictions(results: Path) -> Non
 
 def test_details_hold_means_classes_seeds_and_the_run(results: Path, features: Features) -> None:
     content = json.loads((results / "details.json").read_text())
-    assert list(content) == ["run", "test", "validation", "heads", "seeds"]
+    assert list(content) == ["run", "test", "validation", "heads", "calibration", "seeds"]
     assert set(content["test"]["weighted_f1"]) == {"mean", "std", "low", "high", "floor"}
     assert list(content["test"]["per_class"]) == LABELS
     assert set(content["test"]["per_class"]["joy"]) == {"precision", "recall", "f1", "support"}

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.corpus_note import CorpusNote, Reference
 from pipeline.inspect import inspect_file
 from pipeline.seal import FORMAT, VERSION
 from pipeline.store import (
@@ -80,6 +81,17 @@ def test_linked_and_self_contained_files_read_the_same(linked: Path, tmp_path: P
     assert features.text is not None
     write_joint(tmp_path / "copy.h5", table(), ["joy", "anger"], {"audio": features.audio, "text": features.text}, True)
     assert same(features, read_features(tmp_path / "copy.h5"))
+
+
+def test_what_a_file_says_of_its_corpus_is_read_and_changes_no_hash(linked: Path, tmp_path: Path) -> None:
+    features = read_features(linked)
+    note = CorpusNote("mine", "CC BY 4.0", (Reference("HCAM", "weighted_f1", 0.5, "a paper"),))
+    parts = {"audio": features.audio, "text": features.text}
+    write_joint(tmp_path / "noted.h5", table(), ["joy", "anger"], parts, True, note)  # type: ignore[arg-type]
+    found = read_features(tmp_path / "noted.h5")
+    assert (features.corpus, found.corpus) == (None, note)
+    assert same(features, found)
+    assert "corpus: mine; licence: CC BY 4.0" in inspect_file(tmp_path / "noted.h5").to_text()
 
 
 def test_values_labels_and_order_round_trip_exactly(tmp_path: Path) -> None:

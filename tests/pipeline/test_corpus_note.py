@@ -1,0 +1,39 @@
+"""A feature file says what its corpus is, and no number depends on it."""
+
+import pytest
+
+from pipeline.corpus_note import CorpusNote, Reference
+from pipeline.datasets import ADAPTERS
+from pipeline.datasets.notes import LICENCES, UNKNOWN, describe_corpus
+from pipeline.datasets.targets import TARGETS
+from pipeline.params import DatasetParams
+
+
+def test_a_note_survives_json() -> None:
+    note = CorpusNote("mine", "CC0", (Reference("HCAM", "weighted_f1", 0.5, "a paper"),))
+    assert CorpusNote.from_json(note.to_json()) == note
+
+
+@pytest.mark.parametrize(
+    "params", [DatasetParams(name=name, target=target) for name, targets in TARGETS.items() for target in targets]
+)
+def test_every_published_corpus_has_a_licence_and_names_the_target(params: DatasetParams) -> None:
+    note = describe_corpus(params)
+    assert note.licence == LICENCES[params.name]
+    assert note.name.endswith(f", {params.target}")
+    assert all(0 < reference.value < 1 and reference.source for reference in note.references)
+
+
+def test_references_are_of_the_target_that_they_were_published_for() -> None:
+    assert [one.model for one in describe_corpus(DatasetParams(name="meld")).references] == ["HCAM", "MERITS-L"]
+    assert describe_corpus(DatasetParams(name="meld", target="sentiment")).references == ()
+
+
+def test_a_table_has_the_licence_that_its_user_states() -> None:
+    table = DatasetParams(name="table")
+    assert describe_corpus(table).licence == UNKNOWN
+    assert describe_corpus(table, "CC BY 4.0").licence == "CC BY 4.0"
+
+
+def test_every_adapter_has_a_note() -> None:
+    assert all(describe_corpus(DatasetParams(name=name)).licence for name in ADAPTERS)
