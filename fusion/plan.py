@@ -39,7 +39,7 @@ class Plan:
     tokens: tuple[int, ...]
 
 
-TENSORS = [item.name for item in fields(Plan) if item.type == "Tensor" or item.type is Tensor]
+TENSORS = [item.name for item in fields(Plan) if item.type is Tensor]
 
 
 def draw_batches(rows: Tensor, turns: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:

@@ -6,7 +6,6 @@ Both give the same bits. Features keep the precision of the file and become floa
 Axes: utterances, frames (audio) or tokens (text), layers, dim; rows are the frames or tokens of all utterances.
 """
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.settings import count_cores
 from pipeline.store import Part
 
 POOLED_ROWS = 4096  # pooled or copied at a time: their float32 copy stays in the cache; 65,536 took four times as long
@@ -160,7 +160,7 @@ def load_rows(mapped: Mapped) -> Resident:
         first = int(loaded.starts[utterances[0]])
         values[first : first + len(rows)] = rows
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(count_cores()) as threads:
         list(threads.map(load, _pieces(mapped.stored)))
     return loaded
 

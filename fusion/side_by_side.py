@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from fusion.errors import TrainingError
+from pipeline.settings import count_cores
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -32,7 +33,7 @@ def count_jobs(asked: int | None, device: torch.device) -> int:
         TrainingError: several are asked for on a GPU.
     """
     if device.type == "cpu":
-        return asked or max(1, len(os.sched_getaffinity(0)) // torch.get_num_threads())
+        return asked or max(1, count_cores() // torch.get_num_threads())
     if asked not in (None, 1):
         raise TrainingError(
             f"--jobs {asked}: on {device.type} one process trains; leave --jobs out, or use --device cpu"

@@ -51,10 +51,13 @@ def command(body: Callable[..., None], goes_on: bool = False) -> typer.Typer:
 
     @functools.wraps(body)
     def guarded(**arguments: Any) -> None:
+        settle_libraries()
         try:
             from pipeline.settings import ErcError
-
-            settle_libraries()
+        except KeyboardInterrupt:
+            print(INTERRUPTED, file=sys.stderr)
+            raise typer.Exit(130) from None
+        try:
             logging.basicConfig(format="%(message)s", level=logging.WARNING)
             body(**arguments)
             sys.stdout.flush()

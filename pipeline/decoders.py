@@ -29,6 +29,7 @@ import numpy as np
 from pipeline.decoder_process import Delivered, Job, Unable, Word
 from pipeline.errors import DataError
 from pipeline.media import Channels, Recording, Stretch, nothing
+from pipeline.settings import count_cores
 
 MODULE = "pipeline.decoder_process"
 START_SECONDS = 120.0  # for the imports of a process, on a slow disk
@@ -43,7 +44,7 @@ class Decoders:
     """
 
     def __init__(self, limit_seconds: float = 60.0, workers: int | None = None) -> None:
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = workers or count_cores()
         self._limit_seconds = limit_seconds
         self._free = BoundedSemaphore(self.workers)
         self._lock = Lock()  # of what follows

@@ -5,7 +5,6 @@ the device. Whoever takes the results writes them meanwhile, in a thread of its 
 few batches, however long the corpus is.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline.errors import ClipError, EncoderError
+from pipeline.settings import count_cores
 
-LOADERS = len(os.sched_getaffinity(0))  # threads that load inputs: FFmpeg and torch let go of the interpreter lock
+LOADERS = count_cores()  # threads that load inputs: FFmpeg and torch let go of the interpreter lock
 COUNT_SECONDS = 2.0  # that an error waits for the inputs of its batch and the next ones, to count its like
 AHEAD = 2  # batches that are loaded while one is encoded
 

@@ -19,6 +19,7 @@ from measures.machine import process_peak, sampled_peak
 from measures.timing import Spread, say, spread
 from measures.trainer import train_ours
 from measures.usual import train_usual
+from pipeline.settings import count_cores
 from pipeline.store import read_features
 
 Task = TypeVar("Task")
@@ -174,7 +175,7 @@ def in_own_process(function: Callable[[Task], Found], task: Task) -> Found:
 
 def run_beside(job: Job) -> Run:
     """As many seeds at once as there are cores: of each second, a run has its part."""
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     found = in_own_processes(run, [replace(job, seed=job.seed + 1000 * number) for number in range(cores)])
     longest = max(found, key=lambda one: one.epoch_seconds)
     parts = {name: getattr(longest, name) / cores for name in ("epoch_seconds", "train_seconds")}

@@ -1,7 +1,7 @@
 """What a user sets: sections of `params.yaml` (`sections`), one of which says where the work is done (`cluster`)."""
 
 from pipeline.settings.cluster import Cluster, ClusterError, ClusterParams, connect
-from pipeline.settings.memory import free_bytes
+from pipeline.settings.machine import count_cores, free_bytes
 from pipeline.settings.sections import (
     SECTION_NAMES,
     ErcError,
@@ -21,6 +21,7 @@ __all__ = [
     "SettingsError",
     "check_section",
     "connect",
+    "count_cores",
     "free_bytes",
     "read_section",
 ]
