@@ -34,15 +34,6 @@ DEFAULT_PARAMS = Path("params.yaml")
 DEFAULT_MANIFEST = Path("data/manifest.jsonl")
 
 
-def settle_libraries() -> None:
-    """What libraries read from the environment when they are loaded; what the user has set stays."""
-    # before torch starts its threads: ones that wait actively for each other on busy cores take all the time
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # oneDNN keeps what it made for each of a thousand shapes, and batches come in ever new ones: memory would grow with
-    # the corpus
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-
-
 def command(body: Callable[..., None], goes_on: bool = False) -> typer.Typer:
     """A one-command typer app around `body`; an error that the user can mend is one line and exit status 2.
 
@@ -51,12 +42,12 @@ def command(body: Callable[..., None], goes_on: bool = False) -> typer.Typer:
 
     @functools.wraps(body)
     def guarded(**arguments: Any) -> None:
-        settle_libraries()
         try:
-            from pipeline.settings import ErcError
+            from pipeline.settings import ErcError, settle_libraries
         except KeyboardInterrupt:
             print(INTERRUPTED, file=sys.stderr)
             raise typer.Exit(130) from None
+        settle_libraries()
         try:
             logging.basicConfig(format="%(message)s", level=logging.WARNING)
             body(**arguments)

@@ -122,20 +122,44 @@ def plan_audio(
 
     `scratch` is a folder with room for what `pipeline.clips` lays down.
     """
-    lengths = [encoder_samples(utterance, encoder.sample_rate) for utterance in utterances]
     inputs = [[u.id, u.audio, u.start, u.end, u.samples, file_size(root, u)] for u in utterances]
     plan = _plan([channels, *inputs], altered)
-    rows = [encoder.frames(length) if length else 0 for length in lengths]
     clips = Clips(utterances, root, channels, encoder.sample_rate, scratch, params.decode_seconds)
 
     def load(index: int) -> "torch.Tensor":
         clip = clips.load(utterances[index])
-        assert len(clip) == lengths[index]
         return alter(utterances[index], clip) if alter else clip
 
-    layout = _layout(utterances, rows, encoder, params.dtype, plan, altered)
+    return plan_clips(utterances, encoder, params, channels, load, plan, altered, clips.close)
+
+
+def plan_clips(
+    utterances: Sequence[Utterance],
+    encoder: "SpeechEncoder",
+    params: AudioParams,
+    channels: Channels,
+    load: "Callable[[int], torch.Tensor]",
+    plan: str = "",
+    altered: Altered | None = None,
+    close: Callable[[], None] = lambda: None,
+) -> Work:
+    """The work of encoding the clips (samples,) at the encoder's rate that `load` gives for an utterance's index.
+
+    `channels` is how several became one, which the identity says; `close` lets go of what `load` holds.
+    """
+    lengths = [encoder_samples(utterance, encoder.sample_rate) for utterance in utterances]
+    rows = [encoder.frames(length) if length else 0 for length in lengths]
+
+    def load_checked(index: int) -> "torch.Tensor":
+        clip = load(index)
+        assert len(clip) == lengths[index]
+        return clip
+
+    identity = Identity({**encoder.identity.fields, "channels": channels})
+    layout = _layout(utterances, rows, identity, encoder.row_shape, params.dtype, plan, altered)
     start = partial(encoder.start, dtype=params.dtype)
-    engine = LocalEngine(load, start, layout.ids.__getitem__, mark=params.on_error == "mark", close=clips.close)
+    name, mark = layout.ids.__getitem__, params.on_error == "mark"
+    engine = LocalEngine(load_checked, start, name, mark=mark, close=close)
     budget = encoder.budget() if params.batch == "auto" else int(params.batch * encoder.sample_rate)
     unit = Unit("h of audio", "h", 3600 * encoder.sample_rate, digits=2)
     return Work(layout, lengths, unit, budget, params.batch == "auto", engine)
@@ -148,7 +172,7 @@ def plan_text(
     token_ids = [encoder.tokenize(utterance.text) if utterance.text else [] for utterance in utterances]
     rows = [encoder.tokens(ids) if ids else 0 for ids in token_ids]
     plan = _plan([[utterance.id, utterance.text] for utterance in utterances], altered)
-    layout = _layout(utterances, rows, encoder, params.dtype, plan, altered)
+    layout = _layout(utterances, rows, encoder.identity, encoder.row_shape, params.dtype, plan, altered)
     engine = LocalEngine(token_ids.__getitem__, partial(encoder.start, dtype=params.dtype), layout.ids.__getitem__)
     budget = encoder.budget() if params.batch == "auto" else params.batch
     return Work(layout, rows, Unit("tokens", "tokens", 1, digits=0), budget, params.batch == "auto", engine)
@@ -157,15 +181,15 @@ def plan_text(
 def _layout(
     utterances: Sequence[Utterance],
     rows: list[int],
-    encoder: "SpeechEncoder | TextEncoder",
+    identity: Identity,
+    row_shape: tuple[int, ...],
     dtype: Dtype,
     plan: str,
     altered: Altered | None,
 ) -> PartLayout:
-    identity = encoder.identity
     if altered:
         identity = Identity({**identity.fields, "input": dict(altered.input)})
-    return PartLayout([u.id for u in utterances], rows, encoder.row_shape, dtype, identity, plan)
+    return PartLayout([u.id for u in utterances], rows, row_shape, dtype, identity, plan)
 
 
 def _plan(inputs: list[Any], altered: Altered | None) -> str:
@@ -178,6 +202,24 @@ def file_size(root: Path, utterance: Utterance) -> int | None:
     """Bytes of the recording, which change with most edits of it; None where there is none."""
     path = root / utterance.audio if utterance.audio else None
     return path.stat().st_size if path is not None and path.is_file() else None
+
+
+def collect(work: Work) -> list[np.ndarray]:
+    """What `fill` would write, in memory: the rows of every utterance, none where the modality is absent.
+
+    Raises:
+        DataError: a value that the type of the features cannot hold.
+        ClipError, EncoderError: as `LocalEngine.run`.
+    """
+    layout = work.layout
+    rows = [np.empty((0, *layout.row_shape), layout.dtype)] * len(layout.ids)
+    with closing(work.engine):
+        for encoded in work.engine.run(batches_under_budget(work.lengths, work.budget)):
+            for index, found in zip(encoded.indices, encoded.rows, strict=True):
+                if not np.isfinite(found).all():
+                    raise DataError(f"'{layout.ids[index]}': its features hold values that {layout.dtype} cannot")
+                rows[index] = found
+    return rows
 
 
 def fill(target: Path, work: Work, name: str) -> Outcome:

@@ -178,7 +178,7 @@ class _Cut:
         self.blocks.clear()  # of an hour: gigabytes
         skipped = position - len(samples)
         last = position if self.stretch.end is None else round(self.stretch.end * rate)
-        return _judge(samples[self.stretch.first(rate) - skipped : last - skipped], rate, channels, issues)
+        return judge(samples[self.stretch.first(rate) - skipped : last - skipped], rate, channels, issues)
 
 
 def resampled_length(samples: int, rate: int, target_rate: int) -> int:
@@ -271,7 +271,8 @@ def _lacks_its_end(path: Path, slack: int) -> bool:
     return len(page) < 23 + len(lacing) + sum(lacing) or not page[1] & 4  # flag 4: end of stream
 
 
-def _judge(samples: np.ndarray, rate: int, channels: int, issues: list[str]) -> Recording:
+def judge(samples: np.ndarray, rate: int, channels: int, issues: list[str]) -> Recording:
+    """The samples with what is odd about them, or none where they cannot be used."""
     if not len(samples):
         return nothing("empty-audio")
     if not np.isfinite(samples).all():

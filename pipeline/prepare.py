@@ -56,8 +56,8 @@ def settle(turns: Sequence[Turn], params: DatasetParams) -> list[tuple[Utterance
     """
     splits = assign_splits(turns, params)
     pairs = [
-        (_draft(turn, index, splits[turn.conversation], params), turn)
-        for conversation in _by_conversation(turns)
+        (draft_utterance(turn, index, splits[turn.conversation], params), turn)
+        for conversation in by_conversation(turns)
         for index, turn in enumerate(conversation)
     ]
     pairs.sort(key=lambda pair: manifest_order(pair[0]))
@@ -142,21 +142,26 @@ def unusable(utterances: Sequence[Utterance]) -> list[Utterance]:
     return [utterance for utterance in utterances if utterance.audio is not None and not utterance.samples]
 
 
-def _by_conversation(turns: Sequence[Turn]) -> list[list[Turn]]:
+def by_conversation(turns: Sequence[Turn]) -> list[list[Turn]]:
+    """The turns of each conversation in their order; conversations as they are first met."""
     conversations: dict[str, list[Turn]] = defaultdict(list)
     for turn in turns:
         conversations[turn.conversation].append(turn)
     return [sorted(group, key=lambda turn: turn.order) for group in conversations.values()]
 
 
-def _draft(turn: Turn, index: int, split: str, params: DatasetParams) -> Utterance:
-    """The utterance before its recording is probed."""
+def draft_utterance(turn: Turn, index: int, split: str, params: DatasetParams) -> Utterance:
+    """The utterance before its recording is probed.
+
+    Raises:
+        DataError: a name holds control characters, times do not fit, or the recording lies outside `params.root`.
+    """
     where = turn.where or params.source
     identifier = turn.id or f"{turn.conversation}/{index}"
     names = {"id": identifier, "conversation": turn.conversation, "speaker": turn.speaker, "label": turn.label}
     for name, value in names.items():
         if holds_controls(value):
-            raise DataError(f"{where}: {name} {value!r} holds control characters; mend the table")
+            raise DataError(f"{where}: {name} {value!r} holds control characters; take them out")
     for name, seconds in (("start", turn.start), ("end", turn.end)):
         if seconds is not None and seconds < 0:
             raise DataError(
@@ -174,9 +179,9 @@ def _draft(turn: Turn, index: int, split: str, params: DatasetParams) -> Utteran
         split=split,  # type: ignore[arg-type]
         label=turn.label,
         score=turn.score,
-        text=_visible(turn.text),
-        recognised=None if turn.recognised is None else _visible(turn.recognised),
-        audio=None if turn.audio is None else _relative_path(turn.audio, f"{where}: '{identifier}'", params),
+        text=visible(turn.text),
+        recognised=None if turn.recognised is None else visible(turn.recognised),
+        audio=None if turn.audio is None else relative_path(turn.audio, f"{where}: '{identifier}'", params.root),
         start=turn.start,
         end=turn.end,
         extra=dict(turn.extra),
@@ -184,26 +189,26 @@ def _draft(turn: Turn, index: int, split: str, params: DatasetParams) -> Utteran
     )
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """`text` without surrounding white space; "" if it holds white space and invisible characters only."""
     seen = any(character.isprintable() and not character.isspace() for character in text)
     return text.strip() if seen else ""
 
 
-def _relative_path(audio: str, where: str, params: DatasetParams) -> str:
-    """`audio` relative to the corpus root, with forward slashes; `where` leads the message.
+def relative_path(audio: str, where: str, root: str) -> str:
+    """`audio` relative to the folder `root`, with forward slashes; `where` leads the message.
 
     Only the name is judged: a folder of recordings may be a link to another disk.
     """
     path = PurePosixPath(audio.replace("\\", "/"))
     if path.is_absolute():
-        roots = (Path(params.root).absolute(), Path(params.root).resolve())
-        inside = [path.relative_to(root) for root in roots if path.is_relative_to(root)]
+        roots = (Path(root).absolute(), Path(root).resolve())
+        inside = [path.relative_to(folder) for folder in roots if path.is_relative_to(folder)]
         path = inside[0] if inside else PurePosixPath("..")
     if ".." in path.parts or "\0" in audio:
         raise DataError(
-            f"{where}: recording {audio!r} lies outside dataset.root ({params.root}); "
-            "set dataset.root to a folder that holds the table and the recordings"
+            f"{where}: recording {audio!r} lies outside dataset.root ({root}); "
+            "set dataset.root to a folder that holds them all (of fusion-predict: --root)"
         )
     return path.as_posix()
 
@@ -213,7 +218,7 @@ def _probe_all(drafts: Sequence[Utterance], params: DatasetParams) -> list[Utter
     albums: dict[str | None, list[Utterance]] = defaultdict(list)
     for draft in drafts:
         albums[draft.audio].append(draft)
-    silent = [_probed(draft, None) for draft in albums.pop(None, [])]
+    silent = [after_probing(draft, None) for draft in albums.pop(None, [])]
     decoders = Decoders(params.decode_seconds)
     with (
         ThreadPoolExecutor(decoders.workers) as pool,
@@ -235,13 +240,13 @@ def _probe(album: Sequence[Utterance], params: DatasetParams, decoders: Decoders
         turns[Stretch(draft.start, draft.end)].append(draft)
     path = Path(params.root) / str(album[0].audio)
     return [
-        _probed(draft, recording)
+        after_probing(draft, recording)
         for stretch, recording in decoders.decode_stretches(path, params.channels, list(turns))
         for draft in turns[stretch]
     ]
 
 
-def _probed(draft: Utterance, recording: Recording | None) -> Utterance:
+def after_probing(draft: Utterance, recording: Recording | None) -> Utterance:
     """The utterance with what decoding its recording tells."""
     issues = ["no-audio"] if recording is None else list(recording.issues)
     if not draft.text:

@@ -15,12 +15,12 @@ from measures.corpora import SAMPLE_RATE, Corpus, write_release
 from measures.encoding import audio_params, extraction_batches, padding_share
 from measures.machine import process_peak
 from measures.timing import Spread, say, spread
-from pipeline.cli import settle_libraries
 from pipeline.clips import encoder_samples
 from pipeline.extract import extract_audio
 from pipeline.manifest import read_manifest
 from pipeline.media import Channels, decode, resample
 from pipeline.params import AudioParams
+from pipeline.settings import settle_libraries
 
 GROWTH = 4
 

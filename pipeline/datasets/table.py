@@ -8,7 +8,7 @@ that `dataset.columns` gives; all others are carried along into the manifest, as
 import difflib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.datasets.mending import mend_controls
@@ -35,10 +35,15 @@ def read(params: DatasetParams, to_encode: bool = True) -> Corpus:
         DataError: the table is missing, empty or malformed, a column that `dataset.columns` names is not in it, or a
             value is not of its column's kind; the line is named.
     """
-    path = Path(params.root) / params.table
+    return read_table(Path(params.root) / params.table, params.columns, to_encode)
+
+
+def read_table(path: Path, named: Columns, to_encode: bool = True, unread: Collection[str] = ()) -> Corpus:
+    """The turns of the table at `path`; raises as `read`. Columns of the fields `unread` are only carried along."""
     mended: Counter[str] = Counter()
     rows = read_rows(path, mended)
-    columns = _resolve_columns(list(rows[0].cells), params.columns, path)
+    columns = _resolve_columns(list(rows[0].cells), named, path)
+    columns = {field: column for field, column in columns.items() if field not in unread}
     if to_encode:
         _check_media(list(rows[0].cells), columns, path)
     extra = [name for name in rows[0].cells if name not in columns.values()]

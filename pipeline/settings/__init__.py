@@ -1,6 +1,7 @@
 """What a user sets: sections of `params.yaml` (`sections`), one of which says where the work is done (`cluster`)."""
 
 from pipeline.settings.cluster import Cluster, ClusterError, ClusterParams, connect
+from pipeline.settings.libraries import settle_libraries
 from pipeline.settings.machine import count_cores, free_bytes
 from pipeline.settings.sections import (
     SECTION_NAMES,
@@ -24,4 +25,5 @@ __all__ = [
     "count_cores",
     "free_bytes",
     "read_section",
+    "settle_libraries",
 ]

@@ -1,0 +1,286 @@
+"""Turns as they are spoken -> features, in memory, by the arithmetic of the stages `audio` and `text`.
+
+What prediction from recordings needs of this package: `read_turns` of a table, and `TurnEncoder`. Every recording is
+decoded once, in processes of their own; a turn is never dropped, and its status says what is missing, in the words of
+`pipeline.manifest` and two more:
+
+    cut-text        the text has more than 10,000 characters; what follows them is not read
+    context-only    nothing of the turn can be used: a model knows it by the turns around it alone
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.datasets.mending import mend_controls, mend_surrogates
+from pipeline.datasets.table import read_table
+from pipeline.datasets.turns import Turn
+from pipeline.decoders import Decoders
+from pipeline.encoders.named import NamedSpeech, NamedText, load_speech, load_text
+from pipeline.errors import DataError
+from pipeline.extract import collect, plan_clips, plan_text
+from pipeline.manifest import OK, Utterance
+from pipeline.media import SAMPLE_RATES, Channels, Recording, Stretch, judge, resample
+from pipeline.params import DatasetParams
+from pipeline.prepare import after_probing, by_conversation, draft_utterance, relative_path
+from pipeline.settings import read_section
+from pipeline.store import Identity
+
+if TYPE_CHECKING:
+    import torch
+
+UNREAD = ("split", "label", "score", "recognised")  # columns that say nothing to a model
+LONGEST_TEXT = 10_000  # characters of a turn; what attention takes grows with the square of it
+DECODE_SECONDS = 60.0  # that decoding may go without progress, as dataset.decode_seconds
+
+__all__ = ["EncodedTurn", "Spoken", "TurnEncoder", "Waveform", "read_turns", "relative_path", "speak"]
+
+
+@dataclass(frozen=True, eq=False)
+class Waveform:
+    """A recording that is at hand: (samples,) float32 in [-1, 1]."""
+
+    samples: np.ndarray
+    sample_rate: int
+
+
+@dataclass(frozen=True, eq=False)
+class Spoken:
+    """A turn before its recording is looked at."""
+
+    utterance: Utterance
+    sound: Path | Waveform | None
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedTurn:
+    """A turn as a model takes it.
+
+    Shape:
+        audio: (frames, dim) or (frames, layers, dim); None where it has none, or the model takes none
+        text: (tokens, dim) or (tokens, layers, dim); likewise
+    """
+
+    audio: np.ndarray | None
+    text: np.ndarray | None
+    status: str
+
+
+def read_turns(table: Path, root: Path, params: Path | None = None, overrides: Sequence[str] = ()) -> list[Spoken]:
+    """The turns of a table (.csv, .tsv, .jsonl, .parquet), conversation by conversation, each in its order.
+
+    Columns are those of `dataset.name: table`, which `dataset.columns` of `params` and `overrides` may name otherwise;
+    labels, scores and splits are not looked at. Recordings lie under `root`.
+
+    Raises:
+        SettingsError: section `dataset` is not as it must be.
+        DataError: as `pipeline.datasets.table.read` and `pipeline.prepare.draft_utterance`; the line is named.
+    """
+    if not table.is_file():
+        raise DataError(f"{table}: no such table; name another with --table")
+    columns = read_section(params, "dataset", DatasetParams, overrides).columns
+    turns = read_table(table, columns, unread=UNREAD).turns
+    drafts = [
+        draft_utterance(turn, index, "test", _dataset(root))
+        for conversation in by_conversation(turns)
+        for index, turn in enumerate(conversation)
+    ]
+    return [Spoken(draft, None if draft.audio is None else root / draft.audio) for draft in drafts]
+
+
+def speak(
+    conversation: str,
+    index: int,
+    text: str,
+    sound: Path | Waveform | None,
+    *,
+    speaker: str | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> Spoken:
+    """The turn with this `index` in its conversation, whose recording may lie anywhere.
+
+    Raises:
+        DataError: as `pipeline.prepare.draft_utterance`; samples that are not a clip.
+    """
+    where = f"turn {index}"
+    if isinstance(sound, Waveform) and (sound.samples.ndim != 1 or sound.sample_rate not in SAMPLE_RATES):
+        raise DataError(
+            f"{where}: audio of shape {sound.samples.shape} at {sound.sample_rate} Hz; expected (samples,) at "
+            f"{SAMPLE_RATES.start} to {SAMPLE_RATES.stop - 1} Hz: mix several channels to one before"
+        )
+    mended: Counter[str] = Counter()
+    text = mend_controls(mend_surrogates(text, mended), mended)
+    turn = Turn(conversation, index, speaker=speaker, text=text, start=start, end=end, where=where)
+    return Spoken(draft_utterance(turn, index, "test", _dataset(Path())), sound)
+
+
+def _dataset(root: Path) -> DatasetParams:
+    """What `draft_utterance` looks at: a path that is not the user's own writing is taken as it is, `~` and all."""
+    return DatasetParams.model_construct(name="table", root=str(root), table="")
+
+
+class TurnEncoder:
+    """Turns -> features, with the encoders that two identities name; a context manager.
+
+    An encoder is loaded when the first turn needs it. A modality without an identity is one that the model takes none
+    of: its encoder is never loaded, and recordings are then not even opened.
+
+    Args:
+        audio, text: of the features that the model was trained on.
+        audio_folder, text_folder: where the encoder lies, if it is not built in and not on the hub.
+        device: auto, cpu, cuda or cuda:<n>.
+    """
+
+    def __init__(
+        self,
+        audio: Identity | None,
+        text: Identity | None,
+        audio_folder: Path | None = None,
+        text_folder: Path | None = None,
+        device: str = "auto",
+        decode_seconds: float = DECODE_SECONDS,
+    ) -> None:
+        self._audio, self._text = audio, text
+        self._audio_folder, self._text_folder = audio_folder, text_folder
+        self._device = device
+        self._decoders = Decoders(decode_seconds)
+
+    def __enter__(self) -> "TurnEncoder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the decoders' processes."""
+        self._decoders.close()
+
+    def load(self) -> None:
+        """Load both encoders now, rather than with the first turn.
+
+        Raises:
+            EncoderError: one is not at hand, cannot be loaded, or is not the one that the model was trained with.
+        """
+        _ = self._audio and self._speech, self._text and self._words
+
+    def encode(self, turns: Sequence[Spoken]) -> list[EncodedTurn]:
+        """Features of the turns, in their order; where a recording cannot be used, the status says why.
+
+        Raises:
+            EncoderError: as `load`, or a turn alone exceeds the memory.
+            DataError: nothing can be decoded here.
+        """
+        recordings = self._hear(turns) if self._audio else [None] * len(turns)
+        utterances = [
+            after_probing(_cut(turn.utterance), recording) for turn, recording in zip(turns, recordings, strict=True)
+        ]
+        audio = self._encode_audio(utterances, recordings) if self._audio else None
+        text = self._encode_text(utterances) if self._text else None
+        return [
+            EncodedTurn(
+                audio=_present(audio, index), text=_present(text, index), status=self._status(turn.utterance, utterance)
+            )
+            for index, (turn, utterance) in enumerate(zip(turns, utterances, strict=True))
+        ]
+
+    @cached_property
+    def _speech(self) -> NamedSpeech:
+        assert self._audio is not None
+        return load_speech(self._audio, self._audio_folder, self._device)
+
+    @cached_property
+    def _words(self) -> NamedText:
+        assert self._text is not None
+        return load_text(self._text, self._text_folder, self._device)
+
+    @property
+    def _channels(self) -> Channels:
+        """How several become one; features that were made before this was recorded are taken for the default."""
+        assert self._audio is not None
+        stated = self._audio.fields.get("channels", "downmix")
+        if stated not in ("downmix", "center", "first"):
+            raise DataError(f"the model's config.json: channels {stated!r} are none of downmix, center, first")
+        return stated
+
+    def _encode_audio(
+        self, utterances: Sequence[Utterance], recordings: Sequence[Recording | None]
+    ) -> list[np.ndarray] | None:
+        if not any(utterance.samples for utterance in utterances):
+            return None
+        speech = self._speech
+
+        def load(index: int) -> "torch.Tensor":
+            recording = recordings[index]
+            assert recording is not None
+            return resample(recording.samples, recording.sample_rate, speech.encoder.sample_rate)
+
+        return collect(plan_clips(utterances, speech.encoder, speech.params, self._channels, load))
+
+    def _encode_text(self, utterances: Sequence[Utterance]) -> list[np.ndarray] | None:
+        if not any(utterance.text for utterance in utterances):
+            return None
+        return collect(plan_text(utterances, self._words.encoder, self._words.params))
+
+    def _hear(self, turns: Sequence[Spoken]) -> list[Recording | None]:
+        """Every recording, decoded once whatever the number of its turns; None where a turn has none."""
+        heard: dict[int, Recording] = {}
+        albums: dict[Path, dict[Stretch, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for index, turn in enumerate(turns):
+            stretch = Stretch(turn.utterance.start, turn.utterance.end)
+            if isinstance(turn.sound, Waveform):
+                heard[index] = _piece(turn.sound, stretch)
+            elif turn.sound is not None:
+                albums[turn.sound][stretch].append(index)
+        with ThreadPoolExecutor(self._decoders.workers) as pool:
+            for found in pool.map(partial(self._decode, channels=self._channels), albums.items()):
+                heard.update(found)
+        return [heard.get(index) for index in range(len(turns))]
+
+    def _decode(self, album: tuple[Path, dict[Stretch, list[int]]], channels: Channels) -> dict[int, Recording]:
+        path, turns = album
+        return {
+            index: recording
+            for stretch, recording in self._decoders.decode_stretches(path, channels, list(turns))
+            for index in turns[stretch]
+        }
+
+    def _status(self, given: Utterance, found: Utterance) -> str:
+        """What prepare would say, of the modalities that the model takes."""
+        issues = [issue for issue in found.status.split("+") if issue != OK]
+        if self._audio is None:
+            issues = [issue for issue in issues if issue != "no-audio"]
+        if self._text is None:
+            issues = [issue for issue in issues if issue != "no-text"]
+        elif found.text != given.text:
+            issues.append("cut-text")
+        if not (self._audio and found.samples) and not (self._text and found.text):
+            issues.append("context-only")
+        return "+".join(issues) or OK
+
+
+def _cut(utterance: Utterance) -> Utterance:
+    """The utterance with so much of its text as is read."""
+    if len(utterance.text) <= LONGEST_TEXT:
+        return utterance
+    return utterance.model_copy(update={"text": utterance.text[:LONGEST_TEXT].rstrip()})
+
+
+def _piece(wave: Waveform, stretch: Stretch) -> Recording:
+    last = len(wave.samples) if stretch.end is None else round(stretch.end * wave.sample_rate)
+    samples = np.asarray(wave.samples[stretch.first(wave.sample_rate) : last], np.float32)
+    return judge(samples, wave.sample_rate, 1, [])
+
+
+def _present(rows: Sequence[np.ndarray] | None, index: int) -> np.ndarray | None:
+    """The rows of one utterance; None where it has none."""
+    return rows[index] if rows is not None and len(rows[index]) else None
