@@ -1,5 +1,6 @@
 """Files appear whole or not at all: written beside their place, brought to disk, renamed into it."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,3 +39,18 @@ def write_file(path: Path, content: bytes) -> None:
         except OSError:
             partial.unlink(missing_ok=True)  # what did not fit should not go on filling the disk
             raise
+
+
+def try_place(path: Path) -> None:
+    """See that `path` can be written, before it takes long to make its content; its folder is made.
+
+    Raises:
+        OutputError: as `write_file`.
+    """
+    partial = path.with_name(path.name + ".tmp")
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.open("wb").close()
+        partial.unlink()

@@ -8,7 +8,7 @@ README.md           model card
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from fusion.errors import ModelError, OutputError
 from fusion.history import Epoch, history_from_json, history_to_json
 from fusion.models import MODELS
 from fusion.provenance import VERSION, Provenance, provenance_from_json
+from fusion.tasks import find_task
 from pipeline.settings import SettingsError
-from pipeline.store import Features, Identity
+from pipeline.store import MODALITIES, Features, Identity
 
 EXTRA = "erc"  # key of config.json that holds what is not a constructor argument
+DAMAGE = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 FILES = ("model.safetensors", "config.json", "history.json", "README.md")
 
 
@@ -39,6 +41,7 @@ class LoadedModel:
     model: nn.Module  # in evaluation mode
     provenance: Provenance
     history: list[Epoch]
+    stored: Mapping[str, tuple[int, int]]  # (layers, dim) of the features that it takes, by modality
 
 
 def save_model(folder: Path, model: nn.Module, provenance: Provenance, history: Sequence[Epoch]) -> None:
@@ -83,7 +86,7 @@ def read_provenance(folder: Path) -> Provenance:
         name = content["model"]
         if name in MODELS:
             return provenance_from_json(content, path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except DAMAGE as error:
         reason = f"{type(error).__name__}: {_one_line(error)}"
         raise ModelError(f"{path}: damaged, or not of erc-fusion ({reason}); train it again") from error
     except SettingsError as error:
@@ -102,14 +105,18 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
         # not the mixin's `from_pretrained`: that one prints, and takes an unknown argument or weight for nothing
         arguments = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         del arguments[EXTRA]
+        outputs = find_task(provenance.recipe.train.target, len(provenance.labels)).outputs
+        if arguments["classes"] != outputs:
+            raise ValueError(f"classes is {arguments['classes']}, but there are {outputs}")
         model = MODELS[provenance.recipe.model.name](**arguments).to(device)
         load_weights(model, folder / "model.safetensors", strict=True, device=str(device))
+        stored = {name: (int(arguments[f"{name}_layers"]), int(arguments[f"{name}_dim"])) for name in MODALITIES}
         history = history_from_json(json.loads((folder / "history.json").read_text(encoding="utf-8")))
-    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (*DAMAGE, SafetensorError, MemoryError, AssertionError) as error:
         raise ModelError(
             f"{folder}: damaged or of another version ({_one_line(error)}); train it again with fusion-train"
         ) from error
-    return LoadedModel(folder, model.eval(), provenance, history)
+    return LoadedModel(folder, model.eval(), provenance, history, stored)
 
 
 def load_seeds(folder: Path, device: torch.device | str = "cpu") -> list[LoadedModel]:
@@ -143,8 +150,19 @@ def partial_folder(folder: Path) -> Path:
 
 def check_compatible(loaded: LoadedModel, features: Features) -> None:
     """Raise ModelError unless `features` are of the encoders and labels that the model was trained on."""
+    check_encoders(loaded, features)
     provenance = loaded.provenance
-    for name in ("audio", "text"):
+    if provenance.recipe.train.target == "label" and list(provenance.labels) != list(features.label_names):
+        raise ModelError(
+            f"{loaded.folder}: trained on the labels {', '.join(provenance.labels)}, but {features.path} has "
+            f"{', '.join(features.label_names)}; use the same labels in the same order, or train anew"
+        )
+
+
+def check_encoders(loaded: LoadedModel, features: Features) -> None:
+    """Raise ModelError unless `features` are of the encoders that the model was trained on, whatever their labels."""
+    provenance = loaded.provenance
+    for name in MODALITIES:
         trained, part = getattr(provenance, name), getattr(features, name)
         if trained is not None and part is not None and trained != part.identity:
             raise ModelError(
@@ -152,11 +170,6 @@ def check_compatible(loaded: LoadedModel, features: Features) -> None:
                 f"{features.path} has {_difference(part.identity, trained)}; "
                 "extract with the same encoder, or train anew"
             )
-    if provenance.recipe.train.target == "label" and list(provenance.labels) != list(features.label_names):
-        raise ModelError(
-            f"{loaded.folder}: trained on the labels {', '.join(provenance.labels)}, but {features.path} has "
-            f"{', '.join(features.label_names)}; use the same labels in the same order, or train anew"
-        )
 
 
 def _training(provenance: Provenance) -> tuple[str, str, tuple[str, ...]]:

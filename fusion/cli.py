@@ -27,25 +27,32 @@ KEPT = "interrupted; what was finished is kept: run the same command again to go
 DEFAULT_PARAMS = Path("params.yaml")
 
 
-def command(body: Callable[..., None], goes_on: bool = False) -> typer.Typer:
+def command(body: Callable[..., None], goes_on: bool = False, encodes: bool = False) -> typer.Typer:
     """A one-command typer app around `body`; an error that the user can mend is one line and exit status 2.
 
-    Ctrl-C is one line and exit status 130; `goes_on` if the next run then keeps what was finished.
+    Ctrl-C is one line and exit status 130; `goes_on` if the next run then keeps what was finished. One that `encodes`
+    takes every core.
     """
 
     @functools.wraps(body)
     def guarded(**arguments: Any) -> None:
         # Before torch is imported. The operations are so small that more threads lose more time waiting for each other
         # than they gain; one also gives the same numbers whatever the number of cores. Larger models: set it higher.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        if not encodes:
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
         try:
-            from pipeline.settings import ErcError
+            from pipeline.settings import ErcError, settle_libraries
 
+            if encodes:
+                settle_libraries()
             try:
                 body(**arguments)
+                sys.stdout.flush()
             except ErcError as error:
-                print("error: " + " ".join(str(error).split()), file=sys.stderr)
+                print(f"error: {printable(str(error))}", file=sys.stderr)
                 raise typer.Exit(2) from None
+            except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except KeyboardInterrupt:
             print(KEPT if goes_on else INTERRUPTED, file=sys.stderr)
             raise typer.Exit(130) from None
@@ -57,6 +64,14 @@ def command(body: Callable[..., None], goes_on: bool = False) -> typer.Typer:
 
 
 resumable = functools.partial(command, goes_on=True)
+encoding = functools.partial(command, encodes=True)
+
+
+def printable(message: str) -> str:
+    """`message` on one line and without control characters, which a stranger's file may have brought into it."""
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in " ".join(message.split())
+    )
 
 
 def find_params(given: Path | None) -> Path | None:
@@ -178,3 +193,43 @@ def folds_app(
     joined = join_folds(results, read_section(find_params(params), "evaluate", EvaluateParams, overrides))
     write_folds(joined, output)
     print(f"{output}: {headline(joined)}")
+
+
+@encoding
+def predict_app(
+    model: Annotated[
+        Path, typer.Option("--model", "--models", help="The folder of a seed, or of all seeds: their mean.")
+    ],
+    table: Annotated[Path | None, typer.Option(help="Turns: .csv, .tsv, .jsonl or .parquet, one row a turn.")] = None,
+    audio: Annotated[list[str], typer.Option(metavar="FILE", help="A turn's recording; repeatable, '' = none.")] = [],  # noqa: B006
+    text: Annotated[list[str], typer.Option(metavar="TEXT", help="A turn's words; repeatable, '' = none.")] = [],  # noqa: B006
+    speaker: Annotated[list[str], typer.Option(metavar="NAME", help="A turn's speaker; repeatable.")] = [],  # noqa: B006
+    features: Annotated[Path | None, typer.Option(help="A joint feature file, in place of recordings.")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Answer turns from standard input, a JSON line each, one by one.")
+    ] = False,
+    root: Annotated[
+        Path | None, typer.Option(help="Recordings of --table (its own folder by default) and --stream lie here.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of --features; all by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A .jsonl or .csv file; JSON lines on standard output by default.")
+    ] = None,
+    params: Annotated[
+        Path | None, typer.Option("--params", help="A YAML file whose dataset.columns name the table's columns.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    audio_encoder: Annotated[
+        Path | None, typer.Option(help="The folder of the model's audio encoder, if it has none of its own to find.")
+    ] = None,
+    text_encoder: Annotated[Path | None, typer.Option(help="The folder of the model's text encoder, likewise.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Predict the labels of new recordings and texts with trained models (docs/prediction.md)."""
+    from fusion.predict_command import Asked, predict
+    from fusion.predictor import Predictor
+
+    asked = Asked(table, audio, text, speaker, features, stream, root, split, output, params, overrides)
+    asked.check()
+    with Predictor.load(model, device, audio_encoder, text_encoder) as predictor:
+        predict(asked, predictor)

@@ -103,7 +103,7 @@ def load_split(
     *,
     modalities: Modalities,
     audio_frames: int,
-    target: Target = "label",
+    target: Target | None = "label",
     device: torch.device | str = "cpu",
     resident: bool = True,
 ) -> Split:
@@ -111,7 +111,7 @@ def load_split(
 
     Its rows are on `device`, too, or stay in the file where it is not to be `resident` (`hold` decides for several).
     Audio of more than `audio_frames` frames is average-pooled to as many. A modality that `modalities` withholds is
-    empty in every utterance. `target` is what there must be to learn or to score.
+    empty in every utterance. `target` is what there must be to learn or to score; None: nothing.
 
     Raises:
         FeatureError: the split has no utterance, or none with a `target`, or a modality that is asked for is not in
@@ -133,11 +133,12 @@ def load_split(
         conversation_ids=conversation_ids,
         labels=torch.from_numpy(np.array(utterances.labels[first:last], np.int64)),
         scores=torch.from_numpy(np.array(utterances.scores[first:last], np.float32)),
-        conversations=_conversation_offsets(conversation_ids),
+        conversations=conversation_offsets(conversation_ids),
         audio=_map_modality(features, "audio", first, last, modalities, audio_frames, torch.device(device)),
         text=_map_modality(features, "text", first, last, modalities, None, torch.device(device)),
     )
-    _check_truth(split, target, features.path)
+    if target:
+        _check_truth(split, target, features.path)
     return hold([split], None)[0] if resident else split
 
 
@@ -158,7 +159,8 @@ def withhold(split: Split, modalities: Modalities) -> Split:
     return replace(split, audio=audio, text=text)
 
 
-def _conversation_offsets(conversation_ids: list[str]) -> Tensor:
+def conversation_offsets(conversation_ids: list[str]) -> Tensor:
+    """(conversations + 1,) int64: conversation i owns the utterances [i] .. [i + 1], which lie side by side."""
     ids = np.array(conversation_ids)
     starts = np.flatnonzero(ids[1:] != ids[:-1]) + 1
     return torch.from_numpy(np.concatenate([[0], starts, [len(ids)]]).astype(np.int64))

@@ -3,6 +3,7 @@
 ErcError                  pipeline.settings, the root
 |-- FeatureError          the feature file lacks what training or evaluation needs
 |-- TrainingError         training cannot go on: no such device, a loss that is not finite
+|-- RecordingError          a turn to be predicted is not what it must be, or is asked for in a way that does not fit
 |-- ModelError            a model folder is missing, incomplete or damaged, or does not fit the features
 |-- ResultError           results to be joined are missing or damaged, or not folds of one study
 `-- OutputError           a result cannot be written: disk full, no permission, something else in its place
@@ -17,6 +18,10 @@ class FeatureError(ErcError):
 
 class TrainingError(ErcError):
     """Training cannot start or go on."""
+
+
+class RecordingError(ErcError):
+    """A turn to be predicted is not what it must be, or is asked for in a way that does not fit."""
 
 
 class ModelError(ErcError):

@@ -65,6 +65,12 @@ class ModelParams(Section):
     recurrent_layers: int = Field(1, ge=1, le=10)  # along frames and tokens
     ensemble: bool = False  # of what all heads say, by weights chosen on validation
 
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        """The modalities that make a difference to the model."""
+        only = self.name if self.name in ("audio", "text") else self.modalities
+        return ("audio", "text") if only == "both" else (only,)
+
     @field_validator("stages")
     @classmethod
     def _in_order(cls, stages: tuple[str, ...]) -> tuple[str, ...]:

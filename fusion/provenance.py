@@ -1,5 +1,6 @@
 """Where a model comes from: what its config.json says besides the constructor arguments."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -60,8 +61,9 @@ def provenance_from_json(content: Mapping[str, Any], path: Path) -> Provenance:
 
     Raises:
         SettingsError: this version does not know or accept a parameter.
-        KeyError, TypeError, AttributeError: `content` is something else.
+        KeyError, TypeError, AttributeError, ValueError: `content` is something else.
     """
+    _check(content)
     params = content["params"]
     train = params["train"] | {"seeds": [content["seed"]]}
     return Provenance(
@@ -82,6 +84,19 @@ def provenance_from_json(content: Mapping[str, Any], path: Path) -> Provenance:
         corpus=None if content["corpus"] is None else CorpusNote.from_json(content["corpus"]),
         version=content["version"],
     )
+
+
+def _check(content: Mapping[str, Any]) -> None:
+    """Raise ValueError where a value is of a kind that would be noticed only by whoever uses it."""
+    labels, calibration = content["labels"], content["calibration"]
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError("labels are not a list of names")
+    if len(set(labels)) < len(labels):
+        raise ValueError("a label is there twice")
+    if calibration is not None and not 0 < float(calibration["temperature"]) < math.inf:
+        raise ValueError(f"a temperature of {calibration['temperature']}")
+    if not all(isinstance(content[name], dict | None) for name in ("audio", "text")):
+        raise ValueError("an encoder is no group of keys and values")
 
 
 def _identity(fields: Mapping[str, Any] | None) -> Identity | None:

@@ -43,11 +43,21 @@ def test_pipeline_never_imports_fusion() -> None:
             assert not [found for found in imports(path) if found.startswith("fusion")], name
 
 
+PUBLISHED = {"pipeline.store", "pipeline.settings"}
+COMPOSED = {"fusion.recordings": {"pipeline.recordings"}}  # the one place that asks the pipeline to encode
+
+
 def test_fusion_takes_only_store_and_settings_from_pipeline() -> None:
     for name, path in MODULES.items():
         if name.startswith("fusion"):
             taken = {found for found in imports(path) if found.startswith("pipeline.")}
-            assert taken <= {"pipeline.store", "pipeline.settings"}, name
+            assert taken <= PUBLISHED | COMPOSED.get(name, set()), name
+
+
+def test_the_pipeline_is_asked_to_encode_only_when_that_is_called() -> None:
+    for name, modules in COMPOSED.items():
+        assert modules <= set(imports(MODULES[name]))
+        assert not modules & set(imports(MODULES[name], top_level_only=True))
 
 
 def test_there_is_no_import_circle() -> None:
@@ -100,7 +110,7 @@ def test_commands_import_no_heavy_library(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "app"),
-    [("fusion.cli", f"{name}_app") for name in ("train", "evaluate", "ablate", "folds")]
+    [("fusion.cli", f"{name}_app") for name in ("train", "evaluate", "ablate", "folds", "predict")]
     + [
         ("pipeline.cli", f"{name}_app")
         for name in ("prepare", "finetune", "audio", "text", "import", "degrade", "join", "inspect")
@@ -115,7 +125,7 @@ def test_help_loads_no_torch(module: str, app: str) -> None:
 
 
 def test_training_modules_load_no_encoder_library() -> None:
-    assert not loaded_by("import fusion.train, fusion.evaluate, fusion.models") & {
+    assert not loaded_by("import fusion.train, fusion.evaluate, fusion.models, fusion.predict_command") & {
         "transformers",
         "torchaudio",
         "dvc",

@@ -52,6 +52,7 @@ APPS = {
     "fusion-evaluate": fusion.cli.evaluate_app,
     "fusion-ablate": fusion.cli.ablate_app,
     "fusion-folds": fusion.cli.folds_app,
+    "fusion-predict": fusion.cli.predict_app,
 }
 
 
