@@ -178,6 +178,40 @@ def ablate_app(
 
 
 @command
+def report_app(
+    features: FeatureFile,
+    models: ModelFolder = None,
+    params: ParamsFile = None,
+    overrides: Overrides = [],  # noqa: B006
+    results: Annotated[Path, typer.Option(help="What fusion-evaluate wrote.")] = Path("results"),
+    manifest: Annotated[
+        Path | None, typer.Option(help="Texts and statuses; manifest.jsonl beside the feature file where it is there.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="The corpus, in which the manifest names recordings.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json of the text encoder, or its folder: names the tokens.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Whose turns: train, validation, test or all.")] = "test",
+    output: Annotated[Path, typer.Option(help="The folder of the page.")] = Path("results/report"),
+    device: Device = "auto",
+) -> None:
+    """Write an evaluation as one page to open in a browser: scores, and every turn with what the models say of it."""
+    from fusion.device import pick_device
+    from fusion.page.build import NAME, Sources, write_page
+    from fusion.params import ModelParams, TrainParams
+    from pipeline.settings import read_section
+    from pipeline.store import read_features
+
+    path = find_params(params)
+    models = models or Path("models") / read_section(path, "model", ModelParams, overrides).name
+    memory = read_section(path, "train", TrainParams, overrides).memory
+    beside = features.with_name("manifest.jsonl")
+    sources = Sources(manifest or (beside if beside.exists() else None), root, tokenizer)
+    page = write_page(read_features(features), models, results, split, sources, output, pick_device(device), memory)
+    print(f"{output / NAME}: {page.turns} turns, {page.viewed} with views, {page.size / 1e6:.1f} MB")
+
+
+@command
 def folds_app(
     results: Annotated[list[Path], typer.Argument(help="The results of each fold, as fusion-evaluate wrote them.")],
     params: ParamsFile = None,

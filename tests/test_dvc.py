@@ -20,7 +20,7 @@ from pipeline.settings import Section
 
 ROOT = Path(__file__).parents[1]
 ALWAYS = ["prepare", "finetune-audio", "finetune-text"]
-STAGES = [*ALWAYS, "audio", "text", "degrade", "features", "train", "evaluate"]
+STAGES = [*ALWAYS, "audio", "text", "degrade", "features", "train", "evaluate", "report"]
 
 
 class Project:
@@ -101,16 +101,16 @@ def test_a_second_run_runs_no_stage(project: Project) -> None:
 @pytest.mark.parametrize(
     ("section", "values", "expected"),
     [
-        ("evaluate", {"resamples": 20}, {"evaluate"}),
-        ("evaluate", {"missing": []}, {"evaluate"}),
-        ("evaluate", {"degrade": {"word_errors": [0.5]}}, {"degrade", "evaluate"}),
-        ("train", {"epochs": 2}, {"train", "evaluate"}),
-        ("features", {"copy_parts": True}, {"features", "train", "evaluate"}),
+        ("evaluate", {"resamples": 20}, {"evaluate", "report"}),
+        ("evaluate", {"missing": []}, {"evaluate", "report"}),
+        ("evaluate", {"degrade": {"word_errors": [0.5]}}, {"degrade", "evaluate", "report"}),
+        ("train", {"epochs": 2}, {"train", "evaluate", "report"}),
+        ("features", {"copy_parts": True}, {"features", "train", "evaluate", "report"}),
         ("dataset", {"channels": "first"}, set(STAGES)),
-        ("loss", {"relative": 0.0}, {"train", "evaluate"}),
-        ("model", {"context": "none"}, {"train", "evaluate"}),
-        ("text", {"layers": [1]}, {"text", "degrade", "features", "train", "evaluate"}),
-        ("audio", {"layers": [2]}, {"audio", "degrade", "features", "train", "evaluate"}),
+        ("loss", {"relative": 0.0}, {"train", "evaluate", "report"}),
+        ("model", {"context": "none"}, {"train", "evaluate", "report"}),
+        ("text", {"layers": [1]}, {"text", "degrade", "features", "train", "evaluate", "report"}),
+        ("audio", {"layers": [2]}, {"audio", "degrade", "features", "train", "evaluate", "report"}),
     ],
 )
 def test_an_edit_runs_only_what_depends_on_it(
@@ -151,7 +151,7 @@ def test_a_stage_depends_on_every_key_of_its_section_but_finetune(modality: str,
 def test_an_experiment_is_one_command(project: Project) -> None:
     """`dvc exp run -S`, with the commands that show it."""
     ran = re.findall(r"Running stage '([\w-]+)'", project.run("dvc", "exp", "run", "-S", "model.gate=false"))
-    assert ran == ["train", "evaluate"]
+    assert ran == ["train", "evaluate", "report"]
     assert "weighted_f1" in project.run("dvc", "exp", "show", "--csv")
     assert "weighted_f1" in project.run("dvc", "metrics", "show", "--json")
     project.run("dvc", "plots", "show")
@@ -174,6 +174,14 @@ def test_result_files_agree_with_each_other(project: Project) -> None:
     correct = sum(row["true"] == row["predicted"] for row in predictions) / len(predictions)
     assert f"{correct:.6f}".rstrip("0") in json.dumps(metrics)
     assert {row["run"] for row in predictions} == {metrics["run"]["id"]}
+
+
+def test_an_edit_of_the_page_scores_nothing_again(project: Project) -> None:
+    script = project.folder / "fusion" / "page" / "assets" / "main.js"
+    before = script.read_text(encoding="utf-8")
+    script.write_text(before + "// edited\n", encoding="utf-8")
+    assert project.would_run() == {"report"}
+    script.write_text(before, encoding="utf-8")
 
 
 def test_every_source_that_a_stage_names_exists() -> None:

@@ -50,6 +50,7 @@ APPS = {
     "pipeline-inspect": pipeline.cli.inspect_app,
     "fusion-train": fusion.cli.train_app,
     "fusion-evaluate": fusion.cli.evaluate_app,
+    "fusion-report": fusion.cli.report_app,
     "fusion-ablate": fusion.cli.ablate_app,
     "fusion-folds": fusion.cli.folds_app,
     "fusion-predict": fusion.cli.predict_app,

@@ -1,0 +1,105 @@
+// One conversation as a dialogue, with the chosen turn opened in its place.
+const AROUND = 150; // turns shown on each side of the chosen one; longer conversations are cut there
+const dialogue = document.getElementById("dialogue");
+let chosenTurn = -1;
+
+function choose(turn, from) {
+  stopSound();
+  chosenTurn = turn;
+  const conversation = turns.conversation[turn];
+  const start = Math.max(turns.starts[conversation], turn - AROUND);
+  const end = Math.min(turns.starts[conversation + 1], turn + AROUND + 1);
+  const members = new Set(listed);
+  const items = [];
+  for (let index = start; index < end; index++) items.push(bubbleOf(index, members.has(index)));
+  const count = turns.starts[conversation + 1] - turns.starts[conversation];
+  const cut = end - start < count ? `, of which ${end - start} are shown` : "";
+  dialogue.replaceChildren(
+    make("h3", {}, `${page.conversations[conversation]} (${page.splits[page.splitOf[conversation]]}, ${count} turns${cut})`),
+    make("ol", {}, ...items),
+  );
+  const chosen = dialogue.querySelector(".chosen");
+  chosen.append(detailsOf(turn));
+  drawAll();
+  drawRows();
+  if (from === "dialogue") {
+    chosen.querySelector("button").focus();
+    chosen.scrollIntoView({ block: "nearest" });
+  }
+}
+
+function showNothing() {
+  stopSound();
+  chosenTurn = -1;
+  dialogue.replaceChildren(make("p", { class: "note" }, "No turn is like this."));
+}
+
+function bubbleOf(turn, isListed) {
+  const speaker = speakerOf(turn);
+  const isChosen = turn === chosenTurn;
+  const bubble = make(
+    "button",
+    { class: "bubble", type: "button", "aria-expanded": String(isChosen), onclick: () => choose(turn, "dialogue") },
+    make("span", { class: "who" }, speaker ? `${speaker} ` : ""),
+    make("span", {}, textOf(turn)),
+    make("br"),
+    make(
+      "span", { class: "told" }, markOf(turn), dotOf(turns.true[turn]), `${truthText(turn)} → `,
+      dotOf(isLabel ? turns.predicted[turn] : -1), predictionText(turn),
+    ),
+  );
+  return make("li", { class: `${isListed ? "listed" : ""} ${isChosen ? "chosen" : ""}` }, bubble);
+}
+
+dialogue.addEventListener("keydown", (event) => {
+  const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (by === undefined || !event.target.classList.contains("bubble")) return;
+  event.preventDefault();
+  const conversation = turns.conversation[chosenTurn];
+  const next = chosenTurn + by;
+  if (next >= turns.starts[conversation] && next < turns.starts[conversation + 1]) choose(next, "dialogue");
+});
+
+function detailsOf(turn) {
+  const status = turns.status && page.statuses.names[turns.status[turn]];
+  const facts = [page.ids[turn], status && status !== "ok" ? `status ${status}` : null];
+  facts.push(turns.seconds[turn] > 0 ? `${turns.seconds[turn].toFixed(2)} s` : null);
+  facts.push(`${turns.frames[turn]} frames and ${turns.tokens[turn]} tokens as the model is given them`);
+  return make(
+    "div", { id: "turn", role: "group", "aria-label": "The chosen turn" },
+    make("p", { class: "note" }, facts.filter(Boolean).join(" · ")),
+    answersOf(turn),
+    make("p", { class: "note" }, changeText(turn)),
+    ...soundOf(turn),
+    ...viewsOf(turn),
+  );
+}
+
+function changeText(turn) {
+  const moved = isLabel
+    ? `${Math.round(100 * turns.change[turn])} % of the probability moves`
+    : `the score moves by ${turns.change[turn].toFixed(2)}`;
+  const sides = turns.disagree ? ` Audio and text ${turns.disagree[turn] ? "disagree" : "agree, or one is not there"}.` : "";
+  return `Without the other turns ${moved} (mean over seeds).${sides}`;
+}
+
+function answersOf(turn) {
+  const columns = page.seeds.map((seed, index) => [`seed ${seed}`, turns.answers[index]]);
+  columns.push(["without other turns", turns.alone]);
+  if (turns.audio) columns.push(["audio's head", turns.audio], ["text's head", turns.text]);
+  const header = make("tr", {}, make("th", { scope: "col" }, ""), make("th", { scope: "col", class: "left" }, "mean over seeds"),
+    ...columns.map(([name]) => make("th", { scope: "col" }, name)));
+  const body = make("tbody");
+  for (let output = 0; output < outputs; output++) {
+    const isTrue = isLabel && turns.true[turn] === output;
+    const name = isLabel ? page.labels[output] : `score (true ${truthText(turn)})`;
+    const bar = make("i");
+    if (isLabel) bar.style.width = `${(turns.mean[turn * outputs + output] * 100) / 255}%`;
+    body.append(make("tr", {},
+      make("th", { scope: "row" }, dotOf(isLabel ? output : -1), name, isTrue ? " (true)" : ""),
+      make("td", { class: "bar" }, bar, make("b", {}, answerText(turns.mean, turn, output))),
+      ...columns.map(([, answers]) => make("td", {}, answerText(answers, turn, output)))));
+  }
+  return make("div", { class: "wide", role: "region", "aria-label": "What the models say", tabindex: "0" },
+    make("table", {}, make("thead", {}, header), body));
+}

@@ -1,0 +1,113 @@
+"""The result files of `fusion-evaluate` and, where they lie beside them, `fusion-ablate`, read for the page."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusion.checkpoint import LoadedModel
+from fusion.errors import ResultError
+from pipeline.store import Features
+
+MEND = "run fusion-evaluate with these models and features, or dvc repro"
+Row = Mapping[str, str]  # of a CSV file, by column
+
+
+@dataclass(frozen=True)
+class Results:
+    """What there is to show of an evaluation."""
+
+    details: Mapping[str, Any]  # details.json
+    curves: Sequence[Row]  # one an epoch of each seed
+    confusion: Sequence[Row]  # one an utterance that counts, of each seed
+    predictions: Sequence[Row]  # one an utterance of each seed
+    ablations: Sequence[Row]  # none where there is no table
+    robustness: Sequence[Row]  # none where nothing was degraded
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """What was run."""
+        run: Mapping[str, Any] = self.details["run"]
+        return run
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics, the leading one first."""
+        return list(self.details["validation"])
+
+
+def read_results(folder: Path, models: Sequence[LoadedModel], features: Features) -> Results:
+    """The results in `folder`, which must be of these `models` on these `features`.
+
+    Raises:
+        ResultError: a file is missing or damaged, or of another evaluation.
+    """
+    details = _read_details(folder / "details.json")
+    _check_same(folder, details["run"], models, features)
+    run = str(details["run"]["id"])
+    return Results(
+        details=details,
+        curves=_read_rows(folder / "curves.csv", ("seed", "stage", "epoch", "train_loss", "validation_metric"), run),
+        confusion=_read_rows(folder / "confusion.csv", ("seed", "actual", "predicted"), run),
+        predictions=_read_rows(folder / "predictions.csv", ("seed", "utterance", "true", "predicted"), run),
+        ablations=_read_optional(folder / "ablations.csv", ("run", "name", "metric", "mean", "low", "high"), None),
+        robustness=_read_optional(folder / "robustness" / "scores.csv", ("study", "level"), run),
+    )
+
+
+def _read_details(path: Path) -> Mapping[str, Any]:
+    try:
+        details: Mapping[str, Any] = json.loads(_read_text(path))
+        for name in details["validation"]:
+            float(details["test"][name]["mean"])
+        for name in ("id", "params", "seeds", "features", "trained_on", "model", "target"):
+            str(details["run"][name])
+        dict(details["test"]["per_class"]), dict(details["heads"]), dict(details["seeds"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResultError(f"{path}: damaged, or not of fusion-evaluate ({error!r}); {MEND}") from None
+    return details
+
+
+def _check_same(folder: Path, run: Mapping[str, Any], models: Sequence[LoadedModel], features: Features) -> None:
+    first = models[0].provenance
+    expected = {
+        "params": first.recipe.digest,
+        "seeds": ",".join(str(one.provenance.seed) for one in models),
+        "trained_on": first.features,
+        "features": features.digest,
+    }
+    for name, value in expected.items():
+        if run[name] != value:
+            raise ResultError(
+                f"{folder / 'details.json'}: of another evaluation than {models[0].folder.parent} on {features.path} "
+                f"({name} {str(run[name])[:12]}, expected {value[:12]}); {MEND}"
+            )
+
+
+def _read_rows(path: Path, columns: Sequence[str], run: str | None) -> list[Row]:
+    rows = list(csv.DictReader(io.StringIO(_read_text(path))))
+    if rows and (missing := [name for name in columns if name not in rows[0]]):
+        raise ResultError(f"{path}: has no column '{missing[0]}'; {MEND}")
+    if any(None in row or None in row.values() for row in rows):
+        raise ResultError(f"{path}: a row is longer or shorter than the header; {MEND}")
+    if run is not None and (others := {row["run"] for row in rows} - {run}):
+        raise ResultError(f"{path}: of run {min(others)}, but details.json is of run {run}; {MEND}")
+    return list(rows)
+
+
+def _read_optional(path: Path, columns: Sequence[str], run: str | None) -> list[Row]:
+    return _read_rows(path, columns, run) if path.exists() else []
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ResultError(f"{path}: no such result file; {MEND}, or name its folder with --results") from None
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ResultError(f"{path}: not UTF-8; {MEND}") from None
