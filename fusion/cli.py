@@ -9,14 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
+from fusion.completion import complete_device, complete_only, complete_set
+
 FeatureFile = Annotated[Path, typer.Option(help="The joint feature file, such as data/feats.h5.")]
 ParamsFile = Annotated[
     Path | None, typer.Option("--params", help="The YAML file with the parameters; params.yaml where it is there.")
 ]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter; repeatable.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter; repeatable.", autocompletion=complete_set),
+]
 ModelFolder = Annotated[Path | None, typer.Option(help="The model folder; models/<model.name> by default.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
-
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.", autocompletion=complete_device)]
 Jobs = Annotated[
     int | None,
     typer.Option(min=1, help="Runs side by side on this machine; one for each core by default, one on a GPU."),
@@ -58,7 +62,7 @@ def command(body: Callable[..., None], goes_on: bool = False, encodes: bool = Fa
             raise typer.Exit(130) from None
 
     # without rich, whose import takes longer than all else that --help needs
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(guarded)
     return app
 
@@ -149,7 +153,9 @@ def ablate_app(
     output: Annotated[Path, typer.Option(help="Where the tables go; finished runs in its folder 'ablations'.")] = Path(
         "results"
     ),
-    only: Annotated[list[str], typer.Option(metavar="NAME", help="A set of the table; repeatable.")] = [],  # noqa: B006
+    only: Annotated[
+        list[str], typer.Option(metavar="NAME", help="A set of the table; repeatable.", autocompletion=complete_only)
+    ] = [],  # noqa: B006
     jobs: Jobs = None,
     device: Device = "auto",
 ) -> None:

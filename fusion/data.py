@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fusion.batch import Batch, Group
 from fusion.errors import FeatureError
-from fusion.params import Modalities
+from fusion.params import Modalities, Target
 from fusion.plan import GROUP_ROWS, Plan, draw_batches, make_plan, move
 from fusion.ragged import Chosen, Mapped, Ragged, Resident, load_rows, map_rows, resident_bytes
-from fusion.tasks import Target, find_task
+from fusion.tasks import find_task
 from fusion.turns import Turns
 from pipeline.store import Features, Part
 

@@ -1,6 +1,7 @@
 """The sections of params.yaml that fusion owns: `model`, `loss`, `train`, `evaluate`, `ablations`.
 
 A comment behind a key gives its meaning and unit. Defaults are those of `fusion-train` where no params.yaml lies.
+Models and metrics, which load torch, are imported when a value is checked: shell completion needs the keys alone.
 """
 
 import difflib
@@ -13,14 +14,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from fusion.models import own_arguments
-from fusion.tasks import METRICS_OF, Target
 from pipeline.settings import Section, read_section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Modalities = Literal["both", "audio", "text"]
+Target = Literal["label", "score"]
 
 GENERAL = ("name", "modalities", "audio_frames")  # what every model depends on
 LOSSES = {  # the keys of section `loss` that need a part of the model, by the argument that builds the part
@@ -140,11 +140,15 @@ class TrainParams(Section):
     @classmethod
     def _lead_by_default(cls, metric: Any, info: Any) -> Any:
         """None is the first metric of the target."""
+        from fusion.tasks import METRICS_OF
+
         return next(iter(METRICS_OF[info.data.get("target", "label")])) if metric is None else metric
 
     @field_validator("metric")
     @classmethod
     def _fits_target(cls, metric: str, info: Any) -> str:
+        from fusion.tasks import METRICS_OF
+
         target: Target = info.data.get("target", "label")
         if metric not in METRICS_OF[target]:
             close = difflib.get_close_matches(metric, METRICS_OF[target], n=1)
@@ -210,6 +214,8 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Plain values by section, those alone that the model takes; `train.seeds` is left out, a model has one;
         so is `train.memory`, which decides no number."""
+        from fusion.models import own_arguments
+
         return {
             "model": self.model.model_dump(mode="json", include={*GENERAL, *own_arguments(self.model.name)}),
             "loss": self.loss.model_dump(mode="json", include=_own_losses(self.model.name, self.train.target)),
@@ -233,6 +239,8 @@ def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
 
 def model_arguments(recipe: Recipe) -> dict[str, Any]:
     """Keyword arguments of the model's constructor; heads and projections that no loss would train are left out."""
+    from fusion.models import own_arguments
+
     loss, scores = recipe.loss, recipe.train.target == "score"
     decided = {
         "auxiliary": loss.auxiliary > 0,
@@ -251,6 +259,8 @@ def losses_of(target: Target) -> set[str]:
 
 def _own_losses(name: str, target: Target) -> set[str]:
     """Keys of section `loss` that make a difference to the model called `name`."""
+    from fusion.models import own_arguments
+
     parts = {argument: keys for argument, keys in LOSSES.items() if not (target == "score" and argument in OF_LABELS)}
     taken = {key for argument in own_arguments(name) for key in parts.get(argument, ())}
     return losses_of(target) - ({key for keys in LOSSES.values() for key in keys} - taken)

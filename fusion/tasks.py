@@ -9,7 +9,7 @@ tallies    what is counted of truth and answers, (conversations, sums), from whi
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -26,10 +26,10 @@ from fusion.metrics import (
     compute_all,
     conversation_confusions,
 )
+from fusion.params import Target
 from fusion.score_metrics import SCORE_METRICS, conversation_sums
 from pipeline.store import UNLABELLED
 
-Target = Literal["label", "score"]
 Truth = TypeVar("Truth", Tensor, np.ndarray)
 
 

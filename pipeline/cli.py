@@ -11,9 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.completion import complete_device, complete_set
+
 ParamsFile = Annotated[Path, typer.Option("--params", help="The YAML file with the parameters.")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter; repeatable.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter; repeatable.", autocompletion=complete_set),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.", autocompletion=complete_device)]
 Features = Annotated[str | None, typer.Option(metavar="PATH[:KEY]", help="Features of this modality.")]
 Lengths = Annotated[str | None, typer.Option(metavar="PATH[:KEY]", help="Rows of each utterance in one array of all.")]
 Mask = Annotated[str | None, typer.Option(metavar="PATH[:KEY]", help="True where a padded array is real.")]
@@ -66,7 +71,7 @@ def command(body: Callable[..., None], goes_on: bool = False) -> typer.Typer:
             _fail(f"{error.filename or 'output'}: {reason}; {mend}, then run the command again")
 
     # without rich, whose import takes longer than all else that --help needs
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(guarded)
     return app
 

@@ -1,6 +1,7 @@
 """What a user sets: sections of `params.yaml` (`sections`), one of which says where the work is done (`cluster`)."""
 
 from pipeline.settings.cluster import Cluster, ClusterError, ClusterParams, connect
+from pipeline.settings.completion import complete_override, complete_set_name, join_words
 from pipeline.settings.libraries import settle_libraries
 from pipeline.settings.machine import count_cores, free_bytes
 from pipeline.settings.sections import (
@@ -21,9 +22,12 @@ __all__ = [
     "Section",
     "SettingsError",
     "check_section",
+    "complete_override",
+    "complete_set_name",
     "connect",
     "count_cores",
     "free_bytes",
+    "join_words",
     "read_section",
     "settle_libraries",
 ]

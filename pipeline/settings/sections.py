@@ -72,7 +72,7 @@ def read_section(
     Raises:
         SettingsError: the file is missing or not YAML, an override is malformed, or a value is not accepted.
     """
-    document = {} if path is None else _read_yaml(path)
+    document = {} if path is None else read_document(path)
     top, *groups = name.split(".")
     content = _group(document, top, f"{path}: section '{top}'")
     for override in overrides:
@@ -145,7 +145,12 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """The sections of the YAML file at `path`, as they stand there.
+
+    Raises:
+        SettingsError: the file is missing or not YAML, or has a section that there is not.
+    """
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:

@@ -1,0 +1,114 @@
+"""Shell completion, asked for as shells ask: the command is run with what is on the command line in its environment."""
+
+import contextlib
+import io
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from typer.completion import get_completion_script
+
+from pipeline.settings import join_words
+from tests.test_readme import APPS
+
+BIN = Path(sys.executable).parent
+PROJECT = Path(__file__).parents[1]
+
+
+def ask(command: str, folder: Path = PROJECT, **environment: str) -> list[str]:
+    """What `command` answers to a shell."""
+    shell = "complete_bash" if "COMP_WORDS" in environment else "complete_zsh"
+    given = environment | {variable_of(command): shell}
+    answer = io.StringIO()
+    with mock.patch.dict(os.environ, given), contextlib.chdir(folder), contextlib.redirect_stdout(answer):
+        if "COMP_WORDS" in environment:
+            join_words(os.environ)  # as the import of the command does
+        with pytest.raises(SystemExit):
+            APPS[command](prog_name=command, args=[])
+    return answer.getvalue().splitlines()
+
+
+def variable_of(command: str) -> str:
+    return f"_{command.replace('-', '_').upper()}_COMPLETE"
+
+
+def in_bash(*words: str, folder: Path = PROJECT) -> list[str]:
+    """The last of `words` is the one at the cursor; bash has split them at `=`."""
+    return ask(words[0], folder, COMP_WORDS="\n".join(words), COMP_CWORD=str(len(words) - 1))
+
+
+def test_options_are_completed() -> None:
+    assert in_bash("fusion-train", "--fe") == ["--features"]
+    assert {"--manifest", "--set", "--device"} <= set(in_bash("pipeline-audio", "--"))
+
+
+def test_keys_of_parameters_are_completed() -> None:
+    assert in_bash("fusion-train", "--set", "model.co") == [
+        "model.context=",
+        "model.context_turns=",
+        "model.conversation_encoder=",
+        "model.co_attention=",
+    ]
+    assert in_bash("pipeline-audio", "--set", "audio.finetune.mask") == [
+        "audio.finetune.mask_time=",
+        "audio.finetune.mask_features=",
+    ]
+
+
+def test_the_one_key_that_is_left_comes_with_its_values() -> None:
+    assert in_bash("fusion-train", "--set", "model.g") == ["model.gate=true", "model.gate=false"]
+    assert in_bash("fusion-train", "--set", "train.see") == ["train.seeds=[0,1,2]"]
+
+
+@pytest.mark.parametrize(("words", "values"), [(["="], ["hbaf", "hcam"]), (["=", "h"], ["hbaf", "hcam"])])
+def test_bash_is_given_the_part_behind_the_equals_sign_alone(words: list[str], values: list[str]) -> None:
+    assert in_bash("fusion-train", "--set", "model.name", *words)[:2] == values
+
+
+def test_words_before_the_cursor_may_have_equals_signs() -> None:
+    assert in_bash("fusion-ablate", "--set", "train.epochs", "=", "5", "--device", "cu") == ["cuda"]
+    assert in_bash("fusion-ablate", "--device", "=", "c") == ["cpu", "cuda"]
+
+
+def test_other_shells_are_given_whole_words() -> None:
+    answer = ask("pipeline-audio", _TYPER_COMPLETE_ARGS="pipeline-audio --set audio.dtype=f")
+    assert answer == ["""_arguments '*: :(("audio.dtype=float16\"""", """"audio.dtype=float32"))'"""]
+
+
+def test_sets_of_params_yaml_are_completed(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("ablations: {no gate: {model.gate: false}, hcam: {model.name: hcam}}\n")
+    assert in_bash("fusion-ablate", "--only", "", folder=tmp_path) == ["base", "no\\ gate", "hcam"]
+    assert in_bash("fusion-ablate", "--only", "h", folder=tmp_path) == ["hcam"]
+    (tmp_path / "params.yaml").write_text("ablations: [\n")
+    assert in_bash("fusion-ablate", "--only", "", folder=tmp_path) == [""]
+
+
+def test_keys_are_completed_without_torch() -> None:
+    """Who presses a key does not wait for seconds."""
+    script = (
+        "import sys\nfrom fusion.completion import complete_set\nassert complete_set('train.')\n"
+        "from pipeline.completion import complete_set\nassert complete_set('audio.')\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_command_has_a_script_for_the_shell(shell: str) -> None:
+    for command in APPS:
+        script = get_completion_script(prog_name=command, complete_var=variable_of(command), shell=shell)
+        assert f"{variable_of(command)}=complete_{shell}" in script
+
+
+def test_bash_itself_completes_a_parameter() -> None:
+    """The script that `--show-completion` prints, in a bash that is given a command line."""
+    words = ["fusion-train", "--set", "model.name", "=", "h"]
+    asked = (
+        f"source <({BIN}/fusion-train --show-completion)\nCOMP_WORDS=({shlex.join(words)})\nCOMP_CWORD=4\n"
+        f'_fusion_train_completion {BIN}/fusion-train\necho "${{COMPREPLY[@]}}"'
+    )
+    done = subprocess.run(["bash", "--norc", "-c", asked], capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert done.stdout == "hbaf hcam\n", done.stderr
