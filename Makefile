@@ -1,6 +1,7 @@
 # make demo   the whole way on the embedded corpus: features, training, scores, plots
 # make test   formatting, lint, types and tests
-# Both make .venv from requirements.lock first, if it is missing or out of date.
+# make docs   the pages of docs/ as a site, site/index.html
+# All make .venv from requirements.lock first, if it is missing or out of date.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 # uv installs no bytecode: without it every process compiles torch again, 6 s instead of 2
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint format lock clean
+.PHONY: demo test docs lint format lock clean
 
 demo: $(VENV)/installed
 	dvc repro
@@ -21,6 +22,9 @@ demo: $(VENV)/installed
 
 test: lint
 	pytest
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 lint: $(VENV)/installed
 	ruff format --check .

@@ -17,6 +17,8 @@ from dvc.repo import Repo
 
 from pipeline.params import AudioParams, TextParams
 from pipeline.settings import Section
+from tests.commands import PAGES, Command, commands_of
+from tests.test_commands import reason_not_to_run
 
 ROOT = Path(__file__).parents[1]
 ALWAYS = ["prepare", "finetune-audio", "finetune-text"]
@@ -148,11 +150,26 @@ def test_a_stage_depends_on_every_key_of_its_section_but_finetune(modality: str,
     assert f"{modality}.finetune" in stages[f"finetune-{modality}"]["params"]
 
 
-def test_an_experiment_is_one_command(project: Project) -> None:
-    """`dvc exp run -S`, with the commands that show it."""
-    ran = re.findall(r"Running stage '([\w-]+)'", project.run("dvc", "exp", "run", "-S", "model.gate=false"))
-    assert ran == ["train", "evaluate", "report"]
-    assert "weighted_f1" in project.run("dvc", "exp", "show", "--csv")
+def test_the_experiments_of_the_pages_run(project: Project) -> None:
+    """Every command of DVC and git in README and docs, in order; the second page repeats those of the first."""
+    commands = {page: [one.text for one in commands_of(page) if is_of_dvc(one)] for page in PAGES}
+    (first, *others) = [found for found in commands.values() if found]
+    assert {one for found in others for one in found} <= set(first)
+    assert first.pop(0) == "dvc repro"  # the fixture's
+    printed = {command: project.run("bash", "-c", command) for command in first}
+    ran = [re.findall(r"Running stage '([\w-]+)'", output) for output in printed.values()]
+    assert [stages for stages in ran if stages] == [["train", "evaluate", "report"]]
+    shown = next(output for command, output in printed.items() if command.startswith("dvc exp show"))
+    assert "none" in shown  # which is what was changed; scores of so small a model may be the same
+    assert project.run("git", "status", "--porcelain", "--untracked-files=no") == ""
+    assert project.repro() == []
+
+
+def is_of_dvc(command: Command) -> bool:
+    return command.name in ("dvc", "git") and not reason_not_to_run(command)
+
+
+def test_metrics_and_plots_are_shown(project: Project) -> None:
     assert "weighted_f1" in project.run("dvc", "metrics", "show", "--json")
     project.run("dvc", "plots", "show")
     page = (project.folder / "dvc_plots" / "index.html").read_text(encoding="utf-8")

@@ -1,12 +1,10 @@
-"""The README keeps its word: its parameters are those of the code, its commands and files exist."""
+"""The README and the page of parameters keep their word: parameters are those of the code, files exist."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.main import get_command
 
 import fusion.cli
 import pipeline.cli
@@ -21,10 +19,11 @@ from pipeline.params import (
     ImportParams,
     TextParams,
 )
-from pipeline.settings import ClusterParams, Section, check_section, read_section
+from pipeline.settings import ClusterParams, Section, read_section
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PARAMETERS = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
 SECTIONS: dict[str, type[Section]] = {
     "dataset": DatasetParams,
     "audio": AudioParams,
@@ -57,22 +56,6 @@ APPS = {
 }
 
 
-def code_blocks() -> list[str]:
-    """Indented blocks of the README, dedented."""
-    blocks = re.findall(r"(?:^ {4}.*\n)(?:^(?: {4}.*)?\n)*", README, flags=re.MULTILINE)
-    return ["\n".join(line[4:] for line in block.splitlines()).strip() for block in blocks]
-
-
-COMMANDS = sorted(
-    {
-        line.split("  #")[0].strip()
-        for block in code_blocks()
-        for line in block.splitlines()
-        if line.startswith(("fusion-", "pipeline-"))
-    }
-)
-
-
 @pytest.mark.parametrize(("name", "section"), SECTIONS.items())
 def test_params_yaml_lists_every_key(name: str, section: type[Section]) -> None:
     """`dvc exp run -S` can set only what the file lists."""
@@ -92,40 +75,8 @@ def test_params_yaml_lists_every_key_of_a_group(name: str, group: type[Section])
 
 @pytest.mark.parametrize(("name", "section"), [*SECTIONS.items(), *GROUPS.items()])
 def test_the_table_of_parameters_is_complete(name: str, section: type[Section]) -> None:
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
+    row = next(line for line in PARAMETERS.splitlines() if line.startswith(f"| `{name}` |"))
     assert re.findall(r"`([\w.]+)`", row)[1:] == list(section.model_fields)
-
-
-def test_there_are_commands_to_check() -> None:
-    assert len(COMMANDS) >= 2
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_options_of_commands_exist(command: str) -> None:
-    name, *arguments = shlex.split(command)
-    known = {option for parameter in get_command(APPS[name]).params for option in parameter.opts}
-    assert {argument for argument in arguments if argument.startswith("--")} <= known
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_overrides_of_commands_are_accepted(command: str) -> None:
-    for argument in shlex.split(command):
-        if re.fullmatch(r"\w+\.[\w.]+=.*", argument):
-            name = argument.split("=")[0].rpartition(".")[0]
-            name = name if name in SECTIONS else name.split(".")[0]
-            read_section(ROOT / "params.yaml", name, SECTIONS[name], [argument])
-
-
-def test_yaml_examples_are_accepted() -> None:
-    examples = [
-        yaml.safe_load(block) for block in code_blocks() if block.startswith(("dataset:", "audio:", "evaluate:"))
-    ]
-    assert len(examples) >= 2
-    for example in examples:
-        for name, content in example.items():
-            check_section(content, name, SECTIONS[name], "README.md")
-            if "degrade" in content:
-                check_section(content["degrade"], "evaluate.degrade", DegradeParams, "README.md")
 
 
 def test_every_script_of_the_package_is_a_known_command() -> None:
