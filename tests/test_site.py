@@ -12,6 +12,10 @@ from urllib.parse import unquote, urlsplit
 import h5py
 import pytest
 
+import pipeline.manifest
+from fusion.params import LossParams, ModelParams
+from pipeline.datasets import meld, mosi_splits
+from pipeline.params import DatasetParams
 from tests.fusion.made import write_made
 
 ROOT = Path(__file__).parents[1]
@@ -143,3 +147,21 @@ def test_the_page_of_the_feature_file_names_all_that_is_in_one(tmp_path: Path) -
     for name in named:
         name = re.sub("^(audio|text)_", "<part>_", name)
         assert re.search(rf"`(utterances/)?{re.escape(name)}`", page), name
+
+
+def test_the_page_of_models_names_every_switch() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    for key in [*ModelParams.model_fields, *LossParams.model_fields]:
+        assert re.search(rf"\b{key}\b", page), key
+
+
+def test_the_page_of_data_sets_names_every_status_and_the_counts() -> None:
+    page = (ROOT / "docs" / "data-sets.md").read_text(encoding="utf-8")
+    statuses = re.findall(r"^    ([a-z-]+)(?: \(\.\.\))? {2,}", str(pipeline.manifest.__doc__), flags=re.MULTILINE)
+    assert len(statuses) > 20
+    assert not [status for status in statuses if f"`{status}" not in page]
+    assert not [key for key in DatasetParams.model_fields if not re.search(rf"\b{key}\b", page)]
+    for counts in (meld.PUBLISHED, mosi_splits.published("sdk", True)):
+        named = [f"{number:,}" for columns in counts.values() for split, number in columns.items() if split != "all"]
+        assert named
+        assert not [number for number in named if not re.search(rf"\b{number}\b", page)]
