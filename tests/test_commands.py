@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from pipeline.settings import check_section
 from tests.commands import PAGES, ROOT, Command, blocks_of, check_options, commands_in_prose, commands_of, extras
 from tests.demo import conversations
+from tests.pipeline.made import sound, write_rows, write_wav
 from tests.test_readme import APPS, SECTIONS
 
 SIZES = {
@@ -80,6 +81,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params["ablations"] = {name: params["ablations"][name] for name in ("no gate", "hcam", "crossmodal")}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    write_wav(folder / "my.wav", sound(1.0, 16_000), 16_000)
+    write_rows(
+        folder / "turns.csv", [{"audio": "my.wav", "text": text, "conversation": "c"} for text in ("Oh.", "No!")]
+    )
     for line in (
         "pipeline-prepare",
         "pipeline-audio",
@@ -177,7 +182,7 @@ def test_extras_exist() -> None:
 
 def test_most_commands_are_run() -> None:
     assert len(RUN_HERE) >= 12
-    assert {command.name for command in RUN_HERE} >= {"fusion-train", "fusion-evaluate", "fusion-ablate", "jupyter"}
+    assert {command.name for command in RUN_HERE} >= {"fusion-train", "fusion-predict", "fusion-ablate", "jupyter"}
 
 
 def test_the_notebook_is_committed_without_outputs() -> None:
