@@ -33,6 +33,7 @@ RUN_BY = {  # other tests run all commands of these pages, on files of the names
     "docs/importing-features.md": "test_importing_docs.py",
     "docs/adding-a-corpus.md": "test_adding_a_corpus.py",
     "docs/adding-a-model.md": "test_adding_a_model.py",
+    "docs/prediction.md": "test_prediction_docs.py",
 }
 NOT_RUN = {  # what a command begins with, and why it is not run here
     "make demo": "an install of minutes, then dvc repro, which test_dvc.py runs",
@@ -81,6 +82,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params["ablations"] = {name: params["ablations"][name] for name in ("no gate", "hcam", "crossmodal")}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    (folder / "pipeline").symlink_to(ROOT / "pipeline")  # the packaged tokenizer
     write_wav(folder / "my.wav", sound(1.0, 16_000), 16_000)
     write_rows(
         folder / "turns.csv", [{"audio": "my.wav", "text": text, "conversation": "c"} for text in ("Oh.", "No!")]
