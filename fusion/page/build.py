@@ -22,15 +22,17 @@ from fusion.page.manifest import Record, read_records
 from fusion.page.payload import Views, describe_turns, script_json
 from fusion.page.results import read_results
 from fusion.page.sounds import find_sounds
-from fusion.page.turns import Said, ask, join
+from fusion.page.turns import Said, ask
 from fusion.page.views import LONGEST, Viewer
 from fusion.page.words import find_words, labels
+from fusion.side_by_side import count_jobs
 from fusion.tasks import find_task
 from pipeline.store import Features
 
 SPLITS = ("train", "validation", "test")
-VIEW_BYTES = 1_500_000  # of the page, base64 counted, for what the model shows of itself
+PAGE_BYTES = 4_800_000  # views are added while the page stays below
 SOUND_BYTES = 1_500_000  # for recordings inside the page
+FEW = 2000  # turns, of which models speak one after the other: starting processes takes longer
 TOGETHER = 8  # conversations whose views are made at a time
 FRAMES = 4096  # of these at most, padding included: maps grow with the square of an utterance
 SCRIPTS = ("data.js", "list.js", "dialogue.js", "sound.js", "views.js", "main.js")
@@ -78,23 +80,24 @@ def write_page(
     records = read_records(sources.manifest) if sources.manifest else {}
     splits = _load(features, loaded[0], split, device, memory)
     task = find_task(loaded[0].provenance.recipe.train.target, len(features.label_names))
-    said = join([ask(loaded, one, task) for one in splits])
+    many = sum(len(one.ids) for one in splits) > FEW
+    said = ask(loaded, splits, task, count_jobs(None, device) if many else 1)
     order = _order(splits, said)
-    views, constants = _views(loaded[0], splits, order, records, features, sources.tokenizer)
     ids = [name for one in splits for name in one.ids]
     names = [record.audio for turn in order if (record := records.get(ids[turn])) and record.audio]
     sounds = find_sounds(names, sources.root, output, SOUND_BYTES) if sources.root else {}
     seeds = [one.provenance.seed for one in loaded]
-    content = render(
-        overview.describe_results(found, loaded, features)
-        | overview.describe_data(features, records)
-        | {
-            "constant_rows": overview.constant_rows(constants),
-            "view_seed": seeds[0],
-            "explorer_note": _note(split, len(ids), views, bool(records), len(sounds)),
-        },
-        describe_turns(features, splits, said, seeds, records, views, sounds),
-    )
+    told = overview.describe_results(found, loaded, features) | overview.describe_data(features, records)
+
+    def draw(views: Views) -> bytes:
+        note = _note(split, len(ids), views, bool(records), len(sounds))
+        variables = {"constant_rows": overview.constant_rows(views.constants), "explorer_note": note}
+        turns = describe_turns(features, splits, said, seeds, records, views, sounds)
+        return render(told | variables | {"view_seed": seeds[0]}, turns)
+
+    budget = PAGE_BYTES - len(draw(Views(seeds[0])))
+    views = _views(loaded[0], splits, order, records, features, sources.tokenizer, budget)
+    content = draw(views)
     write_file(output / NAME, content)
     return Page(len(ids), len(views.content), len(content))
 
@@ -168,24 +171,23 @@ def _views(
     records: dict[str, Record],
     features: Features,
     tokenizer: Path | None,
-) -> tuple[Views, dict[str, list[float]]]:
-    """The views of the turns in this order that fit into the page, and weights of the model as a whole."""
-    viewer, content, left = Viewer(model), dict[int, bytes](), VIEW_BYTES
-    ids = [name for split in splits for name in split.ids]
-    for turn, shown in _show_all(viewer, splits, order):
-        needed = (len(shown) + 2) // 3 * 4
-        if not viewer.axes or needed > left:
-            break
-        left -= needed
-        content[turn] = shown
+    budget: int,
+) -> Views:
+    """The views of the turns in this order that fit into `budget` bytes of the page, with their words."""
+    viewer, content, words = Viewer(model), dict[int, bytes](), dict[int, list[str]]()
     known = find_words(tokenizer, features.text.identity if features.text else None)
-    words = {}
-    tokens = dict(zip(ids, (n for split in splits for n in split.text.lengths.tolist()), strict=True))
-    for turn in content if known else ():
+    ids = [name for split in splits for name in split.ids]
+    tokens = [count for split in splits for count in split.text.lengths.tolist()]
+    for turn, shown in _show_all(viewer, splits, order):
         record = records.get(ids[turn])
-        if record and known and (pieces := known.of(record.text, tokens[ids[turn]])):
+        pieces = known.of(record.text, tokens[turn]) if known and record else None
+        budget -= (len(shown) + 2) // 3 * 4 + len(script_json([str(turn), str(turn), pieces]))
+        if not viewer.axes or budget < 0:
+            break
+        content[turn] = shown
+        if pieces:
             words[turn] = labels(pieces, LONGEST)
-    return Views(model.provenance.seed, viewer.axes, content, words), viewer.constants
+    return Views(model.provenance.seed, viewer.axes, content, words, viewer.constants)
 
 
 def _show_all(viewer: Viewer, splits: Sequence[Split], order: Sequence[int]) -> Iterator[tuple[int, bytes]]:

@@ -6,7 +6,7 @@ Probabilities are in 255 steps, scores float32. What is not known is null, or -1
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,10 @@ class Views:
     """What is shown of one model."""
 
     seed: int
-    axes: Mapping[str, Sequence[Axis]]  # by name
-    content: Mapping[int, bytes]  # by utterance
-    words: Mapping[int, Sequence[str]]  # of those utterances, where they are known
+    axes: Mapping[str, Sequence[Axis]] = field(default_factory=dict)  # by name
+    content: Mapping[int, bytes] = field(default_factory=dict)  # by utterance
+    words: Mapping[int, Sequence[str]] = field(default_factory=dict)  # of those utterances, where they are known
+    constants: Mapping[str, Sequence[float]] = field(default_factory=dict)  # weights of the model as a whole
 
 
 def describe_turns(
@@ -69,7 +70,7 @@ def describe_turns(
         "true": _bytes(said.true, "<i2" if is_label else "<f4"),
         "mean": _answers(said.mean, is_label),
         "answers": [_answers(one, is_label) for one in said.answers],
-        "alone": _answers(said.alone.mean(0), is_label),
+        "alone": _answers(said.alone, is_label),
         "audio": None if said.audio is None else _answers(said.audio, is_label),
         "text": None if said.text is None else _answers(said.text, is_label),
         "predicted": _bytes(said.mean.argmax(-1), "<i2"),

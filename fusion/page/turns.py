@@ -13,17 +13,18 @@ import torch
 from fusion.checkpoint import LoadedModel
 from fusion.data import Split
 from fusion.predict import predict_heads
+from fusion.side_by_side import side_by_side, single_thread
 from fusion.tasks import Task
 
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """What the models of all seeds say of the turns of one split, or of several one behind the other."""
+    """What the models of all seeds say of turns."""
 
     task: Task
     true: np.ndarray  # (utterances,), as `Task.truth`
     answers: np.ndarray  # (seeds, utterances, outputs), probabilities calibrated
-    alone: np.ndarray  # (seeds, utterances, outputs), every turn a conversation of its own
+    alone: np.ndarray  # (utterances, outputs) of the first seed, every turn a conversation of its own
     audio: np.ndarray | None  # (utterances, outputs), mean over seeds, not calibrated; None: there is no such head
     text: np.ndarray | None
     frames: np.ndarray  # (utterances,) as the models are given them; 0: no audio
@@ -54,8 +55,8 @@ class Said:
 
     @cached_property
     def change(self) -> np.ndarray:
-        """(utterances,): how far answers move without the other turns, mean over seeds (`moved`)."""
-        return moved(self.answers, self.alone).mean(0)
+        """(utterances,): how far the first seed's answers move without the other turns (`moved`)."""
+        return moved(self.answers[0], self.alone)
 
     @cached_property
     def disagree(self) -> np.ndarray | None:
@@ -79,27 +80,53 @@ def moved(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return distance if one.shape[-1] == 1 else distance / 2
 
 
-def ask(models: Sequence[LoadedModel], split: Split, task: Task) -> Said:
-    """What `models` say of the turns of `split`."""
-    apart = replace(split, conversations=torch.arange(len(split.ids) + 1))
-    by_head = [predict_heads(one.model, split, task, one.provenance.temperature) for one in models]
-    alone = [predict_heads(one.model, apart, task, one.provenance.temperature)["fused"] for one in models]
-    heads = {name: np.mean([answers[name] for answers in by_head], axis=0) for name in by_head[0]}
-    audio, text = _single_heads(list(heads))
+@dataclass(frozen=True)
+class Question:
+    """What one model is asked: about the turns of one split, in their conversations or alone."""
+
+    split: int
+    model: int
+    alone: bool
+
+
+def ask(models: Sequence[LoadedModel], splits: Sequence[Split], task: Task, jobs: int = 1) -> Said:
+    """What `models` say of the turns of `splits`, one behind the other; `jobs` models speak at a time."""
+    apart = [replace(split, conversations=torch.arange(len(split.ids) + 1)) for split in splits]
+
+    def answer(question: Question) -> tuple[Question, dict[str, np.ndarray]]:
+        one, split = models[question.model], (apart if question.alone else splits)[question.split]
+        return question, predict_heads(one.model, split, task, one.provenance.temperature)
+
+    questions = [Question(split, 0, True) for split in range(len(splits))]
+    questions += [Question(split, model, False) for split in range(len(splits)) for model in range(len(models))]
+    if jobs > 1:
+        with single_thread(jobs) as threads, side_by_side(questions, answer, jobs, threads) as answered:
+            found = dict(answered)
+    else:
+        found = dict(map(answer, questions))
+
+    def joined(model: int, head: str, alone: bool = False) -> np.ndarray:
+        return np.concatenate([found[Question(split, model, alone)][head] for split in range(len(splits))])
+
+    everyone = range(len(models))
+    audio, text = (
+        None if head is None else np.mean([joined(model, head) for model in everyone], axis=0)
+        for head in _single_heads(list(found[questions[-1]]))
+    )
     return Said(
         task=task,
-        true=task.truth(split).numpy(),
-        answers=np.stack([answers["fused"] for answers in by_head]),
-        alone=np.stack(alone),
-        audio=heads.get(audio),
-        text=heads.get(text),
-        frames=split.audio.lengths.numpy(),
-        tokens=split.text.lengths.numpy(),
+        true=np.concatenate([task.truth(split).numpy() for split in splits]),
+        answers=np.stack([joined(model, "fused") for model in everyone]),
+        alone=joined(0, "fused", alone=True),
+        audio=audio,
+        text=text,
+        frames=np.concatenate([split.audio.lengths.numpy() for split in splits]),
+        tokens=np.concatenate([split.text.lengths.numpy() for split in splits]),
     )
 
 
-def _single_heads(names: Sequence[str]) -> tuple[str, str]:
-    """The heads of one modality each: the model's own, else those of the last stage that has them.
+def _single_heads(names: Sequence[str]) -> tuple[str | None, str | None]:
+    """The heads of one modality each: the model's own, else those of the last stage that has them, else none.
 
     >>> _single_heads(["fused", "utterance.audio", "utterance.text", "conversation.audio", "conversation.text"])
     ('conversation.audio', 'conversation.text')
@@ -107,15 +134,4 @@ def _single_heads(names: Sequence[str]) -> tuple[str, str]:
     if "audio" in names:
         return "audio", "text"
     stages = [name.removesuffix("audio") for name in names if name.endswith(".audio")]
-    return (f"{stages[-1]}audio", f"{stages[-1]}text") if stages else ("audio", "text")
-
-
-def join(parts: Sequence[Said]) -> Said:
-    """Those of several splits, one behind the other."""
-
-    def along(name: str, axis: int) -> np.ndarray | None:
-        arrays = [getattr(one, name) for one in parts]
-        return None if arrays[0] is None else np.concatenate(arrays, axis)
-
-    joined = {name: along(name, 0) for name in ("true", "audio", "text", "frames", "tokens")}
-    return replace(parts[0], **joined, answers=along("answers", 1), alone=along("alone", 1))  # type: ignore[arg-type]
+    return (f"{stages[-1]}audio", f"{stages[-1]}text") if stages else (None, None)

@@ -28,7 +28,7 @@ from fusion.batch import Batch, Output
 from fusion.checkpoint import LoadedModel
 from fusion.data import Split
 
-LONGEST = 64  # positions of an axis
+LONGEST = 32  # positions of an axis
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,16 @@ def test_a_model_without_context_moves_nothing_when_the_other_turns_are_removed(
     task = find_task("label", 3)
     for name, alone in (("context", {}), ("none", {"context": "text", "conversation_encoder": "none"})):
         train_made(features, tmp_path / name, tiny_recipe(alone, epochs=1))
-        said = ask(load_seeds(tmp_path / name), split, task)
+        said = ask(load_seeds(tmp_path / name), [split], task)
         assert (said.change.max() < 1e-5) == (name == "none")
         assert said.audio is not None
+
+
+def test_models_that_speak_side_by_side_say_the_same(labelled: Evaluated) -> None:
+    splits = [load_split(labelled.features, name, modalities="both", audio_frames=8) for name in ("train", "test")]
+    one, other = (ask(load_seeds(labelled.models), splits, find_task("label", 3), jobs) for jobs in (1, 2))
+    np.testing.assert_array_equal(one.answers, other.answers)
+    np.testing.assert_array_equal(one.alone, other.alone)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +162,11 @@ def test_without_manifest_and_recordings_the_page_says_so(labelled: Evaluated, t
 def test_views_stop_at_their_budget_and_the_page_says_for_how_many(
     labelled: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fusion.page.build.VIEW_BYTES", 8000)
+    whole = labelled.write(tmp_path)
+    monkeypatch.setattr("fusion.page.build.PAGE_BYTES", whole.size - 4000)
     written = labelled.write(tmp_path)
-    assert 0 < written.viewed < written.turns
-    content = turns_of(tmp_path / "index.html")["views"]["content"]
-    assert sum(map(len, content.values())) <= 8000
+    assert 0 < written.viewed < written.turns == whole.viewed
+    assert written.size < whole.size
     assert f"Views are those of seed 0, for {written.viewed} turns" in (tmp_path / "index.html").read_text("utf-8")
 
 

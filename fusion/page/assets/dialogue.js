@@ -80,12 +80,12 @@ function changeText(turn) {
     ? `${Math.round(100 * turns.change[turn])} % of the probability moves`
     : `the score moves by ${turns.change[turn].toFixed(2)}`;
   const sides = turns.disagree ? ` Audio and text ${turns.disagree[turn] ? "disagree" : "agree, or one is not there"}.` : "";
-  return `Without the other turns ${moved} (mean over seeds).${sides}`;
+  return `Without the other turns ${moved} (seed ${page.seeds[0]}).${sides}`;
 }
 
 function answersOf(turn) {
   const columns = page.seeds.map((seed, index) => [`seed ${seed}`, turns.answers[index]]);
-  columns.push(["without other turns", turns.alone]);
+  columns.push([`seed ${page.seeds[0]} without other turns`, turns.alone]);
   if (turns.audio) columns.push(["audio's head", turns.audio], ["text's head", turns.text]);
   const header = make("tr", {}, make("th", { scope: "col" }, ""), make("th", { scope: "col", class: "left" }, "mean over seeds"),
     ...columns.map(([name]) => make("th", { scope: "col" }, name)));

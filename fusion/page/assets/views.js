@@ -1,5 +1,5 @@
 // What the model shows of itself for a turn: curves over frames, words or turns, and maps between them.
-const LONGEST = 64; // positions of an axis, as fusion/page/views.py averages them
+const LONGEST = 32; // positions of an axis, as fusion/page/views.py averages them
 const CIVIDIS = ["00204d", "00336f", "39486b", "575c6d", "707173", "8a8779", "a69d75", "c4b56c", "e4cf5b", "ffea46"]
   .map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
 let drawings = []; // of the chosen turn, to be drawn anew when the page is resized or changes its colours
