@@ -267,3 +267,21 @@ def predict_app(
     asked.check()
     with Predictor.load(model, device, audio_encoder, text_encoder) as predictor:
         predict(asked, predictor)
+
+
+@command
+def export_app(
+    model: Annotated[Path, typer.Argument(help="The folder of one seed, such as models/hbaf/seed-0.")],
+    output: Annotated[Path, typer.Option(help="The folder to hand on; an older one is replaced.")],
+    results: Annotated[
+        Path | None, typer.Option(help="What fusion-evaluate wrote of the model: test scores for its card.")
+    ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Add model.onnx, for onnxruntime.")] = False,
+) -> None:
+    """Make a folder to share of one trained model: weights, configuration, a card with its scores, ONNX."""
+    from fusion.share import share_model
+
+    loaded = share_model(model, output, results, onnx)
+    extras = [*(["test scores"] if results else []), *(["ONNX"] if onnx else [])]
+    name, seed = loaded.provenance.recipe.model.name, loaded.provenance.seed
+    print(f"{output}: {name}, seed {seed}, {'with ' + ' and '.join(extras) if extras else 'as trained'}")
