@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds, cpu = time.perf_counter() - start, _cpu_seconds() - cpu
     page = folder / "report" / "index.html"
     print(
-        f"{len(spoken)} turns, {options.dim} wide: built in {seconds:.1f} s ({cpu:.1f} of a core), {page.stat().st_size / 1e6:.2f} MB"
+        f"{len(spoken)} turns, {options.dim} wide: built in {seconds:.1f} s ({cpu:.1f} of a core), "
+        f"{page.stat().st_size / 1e6:.2f} MB"
     )
     for name, milliseconds in filter_times(page).items():
         print(f"{name}: {milliseconds} ms")

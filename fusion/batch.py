@@ -90,7 +90,7 @@ class Batch:
         if len(self.groups) == 1:
             return self
         (audio, audio_mask), (text, text_mask) = (self._join(name) for name in ("audio", "text"))
-        everyone = torch.arange(len(self.labels), device=self.labels.device)
+        everyone = torch.arange(self.labels.shape[0], device=self.labels.device)
         return replace(self, groups=[Group(everyone, audio, audio_mask, text, text_mask)], order=everyone)
 
     def of_vectors(self, audio: Tensor, text: Tensor) -> "Batch":
@@ -99,7 +99,7 @@ class Batch:
         Shape:
             audio, text: (utterances, dim)
         """
-        everyone = torch.arange(len(self.labels), device=self.labels.device)
+        everyone = torch.arange(self.labels.shape[0], device=self.labels.device)
         masks = self.audio_present[:, None], self.text_present[:, None]
         group = Group(everyone, audio[:, None], masks[0], text[:, None], masks[1])
         return replace(self, groups=[group], order=everyone)

@@ -1,82 +1,211 @@
-"""The README.md of a model folder: what the model is, what it was trained on, how well it does on validation."""
+"""The README.md of a model folder: what the model is, what it learned from, how well it does, what it is for and not.
 
-import json
-from collections.abc import Mapping
-
-from fusion.provenance import Provenance
-
-TEMPLATE = """\
----
-library_name: erc-fusion
-pipeline_tag: audio-classification
-tags:
-- emotion-recognition
-- emotion-recognition-in-conversation
-- multimodal
-- {model}
----
-
-# {model}, seed {seed}
-
-Emotion recognition in conversations from cached audio and text features, made with erc-fusion {version}.
-
-{answer}
-
-| | |
-|---|---|
-| features | `{features}` |
-| audio encoder | `{audio}` |
-| text encoder | `{text}` |
-| seed | {seed} |
-| epochs chosen | {selected} |
-
-## Validation
-
-{validation}
-
-The weights are those of the epochs with the best validation scores; the test split took no part.
-
-## Parameters
-
-```json
-{params}
-```
-
-## Use
-
-The model takes features of the encoders above and refuses others. `fusion-evaluate` scores it, and
-`fusion.checkpoint.load_model` loads it:
-
-```python
-from pathlib import Path
-from fusion.checkpoint import load_model
-
-model = load_model(Path("{folder}")).model
-```
+The text is `card.md.j2`. Names that come from a user's data pass through `escape` or `code`, so that no label or corpus
+name can break a table or forge a heading. The YAML in front, which the Hugging Face hub reads, is huggingface_hub's.
 """
 
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-def model_card(provenance: Provenance) -> str:
-    """The text of the card."""
-    name = provenance.recipe.model.name
-    return TEMPLATE.format(
-        model=name,
-        seed=provenance.seed,
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fusion.facts import CONFIDENCE, RESAMPLES
+from fusion.provenance import Provenance
+from fusion.shared_scores import SharedScores
+from fusion.tables import bounds, mean_std, rounded
+from fusion.tasks import METRICS
+from pipeline.store import Identity
+
+ABSTRACTS = (
+    "The paper's body was not at hand when this was written: its abstract names the parts, and how they are built is "
+    "erc-fusion's reading. No score of the paper is claimed to be reproduced."
+)
+OWN = "A baseline of erc-fusion's own; there is no paper to cite."
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a card says of a model's architecture."""
+
+    title: str
+    summary: str
+    module: str  # of fusion.models
+    class_name: str
+    reading: str = OWN  # how the paper, if there is one, relates to the code
+    paper: str | None = None
+
+
+METHODS = {
+    "hbaf": Method(
+        "HBAF",
+        "Heterogeneous bimodal attention fusion: frames and tokens meet by gated attention on two levels, with what "
+        "the conversation says around them.",
+        "hbaf",
+        "HBAF",
+        ABSTRACTS,
+        "Heterogeneous bimodal attention fusion, arXiv 2503.06405",
+    ),
+    "hcam": Method(
+        "HCAM",
+        "Hierarchical cross-attention model: each modality alone, along the conversation, then both by co-attention.",
+        "hcam",
+        "HCAM",
+        ABSTRACTS,
+        "Hierarchical cross-attention model, arXiv 2304.06910",
+    ),
+    "audio": Method(
+        "Audio baseline", "Recordings alone, with a recurrent encoder of the turns.", "baselines", "SingleModality"
+    ),
+    "text": Method(
+        "Text baseline", "Transcripts alone, with a recurrent encoder of the turns.", "baselines", "SingleModality"
+    ),
+    "concat": Method(
+        "Late fusion baseline", "Audio and text side by side, into one classifier.", "baselines", "Concat"
+    ),
+    "crossmodal": Method(
+        "Cross-modal baseline",
+        "Directional cross-modal transformers between audio and text.",
+        "baselines",
+        "CrossModal",
+        "After the idea of this paper; widths and depths are erc-fusion's.",
+        "MulT, Tsai et al., arXiv 1906.00295",
+    ),
+}
+HUB_METRICS = {"weighted_f1": "f1", "macro_f1": "f1", "uar": "recall", "correlation": "pearsonr"}  # others: their own
+SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$!&])")
+
+
+def model_card(provenance: Provenance, scores: SharedScores | None = None, onnx: bool = False) -> str:
+    """The text of the card; `scores` are those of the test split, `onnx`: there is a model.onnx beside it."""
+    parts = {"audio": provenance.audio, "text": provenance.text}
+    recipe = provenance.recipe
+    return _template().render(
+        front_matter=_front_matter(provenance, scores),
+        method=METHODS[recipe.model.name],
+        corpus=provenance.corpus,
+        labels=provenance.labels,
+        target=recipe.train.target,
         version=provenance.version,
-        answer=f"Labels: {', '.join(provenance.labels)}." if provenance.labels else "It tells a score, a real number.",
+        seed=provenance.seed,
+        encoders={name: identity for name, identity in parts.items() if identity is not None},
+        audio_frames=recipe.model.audio_frames,
+        data=provenance.data,
         features=provenance.features,
-        audio=provenance.audio.to_json() if provenance.audio else "none",
-        text=provenance.text.to_json() if provenance.text else "none",
+        validation=provenance.validation,
+        intervals=provenance.intervals,
         selected=", ".join(f"{head} {number}" for head, number in provenance.selected.items()),
-        validation=_scores(provenance.validation),
-        params=json.dumps(provenance.recipe.to_json(), indent=2),
-        folder=f"models/{name}/seed-{provenance.seed}",
+        calibration=provenance.calibration,
+        scores=scores,
+        lead=recipe.train.metric,
+        titles={name: metric.title for name, metric in METRICS.items()},
+        confidence=f"{CONFIDENCE:.0%}",
+        resamples=RESAMPLES,
+        direction=recipe.model.direction,
+        parameters=json.dumps(recipe.to_json(), indent=2),
+        onnx=onnx,
     )
 
 
-def _scores(validation: Mapping[str, Mapping[str, float]]) -> str:
-    """A table with a row for every head."""
-    metrics = list(validation["fused"])
-    rows = [["head", *metrics], ["---"] * (len(metrics) + 1)]
-    rows += [[head, *(f"{scores[metric]:.4f}" for metric in metrics)] for head, scores in validation.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def escape(text: str) -> str:
+    r"""`text` on one line, as Markdown that shows it.
+
+    >>> print(escape("joy | *very*\n# happy"))
+    joy \| \*very\* \# happy
+    """
+    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def code(text: str) -> str:
+    """`text` on one line as a span of code, which ends where it ends.
+
+    >>> code("a `b`")
+    '`` a `b` ``'
+    """
+    line = " ".join(text.split())
+    fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
+    return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
+
+
+def describe_encoder(identity: Identity) -> str:
+    """An encoder in a line, in Markdown: what a reader needs to find it; the identity has the rest."""
+    fields = identity.fields
+    layers = fields.get("layers") or []
+    mix = "averaged" if fields.get("mix") == "mean" else "mixed by weights that the model learned"
+    said = {
+        "revision": code(str(fields["revision"])) if fields.get("revision") else None,
+        "layer" if len(layers) == 1 else "layers": ", ".join(map(str, layers)) or None,
+        "precision": fields.get("precision"),
+        "stored as": fields.get("dtype"),
+        "weights": code(str(fields["weights"])[:12]) if fields.get("weights") else None,
+    }
+    words = [f"{name} {value}" for name, value in said.items() if value]
+    words = [f"{word} {mix}" if word.startswith("layers") else word for word in words]
+    return ", ".join([code(str(fields.get("model", "unknown"))), *words])
+
+
+def _front_matter(provenance: Provenance, scores: SharedScores | None) -> str:
+    """What the hub reads. The test scores where there are some, else those of validation."""
+    name = provenance.recipe.model.name
+    found = {metric: one.value for metric, one in scores.metrics.items()} if scores else provenance.validation["fused"]
+    corpus = " ".join(provenance.corpus.name.split()) if provenance.corpus else "not stated"
+    results = [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="emotion recognition in conversations",
+            dataset_type=re.sub(r"\W+", "-", corpus.lower()).strip("-") or "unnamed",
+            dataset_name=corpus,
+            dataset_split="test" if scores else "validation",
+            metric_type=HUB_METRICS.get(metric, metric),
+            metric_name=METRICS[metric].title,
+            metric_value=rounded(value),
+        )
+        for metric, value in found.items()
+    ]
+    data = ModelCardData(
+        library_name="erc-fusion",
+        pipeline_tag="audio-classification",
+        license="other",  # of weights that a corpus has its say in
+        license_name="see-licences-below",
+        tags=["emotion-recognition", "emotion-recognition-in-conversation", "multimodal", name],
+        model_name=f"{name}, seed {provenance.seed}",
+        eval_results=results,
+    )
+    return data.to_yaml().strip()
+
+
+def _mean_std(score: Mapping[str, float | None]) -> str:
+    mean, std = score["mean"], score["std"]
+    assert mean is not None
+    return mean_std(mean, std)
+
+
+def _block(text: str, language: str) -> str:
+    """A block of code, whose fence is longer than any run of backticks in it."""
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    filters: Mapping[str, Any] = {
+        "md": escape,
+        "code": code,
+        "block": _block,
+        "interval": bounds,
+        "mean_std": _mean_std,
+        "encoder": describe_encoder,
+        "title_of": lambda name: escape(METRICS[name].title),
+    }
+    environment.filters.update(filters)
+    return environment.get_template("card.md.j2")

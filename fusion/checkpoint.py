@@ -1,11 +1,13 @@
 """Model folders: `models/<model>/seed-<n>/`, as huggingface_hub's mixin writes and reads them.
 
 model.safetensors   weights
-config.json         constructor arguments at the top, where `from_pretrained` looks; all else under the key `erc`
+config.json         constructor arguments at the top, where `from_pretrained` looks; all else under the key `erc`,
+                    the SHA-256 of model.safetensors among it
 history.json        what training wrote down of every epoch
 README.md           model card
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -30,6 +32,7 @@ from pipeline.store import MODALITIES, Features, Identity
 
 EXTRA = "erc"  # key of config.json that holds what is not a constructor argument
 DAMAGE = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+WEIGHTS = "weights"  # key under it: safetensors would not notice a number that changed on the way
 FILES = ("model.safetensors", "config.json", "history.json", "README.md")
 
 
@@ -60,7 +63,8 @@ def save_model(folder: Path, model: nn.Module, provenance: Provenance, history: 
             write_file(partial / "history.json", _json(history_to_json(history)))
             model.save_pretrained(partial)  # type: ignore[operator]  # the mixin's, which every model has
             config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
-            write_file(partial / "config.json", _json(config | {EXTRA: provenance.to_json()}))
+            extra = provenance.to_json() | {WEIGHTS: _hash(partial / "model.safetensors")}
+            write_file(partial / "config.json", _json(config | {EXTRA: extra}))
             # safetensors writes for the owner's eyes alone
             shutil.copymode(partial / "config.json", partial / "model.safetensors")
             shutil.rmtree(folder, ignore_errors=True)
@@ -104,12 +108,14 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
     try:
         # not the mixin's `from_pretrained`: that one prints, and takes an unknown argument or weight for nothing
         arguments = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        del arguments[EXTRA]
+        expected = arguments.pop(EXTRA)[WEIGHTS]
         outputs = find_task(provenance.recipe.train.target, len(provenance.labels)).outputs
         if arguments["classes"] != outputs:
             raise ValueError(f"classes is {arguments['classes']}, but there are {outputs}")
         model = MODELS[provenance.recipe.model.name](**arguments).to(device)
         load_weights(model, folder / "model.safetensors", strict=True, device=str(device))
+        if _hash(folder / "model.safetensors") != expected:
+            raise ValueError("model.safetensors is not the file that config.json tells of")
         stored = {name: (int(arguments[f"{name}_layers"]), int(arguments[f"{name}_dim"])) for name in MODALITIES}
         history = history_from_json(json.loads((folder / "history.json").read_text(encoding="utf-8")))
     except (*DAMAGE, SafetensorError, MemoryError, AssertionError) as error:
@@ -170,6 +176,11 @@ def check_encoders(loaded: LoadedModel, features: Features) -> None:
                 f"{features.path} has {_difference(part.identity, trained)}; "
                 "extract with the same encoder, or train anew"
             )
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _training(provenance: Provenance) -> tuple[str, str, tuple[str, ...]]:

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from fusion.calibration import Calibration
+from fusion.facts import SplitCounts
 from fusion.params import LossParams, ModelParams, Recipe, TrainParams
+from fusion.statistics import Interval
 from pipeline.settings import check_section
 from pipeline.store import CorpusNote, Identity
 
@@ -30,6 +32,8 @@ class Provenance:
     validation: Mapping[str, Mapping[str, float]]  # scores by head and metric
     calibration: Calibration | None  # of the model as a whole on validation; None where it tells scores
     corpus: CorpusNote | None = None  # what the feature file says of the data
+    data: Mapping[str, SplitCounts] = field(default_factory=dict)  # train and validation
+    intervals: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)  # of `validation`, see fusion.facts
     version: str = VERSION
 
     @property
@@ -52,6 +56,11 @@ class Provenance:
             "validation": {head: dict(scores) for head, scores in self.validation.items()},
             "calibration": asdict(self.calibration) if self.calibration else None,
             "corpus": self.corpus.to_json() if self.corpus else None,
+            "data": {split: asdict(counts) for split, counts in self.data.items()},
+            "intervals": {
+                head: {metric: asdict(interval) for metric, interval in own.items()}
+                for head, own in self.intervals.items()
+            },
             "version": self.version,
         }
 
@@ -82,6 +91,11 @@ def provenance_from_json(content: Mapping[str, Any], path: Path) -> Provenance:
         validation=content["validation"],
         calibration=None if content["calibration"] is None else Calibration(**content["calibration"]),
         corpus=None if content["corpus"] is None else CorpusNote.from_json(content["corpus"]),
+        data={split: SplitCounts(**counts) for split, counts in content["data"].items()},
+        intervals={
+            head: {metric: Interval(**interval) for metric, interval in own.items()}
+            for head, own in content["intervals"].items()
+        },
         version=content["version"],
     )
 

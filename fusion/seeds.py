@@ -20,11 +20,13 @@ from fusion.atomic import writing
 from fusion.checkpoint import partial_folder, read_provenance, save_model
 from fusion.data import Split, hold, load_split
 from fusion.errors import ModelError, OutputError
+from fusion.facts import count_split, score_intervals
 from fusion.memory import memory_for_features
 from fusion.params import Recipe
 from fusion.provenance import VERSION, Provenance
 from fusion.side_by_side import count_jobs, side_by_side, single_thread
 from fusion.state import StateFile
+from fusion.tasks import find_task
 from fusion.train import fit
 from pipeline.store import Features, Identity
 
@@ -103,6 +105,7 @@ def _train_seed(seed: int, features: Features, splits: Sequence[Split], recipe: 
     found = _finished(folder, state.fingerprint)
     if found is None:
         result = fit(train, validation, recipe, seed, classes=len(features.label_names), state=state)
+        task = find_task(recipe.train.target, len(features.label_names))
         found = Provenance(
             recipe=recipe,
             seed=seed,
@@ -115,6 +118,8 @@ def _train_seed(seed: int, features: Features, splits: Sequence[Split], recipe: 
             validation=result.validation,
             calibration=result.calibration,
             corpus=features.corpus,
+            data={split.name: count_split(split, task, features.label_names) for split in splits},
+            intervals=score_intervals(task, validation, result.answers),
         )
         save_model(folder, result.model, found, result.history)
     state.delete()

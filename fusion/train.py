@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -38,6 +39,7 @@ class Fit:
     selected: Mapping[str, int]  # `<stage>.<head>` -> the number of the epoch whose weights that head has
     validation: Mapping[str, Mapping[str, float]]  # of the trained model, by head and metric
     calibration: Calibration | None  # on validation; None of scores
+    answers: Mapping[str, np.ndarray]  # on validation, by head, not calibrated
 
     @property
     def best(self) -> Epoch:
@@ -156,4 +158,4 @@ def fit(
     answers = predict_heads(training.model, validation, training.task)
     scores = score_heads(training.task, validation, answers)
     calibration = training.task.calibration(training.task.truth(validation).numpy(), answers["fused"])
-    return Fit(training.model, training.history, training.selected(), scores, calibration)
+    return Fit(training.model, training.history, training.selected(), scores, calibration, answers)

@@ -110,7 +110,7 @@ def test_commands_import_no_heavy_library(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "app"),
-    [("fusion.cli", f"{name}_app") for name in ("train", "evaluate", "report", "ablate", "folds", "predict")]
+    [("fusion.cli", f"{name}_app") for name in ("train", "evaluate", "report", "ablate", "folds", "predict", "export")]
     + [
         ("pipeline.cli", f"{name}_app")
         for name in ("prepare", "finetune", "audio", "text", "import", "degrade", "join", "inspect")

@@ -53,6 +53,7 @@ APPS = {
     "fusion-ablate": fusion.cli.ablate_app,
     "fusion-folds": fusion.cli.folds_app,
     "fusion-predict": fusion.cli.predict_app,
+    "fusion-export": fusion.cli.export_app,
 }
 
 

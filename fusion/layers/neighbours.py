@@ -22,5 +22,5 @@ def gather_neighbours(x: Tensor, turns: Turns, offsets: Tensor) -> tuple[Tensor,
     """
     target = turns.number[:, None] + offsets
     exists = (target >= 0) & (target < turns.count[:, None])
-    index = torch.arange(len(x), device=x.device)[:, None] + offsets
-    return x[index.clamp(0, len(x) - 1)], exists
+    index = torch.arange(x.shape[0], device=x.device)[:, None] + offsets
+    return x[index.clamp(0, x.shape[0] - 1)], exists

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
@@ -28,6 +27,7 @@ from fusion.layers.recurrent import Direction
 from fusion.layers.stand_ins import Unchanged
 from fusion.layers.views import collect_views
 from fusion.models.checks import check_choices, check_width
+from fusion.models.hub import HubModel
 from fusion.stages import Stage, whole
 from pipeline.settings import SettingsError
 
@@ -79,7 +79,7 @@ class TransformerLayer(nn.Module):
         return {"attention": self.attention.weights(x, y, y_mask)}
 
 
-class SingleModality(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion"):
+class SingleModality(nn.Module, HubModel, library_name="erc-fusion"):
     """One modality alone. `forward` takes a `Batch`, whose other modality it does not look at, and returns an `Output`.
 
     Args:
@@ -130,7 +130,7 @@ class SingleModality(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion")
             return Output(logits=self.classifier(x), views=shown)
 
 
-class Concat(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion"):
+class Concat(nn.Module, HubModel, library_name="erc-fusion"):
     """Late fusion: both modalities side by side; arguments as of `SingleModality`."""
 
     def __init__(
@@ -166,7 +166,7 @@ class Concat(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion"):
             return Output(logits=self.classifier(torch.cat([audio, text], dim=-1)), views=shown)
 
 
-class CrossModal(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion"):
+class CrossModal(nn.Module, HubModel, library_name="erc-fusion"):
     """Directional cross-modal transformers; arguments as of `SingleModality`, and
 
     Args:

@@ -41,7 +41,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
@@ -59,6 +58,7 @@ from fusion.layers.recurrent import Direction, TurnGRU
 from fusion.layers.stand_ins import Constant, Unchanged
 from fusion.layers.views import collect_views, zero_padding
 from fusion.models.checks import check_choices, check_width
+from fusion.models.hub import HubModel
 from fusion.stages import Stage, whole
 from pipeline.settings import SettingsError
 
@@ -263,7 +263,7 @@ class Inputs:
     text_mask: Tensor
 
 
-class HBAF(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url="https://arxiv.org/abs/2503.06405"):
+class HBAF(nn.Module, HubModel, library_name="erc-fusion", paper_url="https://arxiv.org/abs/2503.06405"):
     """Heterogeneous bimodal attention fusion. `forward` takes a `Batch` and returns an `Output`.
 
     With `views=True` the output also shows, under the names of the parts and where these exist, zero at padding:

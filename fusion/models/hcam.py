@@ -46,7 +46,6 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Output
@@ -62,6 +61,7 @@ from fusion.layers.recurrent import Direction, SequenceGRU
 from fusion.layers.stand_ins import Constant, Unchanged
 from fusion.layers.views import collect_views
 from fusion.models.checks import check_choices, check_width
+from fusion.models.hub import HubModel
 from fusion.stages import Stage
 from fusion.turns import Turns
 from pipeline.settings import SettingsError
@@ -322,7 +322,7 @@ class Chain(nn.Module):
         return list(self.parts.items())
 
 
-class HCAM(nn.Module, PyTorchModelHubMixin, library_name="erc-fusion", paper_url="https://arxiv.org/abs/2304.06910"):
+class HCAM(nn.Module, HubModel, library_name="erc-fusion", paper_url="https://arxiv.org/abs/2304.06910"):
     """Hierarchical cross-attention model. `forward` takes a `Batch` and returns an `Output`.
 
     The output's `earlier` holds what stages I and II return, under `utterance` and `conversation`; with `ensemble`

@@ -84,21 +84,6 @@ def test_every_file_may_be_read_by_whom_the_folder_is_shared_with(trained: Path)
     assert len({path.stat().st_mode for path in (trained / "seed-0").iterdir()}) == 1
 
 
-def test_the_card_names_data_encoders_parameters_and_scores(trained: Path, features: Features) -> None:
-    card = (trained / "seed-0" / "README.md").read_text()
-    for text in (
-        features.digest,
-        AUDIO.to_json(),
-        TEXT.to_json(),
-        '"audio_frames": 8',
-        "| head | weighted_f1 | macro_f1 | accuracy | uar |",
-        "| fused | 0.",
-        "anger, joy",
-    ):
-        assert text in card
-    assert card.startswith("---\nlibrary_name: erc-fusion\n")
-
-
 def test_seeds_are_loaded_in_the_order_of_their_numbers(trained: Path) -> None:
     assert [loaded.provenance.seed for loaded in load_seeds(trained)] == [0, 10]
 
