@@ -25,13 +25,14 @@ from pathlib import Path
 from measures.planted import DIM, write_planted
 from measures.spoken import of_share, read_spoken
 from measures.timing import Spread, say, spread
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 SHARED = Path(os.environ.get("ERC_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 SETTINGS = ["train.epochs=1", "evaluate.resamples=100", "evaluate.missing=[]"]
 TRAINED = 0.1  # share of the conversations
 REPEATS = 5
+CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 FILTERS = {
     "wrong ones": ("show", "wrong"),
     "one emotion": ("true", "1"),
@@ -72,27 +73,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _run("fusion-report", "--features", features, *places, "--split", "all", *_settings())
     seconds, cpu = time.perf_counter() - start, _cpu_seconds() - cpu
     page = folder / "report" / "index.html"
-    print(
-        f"{len(spoken)} turns, {options.dim} wide: built in {seconds:.1f} s ({cpu:.1f} of a core), "
-        f"{page.stat().st_size / 1e6:.2f} MB"
-    )
-    for name, milliseconds in filter_times(page).items():
-        print(f"{name}: {milliseconds} ms")
-
-
-def filter_times(page: Path) -> dict[str, Spread]:
-    """Milliseconds by filter."""
+    size = page.stat().st_size / 1e6
+    print(f"{len(spoken)} turns, {options.dim} wide: {seconds:.1f} s, {cpu:.1f} s of a core, {size:.2f} MB")
     with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options)
-        opened = browser.new_page(viewport={"width": 1280, "height": 900})
-        opened.goto(page.absolute().as_uri())
-        say(f"the page lists {opened.inner_text('#count')}")
-        times = {
-            name: spread([opened.evaluate(FILTER, list(chosen)) for _ in range(REPEATS)])
-            for name, chosen in FILTERS.items()
-        }
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
+        for name, milliseconds in filter_times(browser, page).items():
+            print(f"{name}: {milliseconds} ms")
         browser.close()
+
+
+def filter_times(browser: Browser, page: Path) -> dict[str, Spread]:
+    """Milliseconds by filter."""
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened.goto(page.absolute().as_uri())
+    say(f"the page lists {opened.inner_text('#count')}")
+    times = {
+        name: spread([opened.evaluate(FILTER, list(chosen)) for _ in range(REPEATS)])
+        for name, chosen in FILTERS.items()
+    }
+    opened.close()
     return times
 
 

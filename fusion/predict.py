@@ -17,15 +17,15 @@ CONVERSATIONS = 16  # at a time; predictions do not depend on it
 
 
 def predict_heads(
-    model: nn.Module, split: Split, task: Task, temperature: float | None = None
+    model: nn.Module, split: Split, task: Task, temperature: float | None = None, conversations: int = CONVERSATIONS
 ) -> dict[str, np.ndarray]:
     """Answers in float64, in the order of the split, by head (`Output.heads`).
 
     Probabilities (utterances, classes), or scores (utterances, 1). Those of the model as a whole, `fused`, are
-    calibrated where there is a `temperature` (`Provenance.temperature`).
+    calibrated where there is a `temperature` (`Provenance.temperature`). So many `conversations` are read at a time.
     """
     with reproducible(0, split.device), torch.inference_mode():
-        outputs = [model.eval()(batch).heads() for batch in split.batches(CONVERSATIONS)]
+        outputs = [model.eval()(batch).heads() for batch in split.batches(conversations)]
     answers = {head: task.answers(torch.cat([output[head] for output in outputs])) for head in outputs[0]}
     return answers if temperature is None else answers | {"fused": calibrate(answers["fused"], temperature)}
 

@@ -12,9 +12,11 @@ import torch
 
 from fusion.checkpoint import LoadedModel
 from fusion.data import Split
-from fusion.predict import predict_heads
+from fusion.predict import CONVERSATIONS, predict_heads
 from fusion.side_by_side import side_by_side, single_thread
 from fusion.tasks import Task
+
+ALONE = 8 * CONVERSATIONS  # turns at a time that are conversations of their own, as many as there are in the others
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +97,8 @@ def ask(models: Sequence[LoadedModel], splits: Sequence[Split], task: Task, jobs
 
     def answer(question: Question) -> tuple[Question, dict[str, np.ndarray]]:
         one, split = models[question.model], (apart if question.alone else splits)[question.split]
-        return question, predict_heads(one.model, split, task, one.provenance.temperature)
+        together = ALONE if question.alone else CONVERSATIONS
+        return question, predict_heads(one.model, split, task, one.provenance.temperature, together)
 
     questions = [Question(split, 0, True) for split in range(len(splits))]
     questions += [Question(split, model, False) for split in range(len(splits)) for model in range(len(models))]

@@ -1,5 +1,6 @@
 """The page in a real browser, from a file and without a network."""
 
+import importlib
 import json
 import re
 import shutil
@@ -132,6 +133,16 @@ def test_turns_where_audio_and_text_disagree_say_so(opened: Opened) -> None:
     opened.page.select_option("select[name=show]", "disagree")
     assert 0 < opened.count() < everyone
     assert "Audio and text disagree." in opened.page.inner_text("#turn")
+
+
+def test_the_benchmark_times_every_filter(
+    browser: Browser, labelled: Evaluated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    benchmark = importlib.import_module("report")
+    times = benchmark.filter_times(browser, labelled.results / "report" / "index.html")
+    assert list(times) == list(benchmark.FILTERS)
+    assert all(0 < one.lowest <= one.highest for one in times.values())
 
 
 def test_hostile_texts_and_labels_are_text(opened: Opened) -> None:
