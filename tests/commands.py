@@ -12,7 +12,7 @@ from tests.test_readme import APPS, SECTIONS
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-BEGINNINGS = re.compile("(fusion-|pipeline-|(dvc|python|git|pip|uv|ray|jupyter|for|source|make) )")
+BEGINNINGS = re.compile("(fusion-|pipeline-|(dvc|python|git|hf|pip|uv|ray|jupyter|for|source|make) )")
 BLOCK = re.compile(r"^```\w*\n(.*?)^```$|((?:^ {4}[^\n]*\n)(?:^(?: {4}[^\n]*)?\n)*)", flags=re.MULTILINE | re.DOTALL)
 
 

@@ -34,6 +34,7 @@ RUN_BY = {  # other tests run all commands of these pages, on files of the names
     "docs/adding-a-corpus.md": "test_adding_a_corpus.py",
     "docs/adding-a-model.md": "test_adding_a_model.py",
     "docs/prediction.md": "test_prediction_docs.py",
+    "docs/sharing.md": "fusion/test_share.py",
 }
 NOT_RUN = {  # what a command begins with, and why it is not run here
     "make demo": "an install of minutes, then dvc repro, which test_dvc.py runs",
@@ -48,6 +49,7 @@ NOT_RUN = {  # what a command begins with, and why it is not run here
     "ray ": "a cluster; test_cluster.py starts one of its own",
     "python benchmarks/meld_text.py": "real texts and half an hour",
     "source ": "the shell's own",
+    "hf ": "a hub",
 }
 EVERY = [command for page in PAGES for command in commands_of(page)]
 RUN_ELSEWHERE = {command.text for command in EVERY if command.page in RUN_BY}
