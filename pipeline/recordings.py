@@ -111,15 +111,22 @@ def speak(
         DataError: as `pipeline.prepare.draft_utterance`; samples that are not a clip.
     """
     where = f"turn {index}"
-    if isinstance(sound, Waveform) and (sound.samples.ndim != 1 or sound.sample_rate not in SAMPLE_RATES):
-        raise DataError(
-            f"{where}: audio of shape {sound.samples.shape} at {sound.sample_rate} Hz; expected (samples,) at "
-            f"{SAMPLE_RATES.start} to {SAMPLE_RATES.stop - 1} Hz: mix several channels to one before"
-        )
+    if isinstance(sound, Waveform):
+        _check_waveform(sound, where)
     mended: Counter[str] = Counter()
     text = mend_controls(mend_surrogates(text, mended), mended)
     turn = Turn(conversation, index, speaker=speaker, text=text, start=start, end=end, where=where)
     return Spoken(draft_utterance(turn, index, "test", _dataset(Path())), sound)
+
+
+def _check_waveform(wave: Waveform, where: str) -> None:
+    fits = wave.samples.ndim == 1 and wave.samples.dtype.kind == "f" and wave.sample_rate in SAMPLE_RATES
+    if not fits:
+        raise DataError(
+            f"{where}: audio of shape {wave.samples.shape}, {wave.samples.dtype}, at {wave.sample_rate} Hz; expected "
+            f"(samples,) of floats in [-1, 1] at {SAMPLE_RATES.start} to {SAMPLE_RATES.stop - 1} Hz: mix several "
+            "channels to one, and divide whole numbers by their largest"
+        )
 
 
 def _dataset(root: Path) -> DatasetParams:

@@ -168,8 +168,9 @@ def test_samples_are_taken_as_a_recording_of_them(recorded: Recorded, predictor:
     assert_same(predictor.predict([samples]), predictor.predict([given]))
     with pytest.raises(RecordingError, match="turn 0: its audio are samples; give their sample_rate"):
         predictor.predict([replace(samples, sample_rate=None)])
-    with pytest.raises(DataError, match=r"audio of shape \(2, 3\) .*mix several channels"):
-        predictor.predict([Turn(audio=np.zeros((2, 3), np.float32), sample_rate=16000)])
+    for wrong in (np.zeros((2, 3), np.float32), np.zeros(3, np.int16)):
+        with pytest.raises(DataError, match=r"expected .*mix several channels to one, and divide whole numbers"):
+            predictor.predict([Turn(audio=wrong, sample_rate=16000)])
 
 
 def test_a_turn_that_is_refused_leaves_the_conversation_as_it_was(recorded: Recorded, predictor: Predictor) -> None:
