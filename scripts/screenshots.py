@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
         take(browser, options.page, options.output / "report-overview.png", (1280, 900), "light", None)
-        take(browser, options.page, options.output / "report-conversation.png", (1280, 1000), "dark", "#conversations")
+        take(browser, options.page, options.output / "report-conversation.png", (1280, 1180), "dark", ".chosen")
         take(browser, options.page, options.output / "report-phone.png", (390, 844), "light", "#turn")
         browser.close()
 
@@ -48,7 +48,9 @@ def take(browser: Browser, page: Path, target: Path, size: tuple[int, int], sche
         opened.eval_on_selector(part, "one => one.scrollIntoView()")
         opened.wait_for_timeout(500)  # the waveform
     picture = Image.open(io.BytesIO(opened.screenshot()))
-    picture.convert("RGB").save(target, optimize=True)
+    # a palette with room for every hue: the usual one forgets small dots
+    few = picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    few.save(target, optimize=True)
     print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
     context.close()
 

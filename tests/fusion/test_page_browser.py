@@ -197,7 +197,7 @@ def test_the_views_of_a_turn_are_drawn_and_read_by_keyboard(opened: Opened) -> N
     canvas = opened.page.locator("#views .map canvas")
     canvas.focus()
     opened.page.keyboard.press("ArrowRight")
-    assert re.fullmatch(r"\S.* looks at .*: \d\.\d{3}", opened.page.locator("#views .read").last.inner_text())
+    assert re.fullmatch(r"\S.* looks at .*: \d\.\d{3}", opened.page.inner_text("#views .map + .read"))
     select = opened.page.locator("#views select")
     select.select_option("levels.raw.text.intra")
     assert "tokens look at tokens" in opened.page.inner_text("#views")

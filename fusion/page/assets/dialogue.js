@@ -84,8 +84,8 @@ function changeText(turn) {
 }
 
 function answersOf(turn) {
-  const columns = page.seeds.map((seed, index) => [`seed ${seed}`, turns.answers[index]]);
-  columns.push([`seed ${page.seeds[0]} without other turns`, turns.alone]);
+  const columns = page.seeds.map((seed, index) => [`seed\u00a0${seed}`, turns.answers[index]]);
+  columns.push([`seed\u00a0${page.seeds[0]} without other turns`, turns.alone]);
   if (turns.audio) columns.push(["audio's head", turns.audio], ["text's head", turns.text]);
   const header = make("tr", {}, make("th", { scope: "col" }, ""), make("th", { scope: "col", class: "left" }, "mean over seeds"),
     ...columns.map(([name]) => make("th", { scope: "col" }, name)));

@@ -61,7 +61,8 @@ function viewsOf(turn) {
   readViews(turn).then((views) => {
     if (!place.isConnected) return; // another turn was chosen meanwhile
     drawings = [];
-    place.replaceChildren(...stripsOf(turn, views), ...mapsOf(turn, views));
+    const strips = stripsOf(turn, views);
+    place.replaceChildren(...mapsOf(turn, views), ...strips);
     drawAll();
   });
   return [make("h4", {}, `What the model of seed ${page.views.seed} shows of itself`), place];
@@ -188,8 +189,9 @@ function mapOf(turn, view) {
     draw();
   });
   const asking = view.axes[0].kind;
-  const told = `${asking} look at ${view.axes[1].kind}${view.axes[1].extra ? " and neighbouring turns" : ""}: each ` +
-    `${across === 0 ? "column" : "row"} sums to 1`;
+  const isWhole = Math.max(turns.frames[turn], turns.tokens[turn]) <= LONGEST; // means over blocks of keys sum to less
+  const told = `${asking} look at ${view.axes[1].kind}${view.axes[1].extra ? " and neighbouring turns" : ""}` +
+    (isWhole ? `: each ${across === 0 ? "column" : "row"} sums to 1` : "");
   const labelled = (axis, names) => names.map((name) => make("b", { title: name }, view.axes[axis].kind === "frames" ? "" : name));
   const ends = view.axes[across].kind === "frames" ? [labels[0][0], labels[0][columns - 1]] : [];
   const side = make("div", { class: "down", "aria-hidden": "true" }, ...labelled(down, labels[1]));
