@@ -25,6 +25,7 @@ test: lint
 
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+	@echo "open site/index.html; mkdocs serve has a search, too"
 
 lint: $(VENV)/installed
 	ruff format --check .

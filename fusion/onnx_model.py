@@ -130,7 +130,7 @@ def export_onnx(loaded: LoadedModel) -> bytes:
     except ImportError as error:
         raise OutputError(
             f"ONNX needs the package {error.name}, which is not installed; "
-            'pip install "erc-fusion[onnx]", or leave --onnx out'
+            'pip install "path/to/erc-fusion[onnx]", or leave --onnx out'
         ) from error
     provenance = loaded.provenance
     model = ConversationModel(_with_onnx_grus(loaded.model), provenance.temperature).eval()

@@ -214,14 +214,16 @@ def join_app(
 ) -> None:
     """Join audio and text to the one file that fusion-train reads."""
     from pipeline.datasets.notes import describe_corpus
-    from pipeline.join import failures, join
+    from pipeline.join import failures, join, stand_ins
     from pipeline.params import DatasetParams, FeaturesParams
     from pipeline.settings import read_section
 
     section = read_section(params, "features", FeaturesParams, overrides)
-    corpus = describe_corpus(read_section(params, "dataset", DatasetParams, overrides), section.licence)
+    dataset = read_section(params, "dataset", DatasetParams, overrides)
+    corpus = describe_corpus(dataset, section.licence)
     features = join(manifest, audio, text, output, copy or section.copy_parts, corpus)
-    print(*failures(features), sep="\n", end="\n" * bool(failures(features)))
+    for note in (*failures(features), *stand_ins(features, dataset.name)):
+        print(note)
     print(f"{output}: {len(features.utterances)} utterances, digest {features.digest[:12]}")
 
 

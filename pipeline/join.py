@@ -53,6 +53,18 @@ def failures(features: Features) -> list[str]:
     ]
 
 
+def stand_ins(features: Features, dataset: str) -> list[str]:
+    """A line where the recordings of people were encoded by what only knows the voices of the demo."""
+    parts = {name: part for name in MODALITIES if (part := getattr(features, name)) is not None}
+    tiny = [name for name, part in parts.items() if part.identity.fields.get("model") == "tiny"]
+    if dataset == "demo" or not tiny:
+        return []
+    return [
+        f"{' and '.join(tiny)}: of the tiny encoder, which learned from the demo's synthetic voices and sentences; for "
+        f"scores that mean something, set {' and '.join(f'{name}.encoder' for name in tiny)} to a real one"
+    ]
+
+
 def table_of(records: Sequence[Utterance], names: Sequence[str]) -> Utterances:
     """The manifest's records as the table of a joint file; `names` are the classes."""
     classes = {name: number for number, name in enumerate(names)}

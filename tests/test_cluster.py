@@ -271,7 +271,7 @@ def test_without_ray_installed_it_is_one_line(project: Path, monkeypatch: pytest
     done = CliRunner().invoke(ablate_app, list(map(str, arguments)))
     assert done.exit_code == 2
     assert done.stderr == (
-        "error: cluster.engine is 'ray', but Ray is not installed: pip install 'erc-fusion[cluster]', "
+        "error: cluster.engine is 'ray', but Ray is not installed: pip install 'path/to/erc-fusion[cluster]', "
         "or set cluster.engine to local\n"
     )
 

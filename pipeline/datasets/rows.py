@@ -124,7 +124,7 @@ def _read_parquet(path: Path, content: bytes, mended: Counter[str]) -> list[Row]
         from pyarrow import parquet
     except ImportError:
         raise DataError(
-            f"{path}: reading Parquet needs pyarrow; install erc-fusion[parquet], or save the table as .csv or .jsonl"
+            f"{path}: reading Parquet needs pyarrow; pip install pyarrow, or save the table as .csv or .jsonl"
         ) from None
     try:
         table = parquet.read_table(pyarrow.BufferReader(content))

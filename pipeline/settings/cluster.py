@@ -134,7 +134,7 @@ def _import_ray() -> Any:
         absent = isinstance(error, ModuleNotFoundError) and error.name == "ray"
         found = "is not installed" if absent else f"cannot be imported ({error})"
         raise ClusterError(
-            f"cluster.engine is 'ray', but Ray {found}: pip install 'erc-fusion[cluster]', "
+            f"cluster.engine is 'ray', but Ray {found}: pip install 'path/to/erc-fusion[cluster]', "
             "or set cluster.engine to local"
         ) from None
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.corpus_note import CorpusNote, Reference
 from pipeline.inspect import inspect_file
+from pipeline.join import stand_ins
 from pipeline.seal import FORMAT, VERSION
 from pipeline.store import (
     Features,
@@ -92,6 +93,16 @@ def test_what_a_file_says_of_its_corpus_is_read_and_changes_no_hash(linked: Path
     assert (features.corpus, found.corpus) == (None, note)
     assert same(features, found)
     assert "corpus: mine; licence: CC BY 4.0" in inspect_file(tmp_path / "noted.h5").to_text()
+
+
+def test_the_tiny_encoders_are_named_where_people_speak(tmp_path: Path) -> None:
+    given = {name: (arrays(), Identity({"model": model})) for name, model in (("audio", "tiny"), ("text", "minilm"))}
+    write_features(tmp_path / "feats.h5", table(), ["joy", "anger"], given["audio"], given["text"])
+    features = read_features(tmp_path / "feats.h5")
+    (note,) = stand_ins(features, "table")
+    assert note.startswith("audio: of the tiny encoder")
+    assert note.endswith("set audio.encoder to a real one")
+    assert stand_ins(features, "demo") == []
 
 
 def test_values_labels_and_order_round_trip_exactly(tmp_path: Path) -> None:
