@@ -80,9 +80,14 @@ def read_provenance(folder: Path) -> Provenance:
         ModelError: as `load_model`, apart from the weights.
     """
     if not folder.is_dir():
-        raise ModelError(f"{folder}: no such model folder; train it with fusion-train, or name it with --models")
+        raise ModelError(
+            f"{folder}: no such model folder; train it with fusion-train, or name the folder that it wrote"
+        )
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
+        seeds = sorted(path for path in folder.glob("seed-*") if path.is_dir())
+        if seeds:
+            raise ModelError(f"{folder}: the models of several seeds; name one of them, such as {seeds[0]}")
         raise ModelError(f"{folder}: incomplete, {', '.join(missing)} is missing; train it again with fusion-train")
     path = folder / "config.json"
     try:
@@ -134,10 +139,10 @@ def load_seeds(folder: Path, device: torch.device | str = "cpu") -> list[LoadedM
     if not folder.is_dir():
         interrupted = partial_folder(folder).is_dir()
         mend = "training was interrupted, run fusion-train again" if interrupted else "train it with fusion-train"
-        raise ModelError(f"{folder}: no such model folder; {mend}, or name another one with --models")
+        raise ModelError(f"{folder}: no such model folder; {mend}, or name the folder that fusion-train wrote")
     folders = [path for path in folder.iterdir() if path.name.startswith("seed-") and path.is_dir()]
     if not folders:
-        raise ModelError(f"{folder}: holds no seed-<n> folder; name the folder that fusion-train wrote with --models")
+        raise ModelError(f"{folder}: holds no seed-<n> folder; name the folder that fusion-train wrote")
     loaded = sorted((load_model(path, device) for path in folders), key=lambda one: one.provenance.seed)
     first = loaded[0]
     for other in loaded[1:]:

@@ -34,7 +34,7 @@ class Asked:
     def turns(self) -> list[Turn]:
         """Those of --audio, --text and --speaker: one conversation."""
         return [
-            Turn(text or "", audio or None, speaker=speaker or None)
+            Turn(text, audio or None, speaker=speaker or None)
             for audio, text, speaker in zip_longest(self.audio, self.text, self.speaker)
         ]
 

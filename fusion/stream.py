@@ -59,7 +59,7 @@ class _Stream:
         """Raises ErcError where there is no answer."""
         said = check_section(_parse(line, where), "", StreamedTurn, where)
         audio = inside(said.audio, where, self._root) if said.audio else None
-        turn = Turn(said.text or "", audio, speaker=said.speaker, start=said.start, end=said.end)
+        turn = Turn(said.text, audio, speaker=said.speaker, start=said.start, end=said.end)
         conversation = self._conversations.get(said.conversation, self._predictor.conversation(said.conversation))
         answer = to_json_lines([conversation.add(turn)], ascii_only=True)
         if said.last:

@@ -102,6 +102,9 @@ def test_turns_can_be_typed_and_what_is_amiss_is_counted(recorded: Recorded, mod
 def test_features_are_taken_too(recorded: Recorded, models: Path) -> None:
     done = run("--model", models, "--features", recorded.features.path, "--split", "test")
     assert [one["id"] for one in records(done.stdout)] == [u.id for u in recorded.utterances if u.split == "test"]
+    refused = run("--model", models, "--features", recorded.features.path, "--split", "tset")
+    assert refused.exit_code == 2
+    assert "feats.h5: there is no split 'tset'; it has train, validation, test" in refused.stderr
 
 
 REFUSALS = {
