@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 
 from fusion.atomic import writing
-from fusion.checkpoint import partial_folder, read_provenance, save_model
+from fusion.checkpoint import read_provenance, save_model
 from fusion.data import Split, hold, load_split
 from fusion.errors import ModelError, OutputError
 from fusion.facts import count_split, score_intervals
 from fusion.memory import memory_for_features
+from fusion.model_folder import partial_folder
 from fusion.params import Recipe
 from fusion.provenance import VERSION, Provenance
 from fusion.side_by_side import count_jobs, side_by_side, single_thread

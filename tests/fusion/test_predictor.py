@@ -229,7 +229,7 @@ def test_features_need_no_labels_and_may_lack_a_modality(recorded: Recorded, pre
     assert_same([one for one in deaf if one.conversation == told[0].conversation], told)
     with pytest.raises(FeatureError, match="the model looks at audio and text, of which nothing is in the file"):
         predictor.predict_features(without(without(bare, "audio"), "text"))
-    with pytest.raises(FeatureError, match="no utterance is in the other split"):
+    with pytest.raises(FeatureError, match="there is no split 'other'; it has train, validation, test"):
         predictor.predict_features(bare, "other")
 
 
