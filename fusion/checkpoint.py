@@ -24,6 +24,7 @@ from fusion.atomic import write_file, writing
 from fusion.card import model_card
 from fusion.errors import ModelError, OutputError
 from fusion.history import Epoch, history_from_json, history_to_json
+from fusion.model_folder import check_model_folder
 from fusion.models import MODELS
 from fusion.provenance import VERSION, Provenance, provenance_from_json
 from fusion.tasks import find_task
@@ -79,10 +80,12 @@ def read_provenance(folder: Path) -> Provenance:
     Raises:
         ModelError: as `load_model`, apart from the weights.
     """
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no such model folder; train it with fusion-train, or name it with --models")
+    check_model_folder(folder)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
+        seeds = sorted(path for path in folder.glob("seed-*") if path.is_dir())
+        if seeds:
+            raise ModelError(f"{folder}: the models of several seeds; name one of them, such as {seeds[0]}")
         raise ModelError(f"{folder}: incomplete, {', '.join(missing)} is missing; train it again with fusion-train")
     path = folder / "config.json"
     try:
@@ -131,13 +134,10 @@ def load_seeds(folder: Path, device: torch.device | str = "cpu") -> list[LoadedM
     Raises:
         ModelError: as `load_model`, or there is none, or they are not of one training.
     """
-    if not folder.is_dir():
-        interrupted = partial_folder(folder).is_dir()
-        mend = "training was interrupted, run fusion-train again" if interrupted else "train it with fusion-train"
-        raise ModelError(f"{folder}: no such model folder; {mend}, or name another one with --models")
+    check_model_folder(folder)
     folders = [path for path in folder.iterdir() if path.name.startswith("seed-") and path.is_dir()]
     if not folders:
-        raise ModelError(f"{folder}: holds no seed-<n> folder; name the folder that fusion-train wrote with --models")
+        raise ModelError(f"{folder}: holds no seed-<n> folder; name the folder that fusion-train wrote")
     loaded = sorted((load_model(path, device) for path in folders), key=lambda one: one.provenance.seed)
     first = loaded[0]
     for other in loaded[1:]:
@@ -147,11 +147,6 @@ def load_seeds(folder: Path, device: torch.device | str = "cpu") -> list[LoadedM
                 "features; train all seeds together with fusion-train"
             )
     return loaded
-
-
-def partial_folder(folder: Path) -> Path:
-    """Where training works until all seeds are done: beside `folder`, which DVC deletes before a stage runs."""
-    return folder.with_name(folder.name + ".partial")
 
 
 def check_compatible(loaded: LoadedModel, features: Features) -> None:

@@ -201,10 +201,11 @@ def predict_app(
 ) -> None:
     """Predict the labels of new recordings and texts with trained models (docs/prediction.md)."""
     from fusion.predict_command import Asked, predict
-    from fusion.predictor import Predictor
 
-    asked = Asked(table, audio, text, speaker, features, stream, root, split, output, params, overrides)
+    asked = Asked(model, table, audio, text, speaker, features, stream, root, split, output, params, overrides)
     asked.check()
+    from fusion.predictor import Predictor  # behind the check, because torch takes seconds to import
+
     with Predictor.load(model, device, audio_encoder, text_encoder) as predictor:
         predict(asked, predictor)
 

@@ -6,18 +6,32 @@ from pathlib import Path
 
 import numpy as np
 
+from fusion.errors import RecordingError
+
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """One turn of a conversation; audio or text may be missing."""
+    """One turn of a conversation; audio or text may be missing.
 
-    text: str = ""
+    Raises:
+        RecordingError: text or audio is of another type.
+    """
+
+    text: str | None = ""
     audio: Path | str | np.ndarray | None = None  # a recording, or (samples,) in [-1, 1]
     sample_rate: int | None = None  # of samples, in Hz
     speaker: str | None = None
     conversation: str = "0"
     start: float | None = None  # seconds in the recording; None: from its beginning
     end: float | None = None  # None: to its end
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str | None):
+            raise RecordingError(f"the text of a turn is {self.text!r}; expected a str, or None where it has none")
+        if not isinstance(self.audio, Path | str | np.ndarray | None):
+            raise RecordingError(
+                f"the audio of a turn is {self.audio!r}; expected a path, samples in a numpy array, or None"
+            )
 
 
 @dataclass(frozen=True)

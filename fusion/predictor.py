@@ -21,6 +21,7 @@ from fusion.cached import cached_turns, load_cached
 from fusion.checkpoint import LoadedModel, check_encoders, load_model, load_seeds
 from fusion.data import Split
 from fusion.device import pick_device
+from fusion.errors import FeatureError, RecordingError
 from fusion.heard import Heard, Known, split_of
 from fusion.predict import predict_heads
 from fusion.prediction import Prediction, Turn
@@ -104,7 +105,7 @@ class Predictor:
             EncoderError: an encoder is not at hand, or a turn alone exceeds the memory.
             DataError, RecordingError: a turn is not what it must be, or nothing can be decoded here.
         """
-        given, counts = list(turns), Counter[str]()
+        given, counts = _listed(turns), Counter[str]()
         spoken = []
         for turn in given:
             spoken.append(speak(turn, counts[turn.conversation]))
@@ -138,8 +139,11 @@ class Predictor:
         """
         for model in self._models:
             check_encoders(model, features)
+        there = [name for name in SPLITS if name in features.utterances.splits]
+        if split and split not in there:
+            raise FeatureError(f"{features.path}: there is no split {split!r}; it has {', '.join(there)}")
         predictions = []
-        for name in [split] if split else [name for name in SPLITS if name in features.utterances.splits]:
+        for name in [split] if split else there:
             loaded = load_cached(features, name, self._recipe.model, self._stored, self._device)
             turns = cached_turns(features, loaded, self._recipe.model)
             predictions += self._predictions(turns, self.answer(loaded))
@@ -186,6 +190,16 @@ class Predictor:
             status=turn.status,
             seeds=self.seeds,
         )
+
+
+def _listed(turns: Iterable[Turn]) -> list[Turn]:
+    if isinstance(turns, Turn):
+        raise RecordingError("predict takes several turns, found one Turn; give it in a list: predict([turn])")
+    given = list(turns)
+    for index, turn in enumerate(given):
+        if not isinstance(turn, Turn):
+            raise RecordingError(f"predict takes turns, found {turn!r} as turn {index}; expected Turn(text, audio)")
+    return given
 
 
 class Conversation:

@@ -111,7 +111,7 @@ def speak(turn: Turn, index: int) -> "Spoken":
     return recordings.speak(
         turn.conversation,
         index,
-        turn.text,
+        turn.text or "",
         _sound(turn, index),
         speaker=turn.speaker,
         start=turn.start,

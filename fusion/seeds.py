@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 
 from fusion.atomic import writing
-from fusion.checkpoint import partial_folder, read_provenance, save_model
+from fusion.checkpoint import read_provenance, save_model
 from fusion.data import Split, hold, load_split
 from fusion.errors import ModelError, OutputError
 from fusion.facts import count_split, score_intervals
 from fusion.memory import memory_for_features
+from fusion.model_folder import partial_folder
 from fusion.params import Recipe
 from fusion.provenance import VERSION, Provenance
 from fusion.side_by_side import count_jobs, side_by_side, single_thread
@@ -49,8 +50,9 @@ def train_seeds(
         FeatureError, SettingsError, TrainingError: as `load_split` and `fit`; or a process was killed.
         OutputError: the models cannot be written, or `output` is something else than a folder of models.
     """
-    output = output.absolute()
     _check_replaceable(output)
+    _tell_replaced(output, features, recipe)
+    output = output.absolute()
     work = partial_folder(output)
     with writing(work):  # now, rather than after the first epoch
         work.mkdir(parents=True, exist_ok=True)
@@ -154,6 +156,29 @@ def _check_replaceable(output: Path) -> None:
         replaceable = output.is_dir() and all(path.name.startswith("seed-") for path in output.iterdir())
     if not replaceable:
         raise OutputError(f"{output}: exists and is not a folder of models alone; name another one with --output")
+
+
+def _tell_replaced(output: Path, features: Features, recipe: Recipe) -> None:
+    """Warn of models in `output` that are not what training makes; of what cannot be read there is nothing to say."""
+    for folder in sorted(output.glob("seed-*")):
+        try:
+            found = read_provenance(folder)
+        except ModelError:
+            continue
+        differing = {
+            "parameters": found.recipe.digest != recipe.digest,
+            "features": found.features != features.digest,
+        }
+        if any(differing.values()):
+            what = " and ".join(name for name, differs in differing.items() if differs)
+            log.warning(
+                "%s: holds models of %s with other %s, which are replaced when all seeds are done; "
+                "name another folder with --output to keep them",
+                output,
+                found.recipe.model.name,
+                what,
+            )
+            return
 
 
 def _publish(work: Path, output: Path, keep: set[str]) -> None:

@@ -40,7 +40,8 @@ def answer_stream(predictor: Predictor, lines: BinaryIO, answers: TextIO, root: 
             answer = stream.answer(line, f"line {number}")
             counts["answered"] += 1
         except ErcError as error:
-            answer = json.dumps({"line": number, "error": " ".join(str(error).split())}) + "\n"
+            told = " ".join(str(error).split()).removeprefix(f"line {number}: ")
+            answer = json.dumps({"line": number, "error": told}) + "\n"
             counts["refused"] += 1
         answers.write(answer)
         answers.flush()
@@ -56,9 +57,9 @@ class _Stream:
 
     def answer(self, line: bytes, where: str) -> str:
         """Raises ErcError where there is no answer."""
-        said = check_section(_parse(line, where), "turn", StreamedTurn, where)
+        said = check_section(_parse(line, where), "", StreamedTurn, where)
         audio = inside(said.audio, where, self._root) if said.audio else None
-        turn = Turn(said.text or "", audio, speaker=said.speaker, start=said.start, end=said.end)
+        turn = Turn(said.text, audio, speaker=said.speaker, start=said.start, end=said.end)
         conversation = self._conversations.get(said.conversation, self._predictor.conversation(said.conversation))
         answer = to_json_lines([conversation.add(turn)], ascii_only=True)
         if said.last:

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from fusion.ablate import ablate
-from fusion.checkpoint import partial_folder
+from fusion.model_folder import partial_folder
 from fusion.params import EvaluateParams, Recipe
 from fusion.seeds import train_seeds
 from fusion.variants import read_variants

@@ -76,7 +76,7 @@ def read_section(
     top, *groups = name.split(".")
     content = _group(document, top, f"{path}: section '{top}'")
     for override in overrides:
-        keys, value = _parse_override(override)
+        keys, value = _parse_override(override, document)
         if keys[0] == top:
             _set_key(content, keys[1:], value, override)
     source = str(path or "defaults")
@@ -100,7 +100,7 @@ def check_section(
     content: Mapping[str, Any], name: str, section: type[SectionType], source: str, overrides: Sequence[str] = ()
 ) -> SectionType:
     """`content` as a checked `section`; `source` (a file's name) leads messages, or the one of `overrides` (which are
-    in `content` already) that a value comes from.
+    in `content` already) that a value comes from. An empty `name` is for keys that stand in no section.
 
     Raises:
         SettingsError: as `read_section`.
@@ -172,11 +172,12 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _parse_override(override: str) -> tuple[list[str], Any]:
+def _parse_override(override: str, document: Mapping[str, Any]) -> tuple[list[str], Any]:
     key, equals, text = override.partition("=")
     keys = key.strip().split(".")
     if not equals or len(keys) < 2 or not all(keys):
-        raise SettingsError(f"--set {override!r}: expected section.key=value, such as train.seeds=[0,1]")
+        hint = _suggest_section(keys[0], document) if len(keys) == 1 else ""
+        raise SettingsError(f"--set {override!r}: expected section.key=value, such as train.seeds=[0,1]{hint}")
     if keys[0] not in SECTION_NAMES:
         raise SettingsError(f"--set {override!r}: no section '{keys[0]}'{_suggest(keys[0], SECTION_NAMES)}")
     try:
@@ -207,7 +208,7 @@ def _location(problem: Any) -> list[str | int]:
 
 def _key_of(problem: Any, name: str) -> str:
     """The dotted key that a problem is of, as params.yaml and --set name it."""
-    return ".".join([name, *map(str, _location(problem))])
+    return ".".join([*filter(None, [name]), *map(str, _location(problem))])
 
 
 def _follows(problem: Any, problems: Sequence[Any]) -> bool:
@@ -222,7 +223,7 @@ def _describe(problems: Sequence[Any], name: str, section: type[Section]) -> str
     location, key = _location(problem), _key_of(problem, name)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(section, location[:-1])
-        hint = _suggest(str(location[-1]), known) or f"; known here: {', '.join(known)}"
+        hint = _suggest(str(location[-1]), known, key.rpartition(".")[0]) or f"; known here: {', '.join(known)}"
         return f"unknown key '{key}'{hint}"
     if problem["type"] == "missing":
         return f"key '{key}' is required"
@@ -263,6 +264,13 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from _models_in(argument)
 
 
-def _suggest(word: str, known: Sequence[str]) -> str:
+def _suggest(word: str, known: Sequence[str], group: str = "") -> str:
+    """The one of `known` that is like `word`, with the dotted `group` that they are in."""
     close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return f"; did you mean '{'.'.join([*filter(None, [group]), close[0]])}'?" if close else ""
+
+
+def _suggest_section(key: str, document: Mapping[str, Any]) -> str:
+    """Where in the file there is such a key."""
+    places = [f"'{name}.{key}'" for name, group in document.items() if isinstance(group, dict) and key in group]
+    return f"; did you mean {' or '.join(places)}?" if places else ""

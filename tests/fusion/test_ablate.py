@@ -410,7 +410,7 @@ def test_the_command_needs_nothing_but_the_feature_file(project: Path) -> None:
 REFUSED = [
     (["--only", "no gat"], "did you mean 'no gate'?"),
     (["--set", "model.gate=false"], "'ablations.no gate' changes nothing of 'base'"),
-    (["--set", "ablations.x={model.dmi: 2}"], "'ablations.x': unknown key 'model.dmi'; did you mean 'dim'?"),
+    (["--set", "ablations.x={model.dmi: 2}"], "'ablations.x': unknown key 'model.dmi'; did you mean 'model.dim'?"),
     (["--set", "evaluate.permutations=1"], "'evaluate.permutations' is 1"),
     (["--features", "none.h5"], "none.h5: no such feature file"),
     (["--output", "params.yaml"], "params.yaml/ablations: cannot be written (Not a directory)"),

@@ -102,6 +102,9 @@ def test_turns_can_be_typed_and_what_is_amiss_is_counted(recorded: Recorded, mod
 def test_features_are_taken_too(recorded: Recorded, models: Path) -> None:
     done = run("--model", models, "--features", recorded.features.path, "--split", "test")
     assert [one["id"] for one in records(done.stdout)] == [u.id for u in recorded.utterances if u.split == "test"]
+    refused = run("--model", models, "--features", recorded.features.path, "--split", "tset")
+    assert refused.exit_code == 2
+    assert "feats.h5: there is no split 'tset'; it has train, validation, test" in refused.stderr
 
 
 REFUSALS = {
@@ -115,6 +118,12 @@ REFUSALS = {
     "ending": (["--text", "c", "--output", "p.txt"], r"--output p\.txt: must end in \.jsonl or \.csv"),
     "its own source": (["--table", "t.csv", "--output", "./t.csv"], "is what predictions are made from"),
     "a place that is taken": (["--text", "c", "--output", "taken/p.csv"], "taken/p.csv: cannot be written"),
+    "no recording": (["--audio", "x.wav"], r"x\.wav: no such file, expected a recording; mend --audio"),
+    "one recording of two": (["--audio", "t.csv", "--audio", "x.wav"], r"x\.wav: no such file, expected a recording"),
+    "a long name": (["--audio", "n" * 5000], "n: no such file, expected a recording; mend --audio"),
+    "a folder": (["--audio", "."], r"\.: a folder, expected a recording; mend --audio"),
+    "no table": (["--table", "x.csv"], r"x\.csv: no such file, expected a table; mend --table"),
+    "no features": (["--features", "x.h5"], r"x\.h5: no such file, expected a feature file; mend --features"),
     "no model": (["--text", "c"], "nowhere: no such model folder"),
 }
 
@@ -131,6 +140,31 @@ def test_what_does_not_go_together_is_refused_before_anything_is_loaded(
     assert re.search(message, done.stderr), done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv", "taken"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--audio", "nowhere.wav"], ["--text", "Hello."]])
+def test_a_wrong_command_line_is_told_before_torch_is_imported(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom fusion.cli import predict_app\ntry:\n    predict_app()\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, "--model", "nowhere", *arguments]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "2 False\n"
+
+
+def test_typed_turns_of_which_nothing_can_be_used_are_refused(recorded: Recorded, models: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("no sound")
+    done = run("--model", models, "--audio", tmp_path / "a.txt", "--audio", "", "--output", tmp_path / "p.csv")
+    assert done.exit_code == 2
+    told = f"turn 0 ({tmp_path / 'a.txt'}) is undecodable, no-text; turn 1 is no-audio, no-text; give a recording"
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "p.csv").exists()
+    assert "turn 0 is no-audio, no-text" in run("--model", models, "--text", "").stderr
+    sound = recorded.root / str(recorded.utterances[0].audio)
+    assert f"turn 0 ({sound}) is no-text" in run("--model", recorded.train("text"), "--audio", sound).stderr
+    one_of_two = run("--model", models, "--audio", tmp_path / "a.txt", "--text", "", "--audio", "", "--text", "Hello.")
+    assert [one["status"] for one in records(one_of_two.stdout)] == ["undecodable+no-text+context-only", "no-audio"]
 
 
 def test_a_stream_gives_turn_by_turn_what_the_whole_gives(recorded: Recorded, models: Path) -> None:
@@ -165,9 +199,10 @@ def test_a_line_that_cannot_be_answered_is_told_and_the_stream_goes_on(models: P
     done = run("--model", models, "--stream", "--root", tmp_path, stdin=b"\n".join(lines))
     found = records(done.stdout)
     assert [one.get("turn", one.get("line")) for one in found] == [0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 1]
-    assert "unknown key 'turn.txt'; did you mean 'text'?" in found[3]["error"]
+    assert "unknown key 'txt'; did you mean 'text'?" in found[3]["error"]
     assert "longer than" in found[7]["error"]
-    assert "line 10: recording '../x.wav' lies outside" in found[8]["error"]
+    assert found[8]["error"].startswith("recording '../x.wav' lies outside")
+    assert not [one for one in found if one.get("error", "").startswith("line")]  # the number has its own key
     assert done.stderr == "2 lines answered, 10 refused\n"
     assert done.exit_code == 0
 

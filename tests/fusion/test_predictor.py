@@ -137,6 +137,24 @@ def test_audio_and_text_may_be_missing_anywhere(recorded: Recorded, predictor: P
     assert np.isfinite(answers(found)).all()
 
 
+def test_none_is_a_text_that_is_missing(recorded: Recorded, predictor: Predictor) -> None:
+    given = turns_of(recorded)[0]
+    found = predictor.predict([replace(given, text=None)])
+    assert [one.status for one in found] == ["no-text"]
+    assert_same(found, predictor.predict([replace(given, text="")]))
+
+
+def test_what_is_no_turn_is_refused_with_what_was_expected(predictor: Predictor) -> None:
+    with pytest.raises(RecordingError, match="the text of a turn is 5; expected a str, or None"):
+        Turn(5)  # type: ignore[arg-type]
+    with pytest.raises(RecordingError, match="the audio of a turn is 5; expected a path, samples in a numpy array"):
+        Turn("Hello.", 5)  # type: ignore[arg-type]
+    with pytest.raises(RecordingError, match=r"found one Turn; give it in a list: predict\(\[turn\]\)"):
+        predictor.predict(Turn("Hello."))  # type: ignore[arg-type]
+    with pytest.raises(RecordingError, match=r"found 'Hello\.' as turn 1; expected Turn"):
+        predictor.predict([Turn("Hello."), "Hello."])  # type: ignore[list-item]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_single_turn_of_which_nothing_is_known_is_answered(recorded: Recorded, name: str) -> None:
     with Predictor.load(recorded.train(name, direction="past"), "cpu") as predictor:
@@ -211,7 +229,7 @@ def test_features_need_no_labels_and_may_lack_a_modality(recorded: Recorded, pre
     assert_same([one for one in deaf if one.conversation == told[0].conversation], told)
     with pytest.raises(FeatureError, match="the model looks at audio and text, of which nothing is in the file"):
         predictor.predict_features(without(without(bare, "audio"), "text"))
-    with pytest.raises(FeatureError, match="no utterance is in the other split"):
+    with pytest.raises(FeatureError, match="there is no split 'other'; it has train, validation, test"):
         predictor.predict_features(bare, "other")
 
 

@@ -89,6 +89,13 @@ def test_a_seed_becomes_a_folder_with_test_scores(project: Path) -> None:
     }
 
 
+def test_a_folder_of_several_seeds_is_answered_with_one_of_them(project: Path) -> None:
+    done = run(export_app, "models/concat", "--output", "shared")
+    assert done.exit_code == 2
+    assert "models/concat: the models of several seeds; name one of them, such as models/concat/seed-0" in done.stderr
+    assert not (project / "shared").exists()
+
+
 def test_an_older_shared_folder_is_replaced_and_nothing_else(project: Path) -> None:
     for seed in ("0", "1"):
         assert run(export_app, f"models/concat/seed-{seed}", "--output", "shared").exit_code == 0

@@ -286,6 +286,23 @@ def test_an_older_output_stays_until_all_seeds_are_done(tmp_path: Path) -> None:
     assert files_below(output) != before
 
 
+def test_models_that_are_replaced_are_told_of_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    output = tmp_path / "hbaf"
+    train_made(make_features(), output, tiny_recipe(epochs=1, seeds=(0, 1)))
+    train_made(make_features(), output, tiny_recipe(epochs=1))
+    assert not caplog.records
+    with pytest.raises(FeatureError):  # so the models are as before
+        train_made(replace(make_features(), text=None), output, tiny_recipe(epochs=2))
+    (told,) = caplog.messages
+    assert told == (
+        f"{output}: holds models of hbaf with other parameters and features, which are replaced when all seeds are "
+        "done; name another folder with --output to keep them"
+    )
+    caplog.clear()
+    train_made(make_features(Made(seed=1)), output, tiny_recipe(epochs=1))
+    assert "holds models of hbaf with other features, which" in caplog.text
+
+
 def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="exists and is not a folder of models alone; name another one with --output"):

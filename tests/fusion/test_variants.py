@@ -78,7 +78,7 @@ def test_only_takes_sets_or_rows_with_what_they_are_based_on(tmp_path: Path) -> 
 
 
 REFUSED = [
-    ("a: {model.contxt: none}", r"'ablations\.a': unknown key 'model\.contxt'; did you mean 'context'\?"),
+    ("a: {model.contxt: none}", r"'ablations\.a': unknown key 'model\.contxt'; did you mean 'model\.context'\?"),
     ("a: {modle.context: none}", r"'ablations\.a': unknown key 'modle\.context': expected a key of .*'model'\?"),
     ("a: {context: none}", r"'ablations\.a': unknown key 'context': expected a key of model, loss, train"),
     ("a: {evaluate.seed: 1}", r"'ablations\.a': unknown key 'evaluate\.seed'"),
@@ -98,7 +98,7 @@ REFUSED = [
     ("a: {model.dim: 4, grid: {model.dim: [16]}}", r"'ablations\.a': model\.dim is in the grid and beside it"),
     ("a: {grid: {model.dim: 4}}", r"'ablations\.a\.grid\.model\.dim' is 4: input should be a list"),
     ("a: {grid: {model.dim: []}}", r"'ablations\.a\.grid\.model\.dim' is \[\]: list should have at least 1 item"),
-    ("a: {grid: {model.dmi: [4]}}", r"'ablations\.a': unknown key 'model\.dmi'; did you mean 'dim'\?"),
+    ("a: {grid: {model.dmi: [4]}}", r"'ablations\.a': unknown key 'model\.dmi'; did you mean 'model\.dim'\?"),
     ("a: false", r"'ablations\.a' is False: input should be a group of keys and values"),
     ("s: {grid: {model.dim: [8, 4]}}\nb: {base: s model.dim=8, model.gate: false}", "which changes nothing"),
 ]  # fmt: skip

@@ -146,9 +146,9 @@ def test_prepare_refuses_what_is_no_table(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("dataset.roto=x", "--set 'dataset.roto=x': unknown key 'dataset.roto'; did you mean 'root'?"),
+        ("dataset.roto=x", "--set 'dataset.roto=x': unknown key 'dataset.roto'; did you mean 'dataset.root'?"),
         ("dataset.split=speakers", "'dataset.split' is 'speakers': input should be"),
-        ("dataset.columns.txet=x", "unknown key 'dataset.columns.txet'; did you mean 'text'?"),
+        ("dataset.columns.txet=x", "unknown key 'dataset.columns.txet'; did you mean 'dataset.columns.text'?"),
         ("dataset.columns.text=txet", "no column 'txet' (dataset.columns.text); it has"),
         ("datset.root=x", "no section 'datset'; did you mean 'dataset'?"),
         ("dataset.root", "expected section.key=value"),

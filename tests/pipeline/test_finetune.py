@@ -469,7 +469,7 @@ def test_scores_that_are_not_finite_are_named(corpus: Corpus, tmp_path: Path) ->
     ("override", "message"),
     [
         ("audio.finetune.metric=f1", "'audio.finetune.metric' is 'f1'"),
-        ("audio.finetune.epoch=3", "unknown key 'audio.finetune.epoch'; did you mean 'epochs'?"),
+        ("audio.finetune.epoch=3", "unknown key 'audio.finetune.epoch'; did you mean 'audio.finetune.epochs'?"),
         ("audio.finetune.epochs=-1", "'audio.finetune.epochs' is -1"),
     ],
 )

@@ -153,7 +153,7 @@ def test_labels_scores_and_splits_of_a_table_are_not_looked_at(tmp_path: Path) -
     assert (turn.utterance.text, turn.utterance.label, turn.utterance.score) == ("Hello.", None, None)
     (other,) = read_turns(tmp_path / "t.csv", tmp_path, overrides=["dataset.columns.text=utterance"])
     assert other.utterance.text == "Bye."
-    with pytest.raises(SettingsError, match="did you mean 'text'"):
+    with pytest.raises(SettingsError, match=r"did you mean 'dataset\.columns\.text'"):
         read_turns(tmp_path / "t.csv", tmp_path, overrides=["dataset.columns.txt=utterance"])
     with pytest.raises(DataError, match=r"none\.csv: no such table; name another with --table"):
         read_turns(tmp_path / "none.csv", tmp_path)

@@ -102,6 +102,14 @@ def test_a_group_is_read_alone_and_the_rest_of_its_section_left_to_others(tmp_pa
     assert read_section(None, "evaluate.degrade", DegradeParams, ["evaluate.degrade.seed=5"]).seed == 5
 
 
+def test_an_override_without_its_section_is_answered_with_where_the_file_has_such_a_key(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("audio: {encoder: x}\ntext: {encoder: y}\nmodel: {gate: true}\nloss: \n")
+    for override, hint in (("gate=false", "'model.gate'"), ("encoder=x", "'audio.encoder' or 'text.encoder'")):
+        with pytest.raises(SettingsError) as error:
+            read_section(tmp_path / "params.yaml", "audio", AudioParams, [override])
+        assert str(error.value).endswith(f"expected section.key=value, such as train.seeds=[0,1]; did you mean {hint}?")
+
+
 @pytest.mark.parametrize("content", ["", "evaluate:\n", "evaluate: {seed: 1}\n", "evaluate: {degrade: }\n"])
 def test_an_absent_group_means_its_defaults(tmp_path: Path, content: str) -> None:
     (tmp_path / "params.yaml").write_text(content)
@@ -109,7 +117,7 @@ def test_an_absent_group_means_its_defaults(tmp_path: Path, content: str) -> Non
 
 
 WRONG_GROUPS = {
-    "key": ("degrade: {nois: [1]}", "unknown key 'evaluate.degrade.nois'; did you mean 'noise'?"),
+    "key": ("degrade: {nois: [1]}", "unknown key 'evaluate.degrade.nois'; did you mean 'evaluate.degrade.noise'?"),
     "no group": ("degrade: 3", "group 'evaluate.degrade' must hold keys and values, found 3"),
     "rate": ("degrade: {word_errors: [1.5]}", "'evaluate.degrade.word_errors.0' is 1.5: input should be less than"),
     "no rate": ("degrade: {word_errors: [0]}", "'evaluate.degrade.word_errors.0' is 0: input should be greater than 0"),
@@ -130,9 +138,12 @@ def test_a_mistake_in_a_group_is_answered_by_its_full_name(tmp_path: Path, name:
 
 
 WRONG = {
-    "key": ("audio: {encodr: x}", "unknown key 'audio.encodr'; did you mean 'encoder'?"),
+    "key": ("audio: {encodr: x}", "unknown key 'audio.encodr'; did you mean 'audio.encoder'?"),
     "key like none": ("features: {zzz: 1}", "unknown key 'features.zzz'; known here: copy_parts"),
-    "nested key": ("dataset: {columns: {txet: x}}", "unknown key 'dataset.columns.txet'; did you mean 'text'?"),
+    "nested key": (
+        "dataset: {columns: {txet: x}}",
+        "unknown key 'dataset.columns.txet'; did you mean 'dataset.columns.text'?",
+    ),
     "value": (
         "dataset: {split: speakers}",
         "'dataset.split' is 'speakers': input should be 'given', 'conversation' or 'speaker'; did you mean 'speaker'?",
@@ -194,7 +205,7 @@ def test_all_mistakes_of_a_section_are_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("audio.encodr=x", "unknown key 'audio.encodr'; did you mean 'encoder'?"),
+        ("audio.encodr=x", "unknown key 'audio.encodr'; did you mean 'audio.encoder'?"),
         ("audio.dtype=float61", "'audio.dtype' is 'float61': input should be 'float16' or 'float32'"),
         ("audoi.encoder=x", "--set 'audoi.encoder=x': no section 'audoi'; did you mean 'audio'?"),
         ("encoder=x", "--set 'encoder=x': expected section.key=value, such as train.seeds=[0,1]"),
@@ -202,7 +213,7 @@ def test_all_mistakes_of_a_section_are_told_at_once(tmp_path: Path) -> None:
         ("audio.=x", "--set 'audio.=x': expected section.key=value"),
         ("audio.layers=[1", "--set 'audio.layers=[1': the value is not valid YAML"),
         ("audio.encoder.name=x", "'audio.encoder'"),
-        ("dataset.columns.txet=x", "unknown key 'dataset.columns.txet'; did you mean 'text'?"),
+        ("dataset.columns.txet=x", "unknown key 'dataset.columns.txet'; did you mean 'dataset.columns.text'?"),
     ],
 )
 def test_a_mistaken_override_is_answered_by_itself(tmp_path: Path, override: str, expected: str) -> None:
@@ -308,5 +319,7 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_section_that_is_in_memory_is_checked_alike() -> None:
     assert check_section({"layers": [3]}, "audio", AudioParams, source="config.json").layers == (3,)
-    with pytest.raises(SettingsError, match=r"^config\.json: unknown key 'audio\.layer'; did you mean 'layers'\?"):
+    with pytest.raises(
+        SettingsError, match=r"^config\.json: unknown key 'audio\.layer'; did you mean 'audio\.layers'\?"
+    ):
         check_section({"layer": [3]}, "audio", AudioParams, source="config.json")
