@@ -219,7 +219,8 @@ def join_app(
     from pipeline.settings import read_section
 
     section = read_section(params, "features", FeaturesParams, overrides)
-    corpus = describe_corpus(read_section(params, "dataset", DatasetParams, overrides), section.licence)
+    dataset = read_section(params, "dataset", DatasetParams, overrides)
+    corpus = describe_corpus(dataset, section.licence, section.corpus)
     features = join(manifest, audio, text, output, copy or section.copy_parts, corpus)
     print(*failures(features), sep="\n", end="\n" * bool(failures(features)))
     print(f"{output}: {len(features.utterances)} utterances, digest {features.digest[:12]}")

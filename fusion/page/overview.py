@@ -27,7 +27,7 @@ def describe_results(results: Results, models: Sequence[LoadedModel], features: 
     confidence = f"{float(run['intervals']['confidence']):.0%} interval"
     seeds = len(models)
     return {
-        "title": f"{run['model']} on the test split" + (f" of {corpus.name}" if corpus else ""),
+        "title": f"{run['model']} on the test split" + (f" of {corpus.name}" if corpus and corpus.name else ""),
         "subtitle": ", ".join(
             [f"modalities {run['modalities']}", f"encoders {run['encoders']}", f"seeds {run['seeds']}"]
             + ([corpus.licence] if corpus else [])
