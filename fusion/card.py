@@ -152,12 +152,13 @@ def _front_matter(provenance: Provenance, scores: SharedScores | None) -> str:
     """What the hub reads. The test scores where there are some, else those of validation."""
     name = provenance.recipe.model.name
     found = {metric: one.value for metric, one in scores.metrics.items()} if scores else provenance.validation["fused"]
-    corpus = " ".join(provenance.corpus.name.split()) if provenance.corpus else "not stated"
+    note = provenance.corpus
+    corpus = " ".join(note.name.split()) if note and note.name else "not stated"
     results = [
         EvalResult(
             task_type="audio-classification",
             task_name="emotion recognition in conversations",
-            dataset_type=re.sub(r"\W+", "-", corpus.lower()).strip("-") or "unnamed",
+            dataset_type="unknown",  # the hub refuses results without an id of a data set; no corpus here has one
             dataset_name=corpus,
             dataset_split="test" if scores else "validation",
             metric_type=HUB_METRICS.get(metric, metric),

@@ -36,6 +36,7 @@ PICTURES = {
     "noise": ((NOISE,), "Noise in the recordings", "signal-to-noise ratio (dB)"),
     "missing": ((MISSING_AUDIO, MISSING_TEXT), "A modality missing", "share of utterances without it"),
 }  # by name: studies, title, x axis
+AXES = {study: axis for studies, _, axis in PICTURES.values() for study in studies}
 # Okabe and Ito's colours, told apart by colour-blind readers, each with a marker of its own
 STYLES = {
     WORDS: ("#0072B2", "o", "injected errors"),
@@ -127,7 +128,7 @@ def _study_table(levels: Sequence[Level], robustness: Robustness) -> list[str]:
         change = ["", ""] if clean else [f"{score.change:+.3f}", bounds(score.change_interval, signed=True)]
         rows.append(
             [
-                _name(level),
+                level_name(level.study, level.level),
                 *([errors] if words else []),
                 mean_std(score.mean, score.std),
                 bounds(score.interval),
@@ -137,12 +138,17 @@ def _study_table(levels: Sequence[Level], robustness: Robustness) -> list[str]:
     return markdown_table(header, rows)
 
 
-def _name(level: Level) -> str:
-    if level.level is None:
+def level_name(study: str, level: float | None) -> str:
+    """A level as tables call it.
+
+    >>> level_name("noise", math.inf), level_name("noise", 20.0), level_name("missing-text", 0.25)
+    ('clean', '20 dB', '0.25')
+    """
+    if level is None:
         return "recogniser"
-    if level.level == CLEAN[level.study]:
+    if level == CLEAN.get(study):
         return "clean"
-    return f"{level.level:g} dB" if level.study == NOISE else f"{level.level:g}"
+    return f"{level:g} dB" if study == NOISE else f"{level:g}"
 
 
 def _levels(robustness: Robustness, studies: Sequence[str]) -> list[Level]:
@@ -191,7 +197,7 @@ def _draw(axes: "Axes", levels: Sequence[Level], metric: str) -> None:
     means, deviations = [score.mean for score in scores], [score.std or 0.0 for score in scores]
     axes.errorbar(places, means, deviations, color=colour, marker=marker, capsize=3, label=label)
     if study == NOISE:  # from clean to loud, evenly spaced: clean has no place on a scale of dB
-        axes.set_xticks(places, [_name(level).removesuffix(" dB") for level in shown])
+        axes.set_xticks(places, [level_name(study, level.level).removesuffix(" dB") for level in shown])
 
 
 def _place(level: Level) -> float:

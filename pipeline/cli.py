@@ -220,7 +220,7 @@ def join_app(
 
     section = read_section(params, "features", FeaturesParams, overrides)
     dataset = read_section(params, "dataset", DatasetParams, overrides)
-    corpus = describe_corpus(dataset, section.licence)
+    corpus = describe_corpus(dataset, section.licence, section.corpus)
     features = join(manifest, audio, text, output, copy or section.copy_parts, corpus)
     for note in (*failures(features), *stand_ins(features, dataset.name)):
         print(note)

@@ -23,7 +23,7 @@ class Reference:
 class CorpusNote:
     """See the module."""
 
-    name: str
+    name: str | None  # None: its user did not name it
     licence: str  # of recordings, transcripts and labels, in a line
     references: tuple[Reference, ...] = ()
 
@@ -35,4 +35,5 @@ class CorpusNote:
     def from_json(cls, content: Mapping[str, Any]) -> "CorpusNote":
         """The inverse of `to_json`; raises KeyError or TypeError when `content` is something else."""
         references = tuple(Reference(**one) for one in content["references"])
-        return cls(str(content["name"]), str(content["licence"]), references)
+        name = content["name"]
+        return cls(None if name is None else str(name), str(content["licence"]), references)

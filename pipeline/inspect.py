@@ -55,7 +55,7 @@ class Report:
         if self.digest:
             lines.append(f"  {self.conversations} conversations, digest {self.digest}")
         if self.corpus:
-            lines.append(f"  corpus: {self.corpus['name']}; licence: {self.corpus['licence']}")
+            lines.append(f"  corpus: {self.corpus['name'] or 'not named'}; licence: {self.corpus['licence']}")
         for split, labels in self.splits.items():
             counts = ", ".join(f"{label} {count}" for label, count in labels.items())
             scored = f"; scored {self.scored[split]}" if self.scored else ""

@@ -157,6 +157,7 @@ class FeaturesParams(Section):
     """Audio and text -> one joint file."""
 
     copy_parts: bool = False  # true: a self-contained file instead of links (also pipeline-join --copy)
+    corpus: Annotated[str, Field(min_length=1, max_length=200)] | None = None  # what it is called; null: its own name
     licence: Annotated[str, Field(min_length=1, max_length=2000)] | None = None  # of the data; null: the corpus' own
 
 

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from fusion.page.results import Results, Row
+from fusion.robustness_report import AXES, TITLES, level_name
 from fusion.tasks import METRICS
 from pipeline.store import CorpusNote
 
 INK = "currentColor"
 BLUE, SKY, ORANGE, GREEN, VERMILION = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00"
+GREY = "#87909a"  # of intervals: seen on white and on black
+WHISKER = "M-1,-.5H-.85V-.1H.85V-.5H1V.5H.85V.1H-.85V.5H-1Z"  # the symbol of an interval in a legend
 WIDTH = 230  # pixels beside the axis: a phone shows a chart without shrinking its letters
 CELLS = 24  # along each side of the picture of scores
 
@@ -66,16 +69,21 @@ def score_chart(results: Results, corpus: CorpusNote | None) -> str | None:
         return None
     rows.sort(key=lambda row: row["kind"] == "mean of the seeds")  # drawn last, over the others
     titles = [METRICS[name].title for name in results.metrics]
+    interval = f"{float(results.run['intervals']['confidence']):.0%} interval of the mean"
     kinds = [kind for kind in ("mean of the seeds", "each seed", "floor", "published") if _has(rows, kind)]
+    kinds.insert(1, interval)
     looks = {
         "mean of the seeds": (BLUE, "circle", 90),
+        interval: (INK, WHISKER, 160),
         "each seed": (SKY, "triangle-up", 40),
         "floor": (VERMILION, "triangle-right", 60),
         "published": (GREEN, "diamond", 80),
     }
     scales = [alt.Scale(domain=kinds, range=[looks[kind][place] for kind in kinds]) for place in range(3)]
     base = alt.Chart(alt.Data(values=rows)).encode(y=alt.Y("metric:N", sort=titles, title=None))
-    intervals = base.mark_rule(strokeWidth=5, opacity=0.3, color=BLUE).encode(x="low:Q", x2="high:Q")
+    intervals = base.mark_rule(strokeWidth=1.5, color=INK).encode(x="low:Q", x2="high:Q")
+    for end in ("low:Q", "high:Q"):
+        intervals += base.mark_tick(color=INK, thickness=1.5, size=14).encode(x=end)
     points = base.mark_point(filled=True, opacity=1).encode(
         x=alt.X("value:Q", title="test split", scale=alt.Scale(domain=[0, 1])),
         color=alt.Color("kind:N", scale=scales[0]),
@@ -166,7 +174,7 @@ def ablation_chart(rows: Sequence[Row]) -> str:
     ]  # fmt: skip
     base = alt.Chart(alt.Data(values=values)).encode(y=alt.Y("row:N", sort=None, title=None))
     title = f"test {METRICS[rows[0]['metric']].title}" if rows[0]["metric"] in METRICS else rows[0]["metric"]
-    intervals = base.mark_rule(strokeWidth=5, opacity=0.3, color=BLUE).encode(
+    intervals = base.mark_rule(strokeWidth=5, color=GREY).encode(
         x=alt.X("low:Q", title=title, scale=alt.Scale(zero=False)), x2="high:Q"
     )
     points = base.mark_point(filled=True, opacity=1, size=70).encode(
@@ -179,28 +187,44 @@ def ablation_chart(rows: Sequence[Row]) -> str:
     return svg(chart, "ablations", "Mean and interval of each row of the ablation table; the table has the numbers")
 
 
-def robustness_charts(rows: Sequence[Row], metric: str, titles: Mapping[str, str]) -> list[str]:
-    """Each study: the score at each level, with its interval."""
+def robustness_charts(rows: Sequence[Row], metric: str) -> list[str]:
+    """Each study: the score at each level, with its interval, all in one range."""
     import altair as alt
 
     charts: list[str] = []
+    ends = [_finite(row[f"{metric}{kind}"]) for row in rows for kind in ("", "_low", "_high")]
+    known = [end for end in ends if end is not None]
+    scale = alt.Scale(domain=[min(known), max(known)], zero=False)
     for study in dict.fromkeys(row["study"] for row in rows):
         values = [
-            {"level": row["level"], "mean": float(row[metric]), "low": _finite(row[f"{metric}_low"]),
+            {"level": _tick(row), "mean": float(row[metric]), "low": _finite(row[f"{metric}_low"]),
              "high": _finite(row[f"{metric}_high"])}
             for row in rows
             if row["study"] == study
         ]  # fmt: skip
-        base = alt.Chart(alt.Data(values=values), title=titles.get(study, study)).encode(
-            x=alt.X("level:N", sort=None, title="level", axis=alt.Axis(labelAngle=0))
+        base = alt.Chart(alt.Data(values=values), title=TITLES.get(study, study)).encode(
+            x=alt.X("level:N", sort=None, title=AXES.get(study, "level"), axis=alt.Axis(labelAngle=0))
         )
         line = base.mark_line(color=BLUE, point={"color": BLUE, "size": 45}).encode(
-            y=alt.Y("mean:Q", title=f"test {METRICS[metric].title}", scale=alt.Scale(zero=False))
+            y=alt.Y("mean:Q", title=None, scale=scale)
         )
-        interval = base.mark_rule(strokeWidth=6, opacity=0.3, color=BLUE).encode(y="low:Q", y2="high:Q")
+        interval = base.mark_rule(strokeWidth=6, color=GREY).encode(y="low:Q", y2="high:Q")
         chart = (interval + line).properties(width=WIDTH, height=150)
-        charts.append(svg(chart, f"robust{len(charts)}", f"{titles.get(study, study)}: {METRICS[metric].title}"))
+        charts.append(svg(chart, f"robust{len(charts)}", f"{TITLES.get(study, study)}: {METRICS[metric].title}"))
     return charts
+
+
+def level_of(row: Row) -> str:
+    """What the level of a row of robustness/scores.csv is called."""
+    return level_name(row["study"], float(row["level"]) if row["level"] else None)
+
+
+def _tick(row: Row) -> str:
+    """A level in the unit of `AXES`: word errors as they were measured."""
+    name = level_of(row)
+    if name == "clean" or not (measured := row.get("word_error_rate")):
+        return name.removesuffix(" dB")
+    return f"{float(measured):.3f}"
 
 
 def truth_charts(results: Results) -> list[str]:

@@ -16,6 +16,7 @@ from pipeline.store import UNLABELLED, Features
 
 Cells = list[list[str]]
 SPLITS = ("train", "validation", "test")
+NO_LICENCE = "the feature file names none"
 
 
 def describe_results(results: Results, models: Sequence[LoadedModel], features: Features) -> dict[str, Any]:
@@ -27,11 +28,9 @@ def describe_results(results: Results, models: Sequence[LoadedModel], features: 
     confidence = f"{float(run['intervals']['confidence']):.0%} interval"
     seeds = len(models)
     return {
-        "title": f"{run['model']} on the test split" + (f" of {corpus.name}" if corpus else ""),
-        "subtitle": ", ".join(
-            [f"modalities {run['modalities']}", f"encoders {run['encoders']}", f"seeds {run['seeds']}"]
-            + ([corpus.licence] if corpus else [])
-        ),
+        "title": f"{run['model']} on the test split" + (f" of {corpus.name}" if corpus and corpus.name else ""),
+        "subtitle": f"Modalities: {run['modalities']}. Encoders: {run['encoders']}. Seeds: {run['seeds']}.",
+        "licence": corpus.licence if corpus else NO_LICENCE,
         "run": run,
         "seed_count": f"{seeds} {'seed' if seeds == 1 else 'seeds'}",
         "headline": _headline(details["test"], recipe.train.metric, confidence, task.floor_is),
@@ -54,14 +53,14 @@ def describe_results(results: Results, models: Sequence[LoadedModel], features: 
         "calibration": _calibration(details.get("calibration") or {}),
         **_errors(results, features.label_names),
         **_ablations(results.ablations, confidence),
-        **_robustness(results, recipe.train.metric),
+        **_robustness(results, recipe.train.metric, confidence),
         "curve_charts": charts.curve_charts(results, recipe.train.metric),
         "epoch_rows": [
             [seed, ", ".join(f"{head} {epoch}" for head, epoch in one["epochs"].items()),
              f"{one['validation'][recipe.train.metric]:.3f}"]
             for seed, one in details["seeds"].items()
         ],
-        "run_rows": _run(run, corpus.licence if corpus else None),
+        "run_rows": _run(run, corpus.licence if corpus else NO_LICENCE),
         "params": json.dumps(recipe.to_json(), indent=2, ensure_ascii=False),
         "encoders": _encoders(features),
     }  # fmt: skip
@@ -193,30 +192,35 @@ def _ablations(rows: Sequence[Row], confidence: str) -> dict[str, Any]:
     }
 
 
-def _robustness(results: Results, metric: str) -> dict[str, Any]:
+def _robustness(results: Results, metric: str, confidence: str) -> dict[str, Any]:
     rows = results.robustness
     if not rows:
         return {}
-    header = ["study", "level", _title(metric), "interval", "change"]
+    header = ["study", "level", _title(metric), confidence, "change"]
     cells = [
-        [TITLES.get(row["study"], row["study"]), row["level"], f"{float(row[metric]):.3f}",
+        [TITLES.get(row["study"], row["study"]), charts.level_of(row), f"{float(row[metric]):.3f}",
          _span(row[f"{metric}_low"], row[f"{metric}_high"]),
          f"{float(change):+.3f}" if (change := row[f"{metric}_change"]) else ""]
         for row in rows
     ]  # fmt: skip
     return {
-        "robustness": {"header": header, "rows": cells},
-        "robustness_charts": charts.robustness_charts(rows, metric, TITLES),
+        "robustness": {
+            "header": header,
+            "rows": cells,
+            "note": f"{_title(metric)} on the test split, mean of the seeds; grey bars: {confidence} of that mean. "
+            "All charts have the same range.",
+        },
+        "robustness_charts": charts.robustness_charts(rows, metric),
     }
 
 
-def _run(run: Mapping[str, Any], licence: str | None) -> Cells:
+def _run(run: Mapping[str, Any], licence: str) -> Cells:
     return [
         ["model", f"{run['model']}, target {run['target']}, modalities {run['modalities']}"],
         ["parameters (hash)", run["params"]],
         ["features (hash)", run["features"]],
         ["trained on (hash)", run["trained_on"]],
-        ["licence of the data", licence or "the feature file names none"],
+        ["licence of the data", licence],
         ["erc-fusion", f"{run['version']}, commit {run['commit'] or 'unknown'}"],
     ]
 

@@ -4,7 +4,12 @@ from pipeline.corpus_note import CorpusNote, Reference
 from pipeline.datasets.targets import TARGETS, target_of
 from pipeline.params import DatasetParams
 
-NAMES = {"demo": "the embedded demo corpus", "meld": "MELD", "iemocap": "IEMOCAP", "mosi": "CMU-MOSI"}
+NAMES = {
+    "demo": "the synthetic demo corpus of erc-fusion (espeak-ng, template sentences)",
+    "meld": "MELD",
+    "iemocap": "IEMOCAP",
+    "mosi": "CMU-MOSI",
+}
 LICENCES = {
     "demo": "MIT, as the project; synthetic speech, made by espeak-ng from template sentences",
     "meld": "annotations: GPL-3.0 (declare-lab/MELD); the clips are of a television series, whose owners keep their "
@@ -37,9 +42,9 @@ REFERENCES: dict[tuple[str, str], tuple[Reference, ...]] = {  # by name and targ
 }
 
 
-def describe_corpus(params: DatasetParams, licence: str | None = None) -> CorpusNote:
-    """The note on the corpus that `params` names; `licence` is what its user states of it."""
-    name = NAMES.get(params.name, "a table of the user's own")
+def describe_corpus(params: DatasetParams, licence: str | None = None, name: str | None = None) -> CorpusNote:
+    """The note on the corpus that `params` names; `licence` and `name` are what its user states of it."""
+    name = name or NAMES.get(params.name)
     if params.name not in TARGETS:
         return CorpusNote(name, licence or LICENCES.get(params.name, UNKNOWN))
     target = target_of(params)

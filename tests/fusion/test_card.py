@@ -123,6 +123,7 @@ def test_the_hub_reads_the_front_matter(folder: Path, provenance: Provenance) ->
     data = ModelCard.load(folder / "README.md").data
     assert (data.library_name, data.license) == ("erc-fusion", "other")
     assert data.eval_results is not None
+    assert {one.dataset_type for one in data.eval_results} == {"unknown"}  # no id that nobody has given
     found = {one.metric_name: (one.dataset_name, one.dataset_split, one.metric_value) for one in data.eval_results}
     expected = round(provenance.validation["fused"]["weighted_f1"], 6)
     assert found["weighted F1"] == ("conversations of tests", "validation", expected)
@@ -147,6 +148,14 @@ def test_names_of_a_users_data_break_nothing(provenance: Provenance) -> None:
     data_read = ModelCard(card).data
     assert data_read.eval_results is not None
     assert data_read.eval_results[0].dataset_name == "my | `corpus` --- # Forged: yes"
+
+
+def test_a_corpus_without_a_name_is_not_given_one(provenance: Provenance) -> None:
+    card = model_card(replace(provenance, corpus=CorpusNote(None, "free for all")))
+    assert headings(card)[0] == "HBAF"
+    assert "Corpus: not named (`features.corpus` of params.yaml names it)." in card
+    assert "Trained on one corpus: it knows no more of the world than that." in card
+    assert "Trained on conversations of tests: it" in model_card(provenance)
 
 
 @given(st.text(min_size=1))

@@ -17,6 +17,7 @@ from fusion.checkpoint import load_seeds
 from fusion.data import load_split
 from fusion.errors import FeatureError, ResultError
 from fusion.page.build import Sources
+from fusion.page.charts import robustness_charts
 from fusion.page.manifest import read_records
 from fusion.page.payload import script_json
 from fusion.page.results import read_results
@@ -62,6 +63,21 @@ def test_the_page_says_the_numbers_of_metrics_json(labelled: Evaluated, tmp_path
     for own in json.loads((labelled.results / "metrics.json").read_text()).values():
         if "mean" in own:
             assert f"{own['mean']:.3f} ± {own['std']:.3f}" in page
+
+
+def test_robustness_is_drawn_in_its_units_and_one_range() -> None:
+    levels = [("noise", "inf", "", 0.8), ("noise", "10", "", 0.2), ("word-errors", "0", "0.0", 0.8)]
+    levels += [("word-errors", "0.1", "0.0984", 0.7), ("word-errors", "0.2", "0.1955", 0.6)]
+    rows = [
+        {"study": study, "level": level, "word_error_rate": errors, "accuracy": str(score)}
+        | {"accuracy_low": str(score - 0.05), "accuracy_high": str(score + 0.05)}
+        for study, level, errors, score in levels
+    ]
+    noise, words = (re.findall(r"<text[^>]*>([^<]+)</text>", chart) for chart in robustness_charts(rows, "accuracy"))
+    assert {"clean", "10", "signal-to-noise ratio (dB)"} <= set(noise)
+    assert {"clean", "0.098", "0.196", "word error rate"} <= set(words)
+    ticks = [{one for one in texts if re.fullmatch(r"0\.\d", one)} for texts in (noise, words)]
+    assert ticks[0] == ticks[1] != set()
 
 
 def test_the_same_inputs_give_the_same_bytes(labelled: Evaluated, tmp_path: Path) -> None:

@@ -135,6 +135,26 @@ def test_turns_where_audio_and_text_disagree_say_so(opened: Opened) -> None:
     assert "Audio and text disagree." in opened.page.inner_text("#turn")
 
 
+def test_a_turn_without_a_modality_says_which(browser: Browser, tmp_path: Path) -> None:
+    evaluated(tmp_path, Made(conversations=(4, 3, 3)), {}, epochs=1).write(tmp_path / "page", "all")
+    one = Opened(browser, tmp_path / "page" / "index.html")
+    expected = {
+        (True, True): "There is neither audio nor text.",
+        (True, False): "There is no audio.",
+        (False, True): "There is no text.",
+    }
+    met = set()
+    for _ in range(one.count()):
+        facts, change = one.page.locator("#turn > .note").all_inner_texts()[:2]
+        absent = (" 0 frames" in facts, " 0 tokens" in facts)
+        assert change.endswith(expected.get(absent, "agree."))
+        met.add(absent)
+        one.page.keyboard.press("j")
+    assert met >= set(expected)
+    assert one.complaints == []
+    one.context.close()
+
+
 def test_the_benchmark_times_every_filter(
     browser: Browser, labelled: Evaluated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,13 +214,14 @@ def test_the_views_of_a_turn_are_drawn_and_read_by_keyboard(opened: Opened) -> N
     names = opened.page.locator("#views .strip > span:first-child").all_inner_texts()
     assert "levels › raw › audio › gate" in names
     assert "levels › context › text › relevance" in names
+    assert "Gate: 1 takes the modality's own stream alone" in opened.page.inner_text("#views > .note")
     canvas = opened.page.locator("#views .map canvas")
     canvas.focus()
     opened.page.keyboard.press("ArrowRight")
     assert re.fullmatch(r"\S.* looks at .*: \d\.\d{3}", opened.page.inner_text("#views .map + .read"))
     select = opened.page.locator("#views select")
     select.select_option("levels.raw.text.intra")
-    assert "tokens look at tokens" in opened.page.inner_text("#views")
+    assert "tokens (rows) look at tokens (columns)" in opened.page.inner_text("#views")
 
 
 def test_keys_move_through_the_list_and_the_dialogue(opened: Opened) -> None:
@@ -226,6 +247,13 @@ def test_a_phone_scrolls_down_alone(browser: Browser, labelled: Evaluated) -> No
     one = Opened(browser, labelled.results / "report" / "index.html", **phone)
     one.page.wait_for_selector("#views .map canvas")
     assert one.page.evaluate("document.documentElement.scrollWidth") == 390
+    lefts = (
+        "[...document.querySelectorAll('.wide > table > caption span')].map((one) => one.getBoundingClientRect().left)"
+    )
+    before = one.page.evaluate(lefts)
+    moved = "[...document.querySelectorAll('.wide')].map((one) => (one.scrollLeft = 60, one.scrollLeft))"
+    assert max(one.page.evaluate(moved)) == 60
+    assert one.page.evaluate(lefts) == pytest.approx(before)  # captions stay in sight
     assert one.complaints == []
     one.context.close()
 

@@ -3,19 +3,20 @@ const AROUND = 150; // turns shown on each side of the chosen one; longer conver
 const dialogue = document.getElementById("dialogue");
 let chosenTurn = -1;
 
+const counted = (count, name) => `${count} ${name}${count === 1 ? "" : "s"}`;
+
 function choose(turn, from) {
   stopSound();
   chosenTurn = turn;
   const conversation = turns.conversation[turn];
   const start = Math.max(turns.starts[conversation], turn - AROUND);
   const end = Math.min(turns.starts[conversation + 1], turn + AROUND + 1);
-  const members = new Set(listed);
   const items = [];
-  for (let index = start; index < end; index++) items.push(bubbleOf(index, members.has(index)));
+  for (let index = start; index < end; index++) items.push(bubbleOf(index));
   const count = turns.starts[conversation + 1] - turns.starts[conversation];
   const cut = end - start < count ? `, of which ${end - start} are shown` : "";
   dialogue.replaceChildren(
-    make("h3", {}, `${page.conversations[conversation]} (${page.splits[page.splitOf[conversation]]}, ${count} turns${cut})`),
+    make("h3", {}, `${page.conversations[conversation]} (${page.splits[page.splitOf[conversation]]}, ${counted(count, "turn")}${cut})`),
     make("ol", {}, ...items),
   );
   const chosen = dialogue.querySelector(".chosen");
@@ -34,7 +35,7 @@ function showNothing() {
   dialogue.replaceChildren(make("p", { class: "note" }, "No turn is like this."));
 }
 
-function bubbleOf(turn, isListed) {
+function bubbleOf(turn) {
   const speaker = speakerOf(turn);
   const isChosen = turn === chosenTurn;
   const bubble = make(
@@ -48,7 +49,7 @@ function bubbleOf(turn, isListed) {
       dotOf(isLabel ? turns.predicted[turn] : -1), predictionText(turn),
     ),
   );
-  return make("li", { class: `${isListed ? "listed" : ""} ${isChosen ? "chosen" : ""}` }, bubble);
+  return make("li", { class: isChosen ? "chosen" : null }, bubble);
 }
 
 dialogue.addEventListener("keydown", (event) => {
@@ -64,7 +65,7 @@ function detailsOf(turn) {
   const status = turns.status && page.statuses.names[turns.status[turn]];
   const facts = [page.ids[turn], status && status !== "ok" ? `status ${status}` : null];
   facts.push(turns.seconds[turn] > 0 ? `${turns.seconds[turn].toFixed(2)} s` : null);
-  facts.push(`${turns.frames[turn]} frames and ${turns.tokens[turn]} tokens as the model is given them`);
+  facts.push(`${counted(turns.frames[turn], "frame")} and ${counted(turns.tokens[turn], "token")} as the model is given them`);
   return make(
     "div", { id: "turn", role: "group", "aria-label": "The chosen turn" },
     make("p", { class: "note" }, facts.filter(Boolean).join(" · ")),
@@ -79,8 +80,14 @@ function changeText(turn) {
   const moved = isLabel
     ? `${Math.round(100 * turns.change[turn])} % of the probability moves`
     : `the score moves by ${turns.change[turn].toFixed(2)}`;
-  const sides = turns.disagree ? ` Audio and text ${turns.disagree[turn] ? "disagree" : "agree, or one is not there"}.` : "";
-  return `Without the other turns ${moved} (seed ${page.seeds[0]}).${sides}`;
+  return `Without the other turns ${moved} (seed ${page.seeds[0]}).${turns.disagree ? ` ${sidesText(turn)}` : ""}`;
+}
+
+function sidesText(turn) {
+  const [audio, text] = [turns.frames[turn] > 0, turns.tokens[turn] > 0];
+  if (audio && text) return `Audio and text ${turns.disagree[turn] ? "disagree" : "agree"}.`;
+  if (!audio && !text) return "There is neither audio nor text.";
+  return `There is no ${audio ? "text" : "audio"}.`;
 }
 
 function answersOf(turn) {

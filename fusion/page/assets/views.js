@@ -62,10 +62,27 @@ function viewsOf(turn) {
     if (!place.isConnected) return; // another turn was chosen meanwhile
     drawings = [];
     const strips = stripsOf(turn, views);
-    place.replaceChildren(...mapsOf(turn, views), ...strips);
+    place.replaceChildren(...helpOf(views), ...mapsOf(turn, views), ...strips);
     drawAll();
   });
   return [make("h4", {}, `What the model of seed ${page.views.seed} shows of itself`), place];
+}
+
+// What the names mean, of the views that there are.
+function helpOf(views) {
+  const has = (part) => views.some((view) => view.name.split(".").includes(part));
+  const told = ["Names are those of the model's parts, the outermost first."];
+  if (has("gate")) {
+    told.push("Gate: 1 takes the modality's own stream alone, 0 the other modality's alone" +
+      `${has("relevance") ? ", weighted by relevance" : ""}${has("augment") ? "; in augment, how much of what it looked at is added" : ""}.`);
+  }
+  if (has("relevance")) told.push("Relevance: 0 closes the relation to the other modality.");
+  if (has("intra") || has("inter")) told.push("Intra is attention within a modality, inter from it to the other one.");
+  if (views.some((view) => view.axes.length === 2)) {
+    told.push("Attention: how a position shares a weight of 1 among those that it looks at; above each map stands " +
+      "which lie in its rows and which in its columns.");
+  }
+  return [make("p", { class: "note" }, told.join(" "))];
 }
 
 // What stands along an axis: words, seconds or turns.
@@ -190,7 +207,8 @@ function mapOf(turn, view) {
   });
   const asking = view.axes[0].kind;
   const isWhole = Math.max(turns.frames[turn], turns.tokens[turn]) <= LONGEST; // means over blocks of keys sum to less
-  const told = `${asking} look at ${view.axes[1].kind}${view.axes[1].extra ? " and neighbouring turns" : ""}` +
+  const told = `${asking} (${across === 0 ? "columns" : "rows"}) look at ` +
+    `${view.axes[1].kind}${view.axes[1].extra ? " and neighbouring turns" : ""} (${across === 0 ? "rows" : "columns"})` +
     (isWhole ? `: each ${across === 0 ? "column" : "row"} sums to 1` : "");
   const labelled = (axis, names) => names.map((name) => make("b", { title: name }, view.axes[axis].kind === "frames" ? "" : name));
   const ends = view.axes[across].kind === "frames" ? [labels[0][0], labels[0][columns - 1]] : [];
