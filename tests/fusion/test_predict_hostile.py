@@ -217,9 +217,12 @@ def test_strange_names_of_recordings_leave_their_turns_with_a_status(told: Told)
     assert f"{count} turns of {count} conversations, 1 model; 15 missing-file, 2 undecodable" in one["out"]
 
 
-def test_any_text_is_answered(told: Told) -> None:
+def test_any_text_of_which_something_can_be_seen_is_answered(told: Told) -> None:
     jobs = {name: one for name, one in told.told.items() if name.startswith("text ")}
     assert len(jobs) == 7
+    unseen = jobs.pop(f"text {chr(0x202E)!r}")  # turns what follows it from right to left
+    assert (unseen["status"], unseen["raised"]) == (2, None)
+    assert "nothing that was given can be used: turn 0 is no-audio, no-text" in unseen["err"]
     for one in jobs.values():
         assert one["status"] == 0, one
         assert "\x1b" not in one["out"] + one["err"]
