@@ -4,6 +4,7 @@ The text is `card.md.j2`. Names that come from a user's data pass through `escap
 name can break a table or forge a heading. The YAML in front, which the Hugging Face hub reads, is huggingface_hub's.
 """
 
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fusion.facts import CONFIDENCE, RESAMPLES
+from fusion.models import MODELS
 from fusion.provenance import Provenance
 from fusion.shared_scores import SharedScores
 from fusion.tables import bounds, mean_std, rounded
@@ -26,6 +28,8 @@ ABSTRACTS = (
     "erc-fusion's reading. No score of the paper is claimed to be reproduced."
 )
 OWN = "A baseline of erc-fusion's own; there is no paper to cite."
+
+UNNAMED = "Which paper it follows, if any, is not written down with it (`fusion/card.py` is the place)."
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,23 @@ HUB_METRICS = {"weighted_f1": "f1", "macro_f1": "f1", "uar": "recall", "correlat
 SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$!&])")
 
 
+def _method(name: str) -> Method:
+    """Of a model without an entry here, such as a user's own, what its class says of itself."""
+    if name in METHODS:
+        return METHODS[name]
+    made: Any = MODELS[name]
+    own = getattr(made, "func", made)  # of a partial
+    summary = (inspect.getdoc(own) or f"{own.__name__}.").split("\n\n")[0]
+    return Method(name, " ".join(summary.split()), own.__module__.split(".")[-1], own.__name__, UNNAMED)
+
+
 def model_card(provenance: Provenance, scores: SharedScores | None = None, onnx: bool = False) -> str:
     """The text of the card; `scores` are those of the test split, `onnx`: there is a model.onnx beside it."""
     parts = {"audio": provenance.audio, "text": provenance.text}
     recipe = provenance.recipe
     return _template().render(
         front_matter=_front_matter(provenance, scores),
-        method=METHODS[recipe.model.name],
+        method=_method(recipe.model.name),
         corpus=provenance.corpus,
         labels=provenance.labels,
         target=recipe.train.target,
