@@ -40,7 +40,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("model", {"blocks": -1}, "'model.blocks' is -1"),
     ("loss", {"supervised": 1.5}, "'loss.supervised' is 1.5.*less than or equal to 1"),
     ("model", {"gate": 1}, "'model.gate' is 1.*boolean"),
-    ("model", {"contxt": "none"}, "unknown key 'model.contxt'; did you mean 'context'"),
+    ("model", {"contxt": "none"}, "unknown key 'model.contxt'; did you mean 'model.context'"),
     ("loss", {"auxiliary": -0.1}, "'loss.auxiliary' is -0.1"),
     ("loss", {"temperature": 0.0}, "'loss.temperature' is 0.0.*greater than 0"),
     ("loss", {"absolute": float("nan")}, "'loss.absolute'"),

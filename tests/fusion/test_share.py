@@ -142,8 +142,8 @@ def test_results_of_another_training_and_missing_ones_are_refused(project: Path)
     assert "results/details.json: of another model: its parameters" in other.stderr
     missing = run(export_app, "models/concat/seed-0", "--output", "shared", "--results", "none")
     assert "none/details.json: no such file; score the model with fusion-evaluate first" in missing.stderr
-    unknown = run(export_app, "models/concat", "--output", "shared")
-    assert "models/concat: incomplete" in unknown.stderr
+    several = run(export_app, "models/concat", "--output", "shared")
+    assert "name one of them, such as models/concat/seed-0" in several.stderr
 
 
 def test_the_page_on_sharing_runs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

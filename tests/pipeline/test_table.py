@@ -212,7 +212,7 @@ def test_a_broken_parquet_table_is_refused(tmp_path: Path) -> None:
 def test_parquet_without_its_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = parquet_of(tmp_path / "a.parquet", text=["x"])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"install erc-fusion\[parquet\], or save the table as"):
+    with pytest.raises(DataError, match=r"pip install pyarrow, or save the table as"):
         read(path)
 
 
