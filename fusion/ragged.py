@@ -7,7 +7,6 @@ Axes: utterances, frames (audio) or tokens (text), layers, dim; rows are the fra
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.settings import count_cores
+from pipeline.settings import Threads, count_cores
 from pipeline.store import Part
 
 POOLED_ROWS = 4096  # pooled or copied at a time: their float32 copy stays in the cache; 65,536 took four times as long
@@ -160,7 +159,7 @@ def load_rows(mapped: Mapped) -> Resident:
         first = int(loaded.starts[utterances[0]])
         values[first : first + len(rows)] = rows
 
-    with ThreadPoolExecutor(count_cores()) as threads:
+    with Threads(count_cores()) as threads:
         list(threads.map(load, _pieces(mapped.stored)))
     return loaded
 

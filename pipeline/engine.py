@@ -7,7 +7,7 @@ few batches, however long the corpus is.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline.errors import ClipError, EncoderError
-from pipeline.settings import count_cores
+from pipeline.settings import Threads, count_cores
 
 LOADERS = count_cores()  # threads that load inputs: FFmpeg and torch let go of the interpreter lock
 COUNT_SECONDS = 2.0  # that an error waits for the inputs of its batch and the next ones, to count its like
@@ -93,7 +93,7 @@ class LocalEngine:
         yield from (_encoded(*done) for done in behind)
 
     def _loaded(self, batches: Sequence[Sequence[int]]) -> "Iterator[_Loaded]":
-        pool = ThreadPoolExecutor(LOADERS)  # not waited for: `close` ends what a hanging recording holds
+        pool = Threads(LOADERS)  # not waited for: `close` ends what a hanging recording holds
         ahead: deque[tuple[Sequence[int], list[Future[Any]]]] = deque()
         following = iter(batches)
         try:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from pipeline.manifest import Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, TextParams
 from pipeline.progress import Progress, Unit
+from pipeline.settings import Threads
 from pipeline.slots import PartLayout, SlotWriter
 from pipeline.store import Dtype, Identity
 
@@ -275,7 +276,7 @@ class _WritingBehind:
 
     def __init__(self, writer: SlotWriter) -> None:
         self._writer = writer
-        self._thread = ThreadPoolExecutor(1)
+        self._thread = Threads(1)
         self._writes: deque[Future[None]] = deque()
 
     def __enter__(self) -> "_WritingBehind":

@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +15,7 @@ from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, holds_con
 from pipeline.media import Recording, Stretch
 from pipeline.params import DatasetParams
 from pipeline.published import COLUMNS, Difference, compare, count, select, statuses
+from pipeline.settings import Threads
 from pipeline.splits import assign_splits
 
 NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
@@ -221,7 +221,7 @@ def _probe_all(drafts: Sequence[Utterance], params: DatasetParams) -> list[Utter
     silent = [after_probing(draft, None) for draft in albums.pop(None, [])]
     decoders = Decoders(params.decode_seconds)
     with (
-        ThreadPoolExecutor(decoders.workers) as pool,
+        Threads(decoders.workers) as pool,
         decoders,  # closed before the threads are waited for
         tqdm(total=len(drafts), desc="decoding", unit="clip", disable=None) as bar,
     ):

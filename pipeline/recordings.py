@@ -10,7 +10,6 @@ decoded once, in processes of their own; a turn is never dropped, and its status
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from pipeline.manifest import OK, Utterance
 from pipeline.media import SAMPLE_RATES, Channels, Recording, Stretch, judge, resample
 from pipeline.params import DatasetParams
 from pipeline.prepare import after_probing, by_conversation, draft_utterance, relative_path
-from pipeline.settings import read_section
+from pipeline.settings import Threads, read_section
 from pipeline.store import Identity
 
 if TYPE_CHECKING:
@@ -248,7 +247,7 @@ class TurnEncoder:
                 heard[index] = _piece(turn.sound, stretch)
             elif turn.sound is not None:
                 albums[turn.sound][stretch].append(index)
-        with ThreadPoolExecutor(self._decoders.workers) as pool:
+        with Threads(self._decoders.workers) as pool:
             for found in pool.map(partial(self._decode, channels=self._channels), albums.items()):
                 heard.update(found)
         return [heard.get(index) for index in range(len(turns))]

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import StoreError, reason_and_mend
 from pipeline.seal import USER_BLOCK, seal
-from pipeline.settings import count_cores
+from pipeline.settings import Threads, count_cores
 from pipeline.store import Dtype, Identity, checksum, lay_out_part, part_size, try_size
 
 BLOCK = 64 << 20  # bytes that are copied at once
@@ -105,7 +104,7 @@ class SlotFile:
                 found[index] = checksum(content) == marks[index]
 
         marked = np.flatnonzero(marks)
-        with ThreadPoolExecutor(min(HASHERS, count_cores())) as pool:
+        with Threads(min(HASHERS, count_cores())) as pool:
             list(pool.map(check, (marked[first : first + TOGETHER] for first in range(0, len(marked), TOGETHER))))
         return found
 

@@ -15,7 +15,6 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +24,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import DataError, StoreError
+from pipeline.settings import Threads
 from pipeline.slot_file import PartLayout, SlotFile, lay_out
 from pipeline.store import Identity, checksum, sync, writing
 
@@ -61,7 +61,7 @@ class SlotWriter:
             self._slots = SlotFile(self._file, self.partial, layout)
             self.done = self._slots.intact()
             self.note = self._slots.note()
-            self._syncing = ThreadPoolExecutor(1)
+            self._syncing = Threads(1)
         except BaseException:
             held = os.fstat(self._file)
             ours = self.partial.exists() and os.path.samestat(held, self.partial.stat())

@@ -5,13 +5,13 @@ and the corpus need not fit into memory.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import DataError
 from pipeline.manifest import Utterance, label_names
+from pipeline.settings import Threads
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ def lay_down(
     from tqdm import tqdm
 
     lengths = []
-    with path.open("wb") as file, ThreadPoolExecutor(threads) as pool:
+    with path.open("wb") as file, Threads(threads) as pool:
         for clip in tqdm(
             pool.map(load, utterances), total=len(utterances), desc="decode", unit="clip", disable=None, leave=False
         ):

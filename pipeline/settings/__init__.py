@@ -1,4 +1,6 @@
-"""What a user sets: sections of `params.yaml` (`sections`), one of which says where the work is done (`cluster`)."""
+"""What a user sets, sections of `params.yaml` (`sections`), one of which says where the work is done (`cluster`), and
+what every command needs of its machine.
+"""
 
 from pipeline.settings.cluster import Cluster, ClusterError, ClusterParams, connect
 from pipeline.settings.completion import complete_override, complete_set_name, join_words
@@ -12,6 +14,7 @@ from pipeline.settings.sections import (
     check_section,
     read_section,
 )
+from pipeline.settings.threads import Threads
 
 __all__ = [
     "SECTION_NAMES",
@@ -21,6 +24,7 @@ __all__ = [
     "ErcError",
     "Section",
     "SettingsError",
+    "Threads",
     "check_section",
     "complete_override",
     "complete_set_name",

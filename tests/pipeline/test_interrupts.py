@@ -20,21 +20,21 @@ KEPT = "interrupted; what was finished is kept: run the same command again to go
 
 def interrupted(command: list[str], folder: Path, at: Callable[[int], bool]) -> tuple[int, str]:
     """Exit status and stderr of a console script that gets Ctrl-C as soon as `at` (process id) is true."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [str(Path(sys.executable).with_name(command[0])), *command[1:]],
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # which background jobs ignore
-    )
-    try:
-        while process.poll() is None and not at(process.pid):
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    ) as process:
+        try:
+            while process.poll() is None and not at(process.pid):
+                time.sleep(0.005)
+            os.killpg(process.pid, signal.SIGINT)
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
     return process.returncode, stderr
 
 
