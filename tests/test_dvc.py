@@ -19,6 +19,7 @@ from pipeline.params import AudioParams, TextParams
 from pipeline.settings import Section
 from tests.commands import PAGES, Command, commands_of
 from tests.test_commands import reason_not_to_run
+from tests.warm import warm_scripts
 
 ROOT = Path(__file__).parents[1]
 ALWAYS = ["prepare", "finetune-audio", "finetune-text"]
@@ -28,12 +29,12 @@ STAGES = [*ALWAYS, "audio", "text", "degrade", "features", "train", "evaluate", 
 class Project:
     """A DVC project with this repository's dvc.yaml and sources, and a short corpus."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, scripts: Path) -> None:
+        self.folder, self.scripts = folder, scripts
         for name in ("pipeline", "fusion"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("dvc.yaml", ".dvcignore", ".gitignore", "data/.gitignore"):
-            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
         shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
         shutil.copytree(ROOT / "data" / "demo", folder / "data" / "demo")
@@ -64,7 +65,7 @@ class Project:
 
     def run(self, *command: str) -> str:
         environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join([str(self.scripts), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": str(self.folder),
             **{f"GIT_{role}_{kind}": "t@example.org" for role in ("AUTHOR", "COMMITTER") for kind in ("NAME", "EMAIL")},
         }
@@ -90,10 +91,12 @@ class Project:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    project = Project(tmp_path_factory.mktemp("project"))
-    assert sorted(project.repro()) == sorted(STAGES)
-    yield project
-    shutil.rmtree(project.folder, ignore_errors=True)
+    folder = tmp_path_factory.mktemp("project")
+    with warm_scripts(folder / "bin") as scripts:
+        project = Project(folder / "project", scripts)
+        assert sorted(project.repro()) == sorted(STAGES)
+        yield project
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_second_run_runs_no_stage(project: Project) -> None:
