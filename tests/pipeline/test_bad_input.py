@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -447,18 +448,35 @@ def test_a_place_that_cannot_be_written_is_told_before_recordings_are_decoded(tm
     )
 
 
-@pytest.mark.parametrize("command", ["prepare", "audio", "text", "join"])
+LIMITED = {"prepare": prepare_app, "audio": audio_app, "text": text_app, "join": join_app}
+
+
+def limited(app: typer.Typer, arguments: list[str], size: int, stderr: Path) -> tuple[int, str]:
+    """Exit status and stderr, of its libraries and processes too, of a command that may write files of `size` bytes.
+
+    A fork of this process, in which torch is loaded.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
+            sys.stderr = os.fdopen(2, "w", closefd=False)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            app(arguments)
+        except SystemExit as done:
+            status = int(done.code or 0)
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stderr.read_text()
+
+
+@pytest.mark.parametrize("command", list(LIMITED))
 def test_a_limit_on_the_size_of_files_is_one_line_of_the_systems_reason(again: Project, command: str) -> None:
     """Nothing of what HDF5 and the decoders' processes would say."""
     kilobytes = {"prepare": 2, "audio": 64, "text": 16, "join": 2}[command]  # recordings of 96 kB, decoded
-    arguments = " ".join(getattr(again, command)())
-    limited = [
-        "bash",
-        "-c",
-        f"ulimit -f {kilobytes}; {Path(sys.executable).with_name(f'pipeline-{command}')} {arguments}",
-    ]
-    run = subprocess.run(limited, capture_output=True, text=True, check=False)
-    line = one_line(run.returncode, run.stderr)
+    line = one_line(*limited(LIMITED[command], getattr(again, command)(), kilobytes * 1024, again.file("stderr")))
     assert "File too large" in line
     assert "raise the limit on the size of files (ulimit -f)" in line
     assert "errno" not in line
