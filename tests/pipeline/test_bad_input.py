@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from pipeline.cli import audio_app, inspect_app, join_app, prepare_app, text_app
 from pipeline.manifest import read_manifest
 from pipeline.store import Identity, StoreError, Utterances, read_features, read_part, write_features
+from tests.forked import exit_status, fork
 from tests.pipeline.made import cut, rows_of, sound, write_corpus, write_film, write_params, write_rows, write_wav
 
 RATE = 16_000
@@ -452,24 +453,15 @@ LIMITED = {"prepare": prepare_app, "audio": audio_app, "text": text_app, "join":
 
 
 def limited(app: typer.Typer, arguments: list[str], size: int, stderr: Path) -> tuple[int, str]:
-    """Exit status and stderr, of its libraries and processes too, of a command that may write files of `size` bytes.
+    """Exit status and stderr, of its libraries and processes too, of a command that may write files of `size` bytes."""
 
-    A fork of this process, in which torch is loaded.
-    """
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
-            sys.stderr = os.fdopen(2, "w", closefd=False)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-            app(arguments)
-        except SystemExit as done:
-            status = int(done.code or 0)
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stderr.read_text()
+    def run() -> None:
+        os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        app(arguments)
+
+    return exit_status(fork(run)), stderr.read_text()
 
 
 @pytest.mark.parametrize("command", list(LIMITED))

@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline import degrade as module
 from pipeline.degrade import Degraded, degrade
@@ -18,7 +17,9 @@ from pipeline.extract import extract_audio, extract_text
 from pipeline.manifest import read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, DegradeParams, TextParams
 from pipeline.prepare import prepare
+from pipeline.slots import SlotWriter
 from pipeline.store import Identity, read_part
+from tests.forked import exit_status, fork
 from tests.pipeline.made import rows_of, sound, write_corpus, write_wav
 
 WORDS = {"seed": 0, "substitute": 1.0, "delete": 1.0, "insert": 1.0}
@@ -268,51 +269,41 @@ def test_studies_that_a_corpus_does_not_allow_are_left_out_with_a_note(corpus: P
     assert "note: no study of noise: the test split has no recordings" in result.summary()
 
 
-def test_killed_and_run_again_it_ends_with_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+def test_killed_and_run_again_it_ends_with_the_same_bytes(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SIGKILL after the first batch of the second condition: the first is kept, the second goes on."""
-    script = textwrap.dedent(
-        f"""
-        import os, signal, sys
-        from pathlib import Path
-        import torch
-        torch.set_num_threads(1)
-        from pipeline import extract
-        from pipeline.degrade import degrade
-        from pipeline.params import AudioParams, DegradeParams, TextParams
+    batches: list[int] = []
+    write = SlotWriter.write
 
-        def run(name):
-            params, audio = DegradeParams(noise=(20.0, 10.0)), AudioParams(encoder="log-mel", batch=0.5)
-            folder, corpus = Path({str(tmp_path)!r}) / name, Path({str(corpus)!r})
-            manifest = corpus / "manifest.jsonl"
-            return degrade(manifest, folder, params, audio, TextParams(), corpus, "downmix", "cpu")
+    def degraded(name: str) -> Degraded:
+        params, audio = DegradeParams(noise=(20.0, 10.0)), AudioParams(encoder="log-mel", batch=0.5)
+        return degrade(
+            corpus / "manifest.jsonl", tmp_path / name, params, audio, TextParams(), corpus, "downmix", "cpu"
+        )
 
-        run("whole")
-        if not os.fork():
-            write = extract.SlotWriter.write
-            def killing(writer, indices, rows):
-                write(writer, indices, rows)
-                if "10dB" in writer.target.name and indices and writer.layout.rows[indices[0]]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            extract.SlotWriter.write = killing
-            run("killed")
-        assert os.wait()[1] == signal.SIGKILL
-        assert not (Path({str(tmp_path)!r}) / "killed").exists()
-        batches = []
-        write = extract.SlotWriter.write
-        def counted(writer, indices, rows):
-            batches.append(list(indices))
+    def counted(writer: SlotWriter, indices: Sequence[int], rows: Sequence[np.ndarray]) -> None:
+        write(writer, indices, rows)
+        batches.extend(indices)
+
+    def killing() -> None:
+        def write_and_die(writer: SlotWriter, indices: Sequence[int], rows: Sequence[np.ndarray]) -> None:
             write(writer, indices, rows)
-        extract.SlotWriter.write = counted
-        result = run("killed")
-        print(result.summary())
-        print(sum(map(len, batches)))
-        """
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "audio-noise-20dB.h5: white noise in 10 clips, 1 silent ones left as they are, kept" in done.stdout
-    assert "audio-noise-10dB.h5: white noise in 10 clips, 1 silent ones left as they are, encoded" in done.stdout
-    assert int(done.stdout.splitlines()[-1]) < 12  # some of the second condition's utterances were there
+            if "10dB" in writer.target.name and indices and writer.layout.rows[indices[0]]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(SlotWriter, "write", write_and_die)
+        degraded("killed")
+
+    torch.set_num_threads(1)  # no thread pool that a fork would lose
+    degraded("whole")
+    assert exit_status(fork(killing)) == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists()
+    monkeypatch.setattr(SlotWriter, "write", counted)
+    told = degraded("killed").summary()
+    assert "audio-noise-20dB.h5: white noise in 10 clips, 1 silent ones left as they are, kept" in told
+    assert "audio-noise-10dB.h5: white noise in 10 clips, 1 silent ones left as they are, encoded" in told
+    assert len(batches) < 12  # some of the second condition's utterances were there
     for name in ("audio-noise-20dB.h5", "audio-noise-10dB.h5"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

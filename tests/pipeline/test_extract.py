@@ -1,15 +1,21 @@
 """The audio and text stages: resumption, byte identity, changed recordings, memory."""
 
+import os
+import random
 import shutil
-import subprocess
-import sys
-import textwrap
+import signal
+import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline import clips
 from pipeline.batching import batches_under_budget
+from pipeline.decoders import Decoders
 from pipeline.errors import ClipError, DataError
 from pipeline.extract import Outcome, extract_audio, extract_text
 from pipeline.inspect import inspect_file
@@ -17,8 +23,10 @@ from pipeline.join import join
 from pipeline.manifest import Utterance, read_manifest, write_manifest
 from pipeline.params import AudioParams, TextParams
 from pipeline.progress import Progress
+from pipeline.slots import SlotWriter
 from pipeline.store import read_features, read_part
 from tests.demo import DEMO, conversations, prepared
+from tests.forked import exit_status, fork
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +48,20 @@ def audio(manifest: Path, target: Path, **params: object) -> Path:
     return target
 
 
-def test_every_utterance_gets_its_own_features(manifest: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def encoded(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """audio.h5 and text.h5."""
+    folder = tmp_path_factory.mktemp("encoded")
+    audio(manifest, folder / "audio.h5")
+    extract_text(manifest, folder / "text.h5", TextParams(), "cpu")
+    return folder
+
+
+def test_every_utterance_gets_its_own_features(manifest: Path, encoded: Path) -> None:
     from pipeline.encoders.speech import load_speech_encoder
     from pipeline.media import decode, resample
 
-    part = read_part(audio(manifest, tmp_path / "audio.h5"))
+    part = read_part(encoded / "audio.h5")
     encoder = load_speech_encoder(AudioParams(), "cpu")
     for index, utterance in list(enumerate(read_manifest(manifest)))[::7]:
         if utterance.audio is None:
@@ -54,85 +71,56 @@ def test_every_utterance_gets_its_own_features(manifest: Path, tmp_path: Path) -
         assert np.allclose(part.rows(index), alone, atol=5e-3)  # float16 of values of order 1
 
 
-def test_an_absent_modality_is_empty_and_its_turn_stays(manifest: Path, tmp_path: Path) -> None:
+def test_an_absent_modality_is_empty_and_its_turn_stays(manifest: Path, encoded: Path) -> None:
     records = read_manifest(manifest)
-    part = read_part(audio(manifest, tmp_path / "audio.h5"))
-    extract_text(manifest, tmp_path / "text.h5", TextParams(), "cpu")
-    text = read_part(tmp_path / "text.h5")
+    part, text = (read_part(encoded / name) for name in ("audio.h5", "text.h5"))
     assert part.ids == text.ids == [record.id for record in records]
     assert [len(part.rows(index)) == 0 for index in range(len(records))] == [r.audio is None for r in records]
     assert [len(text.rows(index)) == 0 for index in range(len(records))] == [not r.text for r in records]
 
 
-def test_the_same_input_gives_the_same_bytes(manifest: Path, tmp_path: Path) -> None:
-    assert audio(manifest, tmp_path / "1.h5").read_bytes() == audio(manifest, tmp_path / "2.h5").read_bytes()
+def test_the_same_input_gives_the_same_bytes(manifest: Path, encoded: Path, tmp_path: Path) -> None:
+    assert audio(manifest, tmp_path / "again.h5").read_bytes() == (encoded / "audio.h5").read_bytes()
 
 
 def test_killed_twenty_times_the_file_ends_the_same_and_nothing_is_encoded_twice(
-    manifest: Path, tmp_path: Path
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGKILL at random moments. The parent imports once; each run is a fork of it that logs what it encodes."""
-    script = textwrap.dedent(
-        f"""
-        import os, random, signal, sys, time
-        from pathlib import Path
-        import torch
-        torch.set_num_threads(1)  # no thread pool that a fork would lose
-        from pipeline import clips, decoders, extract
-        from pipeline.encoders import speech
-        from pipeline.params import AudioParams
-        import transformers.models.wav2vec2.modeling_wav2vec2, av, torchaudio
-        folder = Path({str(tmp_path)!r})
-        params = AudioParams(batch=4.0)
-        encoder = speech.load_speech_encoder(params, "cpu")
-        speech.load_speech_encoder = lambda *_: encoder
-        clips.Decoders = lambda seconds: decoders.Decoders(seconds, workers=1)  # the quickest to start
+    """SIGKILL at random moments of runs that log what they encode."""
+    log, target = tmp_path / "log", tmp_path / "killed.h5"
+    write = SlotWriter.write
 
-        def run(name):
-            write = extract.SlotWriter.write
-            def logged(writer, indices, rows):
-                if indices and writer.layout.rows[indices[0]]:
-                    with (folder / f"{{name}}.log").open("a") as log:
-                        log.write(" ".join(map(str, indices)) + "\\n")
-                write(writer, indices, rows)
-            extract.SlotWriter.write = logged
-            extract.extract_audio(
-                Path({str(manifest)!r}), folder / name, params, Path({str(DEMO)!r}), "downmix", "cpu"
-            )
+    def logged(writer: SlotWriter, indices: Sequence[int], rows: Sequence[np.ndarray]) -> None:
+        if indices and writer.layout.rows[indices[0]]:
+            with log.open("a") as file:
+                file.write(" ".join(map(str, indices)) + "\n")
+        write(writer, indices, rows)
 
-        def fork(name):
-            child = os.fork()
-            if child == 0:
-                run(name)
-                os._exit(0)
-            return child
+    def run() -> None:
+        extract_audio(manifest, target, AudioParams(batch=4.0), DEMO, "downmix", "cpu")
 
-        os.waitpid(fork("whole.h5"), 0)
-        moments = random.Random(0)
-        kills = 0
-        log = folder / "killed.h5.log"
-        log.touch()
-        while kills < 20 and not (folder / "killed.h5").exists():
-            size, patience = log.stat().st_size, moments.choice([0.0, 0.1, 30.0])
-            child, deadline = fork("killed.h5"), time.monotonic() + patience
-            while not (folder / "killed.h5.partial").exists():
-                time.sleep(0.001)
-            while log.stat().st_size == size and time.monotonic() < deadline:
-                time.sleep(0.001)  # many runs come to a batch, and some to none
-            time.sleep(moments.uniform(0.0, 0.03))
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            kills += 1
-        _, status = os.waitpid(fork("killed.h5"), 0)
-        print(kills, status)
-        """
-    )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, check=True)
-    kills, status = map(int, run.stdout.split())
-    assert (kills, status) == (20, 0), run.stderr
-    assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
-    encoded = (tmp_path / "killed.h5.log").read_text().splitlines()
-    undisturbed = (tmp_path / "whole.h5.log").read_text().splitlines()
+    monkeypatch.setattr(SlotWriter, "write", logged)
+    monkeypatch.setattr(clips, "Decoders", partial(Decoders, workers=1))  # the quickest to start
+    torch.set_num_threads(1)  # no thread pool that a fork would lose
+    run()
+    whole, undisturbed = target.read_bytes(), log.read_text().splitlines()
+    target.unlink()
+    log.write_text("")
+    moments, kills = random.Random(0), 0
+    while kills < 20 and not target.exists():
+        size, patience = log.stat().st_size, moments.choice([0.0, 0.1, 30.0])
+        child, deadline = fork(run), time.monotonic() + patience
+        while not target.with_name("killed.h5.partial").exists():
+            time.sleep(0.001)
+        while log.stat().st_size == size and time.monotonic() < deadline:
+            time.sleep(0.001)  # many runs come to a batch, and some to none
+        time.sleep(moments.uniform(0.0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        assert exit_status(child) == -signal.SIGKILL
+        kills += 1
+    assert (kills, exit_status(fork(run))) == (20, 0)
+    assert target.read_bytes() == whole
+    encoded = log.read_text().splitlines()
     assert sorted(set(encoded)) == sorted(undisturbed)
     # a batch is logged when it is encoded; the one whose writing a kill interrupts is there once more
     assert len(encoded) - len(undisturbed) <= kills
@@ -252,12 +240,9 @@ def test_an_interrupted_run_goes_on_with_the_batches_that_it_found(
 
 
 @pytest.fixture(scope="module")
-def joined(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("joined")
-    audio(manifest, folder / "audio.h5")
-    extract_text(manifest, folder / "text.h5", TextParams(), "cpu")
-    join(manifest, folder / "audio.h5", folder / "text.h5", folder / "feats.h5")
-    return folder / "feats.h5"
+def joined(manifest: Path, encoded: Path) -> Path:
+    join(manifest, encoded / "audio.h5", encoded / "text.h5", encoded / "feats.h5")
+    return encoded / "feats.h5"
 
 
 def test_the_joint_file_carries_all_that_training_needs(manifest: Path, joined: Path) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import random
 import re
 import resource
+import signal
 import subprocess
 import sys
-import textwrap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,7 @@ from pipeline.finetune.stage import Outcome, _one_device, finetune_audio, finetu
 from pipeline.manifest import Utterance, read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, FinetuneAudioParams, TextParams
 from pipeline.prepare import prepare
+from tests.forked import exit_status, fork
 from tests.pipeline.made import sound, write_rows, write_wav
 from tests.pipeline.test_speech import noise, toy_folder
 
@@ -168,54 +171,30 @@ def test_the_test_split_changes_nothing(corpus: Corpus, tuned: Path, tmp_path: P
 
 
 def test_killed_again_and_again_the_folder_ends_the_same(corpus: Corpus, tuned: Path, tmp_path: Path) -> None:
-    """SIGKILL at random moments. The parent imports once; each run is a fork of it."""
-    script = textwrap.dedent(
-        f"""
-        import os, random, signal, sys, time
-        from pathlib import Path
-        import torch
-        torch.set_num_threads(1)  # no thread pool that a fork would lose
-        from pipeline.finetune.stage import finetune_audio
-        from pipeline.params import AudioParams
-        folder = Path({str(tmp_path)!r})
+    """SIGKILL at random moments."""
 
-        def run(name):
-            settings = dict({LEARNING!r}, encoder={str(corpus.speech)!r})
-            finetune_audio(Path({str(corpus.manifest)!r}), folder / name, AudioParams(finetune=settings),
-                           Path({str(corpus.root)!r}), "downmix", "cpu")
+    def finished_epochs() -> set[str]:
+        return {path.parent.name for path in tmp_path.glob("killed.partial/checkpoint-*/whole")}
 
-        def fork():
-            child = os.fork()
-            if child == 0:
-                run("killed")
-                os._exit(0)
-            return child
+    def run() -> None:
+        corpus.audio(tmp_path / "killed")
 
-        def finished_epochs():
-            return {{path.parent.name for path in folder.glob("killed.partial/checkpoint-*/whole")}}
-
-        run("whole")  # and with it all imports
-        moments, kills, seen = random.Random(0), 0, set()
-        while kills < 4 and not (folder / "killed").exists():
-            child, before, started = fork(), finished_epochs(), time.monotonic()
-            while kills % 2 and finished_epochs() == before and time.monotonic() - started < 10:
-                time.sleep(0.001)  # every other run gets as far as the end of an epoch
-            time.sleep(moments.uniform(0.0, 0.02 if kills % 2 else 0.3))
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            kills += 1
-            seen |= finished_epochs()
-        _, status = os.waitpid(fork(), 0)
-        print(kills, len(seen), status)
-        """
-    )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, check=True)
-    kills, taken_up, status = map(int, run.stdout.split())
-    assert kills >= 2, run.stderr
-    assert taken_up >= 2, run.stderr
-    assert status == 0, run.stderr
-    assert content(tmp_path / "killed") == content(tmp_path / "whole") == content(tuned / "audio")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
+    torch.set_num_threads(1)  # no thread pool that a fork would lose
+    moments, kills, taken_up = random.Random(0), 0, set[str]()
+    while kills < 4 and not (tmp_path / "killed").exists():
+        child, before, started = fork(run), finished_epochs(), time.monotonic()
+        while kills % 2 and finished_epochs() == before and time.monotonic() - started < 10:
+            time.sleep(0.001)  # every other run gets as far as the end of an epoch
+        time.sleep(moments.uniform(0.0, 0.02 if kills % 2 else 0.3))
+        os.kill(child, signal.SIGKILL)
+        exit_status(child)
+        kills += 1
+        taken_up |= finished_epochs()
+    assert kills >= 2
+    assert len(taken_up) >= 2
+    assert exit_status(fork(run)) == 0
+    assert content(tmp_path / "killed") == content(tuned / "audio")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed"]
 
 
 class Killed(BaseException):

@@ -129,7 +129,7 @@ def test_shipped_weights_are_small_and_complete() -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_shipped_speech_frames_carry_prosody() -> None:
-    rows = read_rows("prosody")
+    rows = read_rows("prosody")[::2]
     model = Wav2Vec2Model.from_pretrained(TINY_SPEECH).eval()
     with torch.inference_mode():
         vectors = [model(read_clip(DEMO / row["audio"])).last_hidden_state[0].mean(0).numpy() for row in rows]

@@ -1,0 +1,30 @@
+"""Forks of the test's own process, which has its libraries loaded: for what is killed, or limited as a process."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+
+def fork(run: Callable[[], Any]) -> int:
+    """The id of a process that does `run` and no more; its exit status is 1 where that raises."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        run()
+        status = 0
+    except SystemExit as done:
+        status = int(done.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def exit_status(child: int) -> int:
+    """Waits for `child`; negative for the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
