@@ -39,7 +39,7 @@ def command(body: Callable[..., None], goes_on: bool = False, encodes: bool = Fa
     """A one-command typer app around `body`; an error that the user can mend is one line and exit status 2.
 
     Ctrl-C is one line and exit status 130; `goes_on` if the next run then keeps what was finished. One that `encodes`
-    takes every core.
+    takes every core, and reads the section of the data alone.
     """
 
     @functools.wraps(body)
@@ -49,11 +49,12 @@ def command(body: Callable[..., None], goes_on: bool = False, encodes: bool = Fa
         if not encodes:
             os.environ.setdefault("OMP_NUM_THREADS", "1")
         try:
-            from pipeline.settings import ErcError, settle_libraries
+            from pipeline.settings import FUSION_SECTIONS, ErcError, check_overrides, settle_libraries
 
             if encodes:
                 settle_libraries()
             try:
+                check_overrides(arguments.get("overrides", ()), ("dataset",) if encodes else FUSION_SECTIONS)
                 body(**arguments)
                 sys.stdout.flush()
             except ErcError as error:

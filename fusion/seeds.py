@@ -168,6 +168,7 @@ def _tell_replaced(output: Path, features: Features, recipe: Recipe) -> None:
         differing = {
             "parameters": found.recipe.digest != recipe.digest,
             "features": found.features != features.digest,
+            "seeds": found.seed not in recipe.train.seeds,
         }
         if any(differing.values()):
             what = " and ".join(name for name, differs in differing.items() if differs)

@@ -48,13 +48,14 @@ def command(body: Callable[..., None], goes_on: bool = False) -> typer.Typer:
     @functools.wraps(body)
     def guarded(**arguments: Any) -> None:
         try:
-            from pipeline.settings import ErcError, settle_libraries
+            from pipeline.settings import PIPELINE_SECTIONS, ErcError, check_overrides, settle_libraries
         except KeyboardInterrupt:
             print(INTERRUPTED, file=sys.stderr)
             raise typer.Exit(130) from None
         settle_libraries()
         try:
             logging.basicConfig(format="%(message)s", level=logging.WARNING)
+            check_overrides(arguments.get("overrides", ()), PIPELINE_SECTIONS)
             body(**arguments)
             sys.stdout.flush()
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The turns as one JSON object that `explorer/*.js` reads: texts once, numbers as base64 of little-endian bytes.
+"""The turns as one JSON object that `assets/*.js` reads: texts once, numbers as base64 of little-endian bytes.
 
 Probabilities are in 255 steps, scores float32. What is not known is null, or -1 in an index.
 """

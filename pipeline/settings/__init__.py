@@ -7,16 +7,21 @@ from pipeline.settings.completion import complete_override, complete_set_name, j
 from pipeline.settings.libraries import settle_libraries
 from pipeline.settings.machine import count_cores, free_bytes
 from pipeline.settings.sections import (
+    FUSION_SECTIONS,
+    PIPELINE_SECTIONS,
     SECTION_NAMES,
     ErcError,
     Section,
     SettingsError,
+    check_overrides,
     check_section,
     read_section,
 )
 from pipeline.settings.threads import Threads
 
 __all__ = [
+    "FUSION_SECTIONS",
+    "PIPELINE_SECTIONS",
     "SECTION_NAMES",
     "Cluster",
     "ClusterError",
@@ -25,6 +30,7 @@ __all__ = [
     "Section",
     "SettingsError",
     "Threads",
+    "check_overrides",
     "check_section",
     "complete_override",
     "complete_set_name",

@@ -27,19 +27,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-SECTION_NAMES = (
-    "dataset",
-    "audio",
-    "text",
-    "features",
-    "import",
-    "model",
-    "loss",
-    "train",
-    "evaluate",
-    "ablations",
-    "cluster",
-)
+PIPELINE_SECTIONS = ("dataset", "audio", "text", "features", "import", "evaluate", "cluster")
+FUSION_SECTIONS = ("model", "loss", "train", "evaluate", "ablations", "cluster")
+SECTION_NAMES = tuple(dict.fromkeys([*PIPELINE_SECTIONS, *FUSION_SECTIONS]))
 
 
 class ErcError(Exception):
@@ -84,6 +74,21 @@ def read_section(
         key = ".".join([top, *groups[:depth]])
         content = _group(content, group, f"{_source_of(key, overrides, source)}: group '{key}'")
     return check_section(content, name, section, source, overrides)
+
+
+def check_overrides(overrides: Sequence[str], sections: Sequence[str]) -> None:
+    """Refuse what a command with these `sections` would never look at; `read_section` refuses what is malformed.
+
+    Raises:
+        SettingsError: an override is of another section.
+    """
+    for override in overrides:
+        section = override.partition("=")[0].strip().partition(".")[0]
+        if section in SECTION_NAMES and section not in sections:
+            raise SettingsError(
+                f"--set {override!r}: this command does not read section '{section}', only {', '.join(sections)}; "
+                "give it to the command that does, or leave it out"
+            )
 
 
 def _group(content: Mapping[str, Any], key: str, what: str) -> dict[str, Any]:

@@ -9,9 +9,20 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from fusion.cli import predict_app, train_app
+from pipeline.cli import audio_app
 from pipeline.params import AudioParams, DatasetParams, DegradeParams, FeaturesParams, TextParams
-from pipeline.settings import SECTION_NAMES, Section, SettingsError, check_section, read_section
+from pipeline.settings import (
+    FUSION_SECTIONS,
+    SECTION_NAMES,
+    Section,
+    SettingsError,
+    check_overrides,
+    check_section,
+    read_section,
+)
 
 SECTIONS: dict[str, type[Section]] = {
     "dataset": DatasetParams,
@@ -90,6 +101,18 @@ def test_overrides_win_and_those_of_other_sections_are_left_alone(tmp_path: Path
     overrides = ["dataset.columns.text=Utterance", "dataset.split=speaker", "train.seeds=[1]", "dataset.split_seed=7"]
     dataset = read(tmp_path / "params.yaml", "dataset: {split: given, root: x}\n", overrides)
     assert (dataset.root, dataset.split, dataset.split_seed, dataset.columns.text) == ("x", "speaker", 7, "Utterance")
+
+
+def test_an_override_that_no_section_of_the_command_is_for_is_refused(tmp_path: Path) -> None:
+    check_overrides(["model.gate=false", "train.seeds=[1]", "no such=form"], FUSION_SECTIONS)
+    for app, override in ((audio_app, "model.dim=8"), (train_app, "audio.layers=[1]"), (predict_app, "train.epochs=1")):
+        required = [] if app is audio_app else ["--features", "f.h5", "--model", "m"][: 4 if app is predict_app else 2]
+        done = CliRunner().invoke(app, [*required, "--set", override])
+        section = override.split(".")[0]
+        assert done.exit_code == 2
+        assert done.stderr.startswith(
+            f"error: --set '{override}': this command does not read section '{section}', only"
+        )
 
 
 def test_a_group_is_read_alone_and_the_rest_of_its_section_left_to_others(tmp_path: Path) -> None:
