@@ -223,6 +223,8 @@ class Conversation:
         Raises:
             EncoderError, DataError, RecordingError: as `Predictor.predict`.
         """
+        if not isinstance(turn, Turn):
+            raise RecordingError(f"add takes a turn, found {turn!r}; expected Turn(text, audio)")
         spoken = speak(replace(turn, conversation=self._name), len(self._heard))
         heard = [*self._heard, *self._recordings.hear([spoken])]
         prediction = self._predictor.predict_heard(heard)[-1]
