@@ -192,7 +192,9 @@ def predict_app(
     params: Annotated[
         Path | None, typer.Option("--params", help="A YAML file whose dataset.columns name the table's columns.")
     ] = None,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="dataset.columns.NAME=COLUMN", help="Or one of them; repeatable.")
+    ] = [],  # noqa: B006
     audio_encoder: Annotated[
         Path | None, typer.Option(help="The folder of the model's audio encoder, if it has none of its own to find.")
     ] = None,
