@@ -10,8 +10,7 @@ Axes: utterances, classes.
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
-import scipy.special
+import scipy  # see `fusion.statistics`
 
 RANGE = (0.05, 20.0)  # of temperatures: where a model is never wrong on validation, there would be no end to them
 BINS = 15  # of confidence, as in the paper

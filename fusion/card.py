@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,7 @@ def _block(text: str, language: str) -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
+@cache  # it takes longer to compile than to fill in
 def _template() -> Any:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -32,7 +32,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+import scipy  # which loads its parts when they are used: a second less for what uses none
 
 Metric = Callable[[np.ndarray], np.ndarray]  # from tallies (..., sums) to scores (...)
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import scipy.optimize
-import scipy.sparse
+import scipy  # see `fusion.statistics`
 import torch
 from torch import Tensor, nn
 

@@ -4,6 +4,7 @@ import csv
 import io
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -100,20 +101,22 @@ def test_processes_side_by_side_find_the_same_numbers(done: Path, tmp_path: Path
 
 def test_a_finished_run_is_not_repeated_when_a_set_comes_along(done: Path, tmp_path: Path) -> None:
     features, folder = read_features(done / "feats.h5"), tmp_path / "runs"
-    ablate(features, make_variants(tmp_path)[:2], SECTION, folder, CPU, 1)
+    one_seed = "train.seeds=[0]"
+    ablate(features, make_variants(tmp_path, PARAMS, one_seed)[:2], SECTION, folder, CPU, 1)
     before = kept(folder)
-    ablate(
-        features, make_variants(tmp_path, PARAMS + "  more: {model.dim: 2, model.heads: 1}\n"), SECTION, folder, CPU, 1
-    )
+    more = PARAMS + "  more: {model.dim: 2, model.heads: 1}\n"
+    ablate(features, make_variants(tmp_path, more, one_seed), SECTION, folder, CPU, 1)
     after = kept(folder)
-    assert len(after) == 5 * 2
+    assert len(after) == 5
+    assert len(before) == 2
     assert before.items() <= after.items()
 
 
 def test_rows_with_the_same_parameters_share_a_run(done: Path, tmp_path: Path) -> None:
     content = PARAMS + "  again: {model.gate: false, model.levels: raw}\n"  # plain, compared with base
-    result = ablate(read_features(done / "feats.h5"), make_variants(tmp_path, content), SECTION, tmp_path / "r", CPU, 1)
-    assert len(kept(tmp_path / "r")) == 4 * 2
+    runs = Path(shutil.copytree(done / "out" / "ablations", tmp_path / "runs"))
+    result = ablate(read_features(done / "feats.h5"), make_variants(tmp_path, content), SECTION, runs, CPU, 1)
+    assert len(kept(runs)) == 4 * 2
     np.testing.assert_array_equal(result.results["again"][1].answers, result.results["plain"][1].answers)
 
 
@@ -190,7 +193,7 @@ def test_an_interrupted_run_goes_on_with_its_state_and_has_no_seconds(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fusion.runs, "KEEP_SECONDS", 0)
-    features, variants = read_features(done / "feats.h5"), make_variants(tmp_path, PARAMS, "train.epochs=4")[:1]
+    features, variants = read_features(done / "feats.h5"), make_variants(tmp_path, PARAMS, "train.epochs=3")[:1]
     whole = ablate(features, variants, SECTION, tmp_path / "whole", CPU, 1).results["base"][0]
     original = fusion.runs.StateFile.save
 

@@ -27,7 +27,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with features and parameters, which is the working directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(PARAMS)
-    write_made(tmp_path / "data" / "feats.h5", Made(conversations=(4, 3, 3)))
+    write_made(tmp_path / "data" / "feats.h5", Made(conversations=(4, 2, 3)))
     return tmp_path
 
 

@@ -46,9 +46,16 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     return evaluated(tmp_path_factory.mktemp("labelled"), Made(conversations=(6, 4, 6)), {})
 
 
-def test_predictions_are_those_of_the_result_files(labelled: Evaluated, tmp_path: Path) -> None:
-    labelled.write(tmp_path)
-    turns = turns_of(tmp_path / "index.html")
+@pytest.fixture(scope="module")
+def page(labelled: Evaluated, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its page."""
+    folder = tmp_path_factory.mktemp("page")
+    labelled.write(folder)
+    return folder / "index.html"
+
+
+def test_predictions_are_those_of_the_result_files(labelled: Evaluated, page: Path) -> None:
+    turns = turns_of(page)
     rows = [line.split(",") for line in (labelled.results / "predictions.csv").read_text().splitlines()[1:]]
     for index, seed in enumerate(("0", "1")):
         written = np.array([row[7:] for row in rows if row[1] == seed], float)
@@ -57,12 +64,11 @@ def test_predictions_are_those_of_the_result_files(labelled: Evaluated, tmp_path
     assert turns["ids"] == [row[2] for row in rows if row[1] == "0"]
 
 
-def test_the_page_says_the_numbers_of_metrics_json(labelled: Evaluated, tmp_path: Path) -> None:
-    labelled.write(tmp_path)
-    page = (tmp_path / "index.html").read_text("utf-8")
+def test_the_page_says_the_numbers_of_metrics_json(labelled: Evaluated, page: Path) -> None:
+    text = page.read_text("utf-8")
     for own in json.loads((labelled.results / "metrics.json").read_text()).values():
         if "mean" in own:
-            assert f"{own['mean']:.3f} ± {own['std']:.3f}" in page
+            assert f"{own['mean']:.3f} ± {own['std']:.3f}" in text
 
 
 def test_robustness_is_drawn_in_its_units_and_one_range() -> None:
@@ -80,10 +86,9 @@ def test_robustness_is_drawn_in_its_units_and_one_range() -> None:
     assert ticks[0] == ticks[1] != set()
 
 
-def test_the_same_inputs_give_the_same_bytes(labelled: Evaluated, tmp_path: Path) -> None:
-    for name in ("one", "other"):
-        labelled.write(tmp_path / name)
-    assert (tmp_path / "one" / "index.html").read_bytes() == (tmp_path / "other" / "index.html").read_bytes()
+def test_the_same_inputs_give_the_same_bytes(labelled: Evaluated, page: Path, tmp_path: Path) -> None:
+    labelled.write(tmp_path)
+    assert (tmp_path / "index.html").read_bytes() == page.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,7 @@ def test_the_same_inputs_give_the_same_bytes(labelled: Evaluated, tmp_path: Path
     ids=str,
 )
 def test_views_are_the_models_own(model: Mapping[str, Any], tmp_path: Path) -> None:
-    features = write_made(tmp_path / "feats.h5", Made(conversations=(6, 4, 4), frames=(1, 5), tokens=(1, 5)))
+    features = write_made(tmp_path / "feats.h5", Made(conversations=(3, 2, 4), frames=(1, 5), tokens=(1, 5)))
     recipe = tiny_recipe(model, epochs=1)
     train_made(features, tmp_path / "models", recipe)
     loaded = load_seeds(tmp_path / "models")[0]
@@ -148,19 +153,19 @@ def test_models_that_speak_side_by_side_say_the_same(labelled: Evaluated) -> Non
 @pytest.mark.parametrize(
     ("made", "model", "train", "split"),
     [
-        (Made(conversations=(6, 4, 4), scored=True), {"name": "hbaf"}, {"target": "score"}, "test"),
-        (Made(conversations=(6, 4, 4), scored=True), {"name": "hcam"}, {"target": "score"}, "all"),
-        (Made(conversations=(6, 4, 4)), {"name": "hcam", "ensemble": True}, {}, "all"),
-        (Made(conversations=(6, 4, 4)), {"name": "text", "conversation_encoder": "none"}, {}, "test"),
-        (Made(conversations=(6, 4, 4)), {"name": "concat"}, {"seeds": (3,)}, "validation"),
-        (Made(conversations=(6, 4, 4)), {"name": "hbaf", "modalities": "audio"}, {}, "test"),
+        (Made(conversations=(4, 3, 3), scored=True), {"name": "hbaf"}, {"target": "score"}, "test"),
+        (Made(conversations=(4, 3, 3), scored=True), {"name": "hcam"}, {"target": "score", "seeds": (0, 1)}, "all"),
+        (Made(conversations=(4, 3, 3)), {"name": "hcam", "ensemble": True}, {}, "all"),
+        (Made(conversations=(4, 3, 3)), {"name": "text", "conversation_encoder": "none"}, {}, "test"),
+        (Made(conversations=(4, 3, 3)), {"name": "concat"}, {}, "validation"),
+        (Made(conversations=(4, 3, 3)), {"name": "hbaf", "modalities": "audio"}, {}, "test"),
     ],
     ids=str,
 )
 def test_every_model_and_target_gets_a_page(
     made: Made, model: dict[str, Any], train: dict[str, Any], split: str, tmp_path: Path
 ) -> None:
-    one = evaluated(tmp_path, made, model, **train)
+    one = evaluated(tmp_path, made, model, **{"seeds": (3,), "epochs": 1} | train)
     written = one.write(tmp_path / "page", split)
     turns = turns_of(tmp_path / "page" / "index.html")
     splits = one.features.utterances.splits
@@ -176,18 +181,18 @@ def test_without_manifest_and_recordings_the_page_says_so(labelled: Evaluated, t
 
 
 def test_views_stop_at_their_budget_and_the_page_says_for_how_many(
-    labelled: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labelled: Evaluated, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = labelled.write(tmp_path)
-    monkeypatch.setattr("fusion.page.build.PAGE_BYTES", whole.size - 4000)
+    whole = page.stat().st_size
+    monkeypatch.setattr("fusion.page.build.PAGE_BYTES", whole - 4000)
     written = labelled.write(tmp_path)
-    assert 0 < written.viewed < written.turns == whole.viewed
-    assert written.size < whole.size
+    assert 0 < written.viewed < written.turns == len(turns_of(page)["ids"])
+    assert written.size < whole
     assert f"Views are those of seed 0, for {written.viewed} turns" in (tmp_path / "index.html").read_text("utf-8")
 
 
 def test_results_of_other_models_are_refused(labelled: Evaluated, tmp_path: Path) -> None:
-    train_made(labelled.features, tmp_path / "other", tiny_recipe({"gate": False}, seeds=(0, 1), epochs=1))
+    train_made(labelled.features, tmp_path / "other", tiny_recipe({"gate": False}, epochs=1))
     with pytest.raises(ResultError, match=r"of another evaluation than .*other.* run fusion-evaluate"):
         replace(labelled, models=tmp_path / "other").write(tmp_path)
     with pytest.raises(ResultError, match=r"details.json: no such result file; run fusion-evaluate"):
@@ -262,8 +267,8 @@ def test_words_are_named_by_the_tokenizer_of_the_features_alone() -> None:
 
 
 def test_long_utterances_are_shown_in_blocks(tmp_path: Path) -> None:
-    made = Made(conversations=(3, 3, 2), turns=(1, 2), frames=(150, 200), tokens=(70, 90))
-    one = evaluated(tmp_path, made, {"audio_frames": 180}, epochs=1)
+    made = Made(conversations=(1, 1, 1), turns=(2, 2), frames=(150, 200), tokens=(70, 90), unlabelled=0)
+    one = evaluated(tmp_path, made, {"audio_frames": 180}, seeds=(0,), epochs=1)
     assert one.write(tmp_path / "page").viewed
     turns = turns_of(tmp_path / "page" / "index.html")
     content = zlib.decompress(base64.b64decode(turns["views"]["content"]["0"]))

@@ -135,9 +135,26 @@ def test_turns_where_audio_and_text_disagree_say_so(opened: Opened) -> None:
     assert "Audio and text disagree." in opened.page.inner_text("#turn")
 
 
-def test_a_turn_without_a_modality_says_which(browser: Browser, tmp_path: Path) -> None:
-    evaluated(tmp_path, Made(conversations=(4, 3, 3)), {}, epochs=1).write(tmp_path / "page", "all")
-    one = Opened(browser, tmp_path / "page" / "index.html")
+KINDS: dict[str, tuple[Made, dict[str, Any], dict[str, Any]]] = {
+    "hbaf of scores": (Made(conversations=(4, 2, 2), scored=True), {"name": "hbaf"}, {"target": "score"}),
+    "hcam": (Made(conversations=(4, 3, 3)), {"name": "hcam"}, {"seeds": (0, 1)}),
+    "audio alone": (Made(conversations=(4, 2, 2)), {"name": "audio"}, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One with all turns for each of the `KINDS`."""
+    written = {}
+    for name, (made, model, train) in KINDS.items():
+        folder = tmp_path_factory.mktemp("kind")
+        evaluated(folder, made, model, **{"seeds": (4,), "epochs": 1} | train).write(folder / "page", "all")
+        written[name] = folder / "page" / "index.html"
+    return written
+
+
+def test_a_turn_without_a_modality_says_which(browser: Browser, pages: dict[str, Path]) -> None:
+    one = Opened(browser, pages["hcam"])
     expected = {
         (True, True): "There is neither audio nor text.",
         (True, False): "There is no audio.",
@@ -285,20 +302,9 @@ def test_light_and_dark_are_readable_and_can_be_chosen(browser: Browser, labelle
     assert len(papers) == 2
 
 
-@pytest.mark.parametrize(
-    ("made", "model", "train"),
-    [
-        (Made(conversations=(4, 3, 3), scored=True), {"name": "hbaf"}, {"target": "score"}),
-        (Made(conversations=(4, 3, 3)), {"name": "hcam"}, {}),
-        (Made(conversations=(4, 3, 3)), {"name": "audio"}, {"seeds": (4,)}),
-    ],
-    ids=str,
-)
-def test_every_turn_of_every_kind_of_model_opens(
-    browser: Browser, made: Made, model: dict[str, Any], train: dict[str, Any], tmp_path: Path
-) -> None:
-    evaluated(tmp_path, made, model, epochs=1, **train).write(tmp_path / "page", "all")
-    one = Opened(browser, tmp_path / "page" / "index.html")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_turn_of_every_kind_of_model_opens(browser: Browser, pages: dict[str, Path], kind: str) -> None:
+    one = Opened(browser, pages[kind])
     for order in one.page.locator("select[name=order] option").evaluate_all("all => all.map(one => one.value)"):
         one.page.select_option("select[name=order]", order)
     for _ in range(one.count()):

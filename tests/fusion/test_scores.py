@@ -36,7 +36,7 @@ from tests.fusion.batches import batch_for, make, make_batch, tensors_of, total_
 from tests.fusion.made import Made, make_features, tiny_recipe, write_made
 from tests.fusion.test_fusion_cli import run
 
-SCORED = Made(conversations=(12, 6, 6), frames=(1, 6), tokens=(1, 4), scored=True)
+SCORED = Made(conversations=(8, 4, 6), frames=(1, 6), tokens=(1, 4), scored=True)
 score_recipe = partial(tiny_recipe, target="score")
 
 
@@ -50,7 +50,7 @@ def train(features: Features, recipe: Recipe) -> Fit:
 
 @pytest.mark.parametrize("name", ["hbaf", "concat"])
 def test_training_on_a_linear_signal_recovers_it(name: str) -> None:
-    features = make_features(Made(conversations=(32, 10, 16), frames=(3, 5), tokens=(2, 4), scored=True))
+    features = make_features(Made(conversations=(32, 5, 16), frames=(3, 5), tokens=(2, 4), scored=True))
     recipe = score_recipe(model={"name": name, "dropout": 0.0}, epochs=8, learning_rate=0.02)
     model = train(features, recipe).model
     split = load_split(features, "test", modalities="both", audio_frames=8, target="score")

@@ -1,5 +1,6 @@
 """Training in stages: what moves, what is selected, and that every model and switch can be trained and resumed."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from fusion.ragged import Chosen
 from fusion.stage_run import StageRun
 from fusion.state import State, StateFile
 from fusion.tasks import LabelTask
-from fusion.train import build_split_model
+from fusion.train import Fit, build_split_model
 from tests.fusion.made import Made, make_features, tiny_recipe
 from tests.fusion.test_models import SETTINGS
 from tests.fusion.test_train import CLASSES, StoppedError, assert_same_weights, splits, train
@@ -109,7 +110,9 @@ def test_what_remains_of_a_model_trains(name: str, setting: dict[str, Any]) -> N
     loss |= {"absolute": 0.0, "relative": 0.0} if setting.get("contrastive") is False else {}
     switches = {key: value for key, value in setting.items() if key not in ("auxiliary", "supervised", "contrastive")}
     switches |= {"stages": tuple(setting["stages"])} if "stages" in setting else {}
-    recipe = tiny_recipe(model={"name": name, "dropout": 0.0, **switches}, loss=loss, epochs=3, learning_rate=0.02)
+    recipe = tiny_recipe(
+        model={"name": name, "dropout": 0.0, **switches}, loss=loss, epochs=2, conversations=6, learning_rate=0.02
+    )
     history = train(FEATURES, recipe).history
     for stage in {epoch.stage for epoch in history}:
         losses = [epoch.train["total"] for epoch in history if epoch.stage == stage]
@@ -118,24 +121,32 @@ def test_what_remains_of_a_model_trains(name: str, setting: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_planted_signal_is_learned_by_every_model(name: str) -> None:
-    made = Made(conversations=(24, 12, 1), frames=(2, 5), tokens=(2, 5), signal=("audio", "text"))
-    recipe = tiny_recipe(model={"name": name}, epochs=5, learning_rate=0.02)
+    made = Made(conversations=(16, 8, 1), frames=(2, 5), tokens=(2, 5), signal=("audio", "text"))
+    recipe = tiny_recipe(model={"name": name}, epochs=3, learning_rate=0.02)
     assert train(make_features(made), recipe).validation["fused"]["weighted_f1"] > 0.9
 
 
+STAGED = tiny_recipe(model={"name": "hcam", "ensemble": True}, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> Fit:
+    return train(FEATURES, STAGED)
+
+
 @pytest.mark.parametrize("after", [1, 2, 3, 5, 6])
-def test_a_run_that_stops_in_any_stage_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Any, after: int) -> None:
+def test_a_run_that_stops_in_any_stage_ends_with_the_bits_of_an_undisturbed_one(
+    tmp_path: Path, undisturbed: Fit, after: int
+) -> None:
     class StoppingFile(StateFile):
         def save(self, state: State) -> None:
             super().save(state)
             if len(state.history) == after:
                 raise StoppedError
 
-    recipe = tiny_recipe(model={"name": "hcam", "ensemble": True}, epochs=2)
-    undisturbed = train(FEATURES, recipe)
     with pytest.raises(StoppedError):
-        train(FEATURES, recipe, state=StoppingFile(tmp_path / "run.state", "mark"))
-    resumed = train(FEATURES, recipe, state=StateFile(tmp_path / "run.state", "mark"))
+        train(FEATURES, STAGED, state=StoppingFile(tmp_path / "run.state", "mark"))
+    resumed = train(FEATURES, STAGED, state=StateFile(tmp_path / "run.state", "mark"))
     assert resumed.history == undisturbed.history
     assert resumed.selected == undisturbed.selected
     assert_same_weights(resumed.model.state_dict(), undisturbed.model.state_dict())
@@ -157,9 +168,9 @@ def test_an_encoded_split_holds_what_is_encoded_of_each_utterance() -> None:
         first += len(batch.labels)
 
 
-def test_the_weights_of_an_ensemble_are_chosen_on_validation_and_kept_in_the_model() -> None:
-    result = train(FEATURES, tiny_recipe(model={"name": "hcam", "ensemble": True}, epochs=2))
-    weights = result.model.ensemble.weights
+def test_the_weights_of_an_ensemble_are_chosen_on_validation_and_kept_in_the_model(undisturbed: Fit) -> None:
+    model: Any = undisturbed.model
+    weights = model.ensemble.weights
     assert weights.sum().item() == pytest.approx(1)
     assert (weights > 0).sum() > 1
-    assert torch.equal(result.model.state_dict()["ensemble.weights"], weights)
+    assert torch.equal(model.state_dict()["ensemble.weights"], weights)

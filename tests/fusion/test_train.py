@@ -1,13 +1,14 @@
 """Training: what it learns, what it may not see, that it repeats itself, and that it survives being killed."""
 
+import ctypes
 import multiprocessing
 import random
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,19 @@ from fusion.data import Split, load_split
 from fusion.errors import FeatureError, OutputError, TrainingError
 from fusion.history import best_epoch
 from fusion.losses import label_weights
-from fusion.params import Recipe
+from fusion.params import Recipe, read_recipe
 from fusion.predict import score_answers
+from fusion.seeds import train_seeds
 from fusion.state import State, StateFile
 from fusion.tasks import LabelTask
 from fusion.train import Fit, fit
 from pipeline.settings import SettingsError
-from pipeline.store import Features
+from pipeline.store import Features, read_features
 from tests.fusion.made import Made, garble_test_split, make_features, tiny_recipe, train_made, write_made
 
 CLASSES = 3
-ROOT = Path(__file__).parents[2]
+SMALL = Made(conversations=(8, 4, 2))
+CPU = torch.device("cpu")
 
 
 def splits(features: Features, recipe: Recipe) -> tuple[Split, Split]:
@@ -54,15 +57,15 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("signal", "withheld"), [("audio", "text"), ("text", "audio")])
 def test_a_planted_signal_is_learned_from_the_modality_that_carries_it(signal: str, withheld: str) -> None:
-    made = Made(conversations=(24, 12, 1), frames=(2, 5), tokens=(2, 5), signal=(signal,))
-    recipe = tiny_recipe(epochs=5, learning_rate=0.02)
+    made = Made(conversations=(16, 8, 1), frames=(2, 5), tokens=(2, 5), signal=(signal,))
+    recipe = tiny_recipe(epochs=3, learning_rate=0.02)
     assert train(make_features(made), recipe).best.scores["weighted_f1"] > 0.9
     without = replace(recipe, model=recipe.model.model_copy(update={"modalities": withheld}))
     assert train(make_features(made), without).best.scores["weighted_f1"] < 0.75
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
-    features, recipe = make_features(), tiny_recipe(epochs=2)
+    features, recipe = make_features(SMALL), tiny_recipe(epochs=2)
     first, again, other = (train(features, recipe, seed) for seed in (0, 0, 1))
     assert_same_weights(first.model.state_dict(), again.model.state_dict())
     assert first.history == again.history
@@ -75,21 +78,21 @@ def test_training_leaves_the_callers_random_numbers_and_settings_alone() -> None
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    train(make_features(), tiny_recipe(epochs=1))
+    train(make_features(SMALL), tiny_recipe(epochs=1))
     assert torch.equal(torch.rand(3), expected)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_training_is_the_same_bits_whatever_the_test_split_holds() -> None:
     recipe = tiny_recipe(loss={"class_weights": "balanced"}, epochs=2)
-    features = make_features()
+    features = make_features(SMALL)
     one, other = train(features, recipe), train(garble_test_split(features), recipe)
     assert_same_weights(one.model.state_dict(), other.model.state_dict())
     assert one.history == other.history
 
 
 def test_a_withheld_modality_has_no_influence() -> None:
-    features = make_features()
+    features = make_features(SMALL)
     assert features.audio is not None
     noise = np.random.default_rng(0).normal(size=features.audio.values.shape).astype(np.float16)
     other = replace(features, audio=replace(features.audio, values=noise))
@@ -98,7 +101,7 @@ def test_a_withheld_modality_has_no_influence() -> None:
 
 
 def test_the_weights_are_those_of_the_best_epoch_on_validation() -> None:
-    features, recipe = make_features(), tiny_recipe(epochs=6, learning_rate=0.05)
+    features, recipe = make_features(SMALL), tiny_recipe(epochs=6, learning_rate=0.05)
     result = train(features, recipe)
     assert result.best == max(result.history, key=lambda epoch: epoch.scores["weighted_f1"])
     assert not result.model.training
@@ -110,21 +113,21 @@ def test_the_weights_are_those_of_the_best_epoch_on_validation() -> None:
 
 @pytest.mark.parametrize("metric", ["weighted_f1", "uar"])
 def test_training_stops_when_validation_has_not_improved_for_long_enough(metric: str) -> None:
-    features = make_features(Made(signal=()))
+    features = make_features(replace(SMALL, signal=()))
     history = train(features, tiny_recipe(epochs=40, patience=2, metric=metric)).history
     assert len(history) < 40
     assert len(history) == best_epoch(history, metric).number + 2
 
 
 def test_the_first_of_equal_epochs_is_the_best() -> None:
-    history = train(make_features(), tiny_recipe(epochs=1)).history
+    history = train(make_features(SMALL), tiny_recipe(epochs=1)).history
     assert best_epoch([history[0], replace(history[0], number=2)], "uar").number == 1
 
 
 @pytest.mark.parametrize("key", ["optimizer", "gradient_clip", "weight_decay", "conversations"])
 def test_every_parameter_of_optimisation_changes_the_weights(key: str) -> None:
-    other: dict[str, Any] = {"optimizer": "adamw", "gradient_clip": 1e-3, "weight_decay": 0.5, "conversations": 5}
-    features = make_features()
+    other: dict[str, Any] = {"optimizer": "adamw", "gradient_clip": 1e-3, "weight_decay": 0.5, "conversations": 2}
+    features = make_features(SMALL)
     one = train(features, tiny_recipe(epochs=1, weight_decay=0.1)).model.state_dict()
     two = train(features, tiny_recipe(**{"epochs": 1, "weight_decay": 0.1, key: other[key]})).model.state_dict()
     assert any(not torch.equal(weight, two[name]) for name, weight in one.items())
@@ -148,7 +151,7 @@ def test_a_batch_without_a_label_changes_no_loss_but_is_allowed() -> None:
 
 def make_broken() -> Features:
     """Features that are no numbers."""
-    features = make_features()
+    features = make_features(SMALL)
     assert features.audio is not None
     values = np.array(features.audio.values)
     values[:] = np.inf
@@ -164,7 +167,7 @@ def test_a_loss_that_is_not_finite_names_the_epoch_and_what_to_do() -> None:
 
 def test_what_the_model_refuses_is_an_error_of_settings() -> None:
     with pytest.raises(SettingsError, match="attention"):
-        train(make_features(), tiny_recipe(model={"self_attention": False, "cross_attention": False}))
+        train(make_features(SMALL), tiny_recipe(model={"self_attention": False, "cross_attention": False}))
 
 
 # resuming
@@ -184,7 +187,7 @@ class StoppingFile(StateFile):
 
 
 def test_a_run_that_goes_on_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
-    features, recipe = make_features(), tiny_recipe(epochs=5)
+    features, recipe = make_features(SMALL), tiny_recipe(epochs=4)
     undisturbed = train(features, recipe)
     with pytest.raises(StoppedError):
         train(features, recipe, state=StoppingFile(tmp_path / "run.state", "mark"))
@@ -194,7 +197,7 @@ def test_a_run_that_goes_on_ends_with_the_bits_of_an_undisturbed_one(tmp_path: P
 
 
 def test_a_state_of_another_run_is_discarded_with_a_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    features, recipe = make_features(), tiny_recipe(epochs=3)
+    features, recipe = make_features(SMALL), tiny_recipe(epochs=3)
     with pytest.raises(StoppedError):
         train(features, recipe, state=StoppingFile(tmp_path / "run.state", "one"))
     result = train(features, recipe, state=StateFile(tmp_path / "run.state", "other"))
@@ -208,7 +211,7 @@ def test_a_damaged_state_is_discarded_with_a_message(
 ) -> None:
     path = tmp_path / "run.state"
     with pytest.raises(StoppedError):
-        train(make_features(), tiny_recipe(), state=StoppingFile(path, "mark"))
+        train(make_features(SMALL), tiny_recipe(), state=StoppingFile(path, "mark"))
     path.write_bytes(content if isinstance(content, bytes) else path.read_bytes()[:-500])
     assert StateFile(path, "mark").load() is None
     assert "run.state: not a readable state" in caplog.text
@@ -230,8 +233,7 @@ def test_killed_at_random_moments_training_ends_with_the_same_bytes(tmp_path: Pa
     write_made(tmp_path / "feats.h5")
     train_made(tmp_path / "feats.h5", tmp_path / "undisturbed", recipe)
 
-    processes = multiprocessing.get_context("forkserver")  # imports once, not in every process
-    processes.set_forkserver_preload(["tests.fusion.made", "torch._dynamo"])  # the optimizers import that one
+    processes = multiprocessing.get_context("fork")  # which imports nothing again
     moments = random.Random(0)
     killed = 0
     for _ in range(4):
@@ -255,7 +257,7 @@ def test_killed_at_random_moments_training_ends_with_the_same_bytes(tmp_path: Pa
 
 
 def test_a_finished_seed_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    features, output = make_features(), tmp_path / "hbaf"
+    features, output = make_features(SMALL), tmp_path / "hbaf"
     train_made(features, output, tiny_recipe(epochs=1))
     output.rename(tmp_path / "hbaf.partial")  # as if it had been interrupted before the next seed
     weights = tmp_path / "hbaf.partial" / "seed-0" / "model.safetensors"
@@ -266,7 +268,7 @@ def test_a_finished_seed_is_not_trained_again(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_finished_seed_of_other_parameters_is_trained_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    features, output = make_features(), tmp_path / "hbaf"
+    features, output = make_features(SMALL), tmp_path / "hbaf"
     train_made(features, output, tiny_recipe(epochs=1, seeds=(0, 1)))
     output.rename(tmp_path / "hbaf.partial")
     train_made(features, output, tiny_recipe(epochs=2))
@@ -275,7 +277,7 @@ def test_a_finished_seed_of_other_parameters_is_trained_again(tmp_path: Path, ca
 
 
 def test_an_older_output_stays_until_all_seeds_are_done(tmp_path: Path) -> None:
-    features, output = make_features(), tmp_path / "hbaf"
+    features, output = make_features(SMALL), tmp_path / "hbaf"
     train_made(features, output, tiny_recipe(epochs=1))
     before = files_below(output)
     with pytest.raises(FeatureError):
@@ -288,33 +290,33 @@ def test_an_older_output_stays_until_all_seeds_are_done(tmp_path: Path) -> None:
 
 def test_models_that_are_replaced_are_told_of_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = tmp_path / "hbaf"
-    train_made(make_features(), output, tiny_recipe(epochs=1, seeds=(0, 1)))
-    train_made(make_features(), output, tiny_recipe(epochs=1))
+    train_made(make_features(SMALL), output, tiny_recipe(epochs=1, seeds=(0, 1)))
+    train_made(make_features(SMALL), output, tiny_recipe(epochs=1))
     assert not caplog.records
     with pytest.raises(FeatureError):  # so the models are as before
-        train_made(replace(make_features(), text=None), output, tiny_recipe(epochs=2))
+        train_made(replace(make_features(SMALL), text=None), output, tiny_recipe(epochs=2))
     (told,) = caplog.messages
     assert told == (
         f"{output}: holds models of hbaf with other parameters and features, which are replaced when all seeds are "
         "done; name another folder with --output to keep them"
     )
     caplog.clear()
-    train_made(make_features(Made(seed=1)), output, tiny_recipe(epochs=1))
+    train_made(make_features(replace(SMALL, seed=1)), output, tiny_recipe(epochs=1))
     assert "holds models of hbaf with other features, which" in caplog.text
 
 
 def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="exists and is not a folder of models alone; name another one with --output"):
-        train_made(make_features(), tmp_path, tiny_recipe())
+        train_made(make_features(SMALL), tmp_path, tiny_recipe())
     with pytest.raises(OutputError, match=r"notes\.txt: exists and is not a folder"):
-        train_made(make_features(), tmp_path / "notes.txt", tiny_recipe())
+        train_made(make_features(SMALL), tmp_path / "notes.txt", tiny_recipe())
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"models\.partial: cannot be written \(Not a directory\)"):
-        train_made(make_features(), tmp_path / "file" / "models", tiny_recipe())
+        train_made(make_features(SMALL), tmp_path / "file" / "models", tiny_recipe())
 
 
 # side by side, and features that stay in the file
@@ -324,7 +326,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path: P
 def test_seeds_side_by_side_and_features_in_the_file_give_the_same_bytes(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    features, recipe = write_made(tmp_path / "feats.h5"), tiny_recipe({"name": name}, seeds=(0, 1, 2), epochs=2)
+    features = write_made(tmp_path / "feats.h5", Made(conversations=(5, 2, 1)))
+    recipe = tiny_recipe({"name": name}, seeds=(0, 1, 2), epochs=1, conversations=2)
     mapped = replace(recipe, train=recipe.train.model_copy(update={"memory": 0.0}))
     train_made(features, tmp_path / "alone", recipe, jobs=1)
     train_made(features, tmp_path / "together", recipe, jobs=2)
@@ -338,9 +341,9 @@ def test_seeds_side_by_side_and_features_in_the_file_give_the_same_bytes(
 
 @pytest.mark.parametrize("name", ["hbaf", "hcam", "crossmodal"])
 def test_reduced_precision_learns_the_same_to_rounding(name: str) -> None:
-    features = make_features(Made(conversations=(12, 6, 1)))
+    features = make_features(SMALL)
     exact, reduced = (
-        train(features, tiny_recipe({"name": name}, epochs=2, precision=precision)).history[0].train
+        train(features, tiny_recipe({"name": name}, epochs=1, precision=precision)).history[0].train
         for precision in ("float32", "bfloat16")
     )
     assert reduced != exact
@@ -352,47 +355,45 @@ def test_an_error_beside_other_seeds_is_told_as_it_is(tmp_path: Path) -> None:
         train_made(make_broken(), tmp_path / "models", tiny_recipe(seeds=(0, 1)), jobs=2)
 
 
-# what is written here takes 130 MB as features; the process that trains on it says how much more memory it held
-TRAIN_AND_MEASURE = """
-import sys, threading, time
-from pathlib import Path
-import torch, torch._dynamo
-from fusion.params import read_recipe
-from fusion.seeds import train_seeds
-from pipeline.store import read_features
-
-def held():
+def held_bytes() -> int:
+    """What this process holds in memory of its own, without pages of files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
-def watch():
-    while True:
-        peaks.append(held())
-        time.sleep(0.005)
 
-folder, memory = Path(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-settings = ["model.name=concat", "model.dim=4", "train.epochs=1", "train.conversations=4", "train.seeds=[0]"]
-recipe = read_recipe(None, [*settings, "model.audio_frames=1000", f"train.memory={memory}"])
-train_seeds(read_features(folder / "small.h5"), recipe, folder / "warm", torch.device("cpu"))
-peaks = [held()]
-before = peaks[0]
-threading.Thread(target=watch, daemon=True).start()
-train_seeds(read_features(folder / "large.h5"), recipe, folder / f"models-{memory}", torch.device("cpu"))
-print(max(peaks) - before)
-"""
+def train_and_measure(features: Path, memories: Sequence[str], told: Connection) -> None:
+    """Train with each `train.memory`, and tell how many bytes more than before were held at most."""
+    ctypes.CDLL(None).malloc_trim(0)  # so that no memory which the parent had freed is taken without a notice
+    settings = ["model.name=concat", "model.dim=4", "model.audio_frames=1000"]
+    short = ["train.epochs=1", "train.conversations=1", "train.seeds=[0]"]
+    for memory in memories:
+        before, peaks, done = held_bytes(), [0], threading.Event()
+
+        def watch(peaks: list[int] = peaks, done: threading.Event = done) -> None:
+            while not done.wait(0.005):
+                peaks.append(held_bytes())
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        recipe = read_recipe(None, [*settings, *short, f"train.memory={memory}"])
+        train_seeds(read_features(features), recipe, features.parent / f"models-{memory}", CPU, jobs=1)
+        done.set()
+        watching.join()
+        told.send(max(peaks) - before)
 
 
 def test_features_four_times_larger_than_the_memory_for_them_are_trained_within_it(tmp_path: Path) -> None:
+    """They take 56 MB. A process of its own trains on them, which is forked and so has nothing to load."""
     size = {"frames": (400, 400), "audio_dim": 256, "turns": (4, 4)}
-    write_made(tmp_path / "small.h5", Made(**size, conversations=(4, 2, 1)))  # type: ignore[arg-type]
-    write_made(tmp_path / "large.h5", Made(**size, conversations=(150, 4, 4)))  # type: ignore[arg-type]
-    budget_gb = (tmp_path / "large.h5").stat().st_size / 4 / 1e9
-
-    def held(memory: str) -> int:
-        command = [sys.executable, "-c", TRAIN_AND_MEASURE, str(tmp_path), memory]
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        return int(found.stdout)
-
-    assert held(str(budget_gb)) < 1e9 * budget_gb
-    assert held("auto") > 3e9 * budget_gb  # the measure sees what it is to see
+    write_made(tmp_path / "feats.h5", Made(**size, conversations=(64, 2, 2)))  # type: ignore[arg-type]
+    train_made(make_features(SMALL), tmp_path / "small", tiny_recipe({"name": "concat"}, epochs=1))  # which loads it
+    budget_gb = (tmp_path / "feats.h5").stat().st_size / 4 / 1e9
+    here, there = multiprocessing.Pipe(duplex=False)
+    arguments = (tmp_path / "feats.h5", (str(budget_gb), "auto"), there)
+    process = multiprocessing.get_context("fork").Process(target=train_and_measure, args=arguments)
+    process.start()
+    there.close()
+    within, resident = here.recv(), here.recv()
+    process.join()
+    assert within < 1e9 * budget_gb
+    assert resident > 3e9 * budget_gb  # the measure sees what it is to see

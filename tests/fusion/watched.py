@@ -1,13 +1,14 @@
 """fusion-predict, run many times in one process in which whatever touches the world is written down.
 
-Called with a folder that holds `jobs.json`, a list of lists of arguments; writes `told.json` there, with the outcome
-of each and what was seen: files that were opened for writing, made, moved or removed, programs that were started,
-addresses that were asked for, and what pickles named.
+`main` is given a folder that holds `jobs.json`, with a list of lists of arguments, and works there. It writes
+`told.json`: the outcome of each, and what was seen, which is files that were opened for writing, made, moved or
+removed, programs that were started, addresses that were asked for, and what pickles named.
 """
 
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,18 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def main(folder: Path) -> None:
+    """In a process of its own: a hook stays for as long as it lives."""
     global watching
+    import huggingface_hub.constants
     from typer.testing import CliRunner
 
     from fusion.cli import predict_app
     from fusion.predictor import Predictor, Turn
 
+    os.chdir(folder)
+    sys.dont_write_bytecode = True
+    warnings.simplefilter("default")  # as users have it
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
     jobs = json.loads((folder / "jobs.json").read_text())
     with Predictor.load(
         jobs["good"], "cpu"
@@ -53,7 +60,3 @@ def main(folder: Path) -> None:
         error = repr(done.exception) if done.exception and not isinstance(done.exception, SystemExit) else None
         told.append({"status": done.exit_code, "out": done.stdout, "err": done.stderr, "raised": error})
     (folder / "told.json").write_text(json.dumps({"told": told, "seen": seen}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
