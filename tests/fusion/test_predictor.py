@@ -153,6 +153,8 @@ def test_what_is_no_turn_is_refused_with_what_was_expected(predictor: Predictor)
         predictor.predict(Turn("Hello."))  # type: ignore[arg-type]
     with pytest.raises(RecordingError, match=r"found 'Hello\.' as turn 1; expected Turn"):
         predictor.predict([Turn("Hello."), "Hello."])  # type: ignore[list-item]
+    with pytest.raises(RecordingError, match=r"add takes a turn, found 'Hello\.'; expected Turn"):
+        predictor.conversation().add("Hello.")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -290,9 +290,12 @@ def test_an_older_output_stays_until_all_seeds_are_done(tmp_path: Path) -> None:
 
 def test_models_that_are_replaced_are_told_of_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = tmp_path / "hbaf"
-    train_made(make_features(SMALL), output, tiny_recipe(epochs=1, seeds=(0, 1)))
     train_made(make_features(SMALL), output, tiny_recipe(epochs=1))
+    train_made(make_features(SMALL), output, tiny_recipe(epochs=1, seeds=(1, 0)))
     assert not caplog.records
+    train_made(make_features(SMALL), output, tiny_recipe(epochs=1))
+    assert "holds models of hbaf with other seeds, which are replaced when all" in caplog.text
+    caplog.clear()
     with pytest.raises(FeatureError):  # so the models are as before
         train_made(replace(make_features(SMALL), text=None), output, tiny_recipe(epochs=2))
     (told,) = caplog.messages
