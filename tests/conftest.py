@@ -15,7 +15,7 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # a loaded machine is no failure: no deadlines
-settings.register_profile("gate", deadline=None)  # a hundred examples where a test does not say
+settings.register_profile("gate", deadline=None, max_examples=50)  # where a test does not say
 settings.register_profile("thorough", deadline=None, max_examples=1000)  # pytest --hypothesis-profile=thorough
 settings.load_profile("gate")
 

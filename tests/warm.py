@@ -1,6 +1,6 @@
 """Console scripts that start at once: forks of one process, which has loaded the libraries but nothing of this project.
 
-A `dvc repro` starts a process for every stage, each of which would spend seconds on loading torch. What they run, and
+A `dvc repro` starts a process for every stage, each of which would spend seconds on loading torch, and DVC one on itself. What they run, and
 where from, is what the scripts themselves would: the entry point, found on PYTHONPATH first.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = (
-    "accelerate", "altair", "av", "h5py", "huggingface_hub", "matplotlib.pyplot", "pydantic", "scipy.optimize",
+    "accelerate", "altair", "av", "dvc.cli", "dvc.repo.experiments.queue.celery", "h5py", "huggingface_hub", "matplotlib.pyplot", "pydantic", "scipy.optimize",
     "scipy.stats", "sklearn.metrics", "tokenizers", "torch._dynamo", "torchaudio", "transformers.models.bert",
     "transformers.models.wav2vec2", "transformers.trainer", "typer", "vl_convert",
 )  # fmt: skip
@@ -42,7 +42,7 @@ def warm_scripts(folder: Path) -> Iterator[Path]:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     folder.mkdir()
     address = folder / "server"
-    for name in scripts:
+    for name in ["dvc", *scripts]:
         (folder / name).write_text(LAUNCHER.format(python=sys.executable, address=str(address), name=name))
         (folder / name).chmod(0o755)
     command = [sys.executable, "-c", "from tests.warm import serve; serve()", str(address)]
