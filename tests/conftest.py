@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import pipeline.decoders
+
 # pytest runs one process a core, so torch needs one thread in each; before torch is imported, and for child processes
 os.environ["OMP_NUM_THREADS"] = "1"
+pipeline.decoders.count_cores = lambda: 1  # and a corpus one decoder process
 
 # tests start many processes that import torch: 2 s, but 6 s where each has to compile it again
 sys.dont_write_bytecode = False

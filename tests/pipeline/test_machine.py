@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.settings import count_cores, free_bytes
+from pipeline.settings.machine import count_cores, free_bytes
 from pipeline.settings import machine as settings
 
 GB = 1 << 30
