@@ -1,5 +1,6 @@
 # make demo   the whole way on the embedded corpus: features, training, scores, plots
 # make test   formatting, lint, types and tests
+# make soak   the tests that take long: Ray, experiments of DVC, benchmarks, many kills
 # make docs   the pages of docs/ as a site, site/index.html
 # All make .venv from requirements.lock first, if it is missing or out of date.
 
@@ -14,7 +15,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 # uv installs no bytecode: without it every process compiles torch again, 6 s instead of 2
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test docs lint format lock clean
+.PHONY: demo test soak docs lint format lock clean
 
 demo: $(VENV)/installed
 	dvc repro
@@ -22,6 +23,9 @@ demo: $(VENV)/installed
 
 test: lint
 	pytest
+
+soak: $(VENV)/installed
+	pytest -m soak
 
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict

@@ -25,12 +25,15 @@ settings.load_profile("gate")
 LONGEST = (
     "test_dvc.py",
     "test_cluster.py",
-    "test_finetune.py",
-    "test_extract.py",
+    "test_page_browser.py",
     "test_train.py",
+    "test_finetune.py",
     "test_training_benchmark.py",
     "test_benchmarks.py",
-)  # a quarter of a minute and more each
+    "test_models.py",
+    "test_onnx_model.py",
+    "test_commands.py",
+)  # a quarter of a minute and more each, those of `make soak` among them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

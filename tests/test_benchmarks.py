@@ -64,6 +64,7 @@ def run(
     return json.loads((work / "results.json").read_text()), printed[-1]
 
 
+@pytest.mark.soak
 def test_every_variant_is_timed_on_every_corpus(run: tuple[dict[str, Any], str]) -> None:
     results, _ = run
     expected = ["single", "naive", "float32"] + ["default"] * (results["default_precision"] == "bfloat16")
@@ -77,6 +78,7 @@ def test_every_variant_is_timed_on_every_corpus(run: tuple[dict[str, Any], str])
         assert corpus["variants"][0]["padding_share"] == pytest.approx(0)
 
 
+@pytest.mark.soak
 def test_exact_features_agree_with_single_clips_and_naive_ones_do_not(run: tuple[dict[str, Any], str]) -> None:
     exact, naive, reduced = run[0]["agreement"]
     assert exact["largest_difference"] < 1e-4
@@ -84,6 +86,7 @@ def test_exact_features_agree_with_single_clips_and_naive_ones_do_not(run: tuple
     assert 0.99 < reduced["lowest_cosine"] < 1
 
 
+@pytest.mark.soak
 def test_files_are_extracted_and_decoding_is_part_of_it(run: tuple[dict[str, Any], str]) -> None:
     nemo, meld = run[0]["files"]
     assert (nemo["container"], meld["container"]) == ("flac", "mp4")
@@ -93,12 +96,14 @@ def test_files_are_extracted_and_decoding_is_part_of_it(run: tuple[dict[str, Any
         assert found["peak_bytes"] > 2**20
 
 
+@pytest.mark.soak
 def test_growth_holds_a_corpus_to_one_four_times_its_size(run: tuple[dict[str, Any], str]) -> None:
     growth = run[0]["growth"]
     assert (growth["growth"], growth["clips"]) == (4, 4)
     assert growth["peak_ratio"] == growth["grown_peak_bytes"] / growth["peak_bytes"]
 
 
+@pytest.mark.soak
 def test_every_layout_gives_back_what_was_written(run: tuple[dict[str, Any], str]) -> None:
     store = run[0]["store"]
     assert [layout["name"] for layout in store["layouts"]] == ["copy", "store", "gzip", "data sets", "npy"]
@@ -110,6 +115,7 @@ def test_every_layout_gives_back_what_was_written(run: tuple[dict[str, Any], str
         assert layout["bytes"] > 0.8 * store["bytes"]
 
 
+@pytest.mark.soak
 def test_tables_are_well_formed(run: tuple[dict[str, Any], str]) -> None:
     tables = [lines.split("\n") for lines in run[1].strip().split("\n\n") if lines.startswith("|")]
     assert len(tables) == 5  # the encoder on two corpora, agreement, files, store
@@ -119,6 +125,7 @@ def test_tables_are_well_formed(run: tuple[dict[str, Any], str]) -> None:
         assert {row.count("|") for row in [rule, *rows]} == {header.count("|")}
 
 
+@pytest.mark.soak
 def test_a_process_of_its_own_does_not_count_what_this_one_holds(extraction: Any, tmp_path: Path) -> None:
     corpora, machine, runs = (
         importlib.import_module(f"measures.{n}") for n in ("corpora", "machine", "extraction_runs")

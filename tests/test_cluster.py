@@ -93,11 +93,13 @@ def assert_same(found: Ablation, expected: Ablation) -> None:
             assert asdict(one) | rest == asdict(other) | rest
 
 
+@pytest.mark.soak
 def test_items_are_done_by_actors_on_both_nodes_in_any_order(connected: Cluster) -> None:
     done = dict(connected.work(range(40), make_adder, connected.put(5), ahead=2))
     assert done == {item: item + 5 for item in range(40)}
 
 
+@pytest.mark.soak
 def test_an_item_that_kills_its_actors_is_given_up_and_the_others_are_done(connected: Cluster) -> None:
     done = dict(connected.work([0, 1, -1, 2, 3], make_adder, 1, ahead=2))
     lost = done.pop(-1)
@@ -106,11 +108,13 @@ def test_an_item_that_kills_its_actors_is_given_up_and_the_others_are_done(conne
     assert str(lost).startswith("3 actors died at it, the last one: The actor is dead because its worker process")
 
 
+@pytest.mark.soak
 def test_what_an_actor_cannot_make_is_told_with_its_node(connected: Cluster) -> None:
     with pytest.raises(ErcError, match=f"^node {os.uname().nodename}: no such folder$"):
         list(connected.work([0], make_nothing))
 
 
+@pytest.mark.soak
 def test_another_version_on_a_node_is_refused(connected: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     here = replace(pipeline.settings.workers.installed_here(), version="9.9", code="0123456789")
     monkeypatch.setattr(pipeline.settings.workers, "installed_here", lambda: here)
@@ -119,6 +123,7 @@ def test_another_version_on_a_node_is_refused(connected: Cluster, monkeypatch: p
         list(connected.work([0], make_adder, 1))
 
 
+@pytest.mark.soak
 def test_jobs_are_refused_beside_a_cluster(connected: Cluster, project: Path, tmp_path: Path) -> None:
     variants, features = read_variants(project / "params.yaml"), read_features(project / "feats.h5")
     with pytest.raises(TrainingError, match=r"--jobs 2: with cluster.engine 'ray', set cluster.actors"):
@@ -137,6 +142,7 @@ def before_call(number: int, event: Callable[[], None], function: Callable[..., 
     return wrapped
 
 
+@pytest.mark.soak
 def test_ablations_on_two_nodes_are_those_of_one_machine_even_if_an_actor_dies_half_way_and_a_run_fails(
     nodes: TwoNodes,
     connected: Cluster,
@@ -230,6 +236,7 @@ def test_an_actor_tells_what_auto_stands_for_there_and_shares_the_memory(manifes
     assert budget == here.budget // 2
 
 
+@pytest.mark.soak
 def test_recordings_are_the_bytes_of_one_machine_even_if_a_node_dies_half_way(
     nodes: TwoNodes,
     connected: Cluster,

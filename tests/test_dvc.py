@@ -127,6 +127,7 @@ def test_an_edit_runs_only_what_depends_on_it(
     project.edit(section, **before)
 
 
+@pytest.mark.soak
 def test_a_further_level_of_noise_encodes_that_level_alone(project: Project) -> None:
     """Although DVC deletes the folder with the others before it runs the stage."""
     before = dict(project.params["audio"]), dict(project.params["evaluate"])
@@ -153,6 +154,7 @@ def test_a_stage_depends_on_every_key_of_its_section_but_finetune(modality: str,
     assert f"{modality}.finetune" in stages[f"finetune-{modality}"]["params"]
 
 
+@pytest.mark.soak
 def test_the_experiments_of_the_pages_run(project: Project) -> None:
     """Every command of DVC and git in README and docs, in order; the second page repeats those of the first."""
     commands = {page: [one.text for one in commands_of(page) if is_of_dvc(one)] for page in PAGES}
@@ -212,6 +214,7 @@ def test_every_source_that_a_stage_names_exists() -> None:
                 assert (ROOT / dependency).exists(), dependency
 
 
+@pytest.mark.soak
 def test_fine_tuning_feeds_its_own_modality_and_while_off_nothing(project: Project) -> None:
     """The last test of the project: it leaves edits behind."""
     for modality in ("audio", "text"):

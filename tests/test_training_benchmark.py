@@ -92,6 +92,7 @@ def features(training: Any, release: Path, tmp_path_factory: pytest.TempPathFact
     return read_features(load("measures.planted").write_planted(spoken, tmp_path_factory.mktemp("features"), 16))
 
 
+@pytest.mark.soak
 def test_every_way_to_train_is_timed_for_every_model(run: tuple[dict[str, Any], str]) -> None:
     results, printed = run
     runs = load("measures.training_runs")
@@ -113,6 +114,7 @@ def test_every_way_to_train_is_timed_for_every_model(run: tuple[dict[str, Any], 
     assert load("measures.training_report").VARIANTS[runs.BESIDE] in printed
 
 
+@pytest.mark.soak
 def test_growth_holds_parts_of_the_corpus_to_all_of_it(run: tuple[dict[str, Any], str]) -> None:
     growth = [found for found in run[0]["growth"] if found["model"] == "hbaf"]
     assert [found["share"] for found in growth] == [0.25, 0.5, 1]
@@ -121,12 +123,14 @@ def test_growth_holds_parts_of_the_corpus_to_all_of_it(run: tuple[dict[str, Any]
     assert all(found["utterance_ratio"]["median"] > 0 for found in growth)
 
 
+@pytest.mark.soak
 def test_a_study_is_trained_whole(run: tuple[dict[str, Any], str]) -> None:
     study = run[0]["study"]
     assert (study["variants"], study["seeds"], study["epochs"]) == (2, 1, 2)
     assert study["seconds"] > 0
 
 
+@pytest.mark.soak
 def test_tables_are_well_formed(run: tuple[dict[str, Any], str]) -> None:
     tables = [lines.split("\n") for lines in run[1].strip().split("\n\n") if lines.startswith("|")]
     assert len(tables) == 5  # three models, the stages of HCAM, growth
@@ -136,6 +140,7 @@ def test_tables_are_well_formed(run: tuple[dict[str, Any], str]) -> None:
         assert {row.count("|") for row in [rule, *rows]} == {header.count("|")}
 
 
+@pytest.mark.soak
 def test_the_first_step_of_the_command_is_timed(training: Any, features: Features, tmp_path: Path) -> None:
     found = load("measures.training_studies").measure_start("concat", features.path, tmp_path, "cpu", 1)
     assert 0.5 < found.seconds.median < 600
@@ -153,6 +158,7 @@ def test_the_usual_way_gives_the_batches_of_this_trainer(training: Any, features
     torch.testing.assert_close(tensors_in(found), tensors_in(expected), equal_nan=True)
 
 
+@pytest.mark.soak
 def test_a_process_of_its_own_trains_with_the_threads_of_the_command(
     training: Any, features: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:

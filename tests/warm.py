@@ -1,7 +1,7 @@
 """Console scripts that start at once: forks of one process, which has loaded the libraries but nothing of this project.
 
-A `dvc repro` starts a process for every stage, each of which would spend seconds on loading torch, and DVC one on itself. What they run, and
-where from, is what the scripts themselves would: the entry point, found on PYTHONPATH first.
+A `dvc repro` starts a process for every stage, each of which would spend seconds on loading torch, and DVC one on
+itself. What they run, and where from, is what the scripts themselves would: the entry point, found on PYTHONPATH first.
 """
 
 import contextlib
@@ -20,9 +20,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = (
-    "accelerate", "altair", "av", "dvc.cli", "dvc.repo.experiments.queue.celery", "h5py", "huggingface_hub", "matplotlib.pyplot", "pydantic", "scipy.optimize",
-    "scipy.stats", "sklearn.metrics", "tokenizers", "torch._dynamo", "torchaudio", "transformers.models.bert",
-    "transformers.models.wav2vec2", "transformers.trainer", "typer", "vl_convert",
+    "accelerate", "altair", "av", "dvc.cli", "dvc.repo.experiments.queue.celery", "h5py", "huggingface_hub",
+    "matplotlib.pyplot", "pydantic", "scipy.optimize", "scipy.stats", "sklearn.metrics", "tokenizers", "torch._dynamo",
+    "torchaudio", "transformers.models.bert", "transformers.models.wav2vec2", "transformers.trainer", "typer",
+    "vl_convert",
 )  # fmt: skip
 LAUNCHER = """#!{python} -IS
 import json, os, socket, sys

@@ -1,8 +1,8 @@
 """Exported models answer in onnxruntime as they do in torch.
 
-An export takes seconds, so three small models stand for all of them here, which have every operator of ONNX that any
-model has; with ERC_EVERY_ONNX=1 in the environment every model is exported under every setting of
-tests/fusion/test_models.py.
+An export takes seconds, so three small models stand for all of them, which have every operator of ONNX that any model
+has, and two of the three wait for `make soak`; tests/fusion/test_share.py exports a `concat`, too. With
+ERC_EVERY_ONNX=1 in the environment every model is exported under every setting of tests/fusion/test_models.py.
 """
 
 import json
@@ -51,7 +51,12 @@ EVERY = [
     for setting in [{}, *several, {"audio_layers": 3, "text_layers": 2}, {"classes": 1}]
 ]
 CASES = [
-    pytest.param(name, json.dumps(setting), id=f"{name} {name_of(setting)}")
+    pytest.param(
+        name,
+        json.dumps(setting),
+        id=f"{name} {name_of(setting)}",
+        marks=[] if name == "audio" else [pytest.mark.soak],
+    )
     for name, setting in (EVERY if os.environ.get("ERC_EVERY_ONNX") else A_FEW)
 ]
 EMPTY = [0, 0, 0]

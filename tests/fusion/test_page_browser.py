@@ -4,7 +4,8 @@ import importlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -143,18 +144,21 @@ KINDS: dict[str, tuple[Made, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One with all turns for each of the `KINDS`."""
-    written = {}
-    for name, (made, model, train) in KINDS.items():
+def page_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The page of one of the `KINDS`, with all turns; written when it is first asked for."""
+
+    @cache
+    def write(kind: str) -> Path:
+        made, model, train = KINDS[kind]
         folder = tmp_path_factory.mktemp("kind")
         evaluated(folder, made, model, **{"seeds": (4,), "epochs": 1} | train).write(folder / "page", "all")
-        written[name] = folder / "page" / "index.html"
-    return written
+        return folder / "page" / "index.html"
+
+    return write
 
 
-def test_a_turn_without_a_modality_says_which(browser: Browser, pages: dict[str, Path]) -> None:
-    one = Opened(browser, pages["hcam"])
+def test_a_turn_without_a_modality_says_which(browser: Browser, page_of: Callable[[str], Path]) -> None:
+    one = Opened(browser, page_of("hcam"))
     expected = {
         (True, True): "There is neither audio nor text.",
         (True, False): "There is no audio.",
@@ -172,6 +176,7 @@ def test_a_turn_without_a_modality_says_which(browser: Browser, pages: dict[str,
     one.context.close()
 
 
+@pytest.mark.soak
 def test_the_benchmark_times_every_filter(
     browser: Browser, labelled: Evaluated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,9 +307,10 @@ def test_light_and_dark_are_readable_and_can_be_chosen(browser: Browser, labelle
     assert len(papers) == 2
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_turn_of_every_kind_of_model_opens(browser: Browser, pages: dict[str, Path], kind: str) -> None:
-    one = Opened(browser, pages[kind])
+def test_every_turn_of_every_kind_of_model_opens(browser: Browser, page_of: Callable[[str], Path], kind: str) -> None:
+    one = Opened(browser, page_of(kind))
     for order in one.page.locator("select[name=order] option").evaluate_all("all => all.map(one => one.value)"):
         one.page.select_option("select[name=order]", order)
     for _ in range(one.count()):

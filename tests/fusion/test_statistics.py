@@ -138,9 +138,11 @@ def made_samples(studies: np.ndarray, metric: Metric) -> list[list[Sample]]:
 
 STUDIES = [
     pytest.param(24, 3, (0.15, 0.0), accuracy, id="24 conversations, 3 seeds, conversations decide"),
-    pytest.param(60, 3, (0.0, 0.08), accuracy, id="60 conversations, 3 seeds, seeds decide"),
-    pytest.param(60, 3, (0.05, 0.05), weighted_f1, id="60 conversations, 3 seeds, both, weighted F1"),
-    pytest.param(40, 5, (0.1, 0.04), accuracy, id="40 conversations, 5 seeds, both"),
+    pytest.param(60, 3, (0.0, 0.08), accuracy, id="60 conversations, 3 seeds, seeds decide", marks=pytest.mark.soak),
+    pytest.param(
+        60, 3, (0.05, 0.05), weighted_f1, id="60 conversations, 3 seeds, both, weighted F1", marks=pytest.mark.soak
+    ),
+    pytest.param(40, 5, (0.1, 0.04), accuracy, id="40 conversations, 5 seeds, both", marks=pytest.mark.soak),
 ]
 
 

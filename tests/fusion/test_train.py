@@ -228,6 +228,7 @@ def changes(path: Path, process: Any) -> Iterable[int]:
         time.sleep(0.002)
 
 
+@pytest.mark.soak
 def test_killed_at_random_moments_training_ends_with_the_same_bytes(tmp_path: Path) -> None:
     recipe = tiny_recipe(seeds=(0, 1), epochs=6, patience=6)
     write_made(tmp_path / "feats.h5")

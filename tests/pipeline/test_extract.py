@@ -83,8 +83,9 @@ def test_the_same_input_gives_the_same_bytes(manifest: Path, encoded: Path, tmp_
     assert audio(manifest, tmp_path / "again.h5").read_bytes() == (encoded / "audio.h5").read_bytes()
 
 
-def test_killed_twenty_times_the_file_ends_the_same_and_nothing_is_encoded_twice(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.soak)])
+def test_killed_again_and_again_the_file_ends_the_same_and_nothing_is_encoded_twice(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
 ) -> None:
     """SIGKILL at random moments of runs that log what they encode."""
     log, target = tmp_path / "log", tmp_path / "killed.h5"
@@ -106,8 +107,8 @@ def test_killed_twenty_times_the_file_ends_the_same_and_nothing_is_encoded_twice
     whole, undisturbed = target.read_bytes(), log.read_text().splitlines()
     target.unlink()
     log.write_text("")
-    moments, kills = random.Random(0), 0
-    while kills < 20 and not target.exists():
+    moments, killed = random.Random(0), 0
+    while killed < kills and not target.exists():
         size, patience = log.stat().st_size, moments.choice([0.0, 0.1, 30.0])
         child, deadline = fork(run), time.monotonic() + patience
         while not target.with_name("killed.h5.partial").exists():
@@ -117,8 +118,8 @@ def test_killed_twenty_times_the_file_ends_the_same_and_nothing_is_encoded_twice
         time.sleep(moments.uniform(0.0, 0.03))
         os.kill(child, signal.SIGKILL)
         assert exit_status(child) == -signal.SIGKILL
-        kills += 1
-    assert (kills, exit_status(fork(run))) == (20, 0)
+        killed += 1
+    assert (killed, exit_status(fork(run))) == (kills, 0)
     assert target.read_bytes() == whole
     encoded = log.read_text().splitlines()
     assert sorted(set(encoded)) == sorted(undisturbed)

@@ -170,6 +170,7 @@ def test_the_test_split_changes_nothing(corpus: Corpus, tuned: Path, tmp_path: P
     assert content(tmp_path / "garbled") == content(tuned / "audio")
 
 
+@pytest.mark.soak
 def test_killed_again_and_again_the_folder_ends_the_same(corpus: Corpus, tuned: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments."""
 

@@ -59,6 +59,7 @@ def test_prepare_keeps_nothing_and_says_so_in_one_word(project: Path) -> None:
     assert sorted(path.name for path in project.iterdir()) == ["corpus", "params.yaml"]
 
 
+@pytest.mark.soak
 def test_extraction_says_that_it_goes_on_and_keeps_its_work(project: Path) -> None:
     dataset = DatasetParams(name="table", root=str(project / "corpus"), table="table.csv")
     write_manifest(project / "manifest.jsonl", prepare(dataset).utterances)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.settings.machine import count_cores, free_bytes
 from pipeline.settings import machine as settings
+from pipeline.settings.machine import count_cores, free_bytes
 
 GB = 1 << 30
 

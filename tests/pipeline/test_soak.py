@@ -124,7 +124,9 @@ def flipped(path: Path, seed: int) -> list[tuple[int, int, str]]:
     return outcomes
 
 
-@pytest.mark.parametrize("write", [write_part, write_copied, write_linked])
+@pytest.mark.parametrize(
+    "write", [write_linked, *(pytest.param(write, marks=pytest.mark.soak) for write in (write_part, write_copied))]
+)
 def test_two_hundred_flipped_bytes_are_refused_or_named_and_nothing_crashes(
     tmp_path: Path, write: Callable[[Path], Path]
 ) -> None:
