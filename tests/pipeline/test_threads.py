@@ -1,6 +1,7 @@
 """Work is handed to threads whatever the moment of Ctrl-C."""
 
 import signal
+from collections.abc import Iterator
 from threading import Event, Semaphore
 
 import pytest
@@ -16,6 +17,14 @@ class Interrupting(Semaphore):
             signal.raise_signal(signal.SIGINT)
             self.interrupted = True
         return super().acquire(blocking, timeout)
+
+
+@pytest.fixture(autouse=True)
+def usual_handler() -> Iterator[None]:
+    """Which background jobs of a shell lack: they ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_amid_submit_comes_after_it() -> None:
