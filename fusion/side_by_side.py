@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from fusion.errors import TrainingError
-from pipeline.settings import count_cores
+from pipeline.settings import count_cores, ctrl_c_waits
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -74,7 +74,7 @@ def side_by_side(
     worker = _Worker(do, threads)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), initializer=worker.start) as executor:
         try:
-            with _ctrl_c_waits():  # a process that is just being forked would tell of it at length
+            with ctrl_c_waits():  # a process that is just being forked would tell of it at length
                 futures: Iterable[Future[Any]] = [executor.submit(_Worker.work, item) for item in items]
             yield (future.result() for future in as_completed(futures))
         except BaseException as error:  # Ctrl-C, too: what is running is not waited for
@@ -110,7 +110,6 @@ class _Worker:
             _Worker.number = self.started.value
             self.started.value += 1
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it, without a word
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         threading.Thread(target=_die_with_parent, daemon=True).start()
         torch.set_num_threads(self.threads)
 
@@ -125,12 +124,3 @@ def _die_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-@contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-import pipeline.decoders
-
 # pytest runs one process a core, so torch needs one thread in each; before torch is imported, and for child processes
 os.environ["OMP_NUM_THREADS"] = "1"
-pipeline.decoders.count_cores = lambda: 1  # and a corpus one decoder process
 
 # tests start many processes that import torch: 2 s, but 6 s where each has to compile it again
 sys.dont_write_bytecode = False
@@ -34,6 +31,13 @@ LONGEST = (
     "test_onnx_model.py",
     "test_commands.py",
 )  # a quarter of a minute and more each, those of `make soak` among them
+
+
+def pytest_configure() -> None:
+    """A corpus is decoded by one process, for the same reason."""
+    import pipeline.decoders  # numpy, which also looks at the variable above
+
+    pipeline.decoders.count_cores = lambda: 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

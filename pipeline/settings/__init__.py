@@ -17,7 +17,7 @@ from pipeline.settings.sections import (
     check_section,
     read_section,
 )
-from pipeline.settings.threads import Threads
+from pipeline.settings.threads import Threads, ctrl_c_waits
 
 __all__ = [
     "FUSION_SECTIONS",
@@ -36,6 +36,7 @@ __all__ = [
     "complete_set_name",
     "connect",
     "count_cores",
+    "ctrl_c_waits",
     "free_bytes",
     "join_words",
     "read_section",

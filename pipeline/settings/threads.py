@@ -23,12 +23,12 @@ class Threads(ThreadPoolExecutor):
         self, function: Callable[Arguments, Found], /, *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Future[Found]:
         """As the base class does, which `map` calls, too."""
-        with _ctrl_c_waits():
+        with ctrl_c_waits():
             return super().submit(function, *args, **kwargs)
 
 
 @contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
+def ctrl_c_waits() -> Iterator[None]:
     """Ctrl-C does what it does when the context is left; other threads than the main one it never meets."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
