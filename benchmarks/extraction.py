@@ -11,9 +11,9 @@ takes does not depend on weights, how far precisions agree does a little.
 Parts, all unless `--parts` chooses:
 
 - encoder: clips in memory. (a) transformers, one clip at a time in float32; (b) transformers, padded batches of 32 in
-  random order; (c) this extractor in float32 and in `precision: auto`. The floor is the model's multiplications at the
-  rate of a matrix product of the same run. Then how far the features of (b) and (c) agree with (a), and bfloat16 with
-  float32.
+  random order; (c) this extractor in float32 and, where the device is built for it, in bfloat16. The floor is the
+  model's multiplications at the rate of a matrix product of the same run. Then how far the features of (b) and (c)
+  agree with (a), and bfloat16 with float32.
 - files: the whole of `pipeline-audio` from compressed files (FLAC; AAC in 5.1, without the picture that MELD's have),
   each run in a process of its own. Decoding is its share of the processor's time, taken from decoding the same files
   alone. The loading of the model is left out of the times.
@@ -34,14 +34,14 @@ from pathlib import Path
 
 from measures.agreement import measure_agreement
 from measures.corpora import Corpus, made_corpus, real_corpus
-from measures.encoding import audio_params, build_base_model, measure
+from measures.encoding import build_base_model, measure
 from measures.extraction_runs import measure_files, measure_growth
 from measures.machine import describe
 from measures.report import Results, markdown
 from measures.storing import frame_counts, measure_store
 from measures.timing import say
 
-from pipeline.encoders.loading import choose_device, choose_precision, find_model
+from pipeline.encoders.loading import choose_device, find_model
 from pipeline.encoders.tiny import TINY_SPEECH
 
 PARTS = ("encoder", "files", "growth", "store")
@@ -55,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     corpora = _corpora(options.nemo, options.meld)
     location = _encoder(options.encoder, options.work)
     results = Results(describe(device), Path(location).name, options.repeats)
-    results.default_precision = choose_precision(audio_params(location, "auto").precision, device)
     sample = [corpus.sample(options.seconds) for corpus in corpora]
     if "encoder" in options.parts:
         results.encoding = [

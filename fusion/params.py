@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from pipeline.settings import Section, read_section
+from pipeline.settings import Precision, Section, read_section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
@@ -125,7 +125,7 @@ class TrainParams(Section):
     learning_rate: float = Field(1e-3, gt=0, le=10)
     weight_decay: float = Field(1e-4, ge=0, le=10)
     gradient_clip: float = Field(1.0, gt=0)  # largest norm of all gradients together
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: of matrix products and attention while it learns
+    precision: Precision = "float32"  # bfloat16: of matrix products and attention while it learns
     # GB for features; more stay in the file, with the same results. auto: half of what is free on the training device
     memory: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
 

@@ -12,6 +12,7 @@ from fusion.data import Split, encode_split
 from fusion.errors import TrainingError
 from fusion.history import Epoch, best_epoch
 from fusion.params import TrainParams
+from fusion.precision import check_precision
 from fusion.predict import score_answers
 from fusion.stages import Stage
 from fusion.state import State
@@ -44,6 +45,8 @@ class StageRun:
         self.train = encode_split(train, stage.encode) if stage.encode else train
         self.validation = encode_split(validation, stage.encode) if stage.encode else validation
         self.shuffle, self.history = shuffle, history
+        if params.precision == "bfloat16":
+            check_precision(stage.module, self.validation)
         self.weights = [weight for branch in stage.branches.values() for weight in branch.parameters()]
         self.optimizer = _optimizer(self.weights, params)
         self.best: dict[str, dict[str, Tensor]] = {}  # by branch

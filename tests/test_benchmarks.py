@@ -131,7 +131,7 @@ def test_a_process_of_its_own_does_not_count_what_this_one_holds(extraction: Any
         importlib.import_module(f"measures.{n}") for n in ("corpora", "machine", "extraction_runs")
     )
     corpus = corpora.Corpus("one", "one clip", "flac", "downmix", [corpora.Source(16_000, 16_000)])
-    params = importlib.import_module("measures.encoding").audio_params("log-mel", "auto")
+    params = importlib.import_module("measures.encoding").audio_params("log-mel", "float32")
     job = runs.Job(corpora.write_release(corpus, tmp_path), params, "downmix", "cpu")
     held = np.ones(2**29, np.uint8)
     found = runs.in_own_process(job)

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from measures.corpora import Corpus
-from measures.encoding import EXACT, NAIVE, SINGLE, Variant, extractor, make_variants
+from measures.encoding import EXACT, NAIVE, REDUCED, SINGLE, Variant, extractor, make_variants
 
 NATIVE_SECONDS, EMULATED_SECONDS = 60, 12  # bfloat16 takes long where the processor has none
 
@@ -29,12 +29,12 @@ class Agreement:
 def measure_agreement(corpus: Corpus, location: str, device: str) -> list[Agreement]:
     """The extractor and naive batches against single clips, bfloat16 against float32."""
     variants = {variant.name: variant for variant in make_variants(location, device)}
-    reduced = extractor(location, "bfloat16", device)
-    native = any(variant.precision == "bfloat16" for variant in variants.values())
+    reduced = variants.get(REDUCED) or extractor(location, REDUCED, device)
+    native = REDUCED in variants
     clips = corpus.sample(NATIVE_SECONDS if native else EMULATED_SECONDS).clips()
     features = {name: encoded(variants[name], clips) for name in (SINGLE, NAIVE, EXACT)}
-    features["bfloat16"] = encoded(reduced, clips)
-    pairs = [(EXACT, SINGLE), (NAIVE, SINGLE), ("bfloat16", EXACT)]
+    features[REDUCED] = encoded(reduced, clips)
+    pairs = [(EXACT, SINGLE), (NAIVE, SINGLE), (REDUCED, EXACT)]
     return [compare(of, to, corpus.name, features[of], features[to]) for of, to in pairs]
 
 

@@ -23,11 +23,12 @@ from pipeline.batching import batches_under_budget
 from pipeline.encoders.exact import Convolutions
 from pipeline.encoders.speech import LARGEST_BATCH, load_speech_encoder
 from pipeline.params import AudioParams
+from pipeline.settings import built_for_bfloat16
 
 NAIVE_BATCH = 32
 SHORTEST = 400  # samples; transformers refuses shorter clips
 WARM_UP = 2  # clips
-SINGLE, NAIVE, EXACT, DEFAULT = "single", "naive", "float32", "default"
+SINGLE, NAIVE, EXACT, REDUCED = "single", "naive", "float32", "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,10 @@ class Plain:
 
 
 def extractor(location: str, precision: str, device: str) -> Variant:
-    """This project's encoder under `audio.precision: <precision>`, with the batches of `pipeline-audio`."""
+    """This project's encoder under `audio.precision: <precision>`, which names it, with `pipeline-audio`'s batches."""
     params = audio_params(location, precision)
     encoder = load_speech_encoder(params, device)
-    settled = str(encoder.identity.fields["precision"])
-    return Variant(
-        EXACT if precision == "float32" else DEFAULT,
-        settled,
-        encoder.encode,
-        lambda lengths: extraction_batches(lengths, device),
-    )
+    return Variant(precision, precision, encoder.encode, lambda lengths: extraction_batches(lengths, device))
 
 
 def audio_params(location: str, precision: str) -> AudioParams:
@@ -131,15 +126,15 @@ def extraction_batches(lengths: Sequence[int], device: str) -> list[list[int]]:
 
 
 def make_variants(location: str, device: str) -> list[Variant]:
-    """All variants; `default` is left out where it is float32 as well."""
+    """All variants; bfloat16 is left out where the device is not built for it."""
     plain = Plain(location, device)
     variants = [
         Variant(SINGLE, "float32", plain.encode, lambda lengths: [[index] for index in range(len(lengths))]),
         Variant(NAIVE, "float32", plain.encode, naive_batches, halved=lambda: plain.out_of_memory),
         extractor(location, "float32", device),
     ]
-    default = extractor(location, "auto", device)
-    return variants if default.precision == "float32" else [*variants, default]
+    native = built_for_bfloat16(torch.device(device))
+    return [*variants, extractor(location, REDUCED, device)] if native else variants
 
 
 def naive_batches(lengths: Sequence[int]) -> list[list[int]]:

@@ -84,10 +84,10 @@ class GrowthResult:
 
 
 def measure_files(corpus: Corpus, work: Path, location: str, device: str, repeats: int) -> FilesResult:
-    """`extract_audio` in precision auto from the corpus' files, which are made in `work` if they are not there."""
+    """`extract_audio` in float32 from the corpus' files, which are made in `work` if they are not there."""
     say(f"{corpus.name}: making the files")
     manifest = write_release(corpus, work / corpus.name)
-    params = audio_params(location, "auto")
+    params = audio_params(location, "float32")
     runs = []
     for number in range(repeats):
         runs.append(in_own_process(Job(manifest, params, corpus.channels, device)))
@@ -116,7 +116,7 @@ def measure_growth(corpus: Corpus, work: Path, encoder: str, device: str, repeat
     """Time and memory of a corpus, and of one with four times its clips, in turn."""
     small = replace(corpus, container="flac")
     grown = replace(small, sources=[*small.sources] * GROWTH)
-    params = audio_params(encoder, "auto")
+    params = audio_params(encoder, "float32")
     jobs = [
         Job(write_release(wanted, work / name), params, wanted.channels, device)
         for name, wanted in (("once", small), ("grown", grown))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from measures.agreement import Agreement
-from measures.encoding import DEFAULT, EXACT, NAIVE, SINGLE, CorpusResult
+from measures.encoding import EXACT, NAIVE, REDUCED, SINGLE, CorpusResult
 from measures.extraction_runs import FilesResult, GrowthResult
 from measures.layouts import GZIP, STORE
 from measures.machine import Machine
@@ -15,7 +15,7 @@ VARIANTS = {
     SINGLE: "(a) transformers, one clip at a time",
     NAIVE: "(b) transformers, random batches of 32",
     EXACT: "(c) this extractor",
-    DEFAULT: "(c) this extractor, default precision",
+    REDUCED: "(c) this extractor, bfloat16",
 }
 LAYOUTS = {
     COPY: "copy in memory",
@@ -33,7 +33,6 @@ class Results:
     machine: Machine
     encoder: str
     repeats: int
-    default_precision: str | None = None  # what `auto` came to
     encoding: list[CorpusResult] = field(default_factory=list)
     agreement: list[Agreement] = field(default_factory=list)
     files: list[FilesResult] = field(default_factory=list)
@@ -50,8 +49,8 @@ def markdown(results: Results) -> str:
     ]
     for corpus in results.encoding:
         parts += [_encoding_title(corpus), _encoding_table(corpus)]
-    if results.encoding and results.default_precision == "float32":
-        parts.append("`precision: auto` is float32 here: this device does not multiply bfloat16 natively.")
+    if results.encoding and all(variant.name != REDUCED for variant in results.encoding[0].variants):
+        parts.append("No bfloat16: this device is not built for it.")
     if results.agreement:
         parts.append(_agreement_table(results.agreement))
     if results.files:
@@ -104,7 +103,7 @@ def _encoding_table(corpus: CorpusResult) -> str:
 
 def _agreement_table(agreements: Sequence[Agreement]) -> str:
     header = ["features", "frames", "lowest cosine", "mean cosine", "largest difference", "largest value"]
-    names = {SINGLE: "(a)", NAIVE: "(b)", EXACT: "(c) float32", "bfloat16": "(c) bfloat16"}
+    names = {SINGLE: "(a)", NAIVE: "(b)", EXACT: "(c) float32", REDUCED: "(c) bfloat16"}
     rows = [
         [
             f"{names[found.of]} to {names[found.to]}, {found.corpus}",

@@ -17,10 +17,13 @@ Axes: clips, samples, frames.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+GROUP_WIDTH = 16  # channels of a group from which on grouped convolutions are right on every processor
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,33 @@ def zero_before_positions(model: Any, padding: Padding) -> None:
     for module in model.encoder.pos_conv_embed.modules():
         if isinstance(module, nn.Conv1d):
             module.register_forward_pre_hook(padding.zero)
+
+
+def widen_narrow_groups(module: nn.Module) -> None:
+    """Have grouped convolutions of few channels a group compute with `GROUP_WIDTH` of them, the others zero.
+
+    oneDNN 3.10.2 (torch 2.11) computes grouped convolutions in bfloat16 wrongly on processors with AMX, by more than
+    the size of the result, where a group has fewer than 16 channels and the kernel is even. Zeros add nothing to a
+    sum, so a wider group gives the same result; the names and shapes of weights stay as they are. wav2vec2-base has 48
+    channels a group and is left alone.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv1d) and part.groups > 1 and part.in_channels < GROUP_WIDTH * part.groups:
+            part._conv_forward = partial(_convolve_widened, part)  # type: ignore[method-assign]
+
+
+def _convolve_widened(conv: nn.Conv1d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(clips, channels, frames) -> (clips, channels, frames), as `conv` would."""
+    groups, outputs, inputs = conv.groups, weight.shape[0] // conv.groups, weight.shape[1]
+    more_inputs, more_outputs = GROUP_WIDTH - inputs, max(0, GROUP_WIDTH - outputs)
+
+    x = nn.functional.pad(x.unflatten(1, (groups, inputs)), (0, 0, 0, more_inputs)).flatten(1, 2)
+    weight = weight.unflatten(0, (groups, outputs))  # (groups, outputs, inputs, kernel)
+    weight = nn.functional.pad(weight, (0, 0, 0, more_inputs, 0, more_outputs)).flatten(0, 1)
+    if bias is not None:
+        bias = nn.functional.pad(bias.unflatten(0, (groups, outputs)), (0, more_outputs)).flatten()
+    y = nn.functional.conv1d(x, weight, bias, conv.stride, conv.padding, conv.dilation, groups)
+    return y.unflatten(1, (groups, -1))[:, :, :outputs].flatten(1, 2)
 
 
 def restore_names(model: Any) -> None:

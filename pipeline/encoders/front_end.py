@@ -21,42 +21,84 @@ Axes: pieces, samples, frames, channels.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.encoders.exact import Convolutions
+from pipeline.encoders.transfer import upload
+
+PLACES = 1 << 20  # of a kernel along a clip that are looked at together
+
+
+class Moments(NamedTuple):
+    """Of the samples under a kernel that moves along a clip, in float64: what the norm over time follows from."""
+
+    mean: Tensor  # (kernel,)
+    covariance: Tensor  # (kernel, kernel)
+
+    @classmethod
+    def of(cls, clip: Tensor, kernel: int, stride: int) -> "Moments":
+        """Those of a clip (samples,) of at least one kernel, in bounded memory however long it is."""
+        windows = clip.double().unfold(0, kernel, stride)  # (places, kernel)
+        mean = windows.mean(dim=0)
+        covariance = torch.zeros(kernel, kernel, dtype=torch.float64)
+        for some in windows.split(PLACES):
+            centred = some - mean
+            covariance += centred.T @ centred
+        return cls(mean, covariance / len(windows))
+
+
+class Prepared(NamedTuple):
+    """A clip that is ready for the front end."""
+
+    samples: Tensor  # (samples,), normalised, of at least one frame
+    moments: Moments | None  # where the first convolution is followed by a norm over time
 
 
 class FrontEnd:
-    """Clips -> frames in front of the transformer.
+    """Clips -> frames in front of the transformer. Types are explicit: autocast, where it is on, has no say in here.
 
     Args:
         extractor: the model's `feature_extractor`.
-        dtype: of the arithmetic behind the first convolution, which is always float32.
+        dtype: of the arithmetic behind the first convolution, which is always float32, as norms are.
         piece_frames: longer clips are worked off in pieces of so many frames.
-        together: whether the pieces of a call are padded and encoded at once, or one by one, which takes no padding
-            and keeps what is in work within the processor's cache.
+        budget: samples, padding included, of the pieces that are encoded at once; at least one piece is, and with 0 no
+            other, which takes no padding and keeps what is in work within a processor's cache.
     """
 
     def __init__(
-        self, extractor: Any, convolutions: Convolutions, dtype: torch.dtype, piece_frames: int, together: bool
+        self, extractor: Any, convolutions: Convolutions, dtype: torch.dtype, piece_frames: int, budget: int
     ) -> None:
         self._convolutions = convolutions
-        self._piece_frames, self._together = piece_frames, together
+        self._piece_frames, self._budget = piece_frames, budget
         layers = list(extractor.conv_layers)
         self._first = _First(layers[0])
         self._others = [_Layer(layer, dtype) for layer in layers[1:]]
         self._dtype = dtype
 
-    def __call__(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Clips (samples,) of at least one frame -> (frames, channels) each, on the clips' device."""
-        folded = [self._first.fold(clip) for clip in clips]
+    def prepare(self, clip: Tensor) -> Prepared:
+        """What can be known of a clip (samples,) before it is on the device; called in threads that load clips."""
+        kernel, stride = self._convolutions.kernels[0], self._convolutions.strides[0]
+        return Prepared(clip, Moments.of(clip, kernel, stride) if self._first.normalises else None)
+
+    def __call__(self, clips: Sequence[Prepared], device: torch.device) -> list[Tensor]:
+        """Prepared clips -> (frames, channels) each, on `device`, whose other work goes on meanwhile."""
+        lengths = [len(clip.samples) for clip in clips]
+        moments = [clip.moments for clip in clips if clip.moments is not None]
+        stacked = [torch.stack(some) for some in zip(*moments, strict=True)]  # means, covariances
+        with torch.autocast(device.type, enabled=False):
+            flat, *sent = upload([torch.cat([clip.samples for clip in clips]), *stacked], device)
+            weights, biases = self._first.fold(*sent) if sent else self._first.plain(len(clips))
+            return self._frames(flat.split(lengths), weights, biases)
+
+    def _frames(self, clips: Sequence[Tensor], weights: Tensor, biases: Tensor) -> list[Tensor]:
         pieces = [piece for index, clip in enumerate(clips) for piece in self._cut(index, len(clip))]
         done: list[list[Tensor]] = [[] for _ in clips]
-        for group in [pieces] if self._together else [[piece] for piece in pieces]:
-            frames = self._encode([clips[p.clip][p.start : p.end] for p in group], [folded[p.clip] for p in group])
+        for group in self._groups(pieces):
+            x = nn.utils.rnn.pad_sequence([clips[p.clip][p.start : p.end] for p in group], batch_first=True)
+            frames = self._encode(x, [weights[p.clip] for p in group], [biases[p.clip] for p in group])
             for row, piece in enumerate(group):
                 done[piece.clip].append(frames[row, : piece.frames])
         return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in done]
@@ -70,10 +112,20 @@ class FrontEnd:
             for start, count in zip(starts, counts, strict=True)
         ]
 
-    def _encode(self, pieces: Sequence[Tensor], folded: Sequence["_Folded"]) -> Tensor:
-        """(pieces, frames, channels); frames of padding hold anything."""
-        x = nn.utils.rnn.pad_sequence(list(pieces), batch_first=True)
-        x = self._first(x, folded).to(self._dtype)
+    def _groups(self, pieces: Sequence["_Piece"]) -> list[list["_Piece"]]:
+        """Pieces that are encoded together: neighbours, within the budget."""
+        groups: list[list[_Piece]] = []
+        for piece in pieces:
+            joined = [*groups[-1], piece] if groups else [piece]
+            if groups and len(joined) * max(one.samples for one in joined) <= self._budget:
+                groups[-1] = joined
+            else:
+                groups.append([piece])
+        return groups
+
+    def _encode(self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+        """(pieces, samples) -> (pieces, frames, channels); frames of padding hold anything."""
+        x = self._first(x, weights, biases).to(self._dtype)
         for layer in self._others:
             x = layer(x)
         return x
@@ -88,13 +140,9 @@ class _Piece:
     end: int
     frames: int
 
-
-@dataclass(frozen=True)
-class _Folded:
-    """Weights (kernel, channels) and bias (channels,) of the first convolution, for one clip."""
-
-    weight: Tensor
-    bias: Tensor
+    @property
+    def samples(self) -> int:
+        return self.end - self.start
 
 
 class _First:
@@ -111,28 +159,36 @@ class _First:
         if self._group_norm is not None and self._group_norm.num_groups != self._weight.shape[1]:
             raise AssertionError("group norm of the family has a group for each channel")
 
-    def fold(self, clip: Tensor) -> _Folded:
-        """What the convolution is for this clip (samples,), its norm over time included."""
-        if self._group_norm is None:
-            return _Folded(self._weight, self._bias)
-        windows = clip.double().unfold(0, self._kernel, self._stride)  # (frames, kernel)
-        mean = windows.mean(dim=0)
-        centred = windows - mean
-        covariance = centred.T @ centred / len(windows)  # (kernel, kernel)
+    @property
+    def normalises(self) -> bool:
+        """Whether a norm over time follows."""
+        return self._group_norm is not None
+
+    def plain(self, clips: int) -> tuple[Tensor, Tensor]:
+        """The same weights (clips, kernel, channels) and biases (clips, channels) for every clip."""
+        return self._weight.expand(clips, -1, -1), self._bias.expand(clips, -1)
+
+    def fold(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (clips, kernel, channels) and biases (clips, channels) that hold each clip's norm over time.
+
+        Shape:
+            mean: (clips, kernel), float64
+            covariance: (clips, kernel, kernel), float64
+        """
+        assert self._group_norm is not None
         weight = self._weight.double()
-        variance = (weight * (covariance @ weight)).sum(dim=0)
+        variance = (weight * (covariance @ weight)).sum(dim=1)  # (clips, channels)
         scale = self._group_norm.weight * torch.rsqrt(variance + self._group_norm.eps)
         shift = self._group_norm.bias - scale * (mean @ weight)  # a bias of the convolution would cancel
-        return _Folded((weight * scale).float(), shift.float())
+        return (weight * scale[:, None]).float(), shift.float()
 
-    def __call__(self, x: Tensor, folded: Sequence[_Folded]) -> Tensor:
+    def __call__(self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
         """(pieces, samples) -> (pieces, frames, channels)."""
         windows = x.unfold(1, self._kernel, self._stride)  # (pieces, frames, kernel)
-        if len(folded) == 1:
-            y = torch.addmm(folded[0].bias, windows[0], folded[0].weight)[None]
+        if len(weights) == 1:
+            y = torch.addmm(biases[0], windows[0], weights[0])[None]
         else:
-            weights = torch.stack([one.weight for one in folded])
-            y = torch.baddbmm(torch.stack([one.bias for one in folded])[:, None], windows, weights)
+            y = torch.baddbmm(torch.stack(list(biases))[:, None], windows, torch.stack(list(weights)))
         return self._activation(y if self._layer_norm is None else self._layer_norm(y))
 
 
@@ -163,7 +219,7 @@ class _Layer:
                 x.storage_offset() + number * self._stride * channels,
             )
             y = self._add(y, view, weight) if number else self._begin(view, weight)
-        return self._activation(y if self._norm is None else self._norm(y))
+        return self._activation(y if self._norm is None else self._norm(y.float())).to(x.dtype)
 
     def _begin(self, view: Tensor, weight: Tensor) -> Tensor:
         if len(view) == 1:

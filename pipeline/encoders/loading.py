@@ -149,17 +149,6 @@ def choose_device(device: str) -> str:
     return device
 
 
-def choose_precision(precision: str, device: str) -> str:
-    """`auto` -> `bfloat16` where the device multiplies it natively, else `float32`."""
-    import torch
-
-    if precision != "auto":
-        return precision
-    if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
-
-
 def resolve_layers(layers: str | tuple[int, ...], available: int, name: str) -> list[int]:
     """`last` or layer numbers -> sorted numbers, each at most `available`; raises EncoderError otherwise."""
     if isinstance(layers, str):

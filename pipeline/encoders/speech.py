@@ -5,7 +5,8 @@ A clip's features do not depend on the clips that share its batch; `pipeline.enc
 Axes: clips, samples, frames, layers, dim.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,30 @@ from torch import Tensor, nn
 from pipeline.batching import windows
 from pipeline.encoders.budget import fitting
 from pipeline.encoders.exact import Convolutions, Padding, prepared, zero_before_positions
-from pipeline.encoders.front_end import FrontEnd
-from pipeline.encoders.inference import fetched, ready_for_inference
+from pipeline.encoders.front_end import FrontEnd, Prepared
 from pipeline.encoders.loading import (
     Source,
     choose_device,
-    choose_precision,
     find_model,
     load_pretrained,
     resolve_layers,
     weights_hash,
 )
+from pipeline.encoders.precision import Probe, cast_products, ready_for_inference, reduce_precision
 from pipeline.encoders.tiny import TINY_SPEECH
+from pipeline.encoders.transfer import fetched, upload
 from pipeline.engine import Rows
 from pipeline.errors import EncoderError
 from pipeline.params import AudioParams
 from pipeline.store import Dtype, Identity
 
-VERSION = 2  # raise it when a change alters the features
+VERSION = 3  # raise it when a change alters the features
 FAMILY = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 LOG_MEL = "log-mel"
 PIECE_FRAMES = 100  # of a clip on a processor: what the convolutions work on stays in its cache
+TOGETHER_SECONDS = 64  # of audio that a GPU's convolutions work on at once, padding included: about 1.3 GB for base
+PROBE_FRAMES = (1, 2, 15, 49)
+PROBE_HERTZ = 220.0
 LARGEST_BATCH = {"cpu": 16, "cuda": 512}  # seconds in a batch; on processors larger ones were slower
 
 
@@ -47,6 +51,7 @@ class SpeechEncoder:
         identity: what the features depend on.
         sample_rate: of the clips, in Hz.
         row_shape: of one frame, (dim,) or (layers, dim).
+        device: where it computes.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class SpeechEncoder:
         self.identity = identity
         self.sample_rate = frontend.sample_rate
         self.row_shape = row_shape
+        self.device = frontend.device
         self._mix = params.mix
 
     def frames(self, samples: int) -> int:
@@ -66,27 +72,32 @@ class SpeechEncoder:
         """Samples in a batch, padding included, that fit the memory which is free now."""
         return int(self._frontend.budget_seconds() * self.sample_rate)
 
+    def prepare(self, clip: Tensor) -> Prepared:
+        """What can be done to a clip (samples,) on the host, before its batch is encoded; safe in threads."""
+        return self._frontend.prepare(prepared(clip, self._frontend.normalise, self._frontend.receptive_field))
+
     def encode(self, clips: Sequence[Tensor]) -> list[np.ndarray]:
         """Each clip (samples,) -> (frames, *row_shape) float32; one longer than the window in overlapping windows."""
-        return self.start(clips, "float32")()
+        return self.start([self.prepare(clip) for clip in clips], "float32")()
 
     @torch.inference_mode()
-    def start(self, clips: Sequence[Tensor], dtype: Dtype) -> Rows:
+    def start(self, clips: Sequence[Prepared], dtype: Dtype) -> Rows:
         """Begin to encode: the device works on while the caller goes on, until it asks for the rows, in `dtype`."""
-        ready = [prepared(clip, self._frontend.normalise, self._frontend.receptive_field) for clip in clips]
-        frames = [self._mixed(states).to(getattr(torch, dtype)) for states in self._frontend(ready)]
-        return fetched(torch.cat(frames), [len(rows) for rows in frames])
+        stored = getattr(torch, dtype)
 
-    def _mixed(self, frames: Tensor) -> Tensor:
-        """(frames, layers, dim) -> (frames, *row_shape)."""
-        return frames.mean(dim=1) if self._mix == "mean" else frames
+        def finish(states: Tensor) -> Tensor:
+            """(..., layers, dim) -> (..., *row_shape)."""
+            return (states.mean(dim=-2) if self._mix == "mean" else states).to(stored)
+
+        frames = self._frontend(clips, finish)
+        return fetched(torch.cat(frames), [len(rows) for rows in frames])
 
 
 class HiddenStates:
     """Chosen hidden states of a wav2vec2-family model, exact under padding; the model is cut at the highest one.
 
     The convolutions see every clip whole, however long it is (`FrontEnd`). The transformer sees clips longer than the
-    window in overlapping windows.
+    window in overlapping windows. Float32 until `reduce` is called.
     """
 
     def __init__(
@@ -104,28 +115,39 @@ class HiddenStates:
         self.hop, self.receptive_field = self._convolutions.hop, self._convolutions.receptive_field
         self._window = int(params.window_seconds * sample_rate) // self.hop
         self._overlap = int(params.overlap_seconds * sample_rate) // self.hop
-        self._device = torch.device(device)
-        self._reduced = choose_precision(params.precision, device) == "bfloat16"
-        self._layers = layers
-        self._final_norm = final_norm
-        self._depth = layers[-1]
-        self._captured: dict[int, Tensor] = {}
+        self.device = torch.device(device)
+        self._layers, self._final_norm = layers, final_norm
+        self._norm_first = getattr(model.config, "do_stable_layer_norm", False)
+        self._ready_mask = (
+            model.config._attn_implementation == "sdpa"
+        )  # else the model makes its own of (clips, frames)
         self._padding = Padding(self._convolutions)
         zero_before_positions(model, self._padding)
-        self._capture(model.encoder.layers)
-        model.to(self._device)
-        on_cpu = self._device.type == "cpu"
-        self._front_end = FrontEnd(
-            model.feature_extractor,
-            self._convolutions,
-            torch.bfloat16 if self._reduced else torch.float32,
-            piece_frames=PIECE_FRAMES if on_cpu else self._window,
-            together=not on_cpu,
-        )
-        self._projection, self._encoder = model.feature_projection, model.encoder
-        ready_for_inference(self._projection, self._reduced)
-        ready_for_inference(self._encoder, self._reduced)
+        self._model = model.to(self.device)
+        ready_for_inference(self._model)
+        self._reduced = False
+        self._front_end = self._make_front_end(torch.float32)
+        on_cpu = self.device.type == "cpu"
         self._bytes_per_second = _activation_bytes(model.config, len(layers), sample_rate, self.hop, on_cpu)
+
+    def _make_front_end(self, dtype: torch.dtype) -> FrontEnd:
+        on_cpu = self.device.type == "cpu"
+        together = int(TOGETHER_SECONDS * self.sample_rate)
+        longest = self._convolutions.frames(together)
+        return FrontEnd(
+            self._model.feature_extractor,
+            self._convolutions,
+            dtype,
+            piece_frames=PIECE_FRAMES if on_cpu else min(self._window, longest),
+            budget=0 if on_cpu else together,
+        )
+
+    def reduce(self) -> None:
+        """Compute in bfloat16 from now on."""
+        self._reduced = True
+        self._front_end = self._make_front_end(torch.bfloat16)
+        cast_products(self._model.feature_projection)
+        cast_products(self._model.encoder)
 
     def frames(self, samples: int) -> int:
         """Frames of a clip of `samples`, by the convolutions' own formula."""
@@ -133,62 +155,107 @@ class HiddenStates:
 
     def budget_seconds(self) -> float:
         """Audio in a batch that fits the memory which is free now."""
-        return fitting(self._bytes_per_second, self._device, LARGEST_BATCH[self._device.type])
+        return fitting(self._bytes_per_second, self.device, LARGEST_BATCH[self.device.type])
 
-    def __call__(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Clips (samples,) -> (frames, layers, dim) float32 each."""
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._reduced):
-            inputs = self._front_end([clip.to(self._device, non_blocking=True) for clip in clips])
-            short = [index for index, frames in enumerate(inputs) if len(frames) <= self._window]
-            encoded = dict(zip(short, self._transform([inputs[index] for index in short]), strict=True))
-            return [
-                encoded[index] if index in encoded else self._transform_long(frames)
-                for index, frames in enumerate(inputs)
-            ]
+    def prepare(self, clip: Tensor) -> Prepared:
+        """What the front end can know of a clip on the host."""
+        return self._front_end.prepare(clip)
 
-    def _transform_long(self, frames: Tensor) -> Tensor:
+    def __call__(self, clips: Sequence[Prepared], finish: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Clips -> (frames, ...) each, what `finish` makes of states (..., layers, dim) in float32."""
+        inputs = self._front_end(clips, self.device)
+        short = [index for index, frames in enumerate(inputs) if len(frames) <= self._window]
+        encoded = dict(zip(short, self._transform([inputs[index] for index in short], finish), strict=True))
+        return [
+            encoded[index] if index in encoded else self._transform_long(frames, finish)
+            for index, frames in enumerate(inputs)
+        ]
+
+    def _transform_long(self, frames: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
         pieces = []
         for window in windows(len(frames), self._window, self._overlap):
-            (states,) = self._transform([frames[window.start : window.end]])
+            (states,) = self._transform([frames[window.start : window.end]], finish)
             pieces.append(states[window.keep_start - window.start : window.keep_end - window.start])
         return torch.cat(pieces)
 
-    def _transform(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Clips (frames, channels) -> (frames, layers, dim) float32 each."""
+    def _transform(self, clips: Sequence[Tensor], finish: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Clips (frames, channels) -> (frames, ...) each."""
         if not clips:
             return []
-        lengths = [len(clip) for clip in clips]
-        projected = self._projection(torch.cat(list(clips)))
-        flat = (projected[0] if isinstance(projected, tuple) else projected).float()  # (all frames, dim)
-        x = nn.utils.rnn.pad_sequence(flat.split(lengths), batch_first=True)  # (clips, frames, dim)
-        mask = torch.arange(x.shape[1])[None] < torch.tensor(lengths)[:, None]
-        self._padding.frame_mask = mask.to(self._device)
-        self._encoder(x, attention_mask=None if mask.all() else self._padding.frame_mask)
-        states = torch.stack([self._normed(layer) for layer in self._layers], dim=2)  # (clips, frames, layers, dim)
-        self._captured.clear()
-        return [states[index, :length] for index, length in enumerate(lengths)]
+        states = self._states(clips, self._layers)
+        kept = finish(torch.stack([states[layer] for layer in self._layers], dim=2))  # of (clips, frames, layers, dim)
+        return [rows[: len(clip)] for rows, clip in zip(kept, clips, strict=True)]
 
-    def _normed(self, layer: int) -> Tensor:
-        state = self._captured[layer].float()
-        return self._final_norm(state) if layer == self._depth else state
+    def _states(self, clips: Sequence[Tensor], wanted: Sequence[int]) -> dict[int, Tensor]:
+        """Clips (frames, channels) -> hidden states by number: 0 is the input of layer 1, n the output of layer n.
 
-    def _capture(self, blocks: nn.ModuleList) -> None:
-        """Keep the input of the first transformer layer as state 0, and the output of layer n as state n."""
+        Shape:
+            returns: (clips, frames, dim) float32, the last one behind the norm that belongs to it
+        """
+        states = {}
+        lengths, encoder, depth = [len(clip) for clip in clips], self._model.encoder, max(wanted)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._reduced):
+            projected = self._model.feature_projection(torch.cat(list(clips)).float())
+            flat = (projected[0] if isinstance(projected, tuple) else projected).float()  # (all frames, dim)
+            x = nn.utils.rnn.pad_sequence(flat.split(lengths), batch_first=True)  # (clips, frames, dim)
+            self._padding.frame_mask, mask = self._masks(lengths)
+            x = x + encoder.pos_conv_embed(x)
+            x = x if self._norm_first else encoder.layer_norm(x)
+            passed: dict[str, Tensor] = {}
+            for number in range(depth + 1):
+                if number:
+                    x, passed = _unpacked(encoder.layers[number - 1](x, attention_mask=mask, **passed))
+                if number in wanted:
+                    states[number] = (self._final_norm(x) if number == self._layers[-1] else x).float()
+        return states
 
-        def keep_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._captured[0] = args[0] if args else kwargs["hidden_states"]
+    def _masks(self, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Which frames are real (clips, frames), and what the layers take as a mask, None where all are."""
+        longest = max(lengths)
+        (sent,) = upload([torch.tensor(lengths)], self.device)
+        real = torch.arange(longest, device=self.device)[None] < sent[:, None]
+        if min(lengths) == longest:
+            return real, None
+        return real, real[:, None, None].expand(-1, 1, longest, -1) if self._ready_mask else real
 
-        if 0 in self._layers:
-            blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True)
-        for number, block in enumerate(blocks, start=1):
-            if number in self._layers:
-                block.register_forward_hook(self._keep_output(number))
+    def probes(self) -> list[Probe]:
+        """Noise and tones from one frame to a second; as many frames as the longest window holds, through one layer."""
+        lengths = [self._convolutions.samples(min(frames, self._window)) for frames in PROBE_FRAMES]
+        generator = torch.Generator().manual_seed(0)
+        channels = self._model.config.conv_dim[-1]
+        longest = torch.randn(self._window, channels, generator=generator)  # the convolutions know no such length
+        return [Probe(noise_and_tones(lengths, self.sample_rate, generator)), Probe([longest], 1)]
 
-    def _keep_output(self, number: int) -> Any:
-        def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._captured[number] = output[0] if isinstance(output, tuple) else output
+    def look(self, inputs: Sequence[Tensor], depth: int | None) -> dict[str, Tensor]:
+        """By layer, the rows (all frames, dim) of clips (samples,) or frames (frames, channels) encoded together."""
+        seen = {}
+        if inputs[0].dim() == 1:
+            ready = [self.prepare(prepared(clip, self.normalise, self.receptive_field)) for clip in inputs]
+            frames = self._front_end(ready, self.device)
+            seen["front end"] = torch.cat(frames).float()
+        else:
+            frames = [one.to(self.device) for one in inputs]
+        states = self._states(frames, range(min(self._layers[-1], depth or self._layers[-1]) + 1))
+        for number, state in states.items():
+            seen[layer_name(number)] = torch.cat([rows[: len(one)] for rows, one in zip(state, frames, strict=True)])
+        return seen
 
-        return keep
+
+def _unpacked(output: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a layer gives, and what it hands to the next one: WavLM's bias of positions."""
+    return (output[0], {"position_bias": output[1]}) if isinstance(output, tuple) else (output, {})
+
+
+def layer_name(number: int) -> str:
+    """What messages call a hidden state."""
+    return f"layer {number}" if number else "layer 0 (projection and positions)"
+
+
+def noise_and_tones(lengths: Sequence[int], sample_rate: int, generator: torch.Generator) -> list[Tensor]:
+    """Clips (samples,), by turns noise and a tone."""
+    tone = torch.sin(2 * math.pi * PROBE_HERTZ / sample_rate * torch.arange(max(lengths)))
+    noise = torch.randn(max(lengths), generator=generator)
+    return [(tone + 0.1 * noise if number % 2 else noise)[:length] for number, length in enumerate(lengths)]
 
 
 def _activation_bytes(config: Any, layers: int, sample_rate: int, hop: int, on_cpu: bool) -> float:
@@ -223,7 +290,7 @@ class LogMel:
     def __init__(self, device: str) -> None:
         from torchaudio.transforms import MelSpectrogram
 
-        self._device = device
+        self.device = torch.device(device)
         self._mel = MelSpectrogram(
             self.sample_rate, n_fft=512, win_length=400, hop_length=self.hop, n_mels=self.dim, center=False
         ).to(device)
@@ -236,9 +303,15 @@ class LogMel:
         """Clips are encoded one by one: a batch is what is fetched and written at once."""
         return 60.0
 
-    def __call__(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Clips (samples,) -> (frames, 1, dim) each, encoded one by one: nothing to share, nothing to pad."""
-        return [self._standardised(torch.log(self._mel(clip.to(self._device)) + 1e-5).T)[:, None] for clip in clips]
+    def prepare(self, clip: Tensor) -> Prepared:
+        """Nothing more can be done to a clip on the host."""
+        return Prepared(clip, None)
+
+    def __call__(self, clips: Sequence[Prepared], finish: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Clips -> (frames, dim) each, encoded one by one: nothing to share, nothing to pad."""
+        (flat,) = upload([torch.cat([clip.samples for clip in clips])], self.device)
+        samples = flat.split([len(clip.samples) for clip in clips])
+        return [finish(self._standardised(torch.log(self._mel(one) + 1e-5).T)[:, None]) for one in samples]
 
     @staticmethod
     def _standardised(frames: Tensor) -> Tensor:
@@ -290,6 +363,9 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
     final_norm = _cut(model, layers[-1])
     weights = weights_hash(model)
     frontend = HiddenStates(model, layers, final_norm, normalise, sample_rate, device, params)
+    if params.precision == "bfloat16":
+        names = [layer_name(layer) for layer in layers]
+        reduce_precision(frontend, names, who=f"encoder {params.encoder}", key="audio.precision", weights=weights)
     identity = Identity(
         {
             "modality": "audio",
@@ -304,7 +380,7 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
             "normalise": "clip" if normalise else "none",
             "window_seconds": params.window_seconds,
             "overlap_seconds": params.overlap_seconds,
-            "precision": choose_precision(params.precision, device),
+            "precision": params.precision,
             "dtype": params.dtype,
             "version": VERSION,
         }

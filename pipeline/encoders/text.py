@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from pipeline.batching import windows
 from pipeline.encoders.budget import fitting
-from pipeline.encoders.inference import fetched, ready_for_inference
 from pipeline.encoders.loading import (
     Source,
     choose_device,
-    choose_precision,
     find_model,
     load_pretrained,
     resolve_layers,
     weights_hash,
 )
+from pipeline.encoders.precision import Probe, cast_products, ready_for_inference, reduce_precision
 from pipeline.encoders.tiny import TINY_TEXT
+from pipeline.encoders.transfer import fetched, upload
 from pipeline.engine import Rows
 from pipeline.errors import EncoderError
 from pipeline.params import TextParams
@@ -34,6 +34,8 @@ from pipeline.store import Dtype, Identity
 
 VERSION = 1  # raise it when a change alters the features
 LARGEST_BATCH = {"cpu": 4096, "cuda": 65_536}  # tokens; more of them make nothing faster
+READY_MASK = ("bert", "camembert", "data2vec-text", "electra", "roberta", "xlm-roberta")  # take masks as they are used
+PROBE_TOKENS = (1, 5, 17, 50)
 PROBE = "a"  # a text that every vocabulary can hold, to see which special tokens surround it
 
 
@@ -56,11 +58,17 @@ class TextEncoder:
         self._window = longest_sequence(model, tokenizer) - len(self._prefix) - len(self._suffix)
         self._overlap = min(params.overlap_tokens, self._window // 2)
         self._pad = tokenizer.pad_token_id or 0
-        self._layers, self._mix, self._device = layers, params.mix, torch.device(device)
-        self._reduced = identity.fields["precision"] == "bfloat16"
-        self._model = model.to(self._device)
-        ready_for_inference(self._model, self._reduced)
+        self._layers, self._mix, self.device = layers, params.mix, torch.device(device)
+        self._reduced = False
+        self._model = model.to(self.device)
+        self._ready_mask = model.config.model_type in READY_MASK and model.config._attn_implementation == "sdpa"
+        ready_for_inference(self._model)
         self._bytes_per_token = 4 * (8 * dim + 2 * model.config.intermediate_size + len(layers) * dim)
+
+    def reduce(self) -> None:
+        """Compute in bfloat16 from now on."""
+        self._reduced = True
+        cast_products(self._model)
 
     def tokenize(self, text: str) -> list[int]:
         """Token numbers of `text`, all of them, without special tokens."""
@@ -74,7 +82,7 @@ class TextEncoder:
 
     def budget(self) -> int:
         """Tokens in a batch, padding included, that fit the memory which is free now."""
-        return fitting(self._bytes_per_token, self._device, LARGEST_BATCH[self._device.type])
+        return fitting(self._bytes_per_token, self.device, LARGEST_BATCH[self.device.type])
 
     def encode(self, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Token numbers of each text -> (tokens, *row_shape) float32, special tokens included."""
@@ -106,18 +114,52 @@ class TextEncoder:
 
     def _forward(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
         """Token numbers -> (tokens, layers, dim) float32 each."""
-        whole = [torch.tensor([*self._prefix, *token_ids, *self._suffix]) for token_ids in texts]
-        lengths = torch.tensor([len(tokens) for tokens in whole])
-        batch = nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=self._pad)  # (texts, tokens)
-        mask = torch.arange(batch.shape[1])[None] < lengths[:, None]
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._reduced):
-            states = self._model(
-                input_ids=batch.to(self._device),
-                attention_mask=mask.long().to(self._device),
-                output_hidden_states=True,
-            ).hidden_states
+        states, lengths = self._states(texts)
         stacked = torch.stack([states[layer].float() for layer in self._layers], dim=2)
-        return [stacked[index, :length] for index, length in enumerate(lengths.tolist())]
+        return [stacked[index, :length] for index, length in enumerate(lengths)]
+
+    def _states(self, texts: Sequence[Sequence[int]]) -> tuple[Sequence[Tensor], list[int]]:
+        """Hidden states (texts, tokens, dim) by layer, and the tokens of each text, special ones included."""
+        whole = [torch.tensor([*self._prefix, *token_ids, *self._suffix]) for token_ids in texts]
+        lengths = [len(tokens) for tokens in whole]
+        padded = nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=self._pad)
+        batch, sent = upload([padded, torch.tensor(lengths)], self.device)  # (texts, tokens), (texts,)
+        mask = torch.arange(batch.shape[1], device=self.device)[None] < sent[:, None]
+        if self._ready_mask:  # else the model looks at every mask whether it hides anything, and a GPU waits
+            attended = mask[:, None, None].expand(-1, 1, batch.shape[1], -1) if min(lengths) < max(lengths) else None
+        else:
+            attended = mask.long()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._reduced):
+            found = self._model(input_ids=batch, attention_mask=attended, output_hidden_states=True)
+        return found.hidden_states, lengths
+
+    def probes(self) -> list[Probe]:
+        """Token numbers at random, from one to fifty; the longest window too, through one layer."""
+        numbers = random_tokens(int(self._model.config.vocab_size), self._window)
+        return [Probe([numbers[:tokens] for tokens in PROBE_TOKENS]), Probe([numbers], 1)]
+
+    def look(self, inputs: Sequence[Sequence[int]], depth: int | None) -> dict[str, Tensor]:
+        """By layer, the rows (all tokens, dim) of texts that are encoded together."""
+        blocks = self._model.encoder.layer
+        self._model.encoder.layer = blocks[:depth]
+        try:
+            states, lengths = self._states(inputs)
+        finally:
+            self._model.encoder.layer = blocks
+        return {
+            layer_name(number): torch.cat([rows[:length] for rows, length in zip(state.float(), lengths, strict=True)])
+            for number, state in enumerate(states)
+        }
+
+
+def random_tokens(vocabulary: int, count: int) -> list[int]:
+    """Token numbers, the same every time."""
+    return torch.randint(vocabulary, (count,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def layer_name(number: int) -> str:
+    """What messages call a hidden state."""
+    return f"layer {number}" if number else "layer 0 (embeddings)"
 
 
 def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
@@ -141,23 +183,28 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
     layers = resolve_layers(params.layers, len(blocks), params.encoder)
     model.encoder.layer = blocks[: layers[-1]]
     model.pooler = None  # it reads [CLS] for tasks that are not ours
+    weights = weights_hash(model)
     identity = Identity(
         {
             "modality": "text",
             "model": source.name,
             "revision": source.revision,
             "architecture": model.config.model_type,
-            "weights": weights_hash(model),
+            "weights": weights,
             "tokenizer": _vocabulary_hash(tokenizer),
             "layers": layers,
             "mix": params.mix,
             "overlap_tokens": params.overlap_tokens,
-            "precision": choose_precision(params.precision, device),
+            "precision": params.precision,
             "dtype": params.dtype,
             "version": VERSION,
         }
     )
-    return TextEncoder(model, tokenizer, identity, layers, params, device)
+    encoder = TextEncoder(model, tokenizer, identity, layers, params, device)
+    if params.precision == "bfloat16":
+        names = [layer_name(layer) for layer in layers]
+        reduce_precision(encoder, names, who=f"encoder {params.encoder}", key="text.precision", weights=weights)
+    return encoder
 
 
 def load_tokenizer(source: Source, vocabulary: int) -> Any:

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipeline.encoders.exact import Convolutions, make_exact, padded, prepared, restore_names
+from pipeline.encoders.exact import Convolutions, make_exact, padded, prepared, restore_names, widen_narrow_groups
 from pipeline.encoders.loading import Source, find_model, load_pretrained, weights_hash
-from pipeline.encoders.speech import FAMILY, LOG_MEL, load_config, preprocessing
-from pipeline.encoders.text import load_tokenizer, longest_sequence, special_tokens
+from pipeline.encoders.speech import FAMILY, LOG_MEL, PROBE_FRAMES, load_config, noise_and_tones, preprocessing
+from pipeline.encoders.text import PROBE_TOKENS, load_tokenizer, longest_sequence, random_tokens, special_tokens
 from pipeline.encoders.tiny import TINY_SPEECH, TINY_TEXT
 from pipeline.errors import EncoderError
 from pipeline.finetune.examples import Example
@@ -35,6 +35,12 @@ class Learner(Protocol):
 
     def collate(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
         """The model's arguments for a batch, with `labels`."""
+
+    def probes(self) -> list[Tensor]:
+        """A few inputs, the same every time, to see how the model computes."""
+
+    def rows(self, example: Tensor) -> int:
+        """Rows of a hidden state that belong to an input."""
 
     def save(self, folder: Path) -> None:
         """Write the encoder, without the classifier, as an ordinary Hugging Face folder."""
@@ -77,6 +83,8 @@ class SpeechLearner:
         self._shortest_batch = _room_for_masks(encoder.config, self._convolutions)
         self.weights = weights_hash(encoder)
         make_exact(encoder)
+        if params.precision == "bfloat16":
+            widen_narrow_groups(encoder)
         if params.freeze_front_end:
             self.model.freeze_feature_encoder()
 
@@ -88,6 +96,16 @@ class SpeechLearner:
         """Batch of (clips, samples)."""
         batch, mask = padded([example.input for example in examples], self._shortest_batch)
         return {"input_values": batch, "attention_mask": mask.long(), "labels": _labels(examples)}
+
+    def probes(self) -> list[Tensor]:
+        """Noise and tones of several lengths."""
+        lengths = [self._convolutions.samples(frames) for frames in PROBE_FRAMES]
+        clips = noise_and_tones(lengths, self.sample_rate, torch.Generator().manual_seed(0))
+        return [self.prepare(clip) for clip in clips]
+
+    def rows(self, example: Tensor) -> int:
+        """Frames of a clip."""
+        return self._convolutions.frames(len(example))
 
     def save(self, folder: Path) -> None:
         """Write the encoder and its preprocessor."""
@@ -148,6 +166,17 @@ class TextLearner:
         lengths = torch.tensor([len(example.input) for example in examples])
         mask = torch.arange(batch.shape[1])[None] < lengths[:, None]
         return {"input_ids": batch, "attention_mask": mask.long(), "labels": _labels(examples)}
+
+    def probes(self) -> list[Tensor]:
+        """Token numbers at random."""
+        numbers = random_tokens(self.model.config.vocab_size, max(PROBE_TOKENS))
+        return [
+            torch.tensor([*self._prefix, *numbers[:tokens][: self._longest], *self._suffix]) for tokens in PROBE_TOKENS
+        ]
+
+    def rows(self, example: Tensor) -> int:
+        """Tokens of a text."""
+        return len(example)
 
     def save(self, folder: Path) -> None:
         """Write the encoder and its tokenizer."""

@@ -161,6 +161,7 @@ def _finetune(
     work: Path,
     device: str,
 ) -> Outcome:
+    from pipeline.finetune.precision import check_precision
     from pipeline.finetune.trainer import Examples, best_epoch, learn
 
     settings = params.finetune
@@ -169,6 +170,9 @@ def _finetune(
         Examples(read(utterances, name), chosen.classes(utterances))
         for name, utterances in (("train", chosen.train), ("validation", chosen.validation))
     )
+    modality = "audio" if isinstance(params, AudioParams) else "text"
+    if settings.precision == "bfloat16":
+        check_precision(learner, device, f"{modality}.finetune.precision")
     history = learn(learner, train, validation, settings, work, device)
     best = best_epoch(history, settings.metric)
     floor = majority(np.array(train.labels), np.array(validation.labels))
@@ -177,7 +181,6 @@ def _finetune(
     learner.save(finished)
     (finished / NAME).write_text(_card(learner, chosen, history, best, settings, floor), encoding="utf-8")
     publish(finished, output, work)
-    modality = "audio" if isinstance(params, AudioParams) else "text"
     named = Path(params.encoder).resolve() == output.resolve()
     return Outcome(
         output,

@@ -143,8 +143,6 @@ def _state(checkpoint: Path) -> list[dict[str, float]]:
 
 
 def _arguments(params: FinetuneParams, work: Path, device: str, steps: int) -> TrainingArguments:
-    reduced = device != "cpu" and params.precision == "auto"
-    bfloat16 = reduced and torch.cuda.is_bf16_supported(including_emulation=False)
     return TrainingArguments(
         output_dir=str(work),
         num_train_epochs=params.epochs,
@@ -160,8 +158,7 @@ def _arguments(params: FinetuneParams, work: Path, device: str, steps: int) -> T
         remove_unused_columns=False,
         seed=params.seed,
         use_cpu=device == "cpu",
-        bf16=bfloat16,
-        fp16=reduced and not bfloat16,
+        bf16=params.precision == "bfloat16",
         dataloader_pin_memory=device != "cpu",
         report_to="none",
         disable_tqdm=True,

@@ -6,6 +6,7 @@ from pipeline.settings.cluster import Cluster, ClusterError, ClusterParams, conn
 from pipeline.settings.completion import complete_override, complete_set_name, join_words
 from pipeline.settings.libraries import settle_libraries
 from pipeline.settings.machine import count_cores, free_bytes
+from pipeline.settings.precision import Precision, PrecisionError, advise_precision, built_for_bfloat16, check_agreement
 from pipeline.settings.sections import (
     FUSION_SECTIONS,
     PIPELINE_SECTIONS,
@@ -27,9 +28,14 @@ __all__ = [
     "ClusterError",
     "ClusterParams",
     "ErcError",
+    "Precision",
+    "PrecisionError",
     "Section",
     "SettingsError",
     "Threads",
+    "advise_precision",
+    "built_for_bfloat16",
+    "check_agreement",
     "check_overrides",
     "check_section",
     "complete_override",

@@ -255,7 +255,7 @@ def test_a_mistaken_override_is_answered_by_itself(tmp_path: Path, override: str
         ("audio.batch=many", "'auto' or a valid number"),
         ("text.batch=1.5", "'auto' or a valid integer"),
         ("audio.layers=first", "'last' or a list"),
-        ("audio.precision=float64", "'auto', 'float32' or 'bfloat16'"),
+        ("audio.precision=float64", "'float32' or 'bfloat16'"),
     ],
 )
 def test_a_value_of_several_types_is_answered_once(tmp_path: Path, override: str, expected: str) -> None:

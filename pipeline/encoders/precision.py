@@ -1,0 +1,95 @@
+"""Encoders in bfloat16, which prove themselves against float32 on the very device before they encode anything.
+
+A probe is encoded in float32, then the weights of matrix products are cast, then the probe is encoded again: each input
+alone and all of them in a padded batch. What is wrong in reduced precision alone (a kernel, a mask that is ignored)
+shows as a row whose cosine with its float32 row is too low, and the encoder is refused with the first layer that
+disagrees (`pipeline.settings.check_agreement`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from pipeline.encoders.exact import widen_narrow_groups
+from pipeline.settings import check_agreement
+
+Rows = Mapping[str, Tensor]  # by layer, in the order of computation: (rows, dim)
+
+_proven: set[tuple[str, str, str]] = set()  # weights, layers and device: once a process is enough
+
+
+class Probe(NamedTuple):
+    """Inputs of an encoder that are looked at alone and together."""
+
+    inputs: Sequence[Any]
+    depth: int | None = None  # only so many layers of the model, where all of them would take too long
+
+
+class Reducible(Protocol):
+    """An encoder that can go from float32 to bfloat16."""
+
+    device: torch.device
+
+    def probes(self) -> Sequence[Probe]:
+        """What to look at, the same every time."""
+
+    def look(self, inputs: Sequence[Any], depth: int | None) -> Rows:
+        """What the layers give for inputs that are encoded together, padding left out."""
+
+    def reduce(self) -> None:
+        """Compute in bfloat16 from now on."""
+
+
+def reduce_precision(encoder: Reducible, decisive: Sequence[str], *, who: str, key: str, weights: str) -> None:
+    """Have `encoder` compute in bfloat16, once it has proved itself.
+
+    Args:
+        decisive: the layers that are kept as features.
+        who, key: the encoder and the parameter that asks for bfloat16, for the message.
+        weights: hash of the encoder's weights.
+
+    Raises:
+        PrecisionError: it gives other features than in float32.
+    """
+    proof = weights, ",".join(decisive), str(encoder.device)
+    if proof in _proven:
+        encoder.reduce()
+        return
+    with torch.inference_mode():
+        probes = encoder.probes()
+        expected = [_alone(encoder, probe) for probe in probes]
+        encoder.reduce()
+        for probe, rows in zip(probes, expected, strict=True):
+            used = decisive if probe.depth is None else [list(rows)[-1]]
+            together = [] if len(probe.inputs) == 1 else [encoder.look(*probe)]
+            for found in (_alone(encoder, probe), *together):
+                check_agreement(rows, found, used, who=who, key=key, device=encoder.device)
+    _proven.add(proof)
+
+
+def _alone(encoder: Reducible, probe: Probe) -> Rows:
+    each = [encoder.look([one], probe.depth) for one in probe.inputs]
+    return {layer: torch.cat([rows[layer] for rows in each]) for layer in each[0]}
+
+
+def ready_for_inference(module: nn.Module) -> None:
+    """Do once what a forward pass would do each time: weight norm."""
+    for part in list(module.modules()):
+        if parametrize.is_parametrized(part):
+            for name in list(part.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+    module.requires_grad_(False)
+
+
+def cast_products(module: nn.Module) -> None:
+    """Weights of matrix products and convolutions in bfloat16, cast once.
+
+    Norms stay in float32, and with them the stream that the layers add to.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv1d):
+            part.to(torch.bfloat16)
+    widen_narrow_groups(module)

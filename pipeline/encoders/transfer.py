@@ -1,0 +1,57 @@
+"""Inputs on their way to the device and rows on their way back, neither of which the host waits for."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.engine import Rows
+
+ALIGNED = 16  # bytes at which each tensor of an upload begins
+
+
+def upload(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The same tensors on `device`, by one copy from pinned memory that the host does not wait for."""
+    if device.type == "cpu":
+        return list(tensors)
+    sent = packed(tensors).pin_memory().to(device, non_blocking=True)
+    return unpacked(sent, tensors)
+
+
+def packed(tensors: Sequence[Tensor]) -> Tensor:
+    """The bytes of all tensors, one behind the other."""
+    sizes = [-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors]
+    whole = torch.empty(sum(sizes), dtype=torch.uint8)
+    for part, tensor in zip(whole.split(sizes), tensors, strict=True):
+        part[: tensor.nbytes] = tensor.contiguous().flatten().view(torch.uint8)
+    return whole
+
+
+def unpacked(whole: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of the types and shapes of `like` from their packed bytes; views, no copies."""
+    parts = whole.split([-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in like])
+    return [
+        part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, like, strict=True)
+    ]
+
+
+def fetched(flat: Tensor, lengths: Sequence[int]) -> Rows:
+    """Start to copy rows (all rows, ...) to the host; what is returned waits for them and splits them by `lengths`."""
+    if flat.device.type == "cpu":
+        whole = flat.numpy()
+        return lambda: _split(whole, lengths)
+    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+    host.copy_(flat, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(flat.device))
+
+    def wait() -> list[np.ndarray]:
+        copied.synchronize()
+        return _split(host.numpy(), lengths)
+
+    return wait
+
+
+def _split(rows: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
+    return np.split(rows, np.cumsum(lengths)[:-1])
