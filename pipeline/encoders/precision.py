@@ -91,5 +91,6 @@ def cast_products(module: nn.Module) -> None:
     """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv1d):
-            part.to(torch.bfloat16)
+            for weight in part.parameters(recurse=False):
+                weight.data = weight.data.to(torch.bfloat16)
     widen_narrow_groups(module)

@@ -25,8 +25,8 @@ def load(folder: Path | str, **params: Any) -> SpeechEncoder:
     return load_speech_encoder(AudioParams(encoder=str(folder), **params), "cpu")
 
 
-def toy_folder(kind: str, folder: Path) -> Path:
-    """A toy model of one branch of the family; the seed is fixed."""
+def toy_config(kind: str) -> Any:
+    """A toy model of one branch of the family."""
     import transformers
 
     width: dict[str, Any] = {
@@ -37,14 +37,27 @@ def toy_folder(kind: str, folder: Path) -> Path:
         "conv_dim": (16,) * 7,
         "num_conv_pos_embedding_groups": 4,
     }
+    positions: dict[str, Any] = {"num_conv_pos_embeddings": 16, **width}
+    norm_first: dict[str, Any] = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
     configs = {
-        "hubert": transformers.HubertConfig(num_conv_pos_embeddings=16, **width),
-        "hubert-batch-norm": transformers.HubertConfig(num_conv_pos_embeddings=16, conv_pos_batch_norm=True, **width),
-        "wavlm": transformers.WavLMConfig(num_conv_pos_embeddings=16, **width),
-        "data2vec-audio": transformers.Data2VecAudioConfig(num_conv_pos_embeddings=3, conv_pos_kernel_size=9, **width),
+        "wav2vec2": lambda: transformers.Wav2Vec2Config(**positions),
+        "wav2vec2-layer": lambda: transformers.Wav2Vec2Config(**positions, **norm_first),
+        "hubert": lambda: transformers.HubertConfig(**positions),
+        "hubert-batch-norm": lambda: transformers.HubertConfig(conv_pos_batch_norm=True, **positions),
+        "wavlm": lambda: transformers.WavLMConfig(**positions),
+        "data2vec-audio": lambda: transformers.Data2VecAudioConfig(
+            num_conv_pos_embeddings=3, conv_pos_kernel_size=9, **width
+        ),
     }
+    return configs[kind]()
+
+
+def toy_folder(kind: str, folder: Path) -> Path:
+    """A toy model of one branch of the family; the seed is fixed."""
+    import transformers
+
     torch.manual_seed(0)
-    transformers.AutoModel.from_config(configs[kind]).save_pretrained(folder)
+    transformers.AutoModel.from_config(toy_config(kind)).save_pretrained(folder)
     return folder
 
 
