@@ -34,7 +34,7 @@ def fetched(flat: Tensor, lengths: Sequence[int]) -> Rows:
     host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
     host.copy_(flat, non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(flat.device))  # that of the copy, whichever device is the current one
 
     def wait() -> list[np.ndarray]:
         copied.synchronize()
