@@ -18,7 +18,7 @@ from fusion.atomic import writing
 from fusion.data import Split
 from fusion.distributed import train_on_cluster
 from fusion.errors import TrainingError
-from fusion.memory import memory_for_features
+from fusion.memory import memory_for_features, within_memory
 from fusion.params import EvaluateParams
 from fusion.runs import Result, Run, RunFolder, train_run
 from fusion.seeds import fingerprint
@@ -83,7 +83,8 @@ def ablate(
         missing = [run for run in distinct.values() if kept.load(run) is None]
         work: AbstractContextManager[Iterator[str | None]]
         if cluster:
-            work = nullcontext(train_on_cluster(missing, splits, classes, kept, cluster))
+            memory = variants[0].recipe.train.memory
+            work = nullcontext(train_on_cluster(missing, splits, classes, kept, cluster, memory))
         else:
             train = partial(_train, splits=splits, classes=classes, kept=kept)
             work = side_by_side(missing, train, jobs, threads)
@@ -150,7 +151,7 @@ def _finish(work: AbstractContextManager[Iterator[str | None]], missing: int, to
 def _train(run: Run, splits: SplitTable, classes: int, kept: RunFolder) -> str | None:
     """Why the run failed; None if it is done."""
     try:
-        train_run(run, splits[run.recipe], classes, kept, sys.stderr)
+        within_memory(lambda: train_run(run, splits[run.recipe], classes, kept, sys.stderr), splits.held, run.name)
     except TrainingError as error:
         return str(error)
     return None

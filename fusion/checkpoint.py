@@ -115,8 +115,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
         outputs = find_task(provenance.recipe.train.target, len(provenance.labels)).outputs
         if arguments["classes"] != outputs:
             raise ValueError(f"classes is {arguments['classes']}, but there are {outputs}")
-        model = MODELS[provenance.recipe.model.name](**arguments).to(device)
-        load_weights(model, folder / "model.safetensors", strict=True, device=str(device))
+        model = MODELS[provenance.recipe.model.name](**arguments)
+        load_weights(model, folder / "model.safetensors", strict=True)  # before cuDNN lays weights into one storage
         if _hash(folder / "model.safetensors") != expected:
             raise ValueError("model.safetensors is not the file that config.json tells of")
         stored = {name: (int(arguments[f"{name}_layers"]), int(arguments[f"{name}_dim"])) for name in MODALITIES}
@@ -125,7 +125,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
         raise ModelError(
             f"{folder}: damaged or of another version ({_one_line(error)}); train it again with fusion-train"
         ) from error
-    return LoadedModel(folder, model.eval(), provenance, history, stored)
+    return LoadedModel(folder, model.to(device).eval(), provenance, history, stored)
 
 
 def load_seeds(folder: Path, device: torch.device | str = "cpu") -> list[LoadedModel]:

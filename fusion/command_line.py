@@ -49,8 +49,9 @@ def command(body: Callable[..., None], goes_on: bool = False, encodes: bool = Fa
         if not encodes:
             os.environ.setdefault("OMP_NUM_THREADS", "1")
         try:
-            from pipeline.settings import FUSION_SECTIONS, ErcError, check_overrides, settle_libraries
+            from pipeline.settings import FUSION_SECTIONS, ErcError, check_overrides, settle_cublas, settle_libraries
 
+            settle_cublas()
             if encodes:
                 settle_libraries()
             try:

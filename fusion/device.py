@@ -1,12 +1,12 @@
 """Which device computes, and how it is made to repeat itself."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from fusion.errors import TrainingError
+from pipeline.settings import deterministic, full_float32
 
 
 def pick_device(name: str) -> torch.device:
@@ -23,21 +23,21 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def reproducible(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch starts from `seed` and prefers deterministic kernels; outside, nothing has changed.
+def reproducible(seed: int, device: torch.device, strict: bool = False) -> Iterator[None]:
+    """Inside, torch starts from `seed`, float32 is float32 and kernels repeat themselves; outside, nothing has changed.
 
-    A kernel that has no deterministic form on the device is used with a warning.
+    `strict` as of `pipeline.settings.deterministic`. What only answers does not need it: forward passes add up in one
+    order anyway.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA's libraries start
-    before = torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        full_float32(),
+        deterministic(strict),
+    ):
         torch.manual_seed(seed)
-        # not `use_deterministic_algorithms`, which imports torch's compiler: seconds
-        torch.set_deterministic_debug_mode("warn")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
         try:
             yield
         finally:
-            torch.set_deterministic_debug_mode(before)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

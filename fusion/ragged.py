@@ -1,7 +1,8 @@
 """One modality of a split: rows of features, ragged, from which padded groups of utterances are gathered.
 
-`Resident` rows lie on the training device, `Mapped` ones stay in the feature file and are read when they are needed.
-Both give the same bits. Features keep the precision of the file and become float32 when gathered.
+`Resident` rows lie on the training device, `Mapped` ones stay in the feature file, or beside a GPU in the memory of the
+machine, and are read when they are needed. Both give the same bits. Features keep the precision of the file and become
+float32 when gathered.
 
 Axes: utterances, frames (audio) or tokens (text), layers, dim; rows are the frames or tokens of all utterances.
 """
@@ -86,6 +87,10 @@ class Resident(_Rows):
     def move(self, device: torch.device | str) -> "Resident":
         """The same on `device`."""
         return replace(self, values=self.values.to(device))
+
+    def leave(self, device: torch.device | str) -> "Mapped":
+        """The same, whose rows stay in the memory of the machine and are gathered on `device`."""
+        return Mapped(self.values.numpy(), self.starts, self.lengths, None, torch.device(device))
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,11 @@ class Run:
     seed: int
     fingerprint: str
 
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"row '{self.row}' of ablations: seed {self.seed}"
+
 
 @dataclass(frozen=True)
 class Result:

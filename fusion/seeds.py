@@ -21,7 +21,7 @@ from fusion.checkpoint import read_provenance, save_model
 from fusion.data import Split, hold, load_split
 from fusion.errors import ModelError, OutputError
 from fusion.facts import count_split, score_intervals
-from fusion.memory import memory_for_features
+from fusion.memory import Held, memory_for_features, within_memory
 from fusion.model_folder import partial_folder
 from fusion.params import Recipe
 from fusion.provenance import VERSION, Provenance
@@ -58,15 +58,15 @@ def train_seeds(
         work.mkdir(parents=True, exist_ok=True)
     jobs = count_jobs(jobs, device)
     with single_thread(jobs) as threads:
-        splits = _load(features, recipe, device)
-        train = partial(_train_seed, features=features, splits=splits, recipe=recipe, work=work)
+        held = _load(features, recipe, device)
+        train = partial(_train_seed, features=features, held=held, recipe=recipe, work=work, device=device)
         with side_by_side(recipe.train.seeds, train, jobs, threads) as finished:
             found = {one.seed: one for one in finished}
     _publish(work, output, keep={f"seed-{seed}" for seed in recipe.train.seeds})
     return [found[seed] for seed in recipe.train.seeds]
 
 
-def _load(features: Features, recipe: Recipe, device: torch.device) -> Sequence[Split]:
+def _load(features: Features, recipe: Recipe, device: torch.device) -> Held[tuple[Split, Split]]:
     """Train and validation."""
     load = partial(
         load_split,
@@ -77,7 +77,9 @@ def _load(features: Features, recipe: Recipe, device: torch.device) -> Sequence[
         device=device,
         resident=False,
     )
-    return hold([load("train"), load("validation")], memory_for_features(recipe.train.memory, device))
+    train, validation = load("train"), load("validation")
+    held = hold([train, validation], memory_for_features(recipe.train.memory, device))
+    return Held((held[0], held[1]), (train, validation))
 
 
 def training_headline(trained: Sequence[Provenance]) -> str:
@@ -100,14 +102,18 @@ def fingerprint(features: Features, recipe: Recipe, seed: int, device: torch.dev
     return digest.hexdigest()
 
 
-def _train_seed(seed: int, features: Features, splits: Sequence[Split], recipe: Recipe, work: Path) -> Provenance:
-    train, validation = splits
+def _train_seed(
+    seed: int, features: Features, held: Held[tuple[Split, Split]], recipe: Recipe, work: Path, device: torch.device
+) -> Provenance:
     folder = work / f"seed-{seed}"
-    state = StateFile(work / f"seed-{seed}.state", fingerprint(features, recipe, seed, train.device))
+    state = StateFile(work / f"seed-{seed}.state", fingerprint(features, recipe, seed, device))
     found = _finished(folder, state.fingerprint)
     if found is None:
-        result = fit(train, validation, recipe, seed, classes=len(features.label_names), state=state)
-        task = find_task(recipe.train.target, len(features.label_names))
+        classes = len(features.label_names)
+        result = within_memory(
+            lambda: fit(*held.here, recipe, seed, classes=classes, state=state), held, f"seed {seed}"
+        )
+        task, splits = find_task(recipe.train.target, classes), held.here
         found = Provenance(
             recipe=recipe,
             seed=seed,
@@ -121,7 +127,7 @@ def _train_seed(seed: int, features: Features, splits: Sequence[Split], recipe: 
             calibration=result.calibration,
             corpus=features.corpus,
             data={split.name: count_split(split, task, features.label_names) for split in splits},
-            intervals=score_intervals(task, validation, result.answers),
+            intervals=score_intervals(task, splits[1], result.answers),
         )
         save_model(folder, result.model, found, result.history)
     state.delete()

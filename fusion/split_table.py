@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from fusion.data import Split, hold, load_split, withhold
+from fusion.memory import Held
 from fusion.params import Modalities, Recipe
+from fusion.ragged import Resident
 from fusion.runs import Splits
 from fusion.variants import Variant
 from pipeline.store import Features
@@ -16,14 +18,18 @@ NAMES = ("train", "validation", "test")
 
 
 class SplitTable:
-    """Splits by what the models of rows are given."""
+    """Splits by what the models of rows are given.
 
-    def __init__(self, loaded: Mapping[int, Splits]) -> None:
-        self.loaded = loaded  # by model.audio_frames
+    Attributes:
+        held: the splits by model.audio_frames.
+    """
+
+    def __init__(self, on_device: Mapping[int, Splits], off_device: Mapping[int, Splits]) -> None:
+        self.held = Held(on_device, off_device)
 
     def __getitem__(self, recipe: Recipe) -> Splits:
         """What a model of `recipe` is given; a withheld modality costs no copy of the other one."""
-        found, modalities = self.loaded[recipe.model.audio_frames], recipe.model.modalities
+        found, modalities = self.held.here[recipe.model.audio_frames], recipe.model.modalities
         return Splits(*(withhold(split, modalities) for split in (found.train, found.validation, found.test)))
 
 
@@ -43,14 +49,21 @@ def load_splits(
         modalities: Modalities = wanted.pop() if len(wanted) == 1 else "both"
         given_to_it: dict[str, Any] = {"modalities": modalities, "audio_frames": frames, "target": target}
         splits += [load_split(features, name, **given_to_it, device=device, resident=False) for name in NAMES]
-    held = hold(splits, memory)
-    return SplitTable({frames: Splits(*held[3 * number :][:3]) for number, frames in enumerate(all_frames)})
+    return SplitTable(_by_frames(all_frames, hold(splits, memory)), _by_frames(all_frames, splits))
 
 
-def move(splits: Splits, device: torch.device) -> Splits:
-    """The same with their rows on `device`."""
-    return Splits(*(_move(split, device) for split in (splits.train, splits.validation, splits.test)))
+def place_splits(loaded: Mapping[int, Splits], device: torch.device, memory: int) -> SplitTable:
+    """Splits in the memory of this machine, by model.audio_frames; on a GPU they take at most `memory` bytes."""
+    splits = [split for one in loaded.values() for split in (one.train, one.validation, one.test)]
+    off_device = [_leave(split, device) for split in splits]
+    on_device = splits if device.type == "cpu" else hold(off_device, memory)
+    return SplitTable(_by_frames(list(loaded), on_device), _by_frames(list(loaded), off_device))
 
 
-def _move(split: Split, device: torch.device) -> Split:
-    return replace(split, audio=split.audio.move(device), text=split.text.move(device))
+def _leave(split: Split, device: torch.device) -> Split:
+    audio, text = (rows.leave(device) if isinstance(rows, Resident) else rows for rows in (split.audio, split.text))
+    return replace(split, audio=audio, text=text)
+
+
+def _by_frames(all_frames: Sequence[int], splits: Sequence[Split]) -> dict[int, Splits]:
+    return {frames: Splits(*splits[3 * number :][:3]) for number, frames in enumerate(all_frames)}

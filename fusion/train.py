@@ -28,6 +28,7 @@ from fusion.stage_run import StageRun
 from fusion.stages import Stage
 from fusion.state import State, StateFile
 from fusion.tasks import find_task
+from pipeline.settings import repeatably
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,12 +149,17 @@ def fit(
         TrainingError: a loss is not finite.
         OutputError: the state cannot be written.
     """
-    with reproducible(seed, train.device):
-        training = _Training(train, validation, recipe, seed, classes)
-        try:
+
+    def learn(strict: bool) -> _Training:
+        with reproducible(seed, train.device, strict):
+            training = _Training(train, validation, recipe, seed, classes)
             training.run(state)
-        except TrainingError as error:
-            raise TrainingError(f"seed {seed}, {error}") from None
+        return training
+
+    try:
+        training = repeatably(learn, f"seed {seed}")
+    except TrainingError as error:
+        raise TrainingError(f"seed {seed}, {error}") from None
     fit_ensembles(training.model, validation, training.task)
     answers = predict_heads(training.model, validation, training.task)
     scores = score_heads(training.task, validation, answers)

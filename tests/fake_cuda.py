@@ -5,7 +5,7 @@ is autocast, cuDNN's GRU, and the walk through the graph on the way back.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,7 +96,8 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def send_back(loss: Tensor, gradients: Callable[[Tensor], Tensor] = torch.ones_like) -> None:
+@torch.no_grad()
+def send_back(loss: Tensor) -> None:
     """What `loss.backward()` does, whose engine asks CUDA's driver for streams.
 
     Gradients are summed to the shape and cast to the type that a node expects, as the engine does; another device is an
@@ -104,7 +105,7 @@ def send_back(loss: Tensor, gradients: Callable[[Tensor], Tensor] = torch.ones_l
     """
     waiting: dict[Any, dict[int, Tensor]] = defaultdict(dict)
     assert loss.grad_fn is not None
-    waiting[loss.grad_fn][0] = gradients(loss)
+    waiting[loss.grad_fn][0] = torch.ones_like(loss)
     for node in reversed(_inputs_first(loss.grad_fn)):
         given = [waiting[node].get(index) for index in range(len(node._input_metadata))]
         if all(gradient is None for gradient in given):

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from fusion.batch import Batch, Output
 from fusion.checkpoint import LoadedModel
 from fusion.data import Split
+from pipeline.settings import full_float32
 
 LONGEST = 32  # positions of an axis
 
@@ -58,7 +59,7 @@ class Viewer:
     def show(self, split: Split, conversations: Sequence[int]) -> Iterator[Shown]:
         """The views of every turn of these conversations of `split`; none from a model that shows none."""
         batch = _spread(split.gather(torch.tensor(conversations)), self._taken())
-        with torch.inference_mode():
+        with torch.inference_mode(), full_float32():
             output: Output = self.loaded.model.eval()(batch, views=True)
         group = batch.groups[0]
         widths = {"frames": group.audio.shape[1], "tokens": group.text.shape[1], "turns": batch.turns.mask.shape[1]}

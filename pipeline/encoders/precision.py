@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pipeline.encoders.exact import widen_narrow_groups
-from pipeline.settings import check_agreement
+from pipeline.settings import check_agreement, full_float32
 
 Rows = Mapping[str, Tensor]  # by layer, in the order of computation: (rows, dim)
 
@@ -58,7 +58,7 @@ def reduce_precision(encoder: Reducible, decisive: Sequence[str], *, who: str, k
     if proof in _proven:
         encoder.reduce()
         return
-    with torch.inference_mode():
+    with torch.inference_mode(), full_float32():
         probes = encoder.probes()
         expected = [_alone(encoder, probe) for probe in probes]
         encoder.reduce()

@@ -32,6 +32,7 @@ from pipeline.encoders.transfer import fetched, upload
 from pipeline.engine import Rows
 from pipeline.errors import EncoderError
 from pipeline.params import AudioParams
+from pipeline.settings import full_float32
 from pipeline.store import Dtype, Identity
 
 VERSION = 3  # raise it when a change alters the features
@@ -89,7 +90,8 @@ class SpeechEncoder:
             """(..., layers, dim) -> (..., *row_shape)."""
             return (states.mean(dim=-2) if self._mix == "mean" else states).to(stored)
 
-        frames = self._frontend(clips, finish)
+        with full_float32():
+            frames = self._frontend(clips, finish)
         return fetched(torch.cat(frames), [len(rows) for rows in frames])
 
 

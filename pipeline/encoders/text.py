@@ -30,6 +30,7 @@ from pipeline.encoders.transfer import fetched, upload
 from pipeline.engine import Rows
 from pipeline.errors import EncoderError
 from pipeline.params import TextParams
+from pipeline.settings import full_float32
 from pipeline.store import Dtype, Identity
 
 VERSION = 1  # raise it when a change alters the features
@@ -92,10 +93,9 @@ class TextEncoder:
     def start(self, texts: Sequence[Sequence[int]], dtype: Dtype) -> Rows:
         """Begin to encode: the device works on while the caller goes on, until it asks for the rows, in `dtype`."""
         fitting = [token_ids for token_ids in texts if len(token_ids) <= self._window]
-        encoded = iter(self._forward(fitting) if fitting else [])
-        rows = [
-            next(encoded) if len(token_ids) <= self._window else self._encode_long(token_ids) for token_ids in texts
-        ]
+        with full_float32():
+            encoded = iter(self._forward(fitting) if fitting else [])
+            rows = [next(encoded) if len(ids) <= self._window else self._encode_long(ids) for ids in texts]
         flat = torch.cat(rows)  # (all tokens, layers, dim)
         mixed = flat.mean(dim=1) if self._mix == "mean" else flat
         return fetched(mixed.to(getattr(torch, dtype)), [len(row) for row in rows])

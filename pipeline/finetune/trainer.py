@@ -5,11 +5,12 @@ at any moment leaves the one before. The last and the best are kept. What decide
 is read from the Trainer's own history, so a resumed run decides as an undisturbed one does.
 """
 
+import copy
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from pipeline.finetune.examples import Example
 from pipeline.finetune.learners import Learner
 from pipeline.finetune.scores import METRICS, scores
 from pipeline.params import FinetuneParams
+from pipeline.settings import deterministic, full_float32, ran_out_of_memory, repeatably
 from pipeline.store import sync
 
 MARK = "whole"  # file in a checkpoint whose bytes are all on disk
@@ -71,8 +73,13 @@ def learn(
     steps = -(-len(train) // params.batch_size)
     begun = _last_whole(work, params, steps)
     history = _history(_state(begun)) if begun else []
-    if not _finished(history, params):
-        with _reproducible(device), _memory(params), _same_config(learner.model.config):
+    start = None if device == "cpu" else copy.deepcopy(learner.model.state_dict())
+
+    def train_on(strict: bool) -> Any:
+        if start and not strict:
+            learner.model.load_state_dict(start)
+            learner.model.zero_grad()
+        with _reproducible(device, strict), _memory(params), _same_config(learner.model.config):
             trainer = _EpochTrainer(
                 order=_Order(train, params),
                 keep=lambda state: _kept(state, params, steps),
@@ -87,7 +94,10 @@ def learn(
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=str(begun) if begun else None)
-        history = _history(trainer.state.log_history)
+        return trainer.state.log_history
+
+    if not _finished(history, params):
+        history = _history(repeatably(train_on, "fine-tuning"))
     best = best_epoch(history, params.metric)
     learner.model.to("cpu").load_state_dict(load_file(_checkpoint(work, best.number, steps) / "model.safetensors"))
     return history
@@ -271,17 +281,14 @@ class _Progress(TrainerCallback):
 
 
 @contextmanager
-def _reproducible(device: str) -> Iterator[None]:
-    """Inside, kernels of a GPU are deterministic where they can be, and transformers is quiet."""
-    verbosity, debug = transformers.logging.get_verbosity(), torch.get_deterministic_debug_mode()
+def _reproducible(device: str, strict: bool) -> Iterator[None]:
+    """Inside, float32 is float32, kernels of a GPU repeat themselves, and transformers is quiet."""
+    verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
-    if device != "cpu":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA's libraries start
-        torch.set_deterministic_debug_mode("warn")
     try:
-        yield
+        with full_float32(), nullcontext() if device == "cpu" else deterministic(strict):
+            yield
     finally:
-        torch.set_deterministic_debug_mode(debug)
         transformers.logging.set_verbosity(verbosity)
 
 
@@ -299,8 +306,8 @@ def _memory(params: FinetuneParams) -> Iterator[None]:
     """Say what to do where a batch does not fit."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "not enough memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
             raise
         raise EncoderError(
             f"fine-tuning: a batch of {params.batch_size} exceeds the memory; lower finetune.batch_size, or "

@@ -2,6 +2,8 @@
 
 import os
 
+from pipeline.settings.arithmetic import settle_cublas
+
 
 def settle_libraries() -> None:
     """To be called before torch is loaded; what the user has set stays."""
@@ -10,3 +12,4 @@ def settle_libraries() -> None:
     # oneDNN keeps what it made for each of a thousand shapes, and batches come in ever new ones: memory would grow with
     # the corpus
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    settle_cublas()

@@ -16,6 +16,18 @@ MEMINFO = Path("/proc/meminfo")
 OWN_GROUP = Path("/proc/self/cgroup")
 CGROUP = Path("/sys/fs/cgroup")
 UNKNOWN = 1 << 30  # bytes, where the system does not tell
+# what other errors say: of the allocator on the CPU; of CUDA itself, pinned memory included; of libraries' handles
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
 
 
 def count_cores() -> int:
@@ -24,14 +36,24 @@ def count_cores() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), *map(int, quotas))) if quotas else len(os.sched_getaffinity(0))
 
 
-def free_bytes(device: "torch.device") -> int:
-    """Bytes that are free on `device`."""
+def free_bytes(device: "torch.device", share: float = 1.0) -> int:
+    """Bytes that are free on `device`; of a GPU's, no more than `share` of all that it has."""
     if device.type == "cuda":
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        free, total = torch.cuda.mem_get_info(device)
+        return min(free, int(share * total))
     available = [_available(), *(_left_in(folder) for folder in _groups())]
     return min((found for found in available if found is not None), default=UNKNOWN)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory, of a GPU or of the machine, did not suffice."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _groups() -> Iterator[Path]:

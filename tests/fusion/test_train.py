@@ -17,10 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from fusion.batch import Batch, Output
 from fusion.data import Split, load_split
 from fusion.errors import FeatureError, OutputError, TrainingError
 from fusion.history import best_epoch
 from fusion.losses import label_weights
+from fusion.models import MODELS
+from fusion.models.baselines import Concat
 from fusion.params import Recipe, read_recipe
 from fusion.predict import score_answers
 from fusion.seeds import train_seeds
@@ -81,6 +84,24 @@ def test_training_leaves_the_callers_random_numbers_and_settings_alone() -> None
     train(make_features(SMALL), tiny_recipe(epochs=1))
     assert torch.equal(torch.rand(3), expected)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.filterwarnings("ignore:put_ does not have")
+def test_a_model_with_an_operation_that_cannot_repeat_itself_is_trained_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    features, recipe = make_features(SMALL), tiny_recipe({"name": "concat"}, epochs=2)
+    expected = train(features, recipe)
+    assert not caplog.records
+
+    class Putting(Concat):
+        def forward(self, batch: Batch, views: bool = False) -> Output:
+            torch.zeros(3).put_(torch.tensor([1]), torch.tensor([1.0]))  # has no deterministic form on any device
+            return super().forward(batch, views)
+
+    monkeypatch.setitem(MODELS, "concat", Putting)
+    assert_same_weights(train(features, recipe).model.state_dict(), expected.model.state_dict())
+    assert "seed 0: the same seed may give other numbers the next time: put_ does not have" in caplog.text
 
 
 def test_training_is_the_same_bits_whatever_the_test_split_holds() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.settings import machine as settings
-from pipeline.settings.machine import count_cores, free_bytes
+from pipeline.settings.machine import count_cores, free_bytes, ran_out_of_memory
 
 GB = 1 << 30
 
@@ -78,3 +78,34 @@ def test_cores_are_those_of_the_quota_or_of_the_binding(
 def test_of_a_group_outside_of_the_view_the_root_counts(machine: Path) -> None:
     (machine / "own").write_text("0::/../../elsewhere\n")
     assert free_bytes(torch.device("cpu")) == 4 * GB
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 60), (0.75, 60), (0.25, 20)])
+def test_a_process_may_use_its_share_of_a_gpu_as_far_as_that_is_free(
+    monkeypatch: pytest.MonkeyPatch, share: float, expected: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GB, 80 * GB))
+    assert free_bytes(torch.device("cuda"), share) == expected * GB
+
+
+LACKS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:125] DefaultCPUAllocator: not enough memory: you tried to allocate 4"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at some other call"),  # pinned memory
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+]
+
+
+@pytest.mark.parametrize("error", LACKS, ids=lambda error: str(error)[:40] or type(error).__name__)
+def test_a_lack_of_memory_is_told_from_other_errors(error: Exception) -> None:
+    assert ran_out_of_memory(error)
+    assert not ran_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not ran_out_of_memory(ValueError("not enough memory of the past"))
+
+
+def test_the_cpus_own_lack_of_memory_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert ran_out_of_memory(caught.value)
