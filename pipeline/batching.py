@@ -32,6 +32,20 @@ def batches_under_budget(lengths: Sequence[int], budget: int) -> list[list[int]]
     return batches
 
 
+def cut(count: int, pieces: int) -> list[range]:
+    """Positions 0 .. `count` in `pieces` parts of like size; empty parts are left out.
+
+    Every boundary stays when `pieces` is doubled, so halving all parts is the same as cutting anew.
+
+    >>> cut(5, 2)
+    [range(0, 2), range(2, 5)]
+    >>> cut(5, 4)
+    [range(0, 1), range(1, 2), range(2, 3), range(3, 5)]
+    """
+    edges = [piece * count // pieces for piece in range(pieces + 1)]
+    return [range(first, last) for first, last in itertools.pairwise(edges) if first < last]
+
+
 def shuffled_batches(lengths: Sequence[int], size: int, seed: Sequence[int]) -> list[list[int]]:
     """Indices in random batches of `size` (the last may be smaller) for training; a function of its arguments.
 

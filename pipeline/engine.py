@@ -3,23 +3,30 @@
 While a batch is encoded, threads load the inputs of the next ones, and the rows of the one before are on their way from
 the device. Whoever takes the results writes them meanwhile, in a thread of its own (`pipeline.extract`). Memory holds a
 few batches, however long the corpus is.
+
+Where memory runs out, the batch is encoded again in twice as many pieces, and later ones are cut as finely. The rows of
+a batch depend on the batch and on the number of its pieces alone, not on what failed before (`pipeline.batching.cut`).
 """
 
+import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from textwrap import shorten
 from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 
+from pipeline.batching import cut
 from pipeline.errors import ClipError, EncoderError
-from pipeline.settings import Threads, count_cores
+from pipeline.settings import Threads, count_cores, ran_out_of_memory
 
 LOADERS = count_cores()  # threads that load inputs: FFmpeg and torch let go of the interpreter lock
 COUNT_SECONDS = 2.0  # that an error waits for the inputs of its batch and the next ones, to count its like
 AHEAD = 2  # batches that are loaded while one is encoded
+QUOTED = 200  # characters of an error's first line that a message quotes
 
 Rows = Callable[[], list[np.ndarray]]  # waits for the device; one array an input
 
@@ -32,19 +39,17 @@ class Encoded:
     indices: Sequence[int]  # of its utterances that were encoded
     rows: Sequence[np.ndarray]  # one array for each of them
     failures: Mapping[int, str] = field(default_factory=dict)  # status of those that could not be loaded
+    pieces: int = 1  # into how many it was cut
 
 
 class Engine(Protocol):
-    """Something that encodes.
-
-    Attributes:
-        pieces: into how many pieces every batch is cut; more of them where memory ran out.
-    """
-
-    pieces: int
+    """Something that encodes."""
 
     def run(self, batches: Sequence[Sequence[int]]) -> Iterator[Encoded]:
         """Encode all batches, in any order."""
+
+    def cut_into(self, pieces: int) -> None:
+        """From the next batch on, cut into at least so many pieces; into more where memory runs out."""
 
     def close(self) -> None:
         """Let go of processes, files and other machines."""
@@ -59,6 +64,9 @@ class LocalEngine:
         name: of an utterance, for messages.
         mark: an utterance that cannot be loaded becomes a failure; else it ends the run.
         close: lets go of what `load` holds.
+        release: lets go of what an interrupted `start` left in the encoder; called after memory ran out, before the
+            batch is encoded again.
+        advice: what the user can do about one utterance that exceeds the memory.
 
     Raises (from `run`):
         ClipError: an utterance cannot be loaded, unless `mark`.
@@ -72,25 +80,35 @@ class LocalEngine:
         name: Callable[[int], str],
         mark: bool = False,
         close: Callable[[], None] = lambda: None,
+        release: Callable[[], None] = lambda: None,
+        advice: str = "use --device cpu",
     ) -> None:
         self._load, self._start, self._name, self._mark = load, start, name, mark
+        self._release, self._advice = release, advice
         self.pieces = 1
         self.close = close
         self._turn = Lock()
+        self._raising = Lock()
 
     def run(self, batches: Sequence[Sequence[int]]) -> Iterator[Encoded]:
         """Encode all batches, in their order; an error comes after all that was encoded before it."""
-        behind: deque[tuple[_Loaded, Rows]] = deque()
+        behind: deque[_Begun] = deque()
         try:
             for loaded in self._loaded(batches):
-                with self._turn:
-                    behind.append((loaded, self._encode(loaded)))
+                behind.append(self._begin(loaded))
                 if len(behind) > 1:
-                    yield _encoded(*behind.popleft())
+                    yield self._fetch_first(behind)
         except Exception:
-            yield from (_encoded(*done) for done in behind)
+            while behind:
+                yield self._fetch_first(behind)
             raise
-        yield from (_encoded(*done) for done in behind)
+        while behind:
+            yield self._fetch_first(behind)
+
+    def cut_into(self, pieces: int) -> None:
+        """From the next batch on, cut into at least so many pieces."""
+        with self._raising:
+            self.pieces = max(self.pieces, pieces)
 
     def _loaded(self, batches: Sequence[Sequence[int]]) -> "Iterator[_Loaded]":
         pool = Threads(LOADERS)  # not waited for: `close` ends what a hanging recording holds
@@ -125,33 +143,64 @@ class LocalEngine:
                 loaded.failures[index] = error.status
         return loaded
 
-    def _encode(self, loaded: "_Loaded") -> Rows:
-        """Encode in `pieces` pieces; where memory runs out, in twice as many from then on."""
-        parts = [part for part in np.array_split(range(len(loaded.inputs)), self.pieces) if len(part)]
-        started = [self._encode_halving(loaded, part.tolist()) for part in parts]
-        return lambda: [array for rows in started for array in rows()]
+    def _begin(self, loaded: "_Loaded") -> "_Begun":
+        """Begin to encode a batch; where memory runs out, begin again in more pieces."""
+        with self._turn:
+            while True:
+                pieces = self.pieces
+                begun = self._try_to_begin(loaded, pieces)
+                if isinstance(begun, _Begun):
+                    return begun
+                self._make_room(loaded, pieces, begun)
 
-    def _encode_halving(self, loaded: "_Loaded", part: list[int]) -> Rows:
+    def _try_to_begin(self, loaded: "_Loaded", pieces: int) -> "_Begun | _Shortage":
+        """When this returns, nothing refers to the tensors of an attempt that failed: its traceback is gone, too."""
+        begun = _Begun(loaded, pieces)
+        for part in cut(len(loaded.inputs), pieces):
+            try:
+                begun.parts.append((part, self._start(loaded.inputs[part.start : part.stop])))
+            except Exception as error:
+                if not ran_out_of_memory(error):
+                    raise
+                return _Shortage(part, _quoted(error))
+        return begun
+
+    def _fetch_first(self, behind: "deque[_Begun]") -> Encoded:
+        """The rows of the batch that was begun first; where memory runs out, all in `behind` are begun again."""
+        while True:
+            loaded, pieces = behind[0].loaded, behind[0].pieces
+            rows = _try_to_fetch(behind.popleft())
+            if not isinstance(rows, _Shortage):
+                return Encoded(loaded.batch, loaded.indices, rows, loaded.failures, pieces)
+            again = [loaded, *(begun.loaded for begun in behind)]
+            behind.clear()  # later batches too: they hold memory, and must not be cut less finely than this one
+            with self._turn:
+                self._make_room(loaded, pieces, rows)
+            behind.extend(map(self._begin, again))
+
+    def _make_room(self, loaded: "_Loaded", pieces: int, shortage: "_Shortage") -> None:
+        """After memory ran out at a batch in `pieces` pieces: free what can be freed, and cut into more.
+
+        An utterance that was alone is tried once more, since torch's cache is empty then: for its own tensors torch
+        empties it anyway, but not for what CUDA's libraries and pinned memory need.
+        """
         import torch
 
-        try:
-            return self._start([loaded.inputs[position] for position in part])
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "not enough memory" not in str(error):
-                raise
-        if len(part) == 1:
-            raise EncoderError(
-                f"'{self._name(loaded.indices[part[0]])}' alone exceeds the memory; lower audio.window_seconds, or "
-                "use --device cpu"
-            )
-        if torch.cuda.is_available():
+        self._release()
+        gc.collect()  # frames of the error that refer to themselves
+        if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        self.pieces = max(self.pieces, 2 * -(-len(loaded.inputs) // len(part)))
-        halves = [self._encode_halving(loaded, half) for half in (part[: len(part) // 2], part[len(part) // 2 :])]
-        return lambda: [array for rows in halves for array in rows()]
+            torch._C._host_emptyCache()  # pinned memory
+        if len(shortage.part) > 1:
+            self.cut_into(2 * pieces)
+        elif loaded.failed_alone:
+            name = self._name(loaded.indices[shortage.part.start])
+            raise EncoderError(f"'{name}' alone exceeds the memory ({shortage.reason}); {self._advice}")
+        else:
+            loaded.failed_alone = True
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Loaded:
     """A batch whose inputs are there."""
 
@@ -159,6 +208,43 @@ class _Loaded:
     indices: list[int] = field(default_factory=list)
     inputs: list[Any] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
+    failed_alone: bool = False  # memory ran out at one of its utterances
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A batch that the encoder works on."""
+
+    loaded: _Loaded
+    pieces: int
+    parts: list[tuple[range, Rows]] = field(default_factory=list)  # positions in `loaded`, and how to get their rows
+
+
+@dataclass(frozen=True)
+class _Shortage:
+    """Memory ran out."""
+
+    part: range  # positions in the batch that were encoded then
+    reason: str
+
+
+def _try_to_fetch(begun: _Begun) -> list[np.ndarray] | _Shortage:
+    """The rows of a batch, in its order; errors of the device may come only now."""
+    fetched: list[np.ndarray] = []
+    for part, rows in begun.parts:
+        try:
+            fetched += rows()
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            return _Shortage(part, _quoted(error))
+    return fetched
+
+
+def _quoted(error: BaseException) -> str:
+    """The first line of an error, shortened."""
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return shorten(line, QUOTED, placeholder=" ...")
 
 
 def _counting(error: ClipError, futures: Sequence[Future[Any]]) -> ClipError:
@@ -168,7 +254,3 @@ def _counting(error: ClipError, futures: Sequence[Future[Any]]) -> ClipError:
     others = f" (and {more} more)" if more > 0 else ""
     message = f"{error}{others}; to go on without such utterances, set audio.on_error: mark"
     return ClipError(message, error.utterance_id, error.status)
-
-
-def _encoded(loaded: _Loaded, rows: Rows) -> Encoded:
-    return Encoded(loaded.batch, loaded.indices, rows(), loaded.failures)

@@ -166,7 +166,8 @@ def plan_clips(
     layout = _layout(utterances, rows, identity, encoder.row_shape, params.dtype, plan, altered)
     start = partial(encoder.start, dtype=params.dtype)
     name, mark = layout.ids.__getitem__, params.on_error == "mark"
-    engine = LocalEngine(load_prepared, start, name, mark=mark, close=close)
+    release, advice = getattr(encoder, "release", _nothing), "lower audio.window_seconds, or use --device cpu"
+    engine = LocalEngine(load_prepared, start, name, mark=mark, close=close, release=release, advice=advice)
     budget = encoder.budget() if params.batch == "auto" else int(params.batch * encoder.sample_rate)
     unit = Unit("h of audio", "h", 3600 * encoder.sample_rate, digits=2)
     return Work(layout, lengths, unit, budget, params.batch == "auto", engine)
@@ -180,9 +181,15 @@ def plan_text(
     rows = [encoder.tokens(ids) if ids else 0 for ids in token_ids]
     plan = _plan([[utterance.id, utterance.text] for utterance in utterances], altered)
     layout = _layout(utterances, rows, encoder.identity, encoder.row_shape, params.dtype, plan, altered)
-    engine = LocalEngine(token_ids.__getitem__, partial(encoder.start, dtype=params.dtype), layout.ids.__getitem__)
+    start, name = partial(encoder.start, dtype=params.dtype), layout.ids.__getitem__
+    release, advice = getattr(encoder, "release", _nothing), "shorten its text, or use --device cpu"
+    engine = LocalEngine(token_ids.__getitem__, start, name, release=release, advice=advice)
     budget = encoder.budget() if params.batch == "auto" else params.batch
     return Work(layout, rows, Unit("tokens", "tokens", 1, digits=0), budget, params.batch == "auto", engine)
+
+
+def _nothing() -> None:
+    """For an encoder that keeps nothing between its calls."""
 
 
 def _layout(
@@ -243,20 +250,20 @@ def fill(target: Path, work: Work, name: str) -> Outcome:
         empty = [index for index, rows in enumerate(layout.rows) if not rows]
         writer.write(empty, [np.empty((0, *layout.row_shape), layout.dtype)] * len(empty))
         budget = writer.note.get("budget", work.budget) if work.found else work.budget
-        engine.pieces = writer.note.get("pieces", 1) if work.found else 1
+        pieces = writer.note.get("pieces", 1) if writer.note.get("budget") == budget else 1  # of the same batches
+        engine.cut_into(pieces)
         batches = batches_under_budget(lengths, budget)
         waiting = [batch for batch in batches if not writer.done[batch].all()]
-        writer.take_note(budget=budget, pieces=engine.pieces)
+        writer.take_note(budget=budget, pieces=pieces)
         total = sum(len(batch) for batch in waiting)
         left = sum(lengths[index] for batch in waiting for index in batch)
         with (
             Progress(name, work.unit, sum(lengths), kept=sum(lengths) - left) as progress,
-            _WritingBehind(writer) as behind,
+            _WritingBehind(writer, budget) as behind,
         ):
             for encoded in engine.run(waiting):
                 behind.write(encoded)
                 failures |= encoded.failures
-                writer.take_note(budget=budget, pieces=engine.pieces)
                 progress.advance(sum(lengths[index] for index in encoded.batch))
         failures = {index: status for index, status in failures.items() if not writer.done[index]}
         if failures and len(failures) + len(empty) == len(layout.ids):
@@ -278,10 +285,14 @@ def fill(target: Path, work: Work, name: str) -> Outcome:
 
 
 class _WritingBehind:
-    """Writes in a thread, so that the encoder need not wait for the disk; all is written when the context is left."""
+    """Writes in a thread, so that the encoder need not wait for the disk; all is written when the context is left.
 
-    def __init__(self, writer: SlotWriter) -> None:
-        self._writer = writer
+    Batches are written in order, none after one that could not be, and each one's pieces are noted before it: wherever
+    a run ends, its successor cuts the next batch as it would have done.
+    """
+
+    def __init__(self, writer: SlotWriter, budget: int) -> None:
+        self._writer, self._budget = writer, budget
         self._thread = Threads(1)
         self._writes: deque[Future[None]] = deque()
 
@@ -297,10 +308,15 @@ class _WritingBehind:
 
     def write(self, encoded: Encoded) -> None:
         """Take what is to be written; an error of an earlier write is raised here."""
-        self._writes.append(self._thread.submit(self._write, encoded))
+        before = self._writes[-1] if self._writes else None
+        self._writes.append(self._thread.submit(self._write, encoded, before))
         self._wait_for(BEHIND)
 
-    def _write(self, encoded: Encoded) -> None:
+    def _write(self, encoded: Encoded, before: "Future[None] | None") -> None:
+        if before:
+            before.result()  # raises its error
+        pieces = max(encoded.pieces, self._writer.note["pieces"])  # a cluster's actors come to them at different times
+        self._writer.take_note(budget=self._budget, pieces=pieces)
         self._writer.write(encoded.indices, encoded.rows)
 
     def _wait_for(self, waiting: int) -> None:

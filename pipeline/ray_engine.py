@@ -102,44 +102,70 @@ def _extract(cluster: Cluster, target: Path, source: Recordings | Transcripts, n
     return fill(target, replace(work, engine=engine, budget=budget if work.found and budget else work.budget), name)
 
 
+@dataclass
+class Pieces:
+    """Into how many pieces batches are cut, as far as is known: the most that an actor needed."""
+
+    known: int = 1
+
+    def raise_to(self, pieces: int) -> None:
+        """At least so many."""
+        self.known = max(self.known, pieces)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an actor is asked to encode.
+
+    All batches of a run share one `pieces`: Ray copies it whenever a batch is handed over, so the actor, also one that
+    takes the place of a dead one, gets what is known by then.
+    """
+
+    batch: Sequence[int]
+    pieces: Pieces
+
+
 class RayEngine:
     """Encodes in the actors of a cluster; an `Engine`."""
 
     def __init__(self, cluster: Cluster, source: Recordings | Transcripts, layout: PartLayout) -> None:
         self._cluster, self._layout = cluster, layout
         self._source = cluster.put(source)
-        self.pieces = 1
+        self._pieces = Pieces()
 
     def run(self, batches: Sequence[Sequence[int]]) -> Iterator[Encoded]:
         """Encode all batches, in any order."""
-        device, threads = self._cluster.device, self._cluster.share.threads
-        arguments = (self._source, self._layout, device, threads, self.pieces)
-        for batch, done in self._cluster.work(batches, make_encoder, *arguments, ahead=AT_A_TIME):
-            if isinstance(done, ClusterError):
-                name = self._layout.ids[batch[0]]
-                raise ClusterError(f"the batch that begins with '{name}': {done}; finished batches are kept")
-            encoded, pieces = done
-            self.pieces = max(self.pieces, pieces)
+        arguments = (self._source, self._layout, self._cluster.device, self._cluster.share.threads)
+        asked = [Asked(batch, self._pieces) for batch in batches]
+        for item, encoded in self._cluster.work(asked, make_encoder, *arguments, ahead=AT_A_TIME):
+            if isinstance(encoded, ClusterError):
+                name = self._layout.ids[item.batch[0]]
+                raise ClusterError(f"the batch that begins with '{name}': {encoded}; finished batches are kept")
+            self._pieces.raise_to(encoded.pieces)
             yield encoded
+
+    def cut_into(self, pieces: int) -> None:
+        """Have the batches that are not handed over yet cut into at least so many pieces."""
+        self._pieces.raise_to(pieces)
 
     def close(self) -> None:
         """Nothing to let go of: actors end with `run`."""
 
 
 def make_encoder(
-    source: Recordings | Transcripts, expected: PartLayout, device: str, threads: int, pieces: int
-) -> Callable[[Sequence[int]], tuple[Encoded, int]]:
-    """In an actor: what encodes a batch, and tells into how many pieces it was cut."""
+    source: Recordings | Transcripts, expected: PartLayout, device: str, threads: int
+) -> Callable[[Asked], Encoded]:
+    """In an actor: what encodes a batch."""
     torch.set_num_threads(threads)
     work = source.plan(device, Path(tempfile.gettempdir()))
     _check_same(work.layout, expected, source)
     engine = work.engine
-    engine.pieces = pieces
 
-    def encode(batch: Sequence[int]) -> tuple[Encoded, int]:
+    def encode(asked: Asked) -> Encoded:
         torch.set_num_threads(threads)  # every thread has its own number
-        (encoded,) = engine.run([batch])
-        return encoded, engine.pieces
+        engine.cut_into(asked.pieces.known)
+        (encoded,) = engine.run([asked.batch])
+        return encoded
 
     return encode
 

@@ -3,10 +3,11 @@
 import io
 import itertools
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -24,19 +25,31 @@ from fusion.params import EvaluateParams
 from fusion.runs import RunFolder
 from fusion.variants import read_variants
 from pipeline.batching import batches_under_budget
+from pipeline.engine import LocalEngine
 from pipeline.errors import DataError, EncoderError
-from pipeline.extract import extract_audio
+from pipeline.extract import Work, extract_audio
 from pipeline.manifest import read_manifest, write_manifest
 from pipeline.params import AudioParams, TextParams
-from pipeline.ray_engine import Recordings, Transcripts, ask_an_actor, extract_audio_on, make_encoder
+from pipeline.progress import Unit
+from pipeline.ray_engine import (
+    Asked,
+    Pieces,
+    RayEngine,
+    Recordings,
+    Transcripts,
+    ask_an_actor,
+    extract_audio_on,
+    make_encoder,
+)
 from pipeline.settings import Cluster, ClusterError, ClusterParams, ErcError, SettingsError, connect, read_section
 from pipeline.settings.cluster import WithoutRay
 from pipeline.settings.workers import Share
-from pipeline.slots import SlotWriter
-from pipeline.store import read_features
+from pipeline.slots import PartLayout, SlotWriter
+from pipeline.store import Identity, read_features
 from tests.demo import DEMO, conversations, prepared
 from tests.fusion.made import Made, write_made
 from tests.nodes import TwoNodes, make_adder, make_nothing, two_nodes
+from tests.pipeline.tight import Tight, told
 
 ROOT = Path(__file__).parents[1]
 PARAMS = """
@@ -182,9 +195,9 @@ def test_transcripts_encoded_by_an_actor_are_the_rows_of_one_machine(manifest: P
     source = Transcripts(read_manifest(manifest), TEXT)
     work = source.plan("cpu", tmp_path)
     batches = batches_under_budget(work.lengths, work.budget)[:5]
-    encode = make_encoder(source, work.layout, "cpu", 1, 1)
+    encode = make_encoder(source, work.layout, "cpu", 1)
     for batch, expected in zip(batches, work.engine.run(batches), strict=True):
-        found, _ = encode(batch)
+        found = encode(Asked(batch, Pieces()))
         assert [rows.tobytes() for rows in found.rows] == [rows.tobytes() for rows in expected.rows]
 
 
@@ -200,22 +213,22 @@ def test_a_node_that_does_not_see_the_recordings_is_told(manifest: Path, tmp_pat
     with pytest.raises(
         DataError, match=r"not the recordings that the command sees: /nowhere/.* is not there; every no"
     ):
-        make_encoder(recordings(manifest, Path("/nowhere")), expected, "cpu", 1, 1)
+        make_encoder(recordings(manifest, Path("/nowhere")), expected, "cpu", 1)
 
 
 def test_a_node_with_another_encoder_is_told(manifest: Path, tmp_path: Path, stable_speech_folder: Path) -> None:
     expected = recordings(manifest).plan("cpu", tmp_path).layout
     other = AUDIO.model_copy(update={"encoder": str(stable_speech_folder)})
     with pytest.raises(EncoderError, match="the encoder has model layer there, and tiny where the command runs"):
-        make_encoder(recordings(manifest, params=other), expected, "cpu", 1, 1)
+        make_encoder(recordings(manifest, params=other), expected, "cpu", 1)
 
 
 def test_an_actor_has_the_threads_of_the_driver_and_the_pieces_of_the_run(manifest: Path, tmp_path: Path) -> None:
     source = Transcripts(read_manifest(manifest)[:3], TEXT)
-    encode = make_encoder(source, source.plan("cpu", tmp_path).layout, "cpu", 2, 3)
+    encode = make_encoder(source, source.plan("cpu", tmp_path).layout, "cpu", 2)
     torch.set_num_threads(1)
-    encoded, pieces = encode([0, 1])
-    assert (torch.get_num_threads(), pieces, list(encoded.indices)) == (2, 3, [0, 1])
+    encoded = encode(Asked([0, 1], Pieces(3)))
+    assert (torch.get_num_threads(), encoded.pieces, list(encoded.indices)) == (2, 3, [0, 1])
     torch.set_num_threads(1)
 
 
@@ -225,6 +238,49 @@ class Here(Cluster):
     def work(self, items: Any, make: Any, *arguments: Any, ahead: int = 1) -> Iterator[tuple[Any, Any]]:
         do = make(*arguments)
         return ((item, do(item)) for item in items)
+
+
+class Copying(Cluster):
+    """A cluster of two actors in this process, which get copies as from Ray; one dies half way and is replaced."""
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def work(self, items: Any, make: Any, *arguments: Any, ahead: int = 1) -> Iterator[tuple[Any, Any]]:
+        actors = [make(*arguments), make(*arguments)]
+        for number, item in enumerate(items):
+            if number == len(items) // 2:
+                actors[0] = make(*arguments)
+            yield item, actors[number % 2](pickle.loads(pickle.dumps(item)))
+
+
+@dataclass
+class TightSource:
+    """Stands for `Recordings`; every actor has an encoder of its own."""
+
+    layout: PartLayout
+    encoders: list[Tight]
+
+    def plan(self, device: str, scratch: Path) -> Work:
+        self.encoders.append(Tight(largest=2))
+        engine = LocalEngine(int, self.encoders[-1].start, str)
+        return Work(self.layout, self.layout.rows, Unit("h", "h", 1, digits=0), budget=5, found=True, engine=engine)
+
+
+@pytest.mark.parametrize("noted", [1, 2, 8])
+def test_what_one_actor_came_to_the_others_and_those_that_follow_know(noted: int) -> None:
+    batches = [[5 * number + place for place in range(5)] for number in range(8)]
+    source = TightSource(PartLayout([str(n) for n in range(40)], [1] * 40, (3,), "float32", Identity({}), ""), [])
+    cluster = Copying(ray=None, device="cpu", share=Share(cpus=1, gpus=0, threads=1), actors=2)
+    engine = RayEngine(cluster, source, source.layout)  # type: ignore[arg-type]
+    engine.cut_into(noted)
+    found, expected = list(engine.run(batches)), told(max(noted, 4), batches)
+    for one, other in zip(found, expected, strict=True):
+        assert one.pieces == other.pieces
+        assert [rows.tobytes() for rows in one.rows] == [rows.tobytes() for rows in other.rows]
+    first, second, replacing = source.encoders
+    assert first.sizes[:3] == {1: [5, 2, 3], 2: [2, 3, 1], 8: [1, 1, 1]}[noted]
+    assert max(second.sizes + replacing.sizes) <= 2  # they never ran out
 
 
 def test_actors_that_share_a_device_share_its_memory(manifest: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""What this process may use of its machine: cores and free memory, within the limits of its container or job.
+"""What this process may use of its machine: cores and free memory, within the limits of its container or job; and
+whether an error means that memory ran out.
 
 Limits are those of control groups, version 2, of the process' own group and of all groups above it: containers, systemd
 and Slurm set them. Version 1 is not looked at.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,17 +18,16 @@ MEMINFO = Path("/proc/meminfo")
 OWN_GROUP = Path("/proc/self/cgroup")
 CGROUP = Path("/sys/fs/cgroup")
 UNKNOWN = 1 << 30  # bytes, where the system does not tell
-# what other errors say: of the allocator on the CPU; of CUDA itself, pinned memory included; of libraries' handles
+# what a RuntimeError says where memory ran out, as torch 2.11 words it
 OUT_OF_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
-    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    r"DefaultCPUAllocator: (can't allocate memory|not enough memory)",  # Linux, Windows
+    r"std::bad_alloc",
+    r"Not enough memory (for workspace|to allocate)",  # convolutions without cuDNN; MKL's Fourier transforms
+    r"CUDA (driver )?error: out of memory",  # outside torch's own allocator, pinned memory included
+    r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED",
+    r"(CUBLAS|CUDNN)_STATUS_NOT_INITIALIZED",  # a handle, which takes memory when it is created
+    r"CUDNN_STATUS_INTERNAL_ERROR(_HOST_ALLOCATION_FAILED|_DEVICE_ALLOCATION_FAILED|(?!_))",
+    r"(FIND|GET) was unable to find an engine to execute this computation",  # no workspace fitted
 )
 
 
@@ -48,12 +49,15 @@ def free_bytes(device: "torch.device", share: float = 1.0) -> int:
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory, of a GPU or of the machine, did not suffice."""
+    """Whether `error` says that the memory of a GPU, or of this machine, was too small.
+
+    Few of these errors are `torch.OutOfMemoryError`: it is raised by torch's own allocator of GPU memory alone.
+    """
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(re.search(words, str(error)) for words in OUT_OF_MEMORY)
 
 
 def _groups() -> Iterator[Path]:

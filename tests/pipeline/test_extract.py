@@ -1,13 +1,16 @@
 """The audio and text stages: resumption, byte identity, changed recordings, memory."""
 
+import itertools
 import os
 import random
 import shutil
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,17 +19,19 @@ import torch
 from pipeline import clips
 from pipeline.batching import batches_under_budget
 from pipeline.decoders import Decoders
-from pipeline.errors import ClipError, DataError
-from pipeline.extract import Outcome, extract_audio, extract_text
+from pipeline.engine import LocalEngine
+from pipeline.errors import ClipError, DataError, EncoderError
+from pipeline.extract import Outcome, Work, extract_audio, extract_text, fill
 from pipeline.inspect import inspect_file
 from pipeline.join import join
 from pipeline.manifest import Utterance, read_manifest, write_manifest
 from pipeline.params import AudioParams, TextParams
-from pipeline.progress import Progress
-from pipeline.slots import SlotWriter
-from pipeline.store import read_features, read_part
+from pipeline.progress import Progress, Unit
+from pipeline.slots import PartLayout, SlotWriter
+from pipeline.store import Identity, read_features, read_part
 from tests.demo import DEMO, conversations, prepared
 from tests.forked import exit_status, fork
+from tests.pipeline.tight import Tight
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +243,77 @@ def test_an_interrupted_run_goes_on_with_the_batches_that_it_found(
     assert asked == [60 * 16000, 60 * 16000]
     extract(recordings)  # a fresh run finds its own
     assert asked[2] == 16000
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def tight_work(largest: float, at_fetching: bool = False, found: bool = False) -> Work:
+    """Work in batches of 1, 3, 4, 6, 12 and 2 utterances: the last one would fit into the memory again."""
+    lengths = [12, *[4] * 3, *[3] * 4, *[2] * 6, *[1] * 14]
+    layout = PartLayout([str(n) for n in range(len(lengths))], [1] * len(lengths), (3,), "float32", Identity({}), "")
+    engine = LocalEngine(int, Tight(largest, at_fetching=at_fetching).start, str)
+    return Work(layout, lengths, Unit("h", "h", 1, digits=0), budget=12, found=found, engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("largest", "at_fetching", "found", "last_words"),  # `last_words`: what the killed process does not come to
+    [
+        (2, False, True, "write"),
+        (3, True, False, "write"),
+        (3, False, True, "take_note"),
+        (2, True, False, "take_note"),
+    ],
+)
+def test_killed_anywhere_a_run_that_ran_out_of_memory_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, at_fetching: bool, found: bool, last_words: str
+) -> None:
+    fill(tmp_path / "whole.h5", tight_work(largest, at_fetching, found), "")
+    whole, method = (tmp_path / "whole.h5").read_bytes(), getattr(SlotWriter, last_words)
+    batches = len(batches_under_budget(tight_work(1).lengths, 12))
+    for end in range(1, batches + 1):
+        calls = itertools.count()
+
+        def ending(*arguments: Any, end: int = end, calls: Any = calls, **numbers: Any) -> None:
+            if next(calls) >= end:  # the first call is made before the first batch
+                raise KilledError
+            method(*arguments, **numbers)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(SlotWriter, last_words, ending)
+            with pytest.raises(KilledError):
+                fill(tmp_path / "killed.h5", tight_work(largest, at_fetching, found), "")
+        outcome = fill(tmp_path / "killed.h5", tight_work(largest, at_fetching, found), "")
+        assert outcome.kept + outcome.encoded == outcome.utterances
+        assert (tmp_path / "killed.h5").read_bytes() == whole
+
+
+def test_pieces_of_other_batches_are_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user has set a smaller batch meanwhile."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "advance", lambda *arguments: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            fill(tmp_path / "features.h5", replace(tight_work(1), budget=48), "")
+    encoder = Tight()
+    work = replace(tight_work(1), budget=24, engine=LocalEngine(int, encoder.start, str))
+    fill(tmp_path / "features.h5", work, "")
+    assert max(encoder.sizes) == max(map(len, batches_under_budget(work.lengths, 24)))
+
+
+def test_one_utterance_that_exceeds_the_memory_says_what_helps_its_modality(
+    recordings: tuple[Path, list[Utterance]], manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("pipeline.encoders.speech.SpeechEncoder.start", start)
+    monkeypatch.setattr("pipeline.encoders.text.TextEncoder.start", start)
+    reason = r"alone exceeds the memory \(CUDA out of memory. Tried to allocate 2.00 GiB.\)"
+    with pytest.raises(EncoderError, match=f"{reason}; lower audio.window_seconds, or use --device cpu$"):
+        extract(recordings)
+    with pytest.raises(EncoderError, match=f"{reason}; shorten its text, or use --device cpu$"):
+        extract_text(manifest, tmp_path / "text.h5", TextParams(), "cpu")
 
 
 @pytest.fixture(scope="module")
