@@ -64,8 +64,6 @@ class LocalEngine:
         name: of an utterance, for messages.
         mark: an utterance that cannot be loaded becomes a failure; else it ends the run.
         close: lets go of what `load` holds.
-        release: lets go of what an interrupted `start` left in the encoder; called after memory ran out, before the
-            batch is encoded again.
         advice: what the user can do about one utterance that exceeds the memory.
 
     Raises (from `run`):
@@ -80,11 +78,10 @@ class LocalEngine:
         name: Callable[[int], str],
         mark: bool = False,
         close: Callable[[], None] = lambda: None,
-        release: Callable[[], None] = lambda: None,
         advice: str = "use --device cpu",
     ) -> None:
         self._load, self._start, self._name, self._mark = load, start, name, mark
-        self._release, self._advice = release, advice
+        self._advice = advice
         self.pieces = 1
         self.close = close
         self._turn = Lock()
@@ -186,7 +183,6 @@ class LocalEngine:
         """
         import torch
 
-        self._release()
         gc.collect()  # frames of the error that refer to themselves
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
