@@ -26,6 +26,7 @@ LONGEST = (
     "test_train.py",
     "test_finetune.py",
     "test_training_benchmark.py",
+    "test_gpu_check.py",
     "test_benchmarks.py",
     "test_models.py",
     "test_onnx_model.py",
