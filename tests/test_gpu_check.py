@@ -104,9 +104,7 @@ def bare(modules: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def dry_run(bare: Path, output: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """The command as a user gives it, and its results.json."""
-    # in this instruction set bfloat16 is right at every size of convolution; whether it is elsewhere is not asked here
     environment = {**os.environ, "PYTHONPATH": str(bare), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    environment["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
     command = [str(SCRIPT), "--dry-run", "--output", str(output), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return done, json.loads((output / "results.json").read_text())
@@ -143,11 +141,11 @@ def test_the_rest_of_the_dry_run_passes_on_a_bare_machine(bare: Path, tmp_path: 
     for values in extraction:  # each part of the time was found
         shares = {name: value for name, value in values.items() if name.startswith("share_")}
         assert set(shares) == {f"share_{part}" for part in SPANS}
-        assert all(shares.values())
+        assert sum(shares.values()) == pytest.approx(1, abs=0.01)
     assert rows["training", "hbaf, a part of MELD, profiled"]["kernels_a_step"] > 100
 
 
-SPANS = ("other", "host_preparation", "front_end", "transformer", "fetching")
+SPANS = ("other", "host_preparation", "front_end", "positions", "transformer", "fetching")
 
 
 def test_every_check_is_named_on_the_command_line(modules: None) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock, local
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from gpu_check.features import clip_lengths
 from gpu_check.sizes import SAMPLE_RATE
 from pipeline.encoders.front_end import FrontEnd
 from pipeline.encoders.speech import load_speech_encoder
+from pipeline.engine import LocalEngine
 from pipeline.extract import Work, collect, plan_clips
 from pipeline.manifest import Utterance
 from pipeline.params import AudioParams
@@ -34,15 +36,25 @@ KIND = "wav2vec2 group norm"
 REPEATS = 3
 PRODUCT_SECONDS = 0.3  # that a matrix product is repeated for
 SPARE_BYTES = 64 << 20  # that a batch may leave behind: workspaces of libraries
+MODULES = {"EncoderLayer": "transformer", "PositionalConv": "positions"}  # by a part of the class' name
 CLIP_SECONDS = 8.0  # of the clips that do not fit together
 
 
 @dataclass
 class Spans:
-    """Seconds by name; one that lies within another counts for the inner one alone."""
+    """Seconds of all threads by name; where one span lies within another, the inner one alone counts."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    open: list[tuple[str, float]] = field(default_factory=list)
+    lock: Lock = field(default_factory=Lock)
+    threads: local = field(default_factory=local)  # the spans that are open in each
+
+    @property
+    def open(self) -> list[tuple[str, float]]:
+        """Those of this thread, the outer ones first."""
+        if not hasattr(self.threads, "open"):
+            self.threads.open = []
+        found: list[tuple[str, float]] = self.threads.open
+        return found
 
     def enter(self, name: str) -> None:
         """Begin a span."""
@@ -59,7 +71,8 @@ class Spans:
             self.open[-1] = (self.open[-1][0], now)
 
     def _add(self, span: tuple[str, float], now: float) -> None:
-        self.seconds[span[0]] = self.seconds.get(span[0], 0.0) + now - span[1]
+        with self.lock:
+            self.seconds[span[0]] = self.seconds.get(span[0], 0.0) + now - span[1]
 
 
 def check_memory(context: Context) -> None:
@@ -79,6 +92,7 @@ def _halved(context: Context, case: Case) -> None:
     work = _work(context, location, "float32", clips, batch_seconds=36_000.0, encoder=encoder)
     with _little_memory(context) as held:
         found = collect(work)
+    assert isinstance(work.engine, LocalEngine)
     case["pieces"] = work.engine.pieces
     case.at_most("difference_to_enough_memory", largest_difference(found, expected), EXACT)
     _judge_memory(context, case, held)
@@ -202,21 +216,21 @@ def _time(run: Callable[[], Any]) -> float:
 
 @contextmanager
 def split_of_time(context: Context) -> Iterator[Spans]:
-    """Where the time of an encoder goes: host preparation, front end, transformer, fetching, and all else of a batch.
+    """Where the time of an encoder goes: preparing clips, convolutions, transformer layers, fetching rows, all else.
 
-    Each part is made to wait for the device, so that its work is counted where it was asked for: shares of the sum, not
-    of the time that extraction takes when parts overlap.
+    Each part of a batch is made to wait for the device, so that its work is counted where it was asked for: shares of
+    the sum, not of the time that extraction takes when parts overlap. Clips are prepared in threads, which do not wait.
     """
     spans = Spans()
-    targets: list[tuple[Any, str, str]] = [
-        (speech.SpeechEncoder, "start", "other"),
-        (speech, "prepared", "host_preparation"),
-        (FrontEnd, "__call__", "front_end"),
-        (speech, "fetched", "fetching"),
+    targets: list[tuple[Any, str, str, Callable[[], None]]] = [
+        (speech.SpeechEncoder, "prepare", "host_preparation", lambda: None),
+        (speech.SpeechEncoder, "start", "other", context.synchronize),
+        (FrontEnd, "__call__", "front_end", context.synchronize),
+        (speech, "fetched", "fetching", context.synchronize),
     ]
-    before = [getattr(owner, name) for owner, name, _ in targets]
-    for (owner, name, title), function in zip(targets, before, strict=True):
-        setattr(owner, name, _spanning(context, spans, title, function))
+    before = [getattr(owner, name) for owner, name, *_ in targets]
+    for (owner, name, title, wait), function in zip(targets, before, strict=True):
+        setattr(owner, name, _spanning(spans, title, wait, function))
     hooks = [
         register_module_forward_pre_hook(lambda module, _: _enter(context, spans, module)),
         register_module_forward_hook(lambda module, _, __: _leave(context, spans, module)),
@@ -224,38 +238,39 @@ def split_of_time(context: Context) -> Iterator[Spans]:
     try:
         yield spans
     finally:
-        for (owner, name, _), function in zip(targets, before, strict=True):
+        for (owner, name, *_), function in zip(targets, before, strict=True):
             setattr(owner, name, function)
         for hook in hooks:
             hook.remove()
 
 
-def _spanning(context: Context, spans: Spans, title: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _spanning(spans: Spans, title: str, wait: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
-        context.synchronize()
+        wait()
         spans.enter(title)
         try:
             return function(*arguments, **options)
         finally:
-            context.synchronize()
+            wait()
             spans.leave()
 
     return call
 
 
-def _is_transformer(module: nn.Module) -> bool:
-    """The stack of layers, whatever the architecture calls it."""
-    name = type(module).__name__
-    return "Encoder" in name and not name.endswith("Layer") and hasattr(module, "layers")
+def _title(module: nn.Module) -> str | None:
+    """Which part a module is, whatever the architecture calls its classes."""
+    found = [title for part, title in MODULES.items() if part in type(module).__name__]
+    return found[0] if found else None
 
 
 def _enter(context: Context, spans: Spans, module: nn.Module) -> None:
-    if _is_transformer(module):
+    title = _title(module)
+    if title:
         context.synchronize()
-        spans.enter("transformer")
+        spans.enter(title)
 
 
 def _leave(context: Context, spans: Spans, module: nn.Module) -> None:
-    if _is_transformer(module):
+    if _title(module):
         context.synchronize()
         spans.leave()
