@@ -16,6 +16,7 @@ work folder. Parts:
   to a score, the one that the first way has after its last epoch, counts from before loading.
 - growth: 1/4, 1/2 and all of what `--share` leaves, (c).
 - start: from the start of `fusion-train` to the end of its first step.
+- operations: how many operations a step asks for on a GPU, by phase, counted without one (`measures/operations.py`).
 - seeds, on request: five seeds of the first model with `train_seeds`, until none becomes better.
 - study, on request: HBAF and eleven variants of it with `ablate`, `--epochs` each, with five seeds.
 
@@ -38,6 +39,7 @@ from pathlib import Path
 
 import torch
 from measures.machine import describe
+from measures.operations import measure_operations
 from measures.planted import DIM, write_planted
 from measures.spoken import Spoken, of_share, read_spoken
 from measures.training_report import CorpusSize, TrainingResults, training_markdown
@@ -46,8 +48,9 @@ from measures.training_studies import Task, measure_seeds, measure_start, measur
 
 from fusion.device import pick_device
 from fusion.params import Recipe, read_recipe
+from pipeline.store import read_features
 
-PARTS = ("models", "growth", "start", "seeds", "study")
+PARTS = ("models", "growth", "start", "operations", "seeds", "study")
 MODELS = ("hbaf", "hcam", "concat")
 GROWTH = (0.25, 0.5, 1.0)
 SHARED = Path(os.environ.get("ERC_SHARED", Path(__file__).parents[2] / "shared")) / "data"
@@ -81,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results.start = [
             measure_start(model, features, options.work, device, options.repeats) for model in options.models
         ]
+    if "operations" in options.parts:
+        counted = read_features(features)
+        results.operations = [
+            step for model in options.models for step in measure_operations(model, counted, recipe(model))
+        ]
     seeds = f"train.seeds=[{', '.join(map(str, range(options.study_seeds)))}]"
     if "seeds" in options.parts:
         converging = read_recipe(None, [*options.overrides, f"model.name={options.models[0]}", seeds])
@@ -97,7 +105,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the features; they stay there")
     parser.add_argument("--output", type=Path, help="file for the results as JSON")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:3]))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:4]))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="to train, compared with the first")
     parser.add_argument(

@@ -11,6 +11,7 @@ from fusion.criterion import Criterion, LossMeans
 from fusion.data import Split, encode_split
 from fusion.errors import TrainingError
 from fusion.history import Epoch, best_epoch
+from fusion.losses import Losses
 from fusion.params import TrainParams
 from fusion.precision import check_precision
 from fusion.predict import score_answers
@@ -72,6 +73,21 @@ class StageRun:
         waited = self.history[-1].number - max(epoch.number for epoch in self.selected.values())
         return len(self.epochs) >= self.params.epochs or waited >= self.params.patience
 
+    def step(self, batch: Batch) -> Losses:
+        """Learn from one batch."""
+        losses = self.loss(self.ask(batch), batch, self.stage.branches)
+        self.optimizer.zero_grad()
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(self.weights, self.params.gradient_clip)
+        self.optimizer.step()
+        return losses
+
+    def ask(self, batch: Batch) -> Output:
+        """What the stage makes of the batch, in the precision asked for."""
+        reduced = self.params.precision == "bfloat16"
+        with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=reduced):
+            return self.stage.module(batch)
+
     def advance(self) -> Epoch:
         """One epoch of learning and its validation."""
         epoch = self._validate(self._learn())
@@ -92,12 +108,7 @@ class StageRun:
         self.stage.module.train()
         means = LossMeans()
         for batch in self.train.batches(self.params.conversations, self.shuffle):
-            losses = self.loss(self._ask(batch), batch, self.stage.branches)
-            self.optimizer.zero_grad()
-            losses.total.backward()
-            nn.utils.clip_grad_norm_(self.weights, self.params.gradient_clip)
-            self.optimizer.step()
-            means.add(losses, self._count(batch))
+            means.add(self.step(batch), self._count(batch))
         return self._finite(means)
 
     @torch.no_grad()
@@ -105,19 +116,13 @@ class StageRun:
         self.stage.module.eval()
         means, outputs = LossMeans(), []
         for batch in self.validation.batches(self.params.conversations):
-            output = self._ask(batch)
+            output = self.ask(batch)
             means.add(self.loss(output, batch, self.stage.branches), self._count(batch))
             outputs.append({head: logits for head, logits in output.heads().items() if "." not in head})
         scores = {head: self._score([batch[head] for batch in outputs]) for head in outputs[0]}
         fused = scores.pop("fused")
         number = len(self.history) + 1
         return Epoch(number, train_losses, self._finite(means), fused, self.stage.name, scores)
-
-    def _ask(self, batch: Batch) -> Output:
-        """What the stage makes of the batch, in the precision asked for."""
-        reduced = self.params.precision == "bfloat16"
-        with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=reduced):
-            return self.stage.module(batch)
 
     def _count(self, batch: Batch) -> Tensor:
         return self.task.counted(self.task.truth(batch)).sum()

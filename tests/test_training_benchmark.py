@@ -18,6 +18,7 @@ from fusion.data import load_split
 from fusion.params import read_recipe
 from pipeline.store import Features, read_features
 from tests.fusion.batches import make_batch, regrouped, tensors_in
+from tests.fusion.made import make_features, tiny_recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 EMOTIONS = ("neutral", "joy", "anger")
@@ -79,7 +80,7 @@ def run(training: Any, release: Path, tmp_path_factory: pytest.TempPathFactory) 
     printed: list[str] = []
     capture.setattr("builtins.print", lambda *values, file=None, **_: printed.extend([] if file else values))
     try:
-        training.main([*given, *TOY, *SMALL, "--parts", "models", "growth", "study"])
+        training.main([*given, *TOY, *SMALL, "--parts", "models", "growth", "operations", "study"])
     finally:
         capture.undo()
     return json.loads((work / "results.json").read_text()), printed[-1]
@@ -133,7 +134,7 @@ def test_a_study_is_trained_whole(run: tuple[dict[str, Any], str]) -> None:
 @pytest.mark.soak
 def test_tables_are_well_formed(run: tuple[dict[str, Any], str]) -> None:
     tables = [lines.split("\n") for lines in run[1].strip().split("\n\n") if lines.startswith("|")]
-    assert len(tables) == 5  # three models, the stages of HCAM, growth
+    assert len(tables) == 6  # three models, the stages of HCAM, growth, operations
     for header, rule, *rows in tables:
         assert rows
         assert re.fullmatch(r"\|---(\|--:)+\|", rule)
@@ -238,6 +239,32 @@ def test_an_epoch_of_a_staged_model_is_that_of_its_stages(training: Any) -> None
     assert epochs.train_seconds(made) == pytest.approx(1)
     assert epochs.reach(made, 0.3) == made[2]
     assert epochs.reach(made, 0.5) is None
+
+
+# at most so many operations a step: those measured, which every change that adds one must answer for
+MOST_OPERATIONS = {
+    "hbaf": {"fusion": 1025},
+    "hcam": {"utterance": 491, "conversation": 539, "fusion": 830},
+}
+
+
+@pytest.mark.parametrize("model", MOST_OPERATIONS)
+def test_a_step_asks_a_gpu_for_few_operations(training: Any, model: str) -> None:
+    counted = load("measures.operations").measure_operations(model, make_features(), tiny_recipe({"name": model}))
+    found = {step.stage: step.total for step in counted}
+    assert found.keys() == MOST_OPERATIONS[model].keys()
+    assert {stage: count for stage, count in found.items() if count > MOST_OPERATIONS[model][stage]} == {}
+    assert all(step.by_phase["backward"] > step.by_phase["loss"] > 0 for step in counted)
+
+
+def test_operations_are_counted_and_views_are_not(training: Any) -> None:
+    operations = load("measures.operations")
+    tally, x = operations._Tally(), torch.ones(2, 3)
+    with operations._Counting(tally):
+        torch.empty(2, 3).copy_(x.T.reshape(3, 2).T)[:, 0].view(2, 1).index_copy_(0, torch.tensor([1]), x[:1, :1])
+        x.mul_(2).split(1)
+    assert tally.found["gather"] == {"copy_": 1, "index_copy_": 1, "mul_": 1}
+    assert tally.of(operations.INDEXED) == 1
 
 
 @pytest.mark.parametrize("name", ["planted"])

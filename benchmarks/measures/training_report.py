@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from measures.machine import Machine
+from measures.operations import PHASES, StepOperations
 from measures.report import memory, percent, table
 from measures.timing import Spread
 from measures.training_runs import BESIDE, MAPPED, POOLED, RESIDENT, USUAL, GrowthResult, ModelResult, VariantResult
@@ -44,6 +45,7 @@ class TrainingResults:
     models: list[ModelResult] = field(default_factory=list)
     growth: list[GrowthResult] = field(default_factory=list)
     start: list[StartResult] = field(default_factory=list)
+    operations: list[StepOperations] = field(default_factory=list)
     convergence: SeedsResult | None = None
     study: StudyResult | None = None
 
@@ -65,6 +67,8 @@ def training_markdown(results: TrainingResults) -> str:
         parts += [f"**Growth**, {VARIANTS[results.growth[0].variant]}:", _growth_table(results.growth)]
     if results.start:
         parts.append(_start_table(results.start))
+    if results.operations:
+        parts.append(_operations_table(results.operations))
     if results.convergence:
         parts.append(_convergence_line(results.convergence))
     if results.study:
@@ -151,6 +155,22 @@ def _growth_table(growth: Sequence[GrowthResult]) -> str:
 def _start_table(start: Sequence[StartResult]) -> str:
     rows = [[_name(found.model), str(found.utterances), str(found.seconds)] for found in start]
     return table(["`fusion-train`", "utterances", "s from its start to its first step"], rows)
+
+
+def _operations_table(operations: Sequence[StepOperations]) -> str:
+    header = ["Operations of a step on a GPU", "stage", *PHASES, "in all", "of them GRUs", "of them writing by index"]
+    rows = [
+        [
+            _name(found.model),
+            found.stage,
+            *(str(found.by_phase[phase]) for phase in PHASES),
+            str(found.total),
+            str(found.grus),
+            str(found.indexed),
+        ]
+        for found in operations
+    ]
+    return table(header, rows)
 
 
 def _convergence_line(found: SeedsResult) -> str:

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fusion.layers import launches
 from fusion.layers.gru import run_grus
 from fusion.turns import Turns
 
@@ -30,7 +31,8 @@ class SequenceGRU(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         if not x.shape[1]:
             return x
-        states = self._with_cudnn(x, mask) if x.is_cuda or torch.compiler.is_compiling() else self._on_cpu(x, mask)
+        few = launches.dominate(x) or torch.compiler.is_compiling()
+        states = self._with_cudnn(x, mask) if few else self._on_cpu(x, mask)
         return torch.cat(states, dim=-1) * mask[..., None]
 
     def _on_cpu(self, x: Tensor, mask: Tensor) -> list[Tensor]:
