@@ -19,9 +19,9 @@ those without text none in those of text heads, and those that lack one of the t
 A term in which nobody takes part is zero. Everything is computed in float32, also under autocast.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -89,30 +89,39 @@ def fusion_loss(
     here = mix(output)
     weights = {head: 1.0 if head in branches else auxiliary * (head != "fused") for head in masks}
     none = output.logits.new_zeros((), dtype=torch.float32)
-    contrast = alignment = earlier = none
+    earlier = [loss.mixed for stage in output.earlier.values() for head, loss in mix(stage).items() if head != "fused"]
+    terms = [(weights[head], loss.mixed) for head, loss in here.items()]
+    contrast = alignment = none
     if output.audio is not None and output.text is not None:
         paired = counted & audio_present & text_present
         contrast = absolute_loss(output.audio, output.text, temperature, truth if label_aware else None, paired)
         alignment = relative_loss(output.audio, output.text, temperature, paired)
-    for stage in output.earlier.values():
-        earlier = sum((loss.mixed for head, loss in mix(stage).items() if head != "fused"), earlier)
-    learning = sum((weights[head] * loss.mixed for head, loss in here.items()), none)
+        terms += [(absolute, contrast), (relative, alignment)]
+    if earlier:
+        terms.append((auxiliary, _sum(earlier, none)))
     return Losses(
-        total=learning + absolute * contrast + relative * alignment + auxiliary * earlier,
+        total=_sum([term if weight == 1 else weight * term for weight, term in terms], none),
         fused=here["fused"].told,
         audio=here["audio"].told if "audio" in here else none,
         text=here["text"].told if "text" in here else none,
         absolute=contrast,
         relative=alignment,
-        supervised=sum((loss.contrast for head, loss in here.items() if weights[head]), none),
-        earlier=earlier,
+        supervised=_sum(
+            [loss.contrast for head, loss in here.items() if weights[head] and loss.contrast is not None], none
+        ),
+        earlier=_sum(earlier, none),
     )
+
+
+def _sum(terms: Sequence[Tensor], none: Tensor) -> Tensor:
+    """Of scalars, one after the other; `none` where there are none."""
+    return reduce(torch.add, terms) if terms else none
 
 
 @dataclass(frozen=True, eq=False)
 class _HeadLoss:
     told: Tensor
-    contrast: Tensor
+    contrast: Tensor | None
     mixed: Tensor
 
 
@@ -131,7 +140,7 @@ def _head_losses(
         if logits is None:
             continue
         told = head_loss(logits, truth, mask)
-        contrast, mixed = torch.zeros_like(told), told
+        contrast, mixed = None, told
         if share and head in output.embeddings:
             contrast = supervised_loss(output.embeddings[head], truth, temperature, mask)
             mixed = (1 - share) * told + share * contrast
@@ -166,10 +175,12 @@ def cross_entropy(
         returns: scalar
     """
     labels = labels.where(mask, UNLABELLED)
-    weights = logits.new_ones(logits.shape[1], dtype=torch.float32) if class_weights is None else class_weights.float()
+    weights = None if class_weights is None else class_weights.float()
     total = F.cross_entropy(
         logits.float(), labels, weights, ignore_index=UNLABELLED, reduction="sum", label_smoothing=label_smoothing
     )
+    if weights is None:
+        return total / mask.sum().clamp_min(1)
     share = weights[labels.clamp_min(0)] * mask
     return total / share.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -202,7 +213,8 @@ def absolute_loss(
     """
     scores, pairs = _similarities(audio, text, temperature), _pairs(mask, audio)
     alike = _itself(scores) if labels is None else labels[:, None] == labels
-    return (_likelihood(scores, pairs, pairs & alike) + _likelihood(scores.T, pairs, pairs & alike)) / -2
+    together = _Positives(pairs, pairs & alike)  # the same in rows and in columns
+    return (together.likelihood(scores) + together.likelihood(scores.T)) / -2
 
 
 def relative_loss(audio: Tensor, text: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
@@ -217,10 +229,11 @@ def relative_loss(audio: Tensor, text: Tensor, temperature: float, mask: Tensor 
     """
     pairs = _pairs(mask, audio)
     others = pairs & ~_itself(pairs)
-    p = _log_softmax(_similarities(audio, audio, temperature), others)
-    q = _log_softmax(_similarities(text, text, temperature), others)
+    left_out = ~others
+    p = _log_softmax(_similarities(audio, audio, temperature), left_out)
+    q = _log_softmax(_similarities(text, text, temperature), left_out)
     # KL(p | q) + KL(q | p) = sum (p - q) (log p - log q)
-    divergences = ((p.exp() - q.exp()) * (p - q)).where(others, 0.0).sum()
+    divergences = ((p.exp() - q.exp()) * (p - q)).masked_fill(left_out, 0.0).sum()
     return divergences / pairs.diagonal().sum().clamp_min(1) / 2
 
 
@@ -238,7 +251,7 @@ def supervised_loss(embeddings: Tensor, labels: Tensor, temperature: float, mask
     pairs = _pairs(mask, embeddings)
     others = pairs & ~_itself(pairs)
     positive = others & (labels[:, None] == labels)
-    return -_likelihood(_similarities(embeddings, embeddings, temperature), others, positive)
+    return -_Positives(others, positive).likelihood(_similarities(embeddings, embeddings, temperature))
 
 
 def _similarities(x: Tensor, y: Tensor, temperature: float) -> Tensor:
@@ -258,13 +271,37 @@ def _itself(square: Tensor) -> Tensor:
     return torch.eye(len(square), dtype=torch.bool, device=square.device)
 
 
-def _log_softmax(scores: Tensor, among: Tensor) -> Tensor:
-    """Over the columns that `among` allows each row; lowest elsewhere."""
-    return scores.masked_fill(~among, torch.finfo(scores.dtype).min).log_softmax(dim=1)
+def _log_softmax(scores: Tensor, left_out: Tensor) -> Tensor:
+    """Over the columns of each row that are not left out; lowest there."""
+    return scores.masked_fill(left_out, torch.finfo(scores.dtype).min).log_softmax(dim=1)
 
 
-def _likelihood(scores: Tensor, among: Tensor, positive: Tensor) -> Tensor:
-    """Mean over the rows with positives of the mean log-likelihood of these; zero without such a row."""
-    counts = positive.sum(dim=1)
-    told = _log_softmax(scores, among).where(positive, 0.0).sum(dim=1) / counts.clamp_min(1)
-    return told.sum() / (counts > 0).sum().clamp_min(1)
+@dataclass(frozen=True, eq=False)
+class _Positives:
+    """Which columns belong to each row of a square matrix, among which."""
+
+    among: Tensor
+    positive: Tensor
+
+    def likelihood(self, scores: Tensor) -> Tensor:
+        """Mean over the rows with positives of the mean log-likelihood of these; zero without such a row."""
+        told = _log_softmax(scores, self._left_out).masked_fill(self._negative, 0.0).sum(dim=1) / self._counts
+        return told.sum() / self._rows
+
+    @cached_property
+    def _left_out(self) -> Tensor:
+        return ~self.among
+
+    @cached_property
+    def _negative(self) -> Tensor:
+        return ~self.positive
+
+    @cached_property
+    def _counts(self) -> Tensor:
+        """(utterances,), at least 1."""
+        return self.positive.sum(dim=1).clamp_min(1)
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        """How many have positives, at least 1."""
+        return self.positive.any(dim=1).sum().clamp_min(1)

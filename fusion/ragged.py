@@ -71,12 +71,12 @@ class Resident(_Rows):
 
     def gather(self, chosen: Chosen, width: int) -> tuple[Tensor, Tensor]:
         """Padded features (n, width, [layers,] dim) in float32, zero at padding, and their mask (n, width)."""
-        starts, lengths = (table.index_select(0, chosen.here)[:, None] for table in self._tables)
+        starts, lengths = self._table.index_select(1, chosen.here)[:, :, None]
         position = torch.arange(width, device=self.device)
         mask = position < lengths
         if not len(self.values):
             return torch.zeros(*mask.shape, *self.shape, device=self.device), mask
-        rows = torch.where(mask, starts + position, 0)
+        rows = (starts + position).clamp_max(len(self.values) - 1)  # at padding: any row
         padded = self.values.index_select(0, rows.flatten()).unflatten(0, mask.shape).float()
         return padded.masked_fill_(~mask.view(*mask.shape, *[1] * len(self.shape)), 0.0), mask
 
@@ -93,8 +93,9 @@ class Resident(_Rows):
         return Mapped(self.values.numpy(), self.starts, self.lengths, None, torch.device(device))
 
     @cached_property
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        return self.starts.to(self.device), self.lengths.to(self.device)
+    def _table(self) -> Tensor:
+        """(2, utterances): starts and lengths, where arithmetic is."""
+        return torch.stack([self.starts, self.lengths]).to(self.device)
 
 
 @dataclass(frozen=True, eq=False)
