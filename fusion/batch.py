@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion.turns import Turns
+from fusion.turns import Turns, take_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,11 @@ class Batch:
 
     def gather(self, rows: Sequence[Tensor]) -> Tensor:
         """Rows (n, ...) of each group -> (utterances, ...)."""
-        return rows[0] if len(rows) == 1 else torch.cat(list(rows)).index_select(0, self.order)
+        return rows[0] if len(rows) == 1 else take_rows(torch.cat(list(rows)), self.order)
+
+    def of_group(self, group: Group, x: Tensor) -> Tensor:
+        """The rows (n, ...) of `group`, one of this batch, out of (utterances, ...)."""
+        return x if len(self.groups) == 1 else take_rows(x, group.utterances)
 
     def joined(self) -> "Batch":
         """The same in one group, padded to the longest utterance of all."""

@@ -117,7 +117,8 @@ def measure_operations(model: str, features: Features, recipe: Recipe) -> list[S
     split = load_split(features, "train", modalities="both", audio_frames=recipe.model.audio_frames, target=target)
     criterion, shuffle = Criterion(recipe.loss, split, task), torch.Generator()
     results = []
-    for stage in build_split_model(split, recipe, classes).stages():
+    built: Any = build_split_model(split, recipe, classes)
+    for stage in built.stages():
         run = StageRun(stage, split, split, criterion, recipe.train, shuffle, [], task)
         stage.module.train()
         _step(run, _Tally())  # the optimizer makes its state in the first

@@ -1,10 +1,46 @@
 """Multi-head attention of one sequence to another, MHA(queries; keys)."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusion.layers import launches
 from fusion.layers.softmax import masked_softmax
+
+
+@dataclass(frozen=True, eq=False)
+class KeyMask:
+    """Which keys may be attended to, with what attention makes of it: once for all attentions that share the keys.
+
+    Shape:
+        real: (utterances, keys), or (utterances, queries, keys) where each query has keys of its own
+    """
+
+    real: Tensor
+
+    @cached_property
+    def by_query(self) -> Tensor:
+        """(utterances, queries or 1, keys)."""
+        return self.real if self.real.dim() == 3 else self.real[:, None, :]
+
+    @cached_property
+    def present(self) -> Tensor:
+        """(utterances, queries or 1, 1), whether there is any key."""
+        return self.by_query.any(dim=2, keepdim=True)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """What to add to scores, float32 (utterances, 1, queries or 1, keys): -inf at keys not to be attended to.
+
+        Not every kernel is defined where these are all keys. Nothing is added there: a query attends to padding, and
+        the result is dropped.
+        """
+        allowed = (self.by_query | ~self.present)[:, None]
+        return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, float("-inf"))
 
 
 class MultiHeadAttention(nn.Module):
@@ -15,10 +51,12 @@ class MultiHeadAttention(nn.Module):
     Shape:
         queries: (utterances, queries, dim)
         keys: (utterances, keys, dim)
-        key_mask: (utterances, keys), or (utterances, queries, keys) where each query has keys of its own
+        key_mask: (utterances, keys), or (utterances, queries, keys), alone or as a `KeyMask`
         bias: (heads, queries, keys), added to the scores
         returns: (utterances, queries, dim)
     """
+
+    no_bias: Tensor
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -27,31 +65,37 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
+        self.register_buffer("no_bias", torch.zeros(dim), persistent=False)
 
-    def forward(self, queries: Tensor, keys: Tensor, key_mask: Tensor, bias: Tensor | None = None) -> Tensor:
-        key_mask = key_mask if key_mask.dim() == 3 else key_mask[:, None, :]  # (utterances, queries or 1, keys)
-        present = key_mask.any(dim=2, keepdim=True)
+    def forward(self, queries: Tensor, keys: Tensor, key_mask: Tensor | KeyMask, bias: Tensor | None = None) -> Tensor:
+        mask = key_mask if isinstance(key_mask, KeyMask) else KeyMask(key_mask)
+        query, key, value = (self._split(x) for x in self._project(queries, keys))
+        scores = mask.scores if bias is None else mask.scores + bias
         attended = F.scaled_dot_product_attention(
-            self._split(self.query(queries)),
-            self._split(self.key(keys)),
-            self._split(self.value(keys)),
-            # not every kernel is defined where all keys are masked: let it attend to padding there, and drop the result
-            attn_mask=_scores_to_add((key_mask | ~present)[:, None], bias),
+            query, key, value, attn_mask=scores.to(query.dtype)
         )  # (utterances, heads, queries, dim / heads)
-        return self.out(attended.transpose(1, 2).flatten(2)) * present
+        return self.out(attended.transpose(1, 2).flatten(2)) * mask.present
 
-    def weights(self, queries: Tensor, keys: Tensor, key_mask: Tensor, bias: Tensor | None = None) -> Tensor:
+    def weights(self, queries: Tensor, keys: Tensor, key_mask: Tensor | KeyMask, bias: Tensor | None = None) -> Tensor:
         """How much each query attends to each key, which `forward` never holds: (utterances, heads, queries, keys)."""
+        mask = key_mask if isinstance(key_mask, KeyMask) else KeyMask(key_mask)
         query, key = self._split(self.query(queries)), self._split(self.key(keys))
         scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
-        scores = scores if bias is None else scores + bias
-        return masked_softmax(scores, (key_mask if key_mask.dim() == 3 else key_mask[:, None, :])[:, None])
+        return masked_softmax(scores if bias is None else scores + bias, mask.by_query[:, None])
+
+    def _project(self, queries: Tensor, keys: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values; in one product for each source where that is what costs."""
+        if not launches.dominate(queries):
+            return self.query(queries), self.key(keys), self.value(keys)
+        if queries is keys:
+            return self._in_one(queries, [self.query, self.key, self.value])
+        return self.query(queries), *self._in_one(keys, [self.key, self.value])
+
+    def _in_one(self, x: Tensor, maps: Sequence[nn.Linear]) -> Sequence[Tensor]:
+        weight = torch.cat([one.weight for one in maps])
+        bias = torch.cat([self.no_bias if one.bias is None else one.bias for one in maps])
+        return F.linear(x, weight, bias).chunk(len(maps), dim=-1)
 
     def _split(self, x: Tensor) -> Tensor:
         """(utterances, positions, dim) -> (utterances, heads, positions, dim / heads)."""
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
-
-
-def _scores_to_add(mask: Tensor, bias: Tensor | None) -> Tensor:
-    """What scaled dot-product attention takes as a mask: booleans, or numbers to add."""
-    return mask if bias is None else torch.where(mask, bias, float("-inf"))

@@ -1,4 +1,4 @@
-"""Where a layer spares operations, and where it spares work."""
+"""Where the number of operations costs more than what they compute."""
 
 from torch import Tensor
 
@@ -6,7 +6,6 @@ from torch import Tensor
 def dominate(x: Tensor) -> bool:
     """Whether launching an operation on `x` takes longer than computing it, as on a GPU at the sizes of this project.
 
-    A layer that can do the same in fewer operations does so there. On a CPU it takes the way of least work, whose bits
-    the scores of published runs depend on.
+    A layer that can do the same in fewer operations does so there. On a CPU sums keep their order, results their bits.
     """
     return x.is_cuda

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fusion.turns import Turns
+from fusion.turns import Turns, take_rows
 
 
 def gather_neighbours(x: Tensor, turns: Turns, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,4 +23,4 @@ def gather_neighbours(x: Tensor, turns: Turns, offsets: Tensor) -> tuple[Tensor,
     target = turns.number[:, None] + offsets
     exists = (target >= 0) & (target < turns.count[:, None])
     index = torch.arange(x.shape[0], device=x.device)[:, None] + offsets
-    return x[index.clamp(0, x.shape[0] - 1)], exists
+    return take_rows(x, index.clamp(0, x.shape[0] - 1)), exists

@@ -14,7 +14,7 @@ class Constant(nn.Module, Generic[Value]):
         super().__init__()
         self.value = value
 
-    def forward(self, *inputs: Tensor) -> Value:
+    def forward(self, *inputs: object) -> Value:
         return self.value
 
     weights = forward  # of an attention that is switched off

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
-from fusion.layers.attention import MultiHeadAttention
+from fusion.layers.attention import KeyMask, MultiHeadAttention
 from fusion.layers.conversation import ConversationEncoder, ConversationEncoding
 from fusion.layers.dropout import SequenceDropout
 from fusion.layers.feed_forward import classifier, feed_forward
@@ -59,7 +59,7 @@ class TransformerLayer(nn.Module):
     Shape:
         x: (utterances, positions, dim)
         y: (utterances, others, dim)
-        y_mask: (utterances, others)
+        y_mask: of (utterances, others)
         returns: (utterances, positions, dim)
     """
 
@@ -71,11 +71,11 @@ class TransformerLayer(nn.Module):
         self.feed_forward = feed_forward(dim, dropout)
         self.feed_forward_norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, y: Tensor, y_mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, y_mask: KeyMask) -> Tensor:
         x = self.norm(x + self.dropout(self.attention(x, y, y_mask)))
         return self.feed_forward_norm(x + self.feed_forward(x))
 
-    def views(self, x: Tensor, y: Tensor, y_mask: Tensor) -> dict[str, Tensor]:
+    def views(self, x: Tensor, y: Tensor, y_mask: KeyMask) -> dict[str, Tensor]:
         return {"attention": self.attention.weights(x, y, y_mask)}
 
 
@@ -225,11 +225,12 @@ class CrossModal(nn.Module, HubModel, library_name="erc-fusion"):
         """Audio (n, frames, dim) and text (n, tokens, dim), each told by the other."""
         audio = a = self.audio_input(group.audio)
         text = t = self.text_input(group.text)
+        audio_mask, text_mask = KeyMask(group.audio_mask), KeyMask(group.text_mask)
         for layer in self.audio_to_text:
-            a = layer(a, text, group.text_mask)
+            a = layer(a, text, text_mask)
         for layer in self.text_to_audio:
-            t = layer(t, audio, group.audio_mask)
-        return self.audio_to_audio(a, a, group.audio_mask), self.text_to_text(t, t, group.text_mask)
+            t = layer(t, audio, audio_mask)
+        return self.audio_to_audio(a, a, audio_mask), self.text_to_text(t, t, text_mask)
 
 
 def _check(dim: int, heads: int, direction: Direction, conversation_encoder: ConversationEncoding) -> None:

@@ -44,7 +44,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
-from fusion.layers.attention import MultiHeadAttention
+from fusion.layers.attention import KeyMask, MultiHeadAttention
 from fusion.layers.conversation import ConversationEncoder, ConversationEncoding
 from fusion.layers.dropout import SequenceDropout
 from fusion.layers.embedding import Embedding
@@ -109,7 +109,7 @@ class ConversationContent(nn.Module):
 
     def look_around(self, inputs: Sequence["Inputs"], batch: Batch) -> Keys:
         """Keys (utterances, neighbours, dim) and their mask (utterances, neighbours), of all groups of `batch`."""
-        pooled = batch.gather([self.pool(one.text, one.text_mask) for one in inputs])
+        pooled = batch.gather([self.pool(one.text, one.text_mask.real) for one in inputs])
         return gather_neighbours(self.pass_along(pooled, batch.turns), batch.turns, self.offsets)
 
 
@@ -177,8 +177,8 @@ class BimodalAttention(nn.Module):
     Shape:
         x: (utterances, positions, dim)
         y: (utterances, others, dim)
-        x_mask: (utterances, positions)
-        y_mask: (utterances, others)
+        x_mask: of (utterances, positions)
+        y_mask: of (utterances, others)
         returns: (utterances, positions, dim)
     """
 
@@ -208,18 +208,18 @@ class BimodalAttention(nn.Module):
         self.feed_forward = feed_forward(dim, dropout)
         self.feed_forward_norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, x_mask: KeyMask, y_mask: KeyMask) -> Tensor:
         own, other, relevance, gate = self._relate(x, y, x_mask, y_mask)
         z = self.norm(self.residual(x) + self.dropout(gate * own + (1 - gate) * relevance * other))
         return self.feed_forward_norm(z + self.feed_forward(z))
 
-    def views(self, x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> dict[str, Tensor]:
+    def views(self, x: Tensor, y: Tensor, x_mask: KeyMask, y_mask: KeyMask) -> dict[str, Tensor]:
         _, _, relevance, gate = self._relate(x, y, x_mask, y_mask)
         maps = {"intra": self.intra.weights(x, x, x_mask), "inter": self.inter.weights(x, y, y_mask)}
         decisions = {"relevance": relevance, "gate": gate}
-        return zero_padding(decisions, x_mask[:, :, None]) | zero_padding(maps, x_mask[:, None, :, None])
+        return zero_padding(decisions, x_mask.real[:, :, None]) | zero_padding(maps, x_mask.real[:, None, :, None])
 
-    def _relate(self, x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _relate(self, x: Tensor, y: Tensor, x_mask: KeyMask, y_mask: KeyMask) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         own = self.intra(x, x, x_mask)
         other = self.inter(x, y, y_mask)
         return own, other, self.relevance(x, other), self.gate(own, other)
@@ -242,7 +242,7 @@ class Level(nn.Module):
 
     def forward(self, inputs: "Inputs", around: Keys | None) -> tuple[Tensor, Tensor]:
         audio_mask, text, text_mask = inputs.audio_mask, inputs.text, inputs.text_mask
-        audio = self.augment(inputs.audio, text, audio_mask, text_mask, around)
+        audio = self.augment(inputs.audio, text, audio_mask.real, text_mask.real, around)
         return self.audio(audio, text, audio_mask, text_mask), self.text(text, audio, text_mask, audio_mask)
 
 
@@ -252,15 +252,15 @@ class Inputs:
 
     Shape:
         audio: (utterances, frames, dim)
-        audio_mask: (utterances, frames)
+        audio_mask: of (utterances, frames)
         text: (utterances, tokens, dim)
-        text_mask: (utterances, tokens)
+        text_mask: of (utterances, tokens)
     """
 
     audio: Tensor
-    audio_mask: Tensor
+    audio_mask: KeyMask
     text: Tensor
-    text_mask: Tensor
+    text_mask: KeyMask
 
 
 class HBAF(nn.Module, HubModel, library_name="erc-fusion", paper_url="https://arxiv.org/abs/2503.06405"):
@@ -371,13 +371,10 @@ class HBAF(nn.Module, HubModel, library_name="erc-fusion", paper_url="https://ar
             return replace(self._fuse(batch.joined() if views else batch), views=shown)
 
     def _fuse(self, batch: Batch) -> Output:
-        inputs = [
-            Inputs(self.audio_input(group.audio), group.audio_mask, self.text_input(group.text), group.text_mask)
-            for group in batch.groups
-        ]
+        inputs = [self._project(group) for group in batch.groups]
         arounds = [level.augment.look_around(inputs, batch) for level in self.levels.values()]
         pooled = [
-            self._pool(one, [_of_group(around, group) for around in arounds])
+            self._pool(one, [_of_group(around, group, batch) for around in arounds])
             for one, group in zip(inputs, batch.groups, strict=True)
         ]
         a, t = (batch.gather(rows) for rows in zip(*pooled, strict=True))
@@ -391,19 +388,23 @@ class HBAF(nn.Module, HubModel, library_name="erc-fusion", paper_url="https://ar
             text=self.text_embedding(t),
         )
 
+    def _project(self, group: Group) -> Inputs:
+        audio, text = self.audio_input(group.audio), self.text_input(group.text)
+        return Inputs(audio, KeyMask(group.audio_mask), text, KeyMask(group.text_mask))
+
     def _pool(self, inputs: Inputs, arounds: Sequence[Keys | None]) -> tuple[Tensor, Tensor]:
         """The utterances of one group, each modality told by the other: (utterances, dim) twice."""
         levels = [level(inputs, around) for level, around in zip(self.levels.values(), arounds, strict=True)]
         audios, texts = zip(*levels, strict=True)
-        audio = self.audio_pool(self.audio_mix(*audios), inputs.audio_mask)
-        return audio, self.text_pool(self.text_mix(*texts), inputs.text_mask)
+        audio = self.audio_pool(self.audio_mix(*audios), inputs.audio_mask.real)
+        return audio, self.text_pool(self.text_mix(*texts), inputs.text_mask.real)
 
 
-def _of_group(around: Keys | None, group: Group) -> Keys | None:
+def _of_group(around: Keys | None, group: Group, batch: Batch) -> Keys | None:
     if around is None:
         return None
     keys, exist = around
-    return keys.index_select(0, group.utterances), exist.index_select(0, group.utterances)
+    return batch.of_group(group, keys), batch.of_group(group, exist)
 
 
 def _audio_context(

@@ -49,8 +49,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Output
-from fusion.layers.attention import MultiHeadAttention
-from fusion.layers.conversation import ConversationEncoder, TurnAttention
+from fusion.layers.attention import KeyMask, MultiHeadAttention
+from fusion.layers.conversation import ConversationEncoder, TurnAttention, turn_keys
 from fusion.layers.dropout import SequenceDropout
 from fusion.layers.embedding import Embedding
 from fusion.layers.ensemble import Ensemble
@@ -141,8 +141,9 @@ class ContextEncoder(nn.Module):
         returns: (utterances, dim), zeros where the utterance lacks the modality
     """
 
-    def __init__(self, recurrent: nn.Module, attention: nn.Module, dropout: float) -> None:
+    def __init__(self, recurrent: nn.Module, attention: nn.Module, direction: Direction, dropout: float) -> None:
         super().__init__()
+        self.direction = direction
         self.dropout = nn.Dropout(dropout)
         self.recurrent = recurrent
         self.attention = attention
@@ -150,7 +151,8 @@ class ContextEncoder(nn.Module):
     def forward(self, batch: Batch, modality: str) -> Tensor:
         present: Tensor = getattr(batch, f"{modality}_present")
         vectors = self.recurrent(self.dropout(batch.vectors(modality)), batch.turns)
-        vectors = self.attention(vectors, vectors, present, batch.turns)
+        keys = turn_keys(present, batch.turns, self.direction)
+        vectors = self.attention(vectors, vectors, keys, batch.turns)
         return vectors * present[:, None]
 
 
@@ -216,7 +218,7 @@ class CoAttentionBlock(nn.Module):
 
     Shape:
         audio, text: (utterances, dim)
-        audio_present, text_present: (utterances,) boolean
+        audio_keys, text_keys: from `turn_keys`
         returns: audio and text, (utterances, dim)
     """
 
@@ -225,7 +227,6 @@ class CoAttentionBlock(nn.Module):
         dim: int,
         heads: int,
         dropout: float,
-        direction: Direction,
         *,
         co_attention: CoAttention,
         self_attention: bool,
@@ -233,7 +234,7 @@ class CoAttentionBlock(nn.Module):
         super().__init__()
 
         def attention(wanted: bool) -> nn.Module:
-            return TurnAttention(dim, heads, direction, dropout) if wanted else Unchanged()
+            return TurnAttention(dim, heads, dropout) if wanted else Unchanged()
 
         self.audio_to_text = attention(co_attention in ("both", "audio"))
         self.text_to_audio = attention(co_attention in ("both", "text"))
@@ -243,12 +244,12 @@ class CoAttentionBlock(nn.Module):
         self.text_feed_forward = _FeedForward(dim, dropout)
 
     def forward(
-        self, audio: Tensor, text: Tensor, audio_present: Tensor, text_present: Tensor, turns: Turns
+        self, audio: Tensor, text: Tensor, audio_keys: KeyMask, text_keys: KeyMask, turns: Turns
     ) -> tuple[Tensor, Tensor]:
-        a = self.audio_to_text(audio, text, text_present, turns)
-        t = self.text_to_audio(text, audio, audio_present, turns)
-        a = self.audio_to_audio(a, a, audio_present, turns)
-        t = self.text_to_text(t, t, text_present, turns)
+        a = self.audio_to_text(audio, text, text_keys, turns)
+        t = self.text_to_audio(text, audio, audio_keys, turns)
+        a = self.audio_to_audio(a, a, audio_keys, turns)
+        t = self.text_to_text(t, t, text_keys, turns)
         return self.audio_feed_forward(a), self.text_feed_forward(t)
 
 
@@ -269,8 +270,9 @@ class Fusion(nn.Module):
 
     classifies = True
 
-    def __init__(self, blocks: Sequence[CoAttentionBlock], head: Head, dropout: float) -> None:
+    def __init__(self, blocks: Sequence[CoAttentionBlock], head: Head, direction: Direction, dropout: float) -> None:
         super().__init__()
+        self.direction = direction
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(blocks)
         self.head = head
@@ -280,9 +282,9 @@ class Fusion(nn.Module):
 
     def classify(self, batch: Batch) -> Output:
         audio, text = self.dropout(batch.vectors("audio")), self.dropout(batch.vectors("text"))  # (utterances, dim)
-        present = batch.audio_present, batch.text_present
+        keys = [turn_keys(x, batch.turns, self.direction) for x in (batch.audio_present, batch.text_present)]
         for block in self.blocks:
-            audio, text = block(audio, text, *present, batch.turns)
+            audio, text = block(audio, text, *keys, batch.turns)
         logits, embedding = self.head(torch.cat([audio, text], dim=-1))
         return Output(logits=logits, embeddings={} if embedding is None else {"fused": embedding})
 
@@ -402,14 +404,12 @@ class HCAM(nn.Module, HubModel, library_name="erc-fusion", paper_url="https://ar
             return Modality(UtteranceEncoder(project, inner, AttentionPooling(dim)), head("utterance", dim))
 
         def conversation() -> Modality:
-            attention = TurnAttention(dim, heads, direction, dropout) if self_attention else Unchanged()
-            encoder = ContextEncoder(ConversationEncoder(dim, direction, dropout), attention, dropout)
+            attention = TurnAttention(dim, heads, dropout) if self_attention else Unchanged()
+            encoder = ContextEncoder(ConversationEncoder(dim, direction, dropout), attention, direction, dropout)
             return Modality(encoder, head("conversation", dim))
 
         def block() -> CoAttentionBlock:
-            return CoAttentionBlock(
-                dim, heads, dropout, direction, co_attention=co_attention, self_attention=self_attention
-            )
+            return CoAttentionBlock(dim, heads, dropout, co_attention=co_attention, self_attention=self_attention)
 
         voice = Unchanged() if scores else nn.LogSoftmax(dim=-1)
         parts: dict[str, Part] = {
@@ -419,7 +419,7 @@ class HCAM(nn.Module, HubModel, library_name="erc-fusion", paper_url="https://ar
             parts["conversation"] = Unimodal(conversation(), conversation(), voice)
         if "fusion" in stages:
             last_head = Head(2 * dim, dim, classes, dropout, supervised)
-            parts["fusion"] = Fusion([block() for _ in range(blocks)], last_head, dropout)
+            parts["fusion"] = Fusion([block() for _ in range(blocks)], last_head, direction, dropout)
         self.chain = Chain(parts)
         self.ensemble = Ensemble(_head_names(parts), scores) if ensemble else Unchanged()
 

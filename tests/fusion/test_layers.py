@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fusion.layers.attention import MultiHeadAttention
-from fusion.layers.conversation import REACH, TurnAttention
+from fusion.layers.conversation import REACH, TurnAttention, turn_keys
 from fusion.layers.dropout import SequenceDropout
 from fusion.layers.feed_forward import feed_forward
 from fusion.layers.gate import Gate
@@ -258,10 +258,11 @@ def test_examples_in_docstrings_hold(name: str) -> None:
 
 
 def test_attention_along_turns_can_choose_by_distance() -> None:
-    layer = TurnAttention(DIM, heads=2, direction="both", dropout=0.0)
+    layer = TurnAttention(DIM, heads=2, dropout=0.0)
     nn.init.constant_(layer.distances[:, REACH - 1], 100.0)  # the turn before
     turns = Turns.of(torch.tensor([[True, True, True], [True, True, False]]))
-    weights = layer.views(random(5, DIM), random(5, DIM, seed=1), torch.ones(5, dtype=torch.bool), turns)["attention"]
+    keys = turn_keys(torch.ones(5, dtype=torch.bool), turns, "both")
+    weights = layer.views(random(5, DIM), random(5, DIM, seed=1), keys, turns)["attention"]
     assert weights.shape == (5, 2, 3)
     before = {1: 0, 2: 1, 4: 0}  # utterance: place of the turn before in its conversation
     for utterance, turn in before.items():
@@ -269,10 +270,11 @@ def test_attention_along_turns_can_choose_by_distance() -> None:
 
 
 def test_a_turn_attends_to_nothing_that_is_absent_or_in_another_conversation() -> None:
-    layer = TurnAttention(DIM, heads=2, direction="past", dropout=0.0)
+    layer = TurnAttention(DIM, heads=2, dropout=0.0)
     turns = Turns.of(torch.tensor([[True, True, True], [True, True, False]]))
     present = torch.tensor([False, True, False, False, False])
-    weights = layer.views(random(5, DIM), random(5, DIM, seed=1), present, turns)["attention"]
+    keys = turn_keys(present, turns, "past")
+    weights = layer.views(random(5, DIM), random(5, DIM, seed=1), keys, turns)["attention"]
     expected = torch.zeros(5, 2, 3)
     expected[1:3, :, 1] = 1.0
     torch.testing.assert_close(weights, expected)

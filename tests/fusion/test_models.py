@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fusion.batch import Batch
+from fusion.layers import launches
 from fusion.models import MODELS, build_model, own_arguments
 from fusion.stages import Stage
 from pipeline.settings import ErcError, SettingsError
@@ -118,6 +119,28 @@ def given_to(stage: Stage, batch: Batch) -> Batch:
 
 def test_every_model_is_tried() -> None:
     assert set(SETTINGS) == set(MODELS)
+
+
+@every_case
+def test_the_way_of_few_operations_gives_the_same_answers_and_gradients(
+    name: str, setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames, tokens = [3, 2, 0, 4, 1, 2, 3, 4], [2, 1, 3, 0, 4, 1, 2, 2]
+    model, layers = make(name, **setting), {key: value for key, value in setting.items() if key.endswith("_layers")}
+    batch = regrouped(make_batch([3, 1, 4], frames, tokens, **layers), [[2, 5], [0, 1, 3, 4, 6, 7]])
+    found = []
+    for few in (False, True):
+        monkeypatch.setattr(launches, "dominate", lambda x, few=few: few)
+        model.zero_grad()
+        output = model(batch)
+        total_loss(output, batch, model.stages()[-1].branches).backward()
+        found.append((tensors_of(output), {key: one.grad for key, one in model.named_parameters()}))
+    (answers, gradients), (few_answers, few_gradients) = found
+    torch.testing.assert_close(few_answers, answers, rtol=0, atol=1e-6)
+    reached = {key: gradient for key, gradient in gradients.items() if gradient is not None}
+    assert reached
+    torch.testing.assert_close({key: few_gradients[key] for key in reached}, reached, rtol=1e-4, atol=1e-6)
+    assert all(few_gradients[key] is None for key in gradients.keys() - reached.keys())
 
 
 @every_case
