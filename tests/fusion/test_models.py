@@ -120,6 +120,7 @@ def test_every_model_is_tried() -> None:
     assert set(SETTINGS) == set(MODELS)
 
 
+@pytest.mark.arithmetic
 @every_case
 def test_padding_changes_nothing(name: str, setting: dict[str, Any]) -> None:
     model, batch = make(name, **setting), batch_for(setting)
@@ -145,6 +146,7 @@ def test_groups_change_nothing(name: str, setting: dict[str, Any]) -> None:
     torch.testing.assert_close(views, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.arithmetic
 @every_model
 @settings(max_examples=10, deadline=None)
 @given(
