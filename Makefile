@@ -1,6 +1,7 @@
 # make demo   the whole way on the embedded corpus: features, training, scores, plots
 # make test   formatting, lint, types and tests
 # make soak   the tests that take long: Ray, experiments of DVC, benchmarks, many kills
+# make processors   exactness and the demo's score, on every processor that this one can play
 # make docs   the pages of docs/ as a site, site/index.html
 # All make .venv from requirements.lock first, if it is missing or out of date.
 
@@ -15,7 +16,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 # uv installs no bytecode: without it every process compiles torch again, 6 s instead of 2
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test soak docs lint format lock clean
+.PHONY: demo test soak processors docs lint format lock clean
 
 demo: $(VENV)/installed
 	dvc repro
@@ -26,6 +27,9 @@ test: lint
 
 soak: $(VENV)/installed
 	pytest -m soak
+
+processors: $(VENV)/installed
+	pytest -m processors --dist=load -rps tests/test_processors.py
 
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict

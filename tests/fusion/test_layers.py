@@ -24,6 +24,8 @@ from fusion.layers.stand_ins import Constant, Unchanged
 from fusion.layers.views import collect_views, zero_padding
 from fusion.turns import Turns
 
+pytestmark = pytest.mark.arithmetic
+
 DIM = 8
 sequence_lengths = st.lists(st.integers(0, 5), min_size=1, max_size=4)
 conversation_lengths = st.lists(st.integers(1, 5), min_size=1, max_size=4)

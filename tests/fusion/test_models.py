@@ -121,6 +121,7 @@ def test_every_model_is_tried() -> None:
     assert set(SETTINGS) == set(MODELS)
 
 
+@pytest.mark.arithmetic
 @every_case
 def test_the_way_of_few_operations_gives_the_same_answers_and_gradients(
     name: str, setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -168,6 +169,7 @@ def test_groups_change_nothing(name: str, setting: dict[str, Any]) -> None:
     torch.testing.assert_close(views, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.arithmetic
 @every_model
 @settings(max_examples=10, deadline=None)
 @given(

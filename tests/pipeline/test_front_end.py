@@ -9,6 +9,8 @@ from torch import Tensor
 from pipeline.encoders.exact import Convolutions
 from pipeline.encoders.front_end import FrontEnd, Moments
 
+pytestmark = pytest.mark.arithmetic
+
 TOLERANCE = 2e-5
 
 

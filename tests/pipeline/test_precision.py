@@ -22,7 +22,10 @@ from tests.pipeline.test_speech import noise, toy_folder
 
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own way
+pytestmark = [
+    pytest.mark.arithmetic,
+    pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask"),  # WavLM's own way
+]
 
 # wav2vec2-base and those like it, in every width that kernels look at, two layers of them
 BASE: dict[str, Callable[[], Any]] = {

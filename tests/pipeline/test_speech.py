@@ -13,6 +13,8 @@ from pipeline.errors import EncoderError
 from pipeline.media import decode, resample
 from pipeline.params import AudioParams
 
+pytestmark = pytest.mark.arithmetic
+
 TOLERANCE = 1e-4  # DESIGN 3.3
 
 

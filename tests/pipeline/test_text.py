@@ -12,6 +12,8 @@ from pipeline.encoders.tiny import TINY_SPEECH, TINY_TEXT
 from pipeline.errors import EncoderError
 from pipeline.params import TextParams
 
+pytestmark = pytest.mark.arithmetic
+
 TEXTS = ["Yes.", "I cannot believe that you did this to me, of all people!", "😀 naïve Zażółć", "???"]
 
 
