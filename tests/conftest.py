@@ -47,6 +47,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _autograd_has_counted_devices() -> None:
+    """Autograd counts GPUs at the first backward pass of a process, and refuses forks where it finds one.
+
+    Tensors of a GPU that is not there (torch's FakeTensorMode, also of an export to ONNX) would be counted.
+    """
+    import torch
+
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
 def shared_data(name: str) -> Path:
     """The folder of real data `name`, or a visible skip where it is absent."""
     root = Path(os.environ.get("ERC_SHARED", Path(__file__).parents[1].parent / "shared"))
