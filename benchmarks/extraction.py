@@ -41,8 +41,7 @@ from measures.report import Results, markdown
 from measures.storing import frame_counts, measure_store
 from measures.timing import say
 
-from pipeline.encoders.loading import choose_device, find_model
-from pipeline.encoders.tiny import TINY_SPEECH
+from pipeline.encoders import TINY_SPEECH, choose_device, find_model
 
 PARTS = ("encoder", "files", "growth", "store")
 SHARED = Path(os.environ.get("ERC_SHARED", Path(__file__).parents[2] / "shared")) / "data"

@@ -21,16 +21,17 @@ from typing import Any
 import torch
 
 from fusion.data import load_split
+from fusion.inference import predict, score_answers
+from fusion.objective import floor_scores
+from fusion.objective.tasks import LabelTask
 from fusion.params import read_recipe
-from fusion.predict import predict, score_answers
-from fusion.tasks import LabelTask, floor_scores
-from fusion.train import fit
-from pipeline.extract import extract_audio, extract_text
-from pipeline.finetune.stage import finetune_audio, finetune_text
+from fusion.training import fit
+from pipeline.extraction import extract_audio, extract_text
+from pipeline.finetuning import finetune_audio, finetune_text
 from pipeline.join import join
 from pipeline.manifest import write_manifest
 from pipeline.params import AudioParams, DatasetParams, TextParams
-from pipeline.prepare import prepare
+from pipeline.preparation import prepare
 from pipeline.settings import read_section
 from pipeline.store import Features
 

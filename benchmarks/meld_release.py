@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from pipeline.manifest import Utterance, check_utterances, read_manifest, write_manifest
 from pipeline.params import DatasetParams
-from pipeline.prepare import check_published, prepare, summary
+from pipeline.preparation import check_published, prepare, summary
 
 FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}

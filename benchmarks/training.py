@@ -46,8 +46,8 @@ from measures.training_report import CorpusSize, TrainingResults, training_markd
 from measures.training_runs import OTHERS, WAYS, measure_growth, measure_models
 from measures.training_studies import Task, measure_seeds, measure_start, measure_study
 
-from fusion.device import pick_device
 from fusion.params import Recipe, read_recipe
+from fusion.runtime import pick_device
 from pipeline.store import read_features
 
 PARTS = ("models", "growth", "start", "operations", "seeds", "study")

@@ -13,11 +13,11 @@ from fusion.command_line import (
     Overrides,
     ParamsFile,
     command,
+    complete_only,
     encoding,
     find_params,
     resumable,
 )
-from fusion.completion import complete_only
 
 
 @resumable
@@ -30,9 +30,9 @@ def train_app(
     device: Device = "auto",
 ) -> None:
     """Train the model of params.yaml with every seed, selected on validation. An interrupted run goes on."""
-    from fusion.device import pick_device
     from fusion.params import read_recipe
-    from fusion.seeds import train_seeds, training_headline
+    from fusion.runtime import pick_device
+    from fusion.training import train_seeds, training_headline
     from pipeline.store import read_features
 
     recipe = read_recipe(find_params(params), overrides)
@@ -54,13 +54,18 @@ def evaluate_app(
     device: Device = "auto",
 ) -> None:
     """Score the trained models of all seeds on the test split, clean and degraded, and write the result files."""
-    from fusion.atomic import writing
-    from fusion.device import pick_device
-    from fusion.evaluate import evaluate
+    from fusion.evaluation import (
+        current_commit,
+        describe_run,
+        evaluate,
+        headline,
+        measure_robustness,
+        read_degraded,
+        write_report,
+        write_robustness,
+    )
     from fusion.params import EvaluateParams, ModelParams, TrainParams
-    from fusion.report import current_commit, describe_run, headline, write_report
-    from fusion.robustness import measure_robustness, read_degraded
-    from fusion.robustness_report import write_robustness
+    from fusion.runtime import pick_device, writing
     from pipeline.settings import read_section
     from pipeline.store import read_features
 
@@ -96,13 +101,10 @@ def ablate_app(
     """Train and score the sets of section ablations with every seed, compare them. An interrupted table goes on."""
     import torch
 
-    from fusion.ablate import ablate
-    from fusion.ablation_report import headline, write_table
-    from fusion.comparison import compare
-    from fusion.device import pick_device
+    from fusion.ablation import ablate, compare, headline, read_variants, write_table
+    from fusion.evaluation import current_commit
     from fusion.params import EvaluateParams
-    from fusion.report import current_commit
-    from fusion.variants import read_variants
+    from fusion.runtime import pick_device
     from pipeline.settings import ClusterParams, connect, read_section
     from pipeline.store import read_features
 
@@ -136,9 +138,9 @@ def report_app(
     device: Device = "auto",
 ) -> None:
     """Write an evaluation as one page to open in a browser: scores, and every turn with what the models say of it."""
-    from fusion.device import pick_device
-    from fusion.page.build import NAME, Sources, write_page
     from fusion.params import ModelParams, TrainParams
+    from fusion.report import PAGE, Sources, write_page
+    from fusion.runtime import pick_device
     from pipeline.settings import read_section
     from pipeline.store import read_features
 
@@ -148,7 +150,7 @@ def report_app(
     beside = features.with_name("manifest.jsonl")
     sources = Sources(manifest or (beside if beside.exists() else None), root, tokenizer)
     page = write_page(read_features(features), models, results, split, sources, output, pick_device(device), memory)
-    print(f"{output / NAME}: {page.turns} turns, {page.viewed} with views, {page.size / 1e6:.1f} MB")
+    print(f"{output / PAGE}: {page.turns} turns, {page.viewed} with views, {page.size / 1e6:.1f} MB")
 
 
 @command
@@ -159,14 +161,13 @@ def folds_app(
     output: Annotated[Path, typer.Option(help="Where the joined results go.")] = Path("results/folds"),
 ) -> None:
     """Join the results of folds that test other conversations: the mean over folds, and all of them as one set."""
-    from fusion.folds import join_folds
-    from fusion.folds_report import headline, write_folds
+    from fusion.evaluation import folds_headline, join_folds, write_folds
     from fusion.params import EvaluateParams
     from pipeline.settings import read_section
 
     joined = join_folds(results, read_section(find_params(params), "evaluate", EvaluateParams, overrides))
     write_folds(joined, output)
-    print(f"{output}: {headline(joined)}")
+    print(f"{output}: {folds_headline(joined)}")
 
 
 @encoding
@@ -202,11 +203,11 @@ def predict_app(
     device: Device = "auto",
 ) -> None:
     """Predict the labels of new recordings and texts with trained models (docs/prediction.md)."""
-    from fusion.predict_command import Asked, predict
+    from fusion.prediction import Asked, predict
 
     asked = Asked(model, table, audio, text, speaker, features, stream, root, split, output, params, overrides)
     asked.check()
-    from fusion.predictor import Predictor  # behind the check, because torch takes seconds to import
+    from fusion.prediction import Predictor  # behind the check, because torch takes seconds to import
 
     with Predictor.load(model, device, audio_encoder, text_encoder) as predictor:
         predict(asked, predictor)
@@ -222,7 +223,7 @@ def export_app(
     onnx: Annotated[bool, typer.Option("--onnx", help="Add model.onnx, for onnxruntime.")] = False,
 ) -> None:
     """Make a folder to share of one trained model: weights, configuration, a card with its scores, ONNX."""
-    from fusion.share import share_model
+    from fusion.checkpoint import share_model
 
     loaded = share_model(model, output, results, onnx)
     extras = [*(["test scores"] if results else []), *(["ONNX"] if onnx else [])]

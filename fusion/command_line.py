@@ -1,4 +1,5 @@
-"""What the commands of fusion share: options, how errors are told, where parameters are read from.
+"""What the commands of fusion share: options and how shells complete them, how errors are told, where parameters are
+read from.
 
 Without heavy libraries, so that `--help` answers at once.
 """
@@ -12,7 +13,38 @@ from typing import Annotated, Any
 
 import typer
 
-from fusion.completion import complete_device, complete_set
+if "COMP_WORDS" in os.environ:  # bash asks what a command line may go on with
+    from pipeline.settings import join_words
+
+    join_words(os.environ)
+
+
+def complete_set(begun: str) -> list[str]:
+    """What `--set` may go on with."""
+    from fusion.params import EvaluateParams, LossParams, ModelParams, TrainParams
+    from pipeline.settings import ClusterParams, Section, complete_override
+
+    sections: dict[str, type[Section]] = {
+        "model": ModelParams,
+        "loss": LossParams,
+        "train": TrainParams,
+        "evaluate": EvaluateParams,
+        "cluster": ClusterParams,
+    }
+    return complete_override(begun, sections)
+
+
+def complete_only(context: typer.Context, begun: str) -> list[str]:
+    """What `--only` may go on with."""
+    from pipeline.settings import complete_set_name
+
+    return complete_set_name(context.params.get("params") or Path("params.yaml"))
+
+
+def complete_device() -> list[str]:
+    """What `--device` may go on with."""
+    return ["auto", "cpu", "cuda"]
+
 
 FeatureFile = Annotated[Path, typer.Option(help="The joint feature file, such as data/feats.h5.")]
 ParamsFile = Annotated[

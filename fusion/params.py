@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
+from fusion.objective import Target
 from pipeline.settings import Precision, Section, read_section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Modalities = Literal["both", "audio", "text"]
-Target = Literal["label", "score"]
 
 GENERAL = ("name", "modalities", "audio_frames")  # what every model depends on
 LOSSES = {  # the keys of section `loss` that need a part of the model, by the argument that builds the part
@@ -97,7 +97,9 @@ class ModelParams(Section):
 
 
 class LossParams(Section):
-    """Section `loss`: what `fusion.losses` adds up; 0 leaves a part out. A model without a part has no such loss."""
+    """Section `loss`: what `fusion.objective.losses` adds up; 0 leaves a part out. A model without a part has no such
+    loss.
+    """
 
     auxiliary: Weight = 0.3  # of heads beside those that the stage is about
     absolute: Weight = 0.1  # contrast: audio and text of one utterance belong together
@@ -112,7 +114,7 @@ class LossParams(Section):
 class TrainParams(Section):
     """Section `train`: what is learned, optimisation, selection on validation, seeds.
 
-    `metric` None stands for the first metric of the target (`fusion.tasks.METRICS_OF`), and is it once it is read.
+    `metric` None stands for the first metric of the target (`fusion.objective.METRICS_OF`), and is it once it is read.
     """
 
     target: Target = "label"  # what models learn to tell of an utterance, of the columns of the feature file
@@ -120,7 +122,7 @@ class TrainParams(Section):
     epochs: int = Field(60, ge=1, le=100_000)  # at most
     patience: int = Field(15, ge=1)  # epochs without a better validation score before stopping
     metric: str = Field(None, validate_default=True)  # on validation; the best epoch's weights are kept
-    conversations: int = Field(16, ge=1, le=100_000)  # a batch, on average; see `fusion.plan.draw_batches`
+    conversations: int = Field(16, ge=1, le=100_000)  # a batch, on average; see `fusion.data.batches.draw_batches`
     optimizer: Literal["adam", "adamw"] = "adam"  # adam: weight decay as L2 penalty; adamw: decoupled from the step
     learning_rate: float = Field(1e-3, gt=0, le=10)
     weight_decay: float = Field(1e-4, ge=0, le=10)
@@ -140,14 +142,14 @@ class TrainParams(Section):
     @classmethod
     def _lead_by_default(cls, metric: Any, info: Any) -> Any:
         """None is the first metric of the target."""
-        from fusion.tasks import METRICS_OF
+        from fusion.objective import METRICS_OF
 
         return next(iter(METRICS_OF[info.data.get("target", "label")])) if metric is None else metric
 
     @field_validator("metric")
     @classmethod
     def _fits_target(cls, metric: str, info: Any) -> str:
-        from fusion.tasks import METRICS_OF
+        from fusion.objective import METRICS_OF
 
         target: Target = info.data.get("target", "label")
         if metric not in METRICS_OF[target]:

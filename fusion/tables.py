@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fusion.statistics import Interval
+from fusion.objective import Interval
 
 DIGITS = 6  # behind the point, wherever programs read a number
 

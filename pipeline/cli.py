@@ -11,7 +11,33 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.completion import complete_device, complete_set
+if "COMP_WORDS" in os.environ:  # bash asks what a command line may go on with
+    from pipeline.settings import join_words
+
+    join_words(os.environ)
+
+
+def complete_set(begun: str) -> list[str]:
+    """What `--set` may go on with."""
+    from pipeline import params
+    from pipeline.settings import ClusterParams, Section, complete_override
+
+    sections: dict[str, type[Section]] = {
+        "dataset": params.DatasetParams,
+        "audio": params.AudioParams,
+        "text": params.TextParams,
+        "features": params.FeaturesParams,
+        "import": params.ImportParams,
+        "evaluate.degrade": params.DegradeParams,
+        "cluster": ClusterParams,
+    }
+    return complete_override(begun, sections)
+
+
+def complete_device() -> list[str]:
+    """What `--device` may go on with."""
+    return ["auto", "cpu", "cuda"]
+
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The YAML file with the parameters.")]
 Overrides = Annotated[
@@ -48,7 +74,8 @@ def command(body: Callable[..., None], goes_on: bool = False) -> typer.Typer:
     @functools.wraps(body)
     def guarded(**arguments: Any) -> None:
         try:
-            from pipeline.settings import PIPELINE_SECTIONS, ErcError, check_overrides, settle_libraries
+            from pipeline.errors import ErcError
+            from pipeline.settings import PIPELINE_SECTIONS, check_overrides, settle_libraries
         except KeyboardInterrupt:
             print(INTERRUPTED, file=sys.stderr)
             raise typer.Exit(130) from None
@@ -101,7 +128,7 @@ def prepare_app(
     """Read the corpus, settle its oddities, and write one record per utterance."""
     from pipeline.manifest import check_place, write_manifest
     from pipeline.params import DatasetParams
-    from pipeline.prepare import check_published, prepare, summary
+    from pipeline.preparation import check_published, prepare, summary
     from pipeline.settings import read_section
 
     dataset = read_section(params, "dataset", DatasetParams, overrides)
@@ -126,7 +153,7 @@ def finetune_app(
     device: Device = "auto",
 ) -> None:
     """Fine-tune an encoder on the labels of train, chosen on validation. An interrupted run goes on."""
-    from pipeline.finetune.folder import turn_off
+    from pipeline.finetuning import turn_off
     from pipeline.params import AudioParams, DatasetParams, TextParams
     from pipeline.settings import read_section
 
@@ -137,7 +164,7 @@ def finetune_app(
         print(turn_off(output, modality))
         return
     announce("the encoder")
-    from pipeline.finetune.stage import finetune_audio, finetune_text
+    from pipeline.finetuning import finetune_audio, finetune_text
 
     if modality == Modality.AUDIO:
         dataset = read_section(params, "dataset", DatasetParams, overrides)
@@ -164,8 +191,7 @@ def audio_app(
     announce("the encoder")
     import torch
 
-    from pipeline.extract import extract_audio
-    from pipeline.ray_engine import extract_audio_on
+    from pipeline.extraction import extract_audio, extract_audio_on
 
     with connect(engine, device, torch.get_num_threads()) as cluster:
         if cluster:
@@ -192,8 +218,7 @@ def text_app(
     announce("the encoder")
     import torch
 
-    from pipeline.extract import extract_text
-    from pipeline.ray_engine import extract_text_on
+    from pipeline.extraction import extract_text, extract_text_on
 
     with connect(engine, device, torch.get_num_threads()) as cluster:
         if cluster:
@@ -214,7 +239,7 @@ def join_app(
     copy: Annotated[bool, typer.Option("--copy", help="Write one self-contained file instead of links.")] = False,
 ) -> None:
     """Join audio and text to the one file that fusion-train reads."""
-    from pipeline.datasets.notes import describe_corpus
+    from pipeline.datasets import describe_corpus
     from pipeline.join import failures, join, stand_ins
     from pipeline.params import DatasetParams, FeaturesParams
     from pipeline.settings import read_section
@@ -253,8 +278,7 @@ def import_app(
     ] = False,
 ) -> None:
     """Make a feature file of features that others made (docs/importing-features.md)."""
-    from pipeline.imports.sources import given_parts
-    from pipeline.imports.stage import import_features
+    from pipeline.imports import given_parts, import_features
     from pipeline.params import DatasetParams, ImportParams
     from pipeline.settings import read_section
 
@@ -285,7 +309,7 @@ def degrade_app(
     audio = read_section(params, "audio", AudioParams, overrides)
     text = read_section(params, "text", TextParams, overrides)
     announce("the encoders")
-    from pipeline.degrade import degrade
+    from pipeline.degradation import degrade
 
     print(degrade(manifest, output, asked, audio, text, Path(dataset.root), dataset.channels, device).summary())
 

@@ -1,10 +1,13 @@
-"""The pipeline's errors; the whole tree is drawn in `pipeline.settings`."""
+"""The errors of the project: their root, and those of the pipeline."""
 
 import errno
 import os
 import re
 
-from pipeline.settings import ErcError
+
+class ErcError(Exception):
+    """Root of the errors that a user can mend; the message says what, where and how."""
+
 
 MENDS = {
     errno.ENOSPC: "make room",

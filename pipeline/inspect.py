@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.store import Features, Part, StoreError, damaged_utterances, kind_of, read_features, read_part
+from pipeline.errors import StoreError
+from pipeline.store import Features, Part, damaged_utterances, kind_of, read_features, read_part
 
 NAMED = 10  # utterances that could not be encoded and are named in the text
 
@@ -38,7 +39,7 @@ class Report:
     utterances: int
     digest: str | None = None  # of a joint file
     conversations: int | None = None
-    corpus: dict[str, Any] | None = None  # what the file says of it (`pipeline.corpus_note`)
+    corpus: dict[str, Any] | None = None  # what the file says of it (`pipeline.store.identity`)
     splits: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> label -> utterances
     scored: dict[str, int] = field(default_factory=dict)  # split -> utterances with a score; empty where none has one
     parts: dict[str, PartReport] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.errors import StoreError
 from pipeline.manifest import Utterance, label_names, read_manifest
 from pipeline.store import (
     MODALITIES,
@@ -13,7 +14,6 @@ from pipeline.store import (
     CorpusNote,
     Features,
     Part,
-    StoreError,
     Utterances,
     read_features,
     read_part,

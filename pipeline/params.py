@@ -47,9 +47,9 @@ class DatasetParams(Section):
     root: UserPath = (
         "data/demo"  # folder of the release, or that holds the table; paths of recordings are relative to it
     )
-    target: str | None = None  # what the label is; null: the corpus' own first one (`pipeline.datasets.targets`)
+    target: str | None = None  # what the label is; null: the corpus' own first one (`pipeline.datasets.corpus`)
     fold: Annotated[int, Field(ge=0, le=5)] = 0  # iemocap: the session that is the test split; 0: session 5
-    protocol: Literal["sdk", "62-31"] = "sdk"  # mosi: its splits, see `pipeline.datasets.mosi_splits`
+    protocol: Literal["sdk", "62-31"] = "sdk"  # mosi: its splits, see `pipeline.datasets.mosi`
     table: UserPath = "utterances.csv"  # .csv, .tsv, .jsonl or .parquet, relative to root
     columns: Columns = Columns()
     split: Literal["given", "conversation", "speaker"] = "given"  # given: validation is made where there is none

@@ -18,22 +18,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.datasets.mending import mend_controls, mend_surrogates
-from pipeline.datasets.table import read_table
-from pipeline.datasets.turns import Turn
-from pipeline.decoders import Decoders
-from pipeline.encoders.named import NamedSpeech, NamedText, load_speech, load_text
+from pipeline.datasets import Turn, mend_controls, mend_surrogates, read_table
+from pipeline.encoders import NamedSpeech, NamedText, load_speech, load_text
 from pipeline.errors import DataError
-from pipeline.extract import collect, plan_clips, plan_text
+from pipeline.extraction import collect, plan_clips, plan_text
 from pipeline.manifest import OK, Utterance
-from pipeline.media import SAMPLE_RATES, Channels, Recording, Stretch, judge, resample
+from pipeline.media import SAMPLE_RATES, Channels, Decoders, Recording, Stretch, judge, resample
 from pipeline.params import DatasetParams
-from pipeline.prepare import after_probing, by_conversation, draft_utterance, relative_path
+from pipeline.preparation import after_probing, by_conversation, draft_utterance, relative_path
 from pipeline.settings import Threads, read_section
 from pipeline.store import Identity
 
 if TYPE_CHECKING:
     import torch
+
 
 UNREAD = ("split", "label", "score", "recognised")  # columns that say nothing to a model
 LONGEST_TEXT = 10_000  # characters of a turn; what attention takes grows with the square of it
@@ -80,7 +78,7 @@ def read_turns(table: Path, root: Path, params: Path | None = None, overrides: S
 
     Raises:
         SettingsError: section `dataset` is not as it must be.
-        DataError: as `pipeline.datasets.table.read` and `pipeline.prepare.draft_utterance`; the line is named.
+        DataError: as `pipeline.datasets.table.read` and `pipeline.preparation.draft_utterance`; the line is named.
     """
     if not table.is_file():
         raise DataError(f"{table}: no such table; name another with --table")
@@ -107,7 +105,7 @@ def speak(
     """The turn with this `index` in its conversation, whose recording may lie anywhere.
 
     Raises:
-        DataError: as `pipeline.prepare.draft_utterance`; samples that are not a clip.
+        DataError: as `pipeline.preparation.draft_utterance`; samples that are not a clip.
     """
     where = f"turn {index}"
     if isinstance(sound, Waveform):

@@ -37,7 +37,8 @@ from torchaudio.functional import resample
 from torchaudio.transforms import MelSpectrogram
 from transformers import AutoTokenizer, BertForMaskedLM, BertModel, Wav2Vec2Model
 
-from pipeline.encoders.tiny import SPECIAL_TOKENS, TINY_SPEECH, TINY_TEXT, WEIGHTS, build_speech, build_text
+from pipeline.encoders import TINY_SPEECH, TINY_TEXT
+from pipeline.encoders.tiny import SPECIAL_TOKENS, WEIGHTS, build_speech, build_text
 
 SEED = 0
 SENTENCES = 4_000  # of the corpus' grammar

@@ -23,22 +23,22 @@ LONGEST = (
     "test_dvc.py",
     "test_cluster.py",
     "test_page_browser.py",
-    "test_train.py",
-    "test_finetune.py",
+    "test_training.py",
+    "test_finetuning.py",
     "test_training_benchmark.py",
     "test_gpu_check.py",
     "test_benchmarks.py",
     "test_models.py",
-    "test_onnx_model.py",
+    "test_onnx.py",
     "test_commands.py",
 )  # a quarter of a minute and more each, those of `make soak` among them
 
 
 def pytest_configure() -> None:
     """A corpus is decoded by one process, for the same reason."""
-    import pipeline.decoders  # numpy, which also looks at the variable above
+    import pipeline.media.decoders  # numpy, which also looks at the variable above
 
-    pipeline.decoders.count_cores = lambda: 1
+    pipeline.media.decoders.count_cores = lambda: 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.manifest import Utterance
 from pipeline.params import DatasetParams
-from pipeline.prepare import prepare
+from pipeline.preparation import prepare
 
 DEMO = Path(__file__).parents[1] / "data" / "demo"
 

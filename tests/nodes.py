@@ -89,6 +89,6 @@ def make_adder(number: int) -> Callable[[int], int]:
 
 def make_nothing() -> Callable[[int], int]:
     """It cannot."""
-    from pipeline.settings import ErcError
+    from pipeline.errors import ErcError
 
     raise ErcError("no such folder")

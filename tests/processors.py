@@ -17,7 +17,7 @@ CPUINFO = Path("/proc/cpuinfo")
 TESTS = Path(__file__).parent
 MARKER = "pytest.mark.arithmetic"
 # minutes where bfloat16 is emulated; `make soak` runs it on the processor as it is
-TOO_LONG = "tests/pipeline/test_precision.py::test_bfloat16_is_accepted_at_the_widths_of_base"
+TOO_LONG = "tests/pipeline/encoders/test_precision.py::test_bfloat16_is_accepted_at_the_widths_of_base"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from fusion.cli import evaluate_app, train_app
 from fusion.models import MODELS
 from fusion.params import ModelParams
-from tests.fusion import test_models as every_model
 from tests.fusion.made import write_made
+from tests.fusion.models import test_models as every_model
 
 PAGE = (Path(__file__).parents[1] / "docs" / "adding-a-model.md").read_text(encoding="utf-8")
 MODEL, TESTS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -39,7 +39,7 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> None:
     exec(compile(MODEL, "gated.py", "exec"), module.__dict__)
     monkeypatch.setitem(sys.modules, "fusion.models.gated", module)
     monkeypatch.setitem(MODELS, "gated", module.Gated)
-    for place in ("fusion.params", "fusion.provenance", "tests.fusion.made"):
+    for place in ("fusion.params", "fusion.checkpoint.provenance", "tests.fusion.made"):
         monkeypatch.setattr(f"{place}.ModelParams", GatedParams)
 
 

@@ -17,35 +17,24 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-import pipeline.settings.workers
-from fusion.ablate import Ablation, ablate
+import pipeline.settings.cluster
+from fusion.ablation import ablate, read_variants
+from fusion.ablation.single_run import RunFolder
+from fusion.ablation.study import Ablation
 from fusion.cli import ablate_app
 from fusion.errors import TrainingError
 from fusion.params import EvaluateParams
-from fusion.runs import RunFolder
-from fusion.variants import read_variants
-from pipeline.batching import batches_under_budget
-from pipeline.engine import LocalEngine
-from pipeline.errors import DataError, EncoderError
-from pipeline.extract import Work, extract_audio
+from pipeline.encoders import batches_under_budget
+from pipeline.errors import DataError, EncoderError, ErcError
+from pipeline.extraction import Work, extract_audio, extract_audio_on
+from pipeline.extraction.cluster import Asked, Pieces, RayEngine, Recordings, Transcripts, ask_an_actor, make_encoder
+from pipeline.extraction.engine import LocalEngine
+from pipeline.extraction.progress import Unit
 from pipeline.manifest import read_manifest, write_manifest
 from pipeline.params import AudioParams, TextParams
-from pipeline.progress import Unit
-from pipeline.ray_engine import (
-    Asked,
-    Pieces,
-    RayEngine,
-    Recordings,
-    Transcripts,
-    ask_an_actor,
-    extract_audio_on,
-    make_encoder,
-)
-from pipeline.settings import Cluster, ClusterError, ClusterParams, ErcError, SettingsError, connect, read_section
-from pipeline.settings.cluster import WithoutRay
-from pipeline.settings.workers import Share
-from pipeline.slots import PartLayout, SlotWriter
-from pipeline.store import Identity, read_features
+from pipeline.settings import Cluster, ClusterError, ClusterParams, SettingsError, connect, read_section
+from pipeline.settings.cluster import Share, WithoutRay
+from pipeline.store import Identity, PartLayout, SlotWriter, read_features
 from tests.demo import DEMO, conversations, prepared
 from tests.fusion.made import Made, write_made
 from tests.nodes import TwoNodes, make_adder, make_nothing, two_nodes
@@ -129,8 +118,8 @@ def test_what_an_actor_cannot_make_is_told_with_its_node(connected: Cluster) -> 
 
 @pytest.mark.soak
 def test_another_version_on_a_node_is_refused(connected: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = replace(pipeline.settings.workers.installed_here(), version="9.9", code="0123456789")
-    monkeypatch.setattr(pipeline.settings.workers, "installed_here", lambda: here)
+    here = replace(pipeline.settings.cluster.installed_here(), version="9.9", code="0123456789")
+    monkeypatch.setattr(pipeline.settings.cluster, "installed_here", lambda: here)
     message = r"node .* has erc-fusion 0\..*, this machine erc-fusion 9\.9 \(code 01234567\).*: install the same"
     with pytest.raises(ClusterError, match=message):
         list(connected.work([0], make_adder, 1))

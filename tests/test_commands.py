@@ -38,7 +38,7 @@ RUN_BY = {  # other tests run all commands of these pages, on files of the names
     "docs/adding-a-corpus.md": "test_adding_a_corpus.py",
     "docs/adding-a-model.md": "test_adding_a_model.py",
     "docs/prediction.md": "test_prediction_docs.py",
-    "docs/sharing.md": "fusion/test_share.py",
+    "docs/sharing.md": "fusion/checkpoint/test_export.py",
 }
 NOT_RUN = {  # what a command begins with, and why it is not run here
     "make demo": "an install of minutes, then dvc repro, which test_dvc.py runs",

@@ -90,8 +90,8 @@ def test_sets_of_params_yaml_are_completed(tmp_path: Path) -> None:
 def test_keys_are_completed_without_torch() -> None:
     """Who presses a key does not wait for seconds."""
     script = (
-        "import sys\nfrom fusion.completion import complete_set\nassert complete_set('train.')\n"
-        "from pipeline.completion import complete_set\nassert complete_set('audio.')\nassert 'torch' not in sys.modules"
+        "import sys\nfrom fusion.command_line import complete_set\nassert complete_set('train.')\n"
+        "from pipeline.cli import complete_set\nassert complete_set('audio.')\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 

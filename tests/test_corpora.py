@@ -5,15 +5,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fusion.evaluate import Evaluation, evaluate
-from fusion.folds import join_folds
+from fusion.evaluation import evaluate, join_folds, write_report
+from fusion.evaluation.scores import Evaluation
 from fusion.params import EvaluateParams
-from fusion.report import write_report
-from pipeline.extract import extract_audio, extract_text
+from pipeline.extraction import extract_audio, extract_text
 from pipeline.join import join
 from pipeline.manifest import write_manifest
 from pipeline.params import AudioParams, DatasetParams, TextParams
-from pipeline.prepare import prepare
+from pipeline.preparation import prepare
 from pipeline.store import read_features
 from tests.fusion.made import tiny_recipe, train_made
 from tests.pipeline.releases import iemocap, mosi

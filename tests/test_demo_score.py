@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusion.evaluate import evaluate
+from fusion.evaluation import evaluate
 from fusion.params import EvaluateParams, read_recipe
-from fusion.seeds import train_seeds
-from pipeline.extract import extract_audio, extract_text
+from fusion.training import train_seeds
+from pipeline.extraction import extract_audio, extract_text
 from pipeline.join import join
 from pipeline.manifest import write_manifest
 from pipeline.params import AudioParams, DatasetParams, TextParams
-from pipeline.prepare import prepare
+from pipeline.preparation import prepare
 from pipeline.settings import read_section
 
 ROOT = Path(__file__).parents[1]

@@ -199,7 +199,7 @@ def test_result_files_agree_with_each_other(project: Project) -> None:
 
 
 def test_an_edit_of_the_page_scores_nothing_again(project: Project) -> None:
-    script = project.folder / "fusion" / "page" / "assets" / "main.js"
+    script = project.folder / "fusion" / "report" / "assets" / "main.js"
     before = script.read_text(encoding="utf-8")
     script.write_text(before + "// edited\n", encoding="utf-8")
     assert project.would_run() == {"report"}

@@ -11,13 +11,13 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from pipeline.imports.dialogues import LAYOUTS
+from pipeline.imports.pickles import LAYOUTS
 from pipeline.params import ImportParams
 from pipeline.settings import check_section
 from pipeline.store import read_features
 from tests.pipeline.imported import pad, write_pickle
+from tests.pipeline.imports.test_published_layouts import COSMIC, MMSA, TUPLES
 from tests.pipeline.made import write_rows
-from tests.pipeline.test_import_published import COSMIC, MMSA, TUPLES
 from tests.test_readme import APPS
 
 DOCS = (Path(__file__).parents[1] / "docs" / "importing-features.md").read_text(encoding="utf-8")

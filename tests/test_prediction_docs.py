@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fusion.stream import StreamedTurn
+from fusion.prediction.stream import StreamedTurn
 from tests.fusion.recorded import Recorded, make_recorded
 from tests.test_readme import APPS, ROOT
 

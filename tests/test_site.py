@@ -14,7 +14,7 @@ import pytest
 
 import pipeline.manifest
 from fusion.params import LossParams, ModelParams
-from pipeline.datasets import meld, mosi_splits
+from pipeline.datasets import meld, mosi
 from pipeline.params import DatasetParams
 from tests.fusion.made import write_made
 
@@ -161,7 +161,7 @@ def test_the_page_of_data_sets_names_every_status_and_the_counts() -> None:
     assert len(statuses) > 20
     assert not [status for status in statuses if f"`{status}" not in page]
     assert not [key for key in DatasetParams.model_fields if not re.search(rf"\b{key}\b", page)]
-    for counts in (meld.PUBLISHED, mosi_splits.published("sdk", True)):
+    for counts in (meld.PUBLISHED, mosi.published("sdk", True)):
         named = [f"{number:,}" for columns in counts.values() for split, number in columns.items() if split != "all"]
         assert named
         assert not [number for number in named if not re.search(rf"\b{number}\b", page)]

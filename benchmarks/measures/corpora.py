@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.manifest import Utterance, write_manifest
-from pipeline.media import Channels, resample, resampled_length
+from pipeline.media import Channels, resample
+from pipeline.media.decoding import resampled_length
 
 if TYPE_CHECKING:
     import torch

@@ -19,11 +19,10 @@ from torch import Tensor
 from measures.corpora import SAMPLE_RATE, Corpus
 from measures.machine import matrix_rate, peak_memory
 from measures.timing import Spread, say, spread
-from pipeline.batching import batches_under_budget
-from pipeline.encoders.exact import Convolutions
-from pipeline.encoders.speech import LARGEST_BATCH, load_speech_encoder
+from pipeline.encoders import Convolutions, batches_under_budget, load_speech_encoder
+from pipeline.encoders.speech import LARGEST_BATCH
 from pipeline.params import AudioParams
-from pipeline.settings import built_for_bfloat16
+from pipeline.settings.precision import built_for_bfloat16
 
 NAIVE_BATCH = 32
 SHORTEST = 400  # samples; transformers refuses shorter clips

@@ -15,10 +15,10 @@ from measures.corpora import SAMPLE_RATE, Corpus, write_release
 from measures.encoding import audio_params, extraction_batches, padding_share
 from measures.machine import process_peak
 from measures.timing import Spread, say, spread
-from pipeline.clips import encoder_samples
-from pipeline.extract import extract_audio
+from pipeline.extraction import extract_audio
 from pipeline.manifest import read_manifest
-from pipeline.media import Channels, decode, resample
+from pipeline.media import Channels, encoder_samples, resample
+from pipeline.media.decoding import decode
 from pipeline.params import AudioParams
 from pipeline.settings import settle_libraries
 
@@ -151,7 +151,7 @@ def run(job: Job) -> Run:
     """Extract once; the model is loaded before, so that its share can be told."""
     import torch
 
-    from pipeline.encoders.speech import load_speech_encoder
+    from pipeline.encoders import load_speech_encoder
 
     load_speech_encoder(job.params, job.device)  # reads what imports and the disk's cache take
     started, processor = time.perf_counter(), processor_seconds()

@@ -12,10 +12,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.batching import batches_under_budget
+from pipeline.encoders import batches_under_budget
 from pipeline.encoders.speech import LARGEST_BATCH
-from pipeline.slots import PartLayout, SlotWriter
-from pipeline.store import Identity, read_part
+from pipeline.store import Identity, PartLayout, SlotWriter, read_part
 
 FRAME_SAMPLES = 320  # of wav2vec2
 FRAMES_A_SECOND = 50

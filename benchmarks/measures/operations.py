@@ -1,7 +1,7 @@
 """How many operations a training step asks a GPU for, counted without one.
 
 A step of this size is bound by launching work, not by the work, so its time on a GPU goes with their number. They are
-counted on the CPU, below autograd, with the layers taking the way that they take on CUDA (`fusion.layers.launches`).
+counted on the CPU, below autograd, with the layers taking the way that they take on CUDA (`fusion.layers.primitives`).
 
 An operation is a call that computes or copies; views and empty tensors are left out. On a GPU most are one kernel. What
 is not counted: a GRU is one operation forwards and one backwards here, inside which cuDNN launches several kernels for
@@ -21,14 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusion.criterion import Criterion
 from fusion.data import load_split
-from fusion.layers import launches
+from fusion.data.batches import GROUP_ROWS, make_plan
+from fusion.layers import primitives
+from fusion.objective import find_task
 from fusion.params import Recipe
-from fusion.plan import GROUP_ROWS, make_plan
-from fusion.stage_run import StageRun
-from fusion.tasks import find_task
-from fusion.train import build_split_model
+from fusion.training import build_split_model
+from fusion.training.stage import Criterion, StageRun
 from pipeline.store import Features
 
 PHASES = ("gather", "forward", "loss", "backward", "optimizer")
@@ -139,7 +138,7 @@ def _step(run: StageRun, tally: _Tally) -> None:
         return _GRU.apply(tally, x, *weights), state
 
     with (
-        patch.object(launches, "dominate", lambda x: True),
+        patch.object(primitives, "dominate", lambda x: True),
         patch.object(torch._VF, "gru", gru, create=True),
         patch.object(run, "ask", _in_phase(run.ask, tally, "forward", "loss")),
         patch.object(run.optimizer, "zero_grad", _in_phase(run.optimizer.zero_grad, tally, "backward", "backward")),

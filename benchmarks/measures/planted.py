@@ -29,8 +29,7 @@ from measures.timing import say
 from pipeline.datasets.meld import LABELS
 from pipeline.join import join
 from pipeline.manifest import write_manifest
-from pipeline.slots import PartLayout, SlotWriter
-from pipeline.store import MODALITIES, Identity
+from pipeline.store import MODALITIES, Identity, PartLayout, SlotWriter
 
 DIM = 768
 LATENT = 64

@@ -17,7 +17,7 @@ import numpy as np
 from measures.corpora import SAMPLE_RATE, Source
 from measures.layouts import FRAME_SAMPLES, LAYOUTS, STORE, Layout, Rows
 from measures.timing import Spread, say, spread
-from pipeline.media import resampled_length
+from pipeline.media.decoding import resampled_length
 
 DIM = 768
 COPY = "copy"  # in memory, the floor of reading

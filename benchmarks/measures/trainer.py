@@ -15,8 +15,7 @@ import torch
 
 from fusion.data import Split, load_split
 from fusion.params import Recipe
-from fusion.state import State, StateFile
-from fusion.train import fit
+from fusion.training import State, StateFile, fit
 from measures.epochs import EpochTime, Training, count_padding
 from pipeline.store import Features
 

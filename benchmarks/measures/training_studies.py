@@ -14,11 +14,10 @@ from typing import Any
 import torch
 import yaml
 
-from fusion.ablate import ablate
-from fusion.model_folder import partial_folder
+from fusion.ablation import ablate, read_variants
 from fusion.params import EvaluateParams, Recipe
-from fusion.seeds import train_seeds
-from fusion.variants import read_variants
+from fusion.runtime import partial_folder
+from fusion.training import train_seeds
 from measures.timing import Spread, say, spread
 from measures.training_runs import environment, in_own_process
 from pipeline.store import read_features

@@ -21,13 +21,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from fusion.batch import Batch
-from fusion.criterion import Criterion
-from fusion.metrics import compute_all
-from fusion.models import build_model
+from fusion.data import pool
+from fusion.models import Stage, build_model
+from fusion.objective import Task, compute_all, find_task
 from fusion.params import Recipe, model_arguments
-from fusion.ragged import pool
-from fusion.stages import Stage
-from fusion.tasks import Task, find_task
+from fusion.training.stage import Criterion
 from measures.epochs import EpochTime, Training, count_padding
 from pipeline.store import Features, Part
 

@@ -1,1 +1,33 @@
-"""Parts that models share, one to a file. Masks are boolean, true = real; utterances lie flat (fusion.batch)."""
+"""Parts that models share. Masks are boolean, true = real; utterances lie flat (`fusion.batch`)."""
+
+from typing import TYPE_CHECKING
+
+from pipeline.settings import door
+
+if TYPE_CHECKING:
+    from fusion.layers.attention import KeyMask, MultiHeadAttention
+    from fusion.layers.conversation import (
+        ConversationEncoder,
+        ConversationEncoding,
+        TurnAttention,
+        gather_neighbours,
+        turn_keys,
+    )
+    from fusion.layers.ensemble import Ensemble
+    from fusion.layers.pooling import AttentionPooling, MeanPooling
+    from fusion.layers.primitives import (
+        Constant,
+        Embedding,
+        Gate,
+        InputProjection,
+        SequenceDropout,
+        Unchanged,
+        WeightedMix,
+        classifier,
+        collect_views,
+        feed_forward,
+        zero_padding,
+    )
+    from fusion.layers.recurrent import Direction, SequenceGRU, TurnGRU
+else:
+    __getattr__ = door(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Multi-head attention of one sequence to another, MHA(queries; keys)."""
+"""Multi-head attention of one sequence to another, MHA(queries; keys), and the softmax over what is real."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.layers import launches
-from fusion.layers.softmax import masked_softmax
+from fusion.layers import primitives
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis in which padding weighs exactly zero, and everything does where nothing is real.
+
+    Shape:
+        scores: (..., positions)
+        mask: boolean, broadcastable to scores
+        returns: (..., positions), each row summing to 1, or to 0 where nothing is real
+
+    >>> masked_softmax(torch.zeros(2, 3), torch.tensor([[True, True, False], [False, False, False]])).tolist()
+    [[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]
+    """
+    # the lowest number instead of -inf: a row with nothing real stays finite, and so does its gradient
+    lowest = torch.finfo(scores.dtype).min
+    return scores.masked_fill(~mask, lowest).softmax(dim=-1) * mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +100,7 @@ class MultiHeadAttention(nn.Module):
 
     def _project(self, queries: Tensor, keys: Tensor) -> Sequence[Tensor]:
         """Queries, keys and values; in one product for each source where that is what costs."""
-        if not launches.dominate(queries):
+        if not primitives.dominate(queries):
             return self.query(queries), self.key(keys), self.value(keys)
         if queries is keys:
             return self._in_one(queries, [self.query, self.key, self.value])

@@ -1,14 +1,35 @@
-"""Lets the turns of a conversation see each other."""
+"""Lets the turns of a conversation see each other: all of them, or those around each."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fusion.layers import launches
+from fusion.batch import Turns, take_rows
+from fusion.layers import primitives
 from fusion.layers.attention import KeyMask, MultiHeadAttention
 from fusion.layers.recurrent import Direction, TurnGRU
-from fusion.turns import Turns, take_rows
+
+
+def gather_neighbours(x: Tensor, turns: Turns, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """For each utterance, the vectors of the turns at `offsets` from it in its own conversation, and which exist.
+
+    Shape:
+        x: (utterances, dim)
+        offsets: (offsets,) int64, in turns, negative for earlier ones
+        returns: (utterances, offsets, dim), arbitrary where no such turn exists, and (utterances, offsets) boolean
+
+    >>> x = torch.tensor([[10], [11], [12], [20]])
+    >>> turns = Turns.of(torch.tensor([[True, True, True], [True, False, False]]))
+    >>> neighbours, mask = gather_neighbours(x, turns, torch.tensor([-1, 1]))
+    >>> [row[real].flatten().tolist() for row, real in zip(neighbours, mask)]
+    [[11], [10, 12], [11], []]
+    """
+    target = turns.number[:, None] + offsets
+    exists = (target >= 0) & (target < turns.count[:, None])
+    index = torch.arange(x.shape[0], device=x.device)[:, None] + offsets
+    return take_rows(x, index.clamp(0, x.shape[0] - 1)), exists
+
 
 ConversationEncoding = Literal["gru", "none"]
 REACH = 8  # turns
@@ -76,5 +97,5 @@ class TurnAttention(nn.Module):
         places = turns.distances.clamp(-REACH, REACH) + REACH
         bias = take_rows(self.distances.T, places).permute(2, 0, 1)  # (heads, turns, turns)
         queries = turns.spread(x)
-        keys = queries if y is x and launches.dominate(x) else turns.spread(y)
+        keys = queries if y is x and primitives.dominate(x) else turns.spread(y)
         return queries, keys, y_keys, bias

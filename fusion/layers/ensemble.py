@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import scipy  # see `fusion.statistics`
+import scipy  # see `fusion.objective.statistics`
 import torch
 from torch import Tensor, nn
 

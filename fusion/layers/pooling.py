@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fusion.layers.softmax import masked_softmax
+from fusion.layers.attention import masked_softmax
 
 
 class MeanPooling(nn.Module):

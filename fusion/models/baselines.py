@@ -17,18 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
-from fusion.layers.attention import KeyMask, MultiHeadAttention
-from fusion.layers.conversation import ConversationEncoder, ConversationEncoding
-from fusion.layers.dropout import SequenceDropout
-from fusion.layers.feed_forward import classifier, feed_forward
-from fusion.layers.pooling import AttentionPooling
-from fusion.layers.projection import InputProjection
-from fusion.layers.recurrent import Direction
-from fusion.layers.stand_ins import Unchanged
-from fusion.layers.views import collect_views
-from fusion.models.checks import check_choices, check_width
-from fusion.models.hub import HubModel
-from fusion.stages import Stage, whole
+from fusion.layers import (
+    AttentionPooling,
+    ConversationEncoder,
+    ConversationEncoding,
+    Direction,
+    InputProjection,
+    KeyMask,
+    MultiHeadAttention,
+    SequenceDropout,
+    Unchanged,
+    classifier,
+    collect_views,
+    feed_forward,
+)
+from fusion.models.interface import HubModel, Stage, check_choices, check_width, whole
 from pipeline.settings import SettingsError
 
 CHOICES = {"direction": Direction, "conversation_encoder": ConversationEncoding}

@@ -11,7 +11,8 @@ multi-level fusion                                              `Level` raw and 
 dynamic bimodal attention to intra- and inter-modal             `BimodalAttention`, one for each level and direction;
     interactions, with dynamic gating that filters incorrect        its gate and its relevance
     cross-modal relations
-inter-modal contrastive learning of absolute and relative       `Embedding` of each; the losses are in `fusion.losses`
+inter-modal contrastive learning of absolute and relative       `Embedding` of each; the losses are in
+`fusion.objective.losses`
     interactions
 
 Our choices:
@@ -44,22 +45,28 @@ import torch
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
-from fusion.layers.attention import KeyMask, MultiHeadAttention
-from fusion.layers.conversation import ConversationEncoder, ConversationEncoding
-from fusion.layers.dropout import SequenceDropout
-from fusion.layers.embedding import Embedding
-from fusion.layers.feed_forward import classifier, feed_forward
-from fusion.layers.gate import Gate
-from fusion.layers.mix import WeightedMix
-from fusion.layers.neighbours import gather_neighbours
-from fusion.layers.pooling import AttentionPooling
-from fusion.layers.projection import InputProjection
-from fusion.layers.recurrent import Direction, TurnGRU
-from fusion.layers.stand_ins import Constant, Unchanged
-from fusion.layers.views import collect_views, zero_padding
-from fusion.models.checks import check_choices, check_width
-from fusion.models.hub import HubModel
-from fusion.stages import Stage, whole
+from fusion.layers import (
+    AttentionPooling,
+    Constant,
+    ConversationEncoder,
+    ConversationEncoding,
+    Direction,
+    Embedding,
+    Gate,
+    InputProjection,
+    KeyMask,
+    MultiHeadAttention,
+    SequenceDropout,
+    TurnGRU,
+    Unchanged,
+    WeightedMix,
+    classifier,
+    collect_views,
+    feed_forward,
+    gather_neighbours,
+    zero_padding,
+)
+from fusion.models.interface import HubModel, Stage, check_choices, check_width, whole
 from pipeline.settings import SettingsError
 
 Context = Literal["none", "text", "conversation", "both"]

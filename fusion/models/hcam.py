@@ -48,22 +48,28 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fusion.batch import Batch, Output
-from fusion.layers.attention import KeyMask, MultiHeadAttention
-from fusion.layers.conversation import ConversationEncoder, TurnAttention, turn_keys
-from fusion.layers.dropout import SequenceDropout
-from fusion.layers.embedding import Embedding
-from fusion.layers.ensemble import Ensemble
-from fusion.layers.feed_forward import classifier, feed_forward
-from fusion.layers.pooling import AttentionPooling, MeanPooling
-from fusion.layers.projection import InputProjection
-from fusion.layers.recurrent import Direction, SequenceGRU
-from fusion.layers.stand_ins import Constant, Unchanged
-from fusion.layers.views import collect_views
-from fusion.models.checks import check_choices, check_width
-from fusion.models.hub import HubModel
-from fusion.stages import Stage
-from fusion.turns import Turns
+from fusion.batch import Batch, Output, Turns
+from fusion.layers import (
+    AttentionPooling,
+    Constant,
+    ConversationEncoder,
+    Direction,
+    Embedding,
+    Ensemble,
+    InputProjection,
+    KeyMask,
+    MeanPooling,
+    MultiHeadAttention,
+    SequenceDropout,
+    SequenceGRU,
+    TurnAttention,
+    Unchanged,
+    classifier,
+    collect_views,
+    feed_forward,
+    turn_keys,
+)
+from fusion.models.interface import HubModel, Stage, check_choices, check_width
 from pipeline.settings import SettingsError
 
 StageName = Literal["utterance", "conversation", "fusion"]

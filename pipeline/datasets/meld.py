@@ -20,10 +20,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.datasets.mending import mend_controls
-from pipeline.datasets.rows import Row, read_rows
-from pipeline.datasets.targets import target_of
-from pipeline.datasets.turns import Corpus, Counts, Turn
+from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
+from pipeline.datasets.repairs import mend_controls
+from pipeline.datasets.table import Row, read_rows
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
 

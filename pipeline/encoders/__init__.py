@@ -1,1 +1,44 @@
 """Encoders: from clips and sentences to frames and tokens."""
+
+from typing import TYPE_CHECKING
+
+from pipeline.settings import door
+
+if TYPE_CHECKING:
+    from pipeline.encoders.batching import Rows, batches_under_budget, cut, shuffled_batches
+    from pipeline.encoders.exact import Convolutions, make_exact, padded, prepared, restore_names, widen_narrow_groups
+    from pipeline.encoders.front_end import Prepared
+    from pipeline.encoders.loading import (
+        NOTE,
+        Source,
+        choose_device,
+        find_model,
+        load_pretrained,
+        read_note,
+        weights_hash,
+        write_note,
+    )
+    from pipeline.encoders.named import NamedSpeech, NamedText, load_speech, load_text
+    from pipeline.encoders.precision import Probe, reduce_precision
+    from pipeline.encoders.speech import (
+        FAMILY,
+        LOG_MEL,
+        PROBE_FRAMES,
+        SpeechEncoder,
+        load_config,
+        load_speech_encoder,
+        noise_and_tones,
+        preprocessing,
+    )
+    from pipeline.encoders.text import (
+        PROBE_TOKENS,
+        TextEncoder,
+        load_text_encoder,
+        load_tokenizer,
+        longest_sequence,
+        random_tokens,
+        special_tokens,
+    )
+    from pipeline.encoders.tiny import TINY_SPEECH, TINY_TEXT
+else:
+    __getattr__ = door(__name__, __file__)

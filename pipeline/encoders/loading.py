@@ -1,4 +1,9 @@
-"""Finding a pretrained model by hub name or local folder, and loading it so that no weight is silently random."""
+"""Finding a pretrained model by hub name or local folder, and loading it so that no weight is silently random; and the
+note that lies in place of a fine-tuned encoder while fine-tuning is off.
+
+The stages that encode depend on the folder of the fine-tuned encoder, so it is always there. No heavy imports: with
+fine-tuning off, its command must cost nothing.
+"""
 
 import hashlib
 import re
@@ -6,11 +11,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.encoders.note import read_note
 from pipeline.errors import EncoderError
 
 if TYPE_CHECKING:
     import torch
+
+
+NOTE = "README.md"
+OFF = "Fine-tuning is off"
+
+
+def write_note(folder: Path, modality: str) -> None:
+    """Write the note of `modality` (audio or text) to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / NOTE).write_text(
+        f"{OFF}, so no encoder is here. To have one, set {modality}.finetune.epochs above 0 in params.yaml and run "
+        f"dvc repro, or pipeline-finetune --modality {modality}.\n",
+        encoding="utf-8",
+    )
+
+
+def read_note(folder: Path) -> str | None:
+    """What the note in `folder` says; None where there is none."""
+    try:
+        note = (folder / NOTE).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return note if note.startswith(OFF) else None
+
 
 # Heads of pretraining and fine-tuning, and parts that only training uses: their weights may be in the checkpoint and
 # not in the encoder, or the other way round. Any other difference means that an encoder would be partly random.

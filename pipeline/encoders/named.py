@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.encoders.speech import SpeechEncoder
     from pipeline.encoders.text import TextEncoder
 
+
 BUILT_IN = {"audio": ("tiny", "log-mel"), "text": ("tiny",)}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)

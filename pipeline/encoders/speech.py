@@ -14,22 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.batching import windows
-from pipeline.encoders.budget import fitting
+from pipeline.encoders.batching import Rows, windows
 from pipeline.encoders.exact import Convolutions, Padding, prepared, zero_before_positions
 from pipeline.encoders.front_end import FrontEnd, Prepared
-from pipeline.encoders.loading import (
-    Source,
-    choose_device,
-    find_model,
-    load_pretrained,
-    resolve_layers,
-    weights_hash,
-)
+from pipeline.encoders.loading import Source, choose_device, find_model, load_pretrained, resolve_layers, weights_hash
 from pipeline.encoders.precision import Probe, cast_products, ready_for_inference, reduce_precision
 from pipeline.encoders.tiny import TINY_SPEECH
-from pipeline.encoders.transfer import fetched, upload
-from pipeline.engine import Rows
+from pipeline.encoders.transfer import fetched, fitting, upload
 from pipeline.errors import EncoderError
 from pipeline.params import AudioParams
 from pipeline.settings import full_float32

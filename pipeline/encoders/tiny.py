@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from transformers import BertModel, BertTokenizer, Wav2Vec2Model
 
+
 WEIGHTS = Path(__file__).parent / "weights"
 TINY_SPEECH = WEIGHTS / "tiny-wav2vec2"
 TINY_TEXT = WEIGHTS / "tiny-bert"

@@ -1,4 +1,6 @@
-"""Inputs on their way to the device and rows on their way back, neither of which the host waits for."""
+"""Inputs on their way to the device and rows on their way back, neither of which the host waits for; and how large a
+batch may be, from the memory that is free.
+"""
 
 from collections.abc import Sequence
 
@@ -6,7 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.engine import Rows
+from pipeline.encoders.batching import Rows
+from pipeline.settings import free_bytes
+
+SHARE = 0.5  # of the free memory; the rest is for the estimate's error and for others
+
+
+def fitting(bytes_per_unit: float, device: torch.device, largest: int) -> int:
+    """Units in a batch that fit into the free memory of `device`: a power of two, at least 1, at most `largest`.
+
+    Powers of two, so that a little more or less free memory gives the same batches.
+    """
+    units = int(SHARE * free_bytes(device) / bytes_per_unit)
+    return min(largest, 1 << max(0, units.bit_length() - 1))
+
 
 ALIGNED = 16  # bytes at which each tensor of an upload begins
 

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.imports import arrays, unpickle
-from pipeline.imports.source import Lazy, reading, value_of
+from pipeline.imports import formats, unpickle
+from pipeline.imports.entries import Lazy, reading, value_of
 from pipeline.imports.unpickle import STEP
 
 PICKLES = (".pkl", ".pickle", ".p")
@@ -71,7 +71,7 @@ class Files:
             raise DataError(f"{path}: no such file or folder; mend the path")
         suffix = path.suffix.lower()
         readers: dict[tuple[str, ...], Callable[[Path], Any]] = {
-            (".npy",): arrays.map_npy,
+            (".npy",): formats.map_npy,
             (".npz",): self._npz,
             HDF5: self._hdf5,
             PICKLES: _pickle,
@@ -87,19 +87,19 @@ class Files:
     def _npz(self, path: Path) -> dict[str, Any]:
         with reading(str(path)):
             archive = self._open.enter_context(zipfile.ZipFile(path))
-        return arrays.read_npz(path, archive)
+        return formats.read_npz(path, archive)
 
     def _hdf5(self, path: Path) -> dict[str, Any]:
         import h5py
 
-        from pipeline.imports.hdf5 import tree_of
+        from pipeline.imports.formats import tree_of
 
         with reading(str(path)):
             file = self._open.enter_context(h5py.File(path, "r"))
         return tree_of(file, path)
 
     def _vectors(self, path: Path, key: str | None) -> dict[str, np.ndarray]:
-        from pipeline.imports.vectors import read_vectors
+        from pipeline.imports.formats import read_vectors
 
         vectors = read_vectors(path, key)
         if vectors.left_out:
@@ -149,7 +149,7 @@ def _walk(folder: Path) -> list[Path]:
 def _only_array(path: Path, key: str | None) -> Any:
     """What one file of a folder holds."""
     if path.suffix.lower() == ".npy":
-        return arrays.read_npy(path)
+        return formats.read_npy(path)
     with Files() as files:
         tree = files._read(path)
         if isinstance(tree, dict):

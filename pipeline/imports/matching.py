@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from pipeline.datasets.turns import Turn
+from pipeline.datasets import Turn
 from pipeline.errors import DataError
-from pipeline.imports.names import is_list
-from pipeline.imports.source import Source, value_of
+from pipeline.imports.entries import Source, is_list, value_of
 from pipeline.manifest import Utterance
 
 MEDIA = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mkv", ".avi", ".mov", ".webm")

@@ -6,26 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.datasets import Corpus
 from pipeline.datasets.table import read
-from pipeline.datasets.turns import Corpus
 from pipeline.errors import DataError
+from pipeline.imports.entries import Source, value_of
 from pipeline.imports.files import Files, split_key
+from pipeline.imports.layout import Given, read_source
 from pipeline.imports.matching import Match, Row, match
-from pipeline.imports.source import Source, value_of
-from pipeline.imports.sources import Given, read_source
-from pipeline.imports.values import (
-    Survey,
-    as_rows,
-    check_finite,
-    not_finite,
-    stored_dtype,
-    survey,
-    write_values,
-)
+from pipeline.imports.values import Survey, as_rows, check_finite, not_finite, stored_dtype, survey, write_values
 from pipeline.join import table_of
 from pipeline.manifest import Utterance, label_names
 from pipeline.params import DatasetParams, ImportParams
-from pipeline.prepare import note_validation, settle
+from pipeline.preparation import note_validation, settle
 from pipeline.store import Part, read_features, write_joint
 
 NAMED = 5  # utterances that are named in a line of the summary

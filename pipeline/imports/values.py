@@ -15,8 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.errors import DataError
-from pipeline.imports.cutting import as_array
-from pipeline.imports.source import reading
+from pipeline.imports.entries import as_array, reading
 from pipeline.params import ImportParams
 from pipeline.store import Identity, Part, checksum
 

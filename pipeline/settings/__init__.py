@@ -2,55 +2,62 @@
 what every command needs of its machine.
 """
 
-from pipeline.settings.arithmetic import deterministic, full_float32, repeatably, settle_cublas
-from pipeline.settings.cluster import Cluster, ClusterError, ClusterParams, connect
-from pipeline.settings.completion import complete_override, complete_set_name, join_words
-from pipeline.settings.libraries import settle_libraries
-from pipeline.settings.machine import count_cores, free_bytes, ran_out_of_memory
-from pipeline.settings.precision import Precision, PrecisionError, advise_precision, built_for_bfloat16, check_agreement
-from pipeline.settings.sections import (
-    FUSION_SECTIONS,
-    PIPELINE_SECTIONS,
-    SECTION_NAMES,
-    ErcError,
-    Section,
-    SettingsError,
-    check_overrides,
-    check_section,
-    read_section,
-)
-from pipeline.settings.threads import Threads, ctrl_c_waits
+import ast
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "FUSION_SECTIONS",
-    "PIPELINE_SECTIONS",
-    "SECTION_NAMES",
-    "Cluster",
-    "ClusterError",
-    "ClusterParams",
-    "ErcError",
-    "Precision",
-    "PrecisionError",
-    "Section",
-    "SettingsError",
-    "Threads",
-    "advise_precision",
-    "built_for_bfloat16",
-    "check_agreement",
-    "check_overrides",
-    "check_section",
-    "complete_override",
-    "complete_set_name",
-    "connect",
-    "count_cores",
-    "ctrl_c_waits",
-    "deterministic",
-    "free_bytes",
-    "full_float32",
-    "join_words",
-    "ran_out_of_memory",
-    "read_section",
-    "repeatably",
-    "settle_cublas",
-    "settle_libraries",
-]
+if TYPE_CHECKING:
+    from pipeline.errors import ErcError
+    from pipeline.settings.closure import closure_digest
+    from pipeline.settings.cluster import Cluster, ClusterError, ClusterParams, connect
+    from pipeline.settings.completion import complete_override, complete_set_name, join_words
+    from pipeline.settings.machine import (
+        Threads,
+        count_cores,
+        ctrl_c_waits,
+        free_bytes,
+        ran_out_of_memory,
+        settle_libraries,
+    )
+    from pipeline.settings.precision import (
+        Precision,
+        advise_precision,
+        check_agreement,
+        deterministic,
+        full_float32,
+        repeatably,
+        settle_cublas,
+    )
+    from pipeline.settings.sections import (
+        FUSION_SECTIONS,
+        PIPELINE_SECTIONS,
+        SECTION_NAMES,
+        Section,
+        SettingsError,
+        check_overrides,
+        check_section,
+        read_section,
+    )
+
+
+def door(room: str, file: str) -> Callable[[str], object]:
+    """`__getattr__` of the package `room`, whose `__init__` is `file`: a name is loaded when it is first asked for.
+
+    The names are those that the file imports for type checkers. So a command loads no library that it does not need,
+    and every name stands there once.
+    """
+    imports = [node for node in ast.walk(ast.parse(Path(file).read_text())) if isinstance(node, ast.ImportFrom)]
+    places = {alias.name: str(node.module) for node in imports for alias in node.names}
+
+    def load(name: str) -> object:
+        if name not in places:
+            raise AttributeError(f"module {room!r} has no attribute {name!r}")
+        return getattr(import_module(places[name]), name)
+
+    return load
+
+
+if not TYPE_CHECKING:
+    __getattr__ = door(__name__, __file__)

@@ -1,18 +1,23 @@
-"""What this process may use of its machine: cores and free memory, within the limits of its container or job; and
-whether an error means that memory ran out.
-
-Limits are those of control groups, version 2, of the process' own group and of all groups above it: containers, systemd
-and Slurm set them. Version 1 is not looked at.
+"""What a command needs of its machine: cores, free memory within the limits of its container or job, threads, and
+what libraries read from the environment when they are loaded.
 """
 
 import os
 import re
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from pipeline.settings.precision import settle_cublas
 
 if TYPE_CHECKING:
     import torch
+
 
 MEMINFO = Path("/proc/meminfo")
 OWN_GROUP = Path("/proc/self/cgroup")
@@ -100,3 +105,53 @@ def _left_in(folder: Path) -> int | None:
         return None if limit == "max" else max(0, int(limit) - int(used) + cached)
     except (OSError, ValueError):
         return None
+
+
+Arguments = ParamSpec("Arguments")
+Found = TypeVar("Found")
+
+
+class Threads(ThreadPoolExecutor):
+    """A pool that Ctrl-C cannot catch half way through `submit`.
+
+    KeyboardInterrupt comes anywhere in the main thread. Inside `submit` it can leave a lock of the pool taken, for
+    which its threads, and whoever waits for them, then wait for ever.
+    """
+
+    def submit(
+        self, function: Callable[Arguments, Found], /, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Future[Found]:
+        """As the base class does, which `map` calls, too."""
+        with ctrl_c_waits():
+            return super().submit(function, *args, **kwargs)
+
+
+@contextmanager
+def ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C does what it does when the context is left; other threads than the main one it never meets."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    came: list[FrameType | None] = []
+
+    def remember(_: int, frame: FrameType | None) -> Any:
+        came.append(frame)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(signal.SIGINT, came[0])
+
+
+def settle_libraries() -> None:
+    """To be called before torch is loaded; what the user has set stays."""
+    # before torch starts its threads: ones that wait actively for each other on busy cores take all the time
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # oneDNN keeps what it made for each of a thousand shapes, and batches come in ever new ones: memory would grow with
+    # the corpus
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    settle_cublas()

@@ -8,7 +8,7 @@ The root of this project's errors also lives here, since both packages build on 
 
     ErcError                  anything that the user can mend: one line on stderr, exit status 2
     |-- SettingsError         params.yaml or --set
-    |-- ClusterError          Ray is not there, or its workers cannot do the work (pipeline.settings.workers)
+    |-- ClusterError          Ray is not there, or its workers cannot do the work (pipeline.settings.cluster)
     |-- StoreError            a feature file (pipeline.store)
     |-- DataError             recordings, transcripts, tables, manifests (pipeline)
     |   `-- ClipError         one recording, with its utterance and status
@@ -27,13 +27,11 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.errors import ErcError
+
 PIPELINE_SECTIONS = ("dataset", "audio", "text", "features", "import", "evaluate", "cluster")
 FUSION_SECTIONS = ("model", "loss", "train", "evaluate", "ablations", "cluster")
 SECTION_NAMES = tuple(dict.fromkeys([*PIPELINE_SECTIONS, *FUSION_SECTIONS]))
-
-
-class ErcError(Exception):
-    """Root of the errors that a user can mend; the message says what, where and how."""
 
 
 class SettingsError(ErcError):

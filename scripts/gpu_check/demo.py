@@ -12,16 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fusion.evaluate import evaluate
+from fusion.evaluation import evaluate
 from fusion.params import EvaluateParams, read_recipe
-from fusion.seeds import train_seeds
+from fusion.training import train_seeds
 from gpu_check.agreement import COSINE, largest_difference, lowest_cosine
 from gpu_check.context import Context
 from gpu_check.kit import LOUDEST, read_demo, write_demo
 from gpu_check.sizes import SAMPLE_RATE
-from pipeline.encoders.speech import load_speech_encoder
-from pipeline.encoders.text import load_text_encoder
-from pipeline.extract import fill, plan_clips, plan_text
+from pipeline.encoders import load_speech_encoder, load_text_encoder
+from pipeline.extraction import fill, plan_clips, plan_text
 from pipeline.join import join
 from pipeline.manifest import SPLITS, Utterance, write_manifest
 from pipeline.params import AudioParams, TextParams

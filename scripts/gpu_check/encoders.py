@@ -20,8 +20,7 @@ from torch import Tensor
 from gpu_check.agreement import COSINE, EXACT, largest_difference, lowest_cosine
 from gpu_check.context import Case, Context
 from gpu_check.sizes import SAMPLE_RATE
-from pipeline.encoders.speech import load_speech_encoder
-from pipeline.encoders.text import load_text_encoder
+from pipeline.encoders import load_speech_encoder, load_text_encoder
 from pipeline.encoders.tiny import build_text
 from pipeline.params import AudioParams, TextParams
 

@@ -25,10 +25,10 @@ from gpu_check.context import Case, Context
 from gpu_check.encoders import build_encoder
 from gpu_check.features import clip_lengths
 from gpu_check.sizes import SAMPLE_RATE
+from pipeline.encoders import load_speech_encoder
 from pipeline.encoders.front_end import FrontEnd
-from pipeline.encoders.speech import load_speech_encoder
-from pipeline.engine import LocalEngine
-from pipeline.extract import Work, collect, plan_clips
+from pipeline.extraction import Work, collect, plan_clips
+from pipeline.extraction.engine import LocalEngine
 from pipeline.manifest import Utterance
 from pipeline.params import AudioParams
 

@@ -12,13 +12,13 @@ from measures.spoken import Spoken
 
 from fusion.data import Split, load_split
 from fusion.params import Recipe, read_recipe
-from fusion.state import StateFile
-from fusion.train import Fit, fit
+from fusion.training import StateFile, fit
+from fusion.training.loop import Fit
 from gpu_check.context import Context
 from gpu_check.sizes import SAMPLE_RATE, Corpus
 from pipeline.datasets.meld import LABELS
 from pipeline.manifest import SPLITS, Utterance, manifest_order
-from pipeline.media import resampled_length
+from pipeline.media.decoding import resampled_length
 from pipeline.store import Features, read_features
 
 FIELDS = ("split", "conversation", "turn", "label", "frames", "tokens", "samples", "sample_rate")

@@ -49,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def decode_demo(root: Path, table: str) -> tuple[list[Utterance], list[np.ndarray]]:
     """The utterances of a table of recordings, and their clips (samples,) int16 at the encoders' rate; needs PyAV."""
-    from pipeline.clips import Clips
+    from pipeline.media import Clips
     from pipeline.params import DatasetParams
-    from pipeline.prepare import prepare
+    from pipeline.preparation import prepare
 
     params = DatasetParams(root=str(root), table=table)
     utterances = prepare(params).utterances

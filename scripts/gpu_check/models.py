@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from fusion.checkpoint import load_seeds
-from fusion.criterion import Criterion
 from fusion.data import Split
-from fusion.device import reproducible
-from fusion.evaluate import evaluate
+from fusion.evaluation import evaluate
+from fusion.inference import predict_heads
 from fusion.models import MODELS
+from fusion.objective import find_task
 from fusion.params import EvaluateParams, Recipe
-from fusion.predict import predict_heads
-from fusion.predictor import Predictor
-from fusion.seeds import train_seeds
-from fusion.tasks import find_task
-from fusion.train import build_split_model
+from fusion.prediction import Predictor
+from fusion.runtime import reproducible
+from fusion.training import build_split_model, train_seeds
+from fusion.training.stage import Criterion
 from gpu_check.agreement import EXACT, largest_difference, relative_distance
 from gpu_check.context import Case, Context
 from gpu_check.features import load_one, made_features, recipe_of

@@ -14,14 +14,14 @@ import torch
 from measures.corpora import made_audio
 
 from fusion.params import Recipe
-from fusion.state import State, StateFile
+from fusion.training import State, StateFile
 from gpu_check.context import Context
 from gpu_check.features import load_data, made_features, recipe_of
 from gpu_check.sizes import SAMPLE_RATE, Corpus
-from pipeline.encoders.loading import weights_hash
-from pipeline.finetune.examples import Example
-from pipeline.finetune.learners import SpeechLearner, TextLearner
-from pipeline.finetune.trainer import Examples, learn
+from pipeline.encoders import weights_hash
+from pipeline.finetuning.examples import Example
+from pipeline.finetuning.learners import SpeechLearner, TextLearner
+from pipeline.finetuning.trainer import Examples, learn
 from pipeline.params import FinetuneAudioParams, FinetuneTextParams
 from pipeline.store import Features
 

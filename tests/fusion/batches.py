@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
-from fusion.losses import FUSED, absolute_error, cross_entropy, fusion_loss
 from fusion.models import build_model, own_arguments
+from fusion.objective import fusion_loss
+from fusion.objective.losses import FUSED, absolute_error, cross_entropy
 
 AUDIO_DIM, TEXT_DIM, CLASSES, DIM, HEADS = 5, 6, 3, 8, 2
 SIZES = {"audio_dim": AUDIO_DIM, "text_dim": TEXT_DIM, "audio_layers": 1, "text_layers": 1, "classes": CLASSES}

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from fusion.checkpoint import Provenance
 from fusion.params import LossParams, ModelParams, Recipe, TrainParams
-from fusion.provenance import Provenance
-from fusion.seeds import train_seeds
-from pipeline.store import Features, Identity, Part, Utterances, part_from_arrays, read_features, write_features
+from fusion.training import train_seeds
+from pipeline.store import Features, Identity, Part, Utterances, read_features, write_features
+from pipeline.store.writer import part_from_arrays
 
 LABELS = ["anger", "joy", "neutral"]
 AUDIO = Identity({"model": "made-audio", "weights": "a1", "layers": [2]})

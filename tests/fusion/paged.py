@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from fusion.evaluate import evaluate
-from fusion.page.build import Page, Sources, write_page
+from fusion.evaluation import evaluate, write_report
 from fusion.params import EvaluateParams
-from fusion.report import write_report
+from fusion.report import Sources, write_page
+from fusion.report.build import Page
 from pipeline.store import Features
 from tests.fusion.made import Made, tiny_recipe, train_made, write_made
 

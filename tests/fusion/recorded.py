@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.params import LossParams, ModelParams, Recipe, TrainParams
-from pipeline.extract import extract_audio, extract_text
+from pipeline.extraction import extract_audio, extract_text
 from pipeline.join import join
 from pipeline.manifest import Utterance, write_manifest
 from pipeline.params import AudioParams, TextParams

@@ -137,7 +137,7 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(
 
 
 def test_what_a_user_cannot_mend_keeps_its_traceback(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusion.seeds.fit", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("fusion.training.several_seeds.fit", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(train_app, "--features", "data/feats.h5")
 

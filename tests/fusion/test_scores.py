@@ -14,22 +14,23 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from fusion.ablation.comparison import Row
+from fusion.ablation.table_files import draw_bars
+from fusion.ablation.variants import BASE, Variant
 from fusion.checkpoint import check_compatible, load_model
 from fusion.cli import ablate_app, evaluate_app, train_app
-from fusion.comparison import Row
 from fusion.data import load_split
 from fusion.errors import FeatureError
-from fusion.history import best_epoch
-from fusion.layers.ensemble import Ensemble
-from fusion.losses import absolute_error, fusion_loss
+from fusion.inference import predict_heads
+from fusion.layers import Ensemble
 from fusion.models import MODELS
+from fusion.objective import Interval, best_epoch, fusion_loss
+from fusion.objective.losses import absolute_error
+from fusion.objective.metrics import SCORE_METRICS
+from fusion.objective.tasks import ScoreTask
 from fusion.params import LossParams, ModelParams, Recipe, TrainParams, model_arguments
-from fusion.picture import draw_bars
-from fusion.predict import predict_heads
-from fusion.statistics import Interval
-from fusion.tasks import SCORE_METRICS, ScoreTask
-from fusion.train import Fit, fit
-from fusion.variants import BASE, Variant
+from fusion.training import fit
+from fusion.training.loop import Fit
 from pipeline.settings import SettingsError, check_section
 from pipeline.store import Features, read_features
 from tests.fusion.batches import batch_for, make, make_batch, tensors_of, total_loss

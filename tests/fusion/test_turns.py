@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fusion.turns
-from fusion.turns import Turns, take_rows
+import fusion.batch
+from fusion.batch import Turns, take_rows
 
 conversation_lengths = st.lists(st.integers(0, 6), min_size=1, max_size=5)
 some_turns = conversation_lengths.filter(any)
@@ -88,4 +88,4 @@ def test_numbers_and_counts_are_those_of_a_loop(lengths: list[int], padding: int
 
 
 def test_examples_in_docstrings_hold() -> None:
-    assert doctest.testmod(fusion.turns).failed == 0
+    assert doctest.testmod(fusion.batch).failed == 0

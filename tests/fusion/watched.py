@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
     from typer.testing import CliRunner
 
     from fusion.cli import predict_app
-    from fusion.predictor import Predictor, Turn
+    from fusion.prediction import Predictor, Turn
 
     os.chdir(folder)
     sys.dont_write_bytecode = True

@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 import torch
 
-from pipeline.imports.sources import Given
-from pipeline.imports.stage import Imported, import_features
+from pipeline.imports import import_features
+from pipeline.imports.layout import Given
+from pipeline.imports.stage import Imported
 from pipeline.params import Columns, DatasetParams, ImportParams
 from pipeline.store import Features, read_features
 from tests.pipeline.made import write_rows

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline import decoder_process
-from pipeline.media import Channels, Recording, Stretch, decode_stretches, nothing
+from pipeline.media import Channels, Recording, Stretch, decoder_process
+from pipeline.media.decoding import decode_stretches, nothing
 
 
 def odd(

@@ -17,8 +17,9 @@ import typer
 from typer.testing import CliRunner
 
 from pipeline.cli import audio_app, inspect_app, join_app, prepare_app, text_app
+from pipeline.errors import StoreError
 from pipeline.manifest import read_manifest
-from pipeline.store import Identity, StoreError, Utterances, read_features, read_part, write_features
+from pipeline.store import Identity, Utterances, read_features, read_part, write_features
 from tests.forked import exit_status, fork
 from tests.pipeline.made import cut, rows_of, sound, write_corpus, write_film, write_params, write_rows, write_wav
 
@@ -262,7 +263,7 @@ def test_odd_recordings_become_finite_frames_or_none(odd: Project) -> None:
 
 
 def test_every_token_of_odd_texts_is_kept(odd: Project) -> None:
-    from pipeline.encoders.text import load_text_encoder
+    from pipeline.encoders import load_text_encoder
     from pipeline.params import TextParams
 
     encoder, part = load_text_encoder(TextParams(), "cpu"), read_part(odd.file("text.h5"))
@@ -309,7 +310,7 @@ def test_an_encoder_that_is_not_there_is_named(again: Project, command: str, enc
 
 
 def test_an_encoder_of_the_other_modality_is_refused(odd: Project) -> None:
-    from pipeline.encoders.tiny import TINY_SPEECH, TINY_TEXT
+    from pipeline.encoders import TINY_SPEECH, TINY_TEXT
 
     assert "is a 'bert' model; expected one of wav2vec2" in refusal(
         audio_app, odd.audio("--set", f"audio.encoder={TINY_TEXT}")

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.manifest import write_manifest
 from pipeline.params import DatasetParams
-from pipeline.prepare import prepare
+from pipeline.preparation import prepare
 from tests.pipeline.made import rows_of, write_corpus, write_params
 
 KEPT = "interrupted; what was finished is kept: run the same command again to go on\n"

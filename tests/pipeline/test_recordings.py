@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError, EncoderError
-from pipeline.extract import extract_audio, extract_text
+from pipeline.extraction import extract_audio, extract_text
 from pipeline.manifest import write_manifest
-from pipeline.media import decode
+from pipeline.media.decoding import decode
 from pipeline.params import AudioParams, DatasetParams, TextParams
-from pipeline.prepare import prepare
+from pipeline.preparation import prepare
 from pipeline.recordings import LONGEST_TEXT, EncodedTurn, Spoken, TurnEncoder, Waveform, read_turns, speak
 from pipeline.settings import SettingsError
 from pipeline.store import Identity, Part, read_part
@@ -163,7 +163,7 @@ def test_labels_scores_and_splits_of_a_table_are_not_looked_at(tmp_path: Path) -
 def test_an_encoder_of_a_folder_is_the_models_by_its_weights(
     tmp_path: Path, folder: Path, stable_speech_folder: Path, speech_folder: Path, audio: Part
 ) -> None:
-    from pipeline.encoders.speech import load_speech_encoder
+    from pipeline.encoders import load_speech_encoder
 
     there = shutil.copytree(speech_folder, tmp_path / "of another name")
     identity = load_speech_encoder(AudioParams(encoder=str(speech_folder)), "cpu").identity

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from pipeline.engine import Encoded, LocalEngine, Rows
+from pipeline.encoders import Rows
+from pipeline.extraction.engine import Encoded, LocalEngine
 
 SEARCH = (
     "\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com/cuda/cuda-runtime-api/ for more information."

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.media import decode
+from pipeline.media.decoding import decode
 from tests.pipeline.made import write_wav
 
 RATE = 16_000

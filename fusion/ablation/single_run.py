@@ -1,0 +1,216 @@
+"""One training run of an ablation table, trained, scored on the test split and kept as a small file; and the splits
+that the rows of a table need.
+
+    results/ablations/<fingerprint>.npz     finished
+    results/ablations/<fingerprint>.state   begun, goes on after the last epoch that was kept; not by runs on a cluster
+
+The fingerprint stands for everything that decides the numbers, and for nothing else: a run is found again after its set
+was renamed or other sets came along, and rows of the same parameters share it.
+"""
+
+import io
+import json
+import logging
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+from fusion.ablation.variants import Variant
+from fusion.data import Resident, Split, hold, load_split, withhold
+from fusion.errors import TrainingError
+from fusion.inference import predict
+from fusion.objective import find_task
+from fusion.params import Modalities, Recipe
+from fusion.runtime import Held, write_file
+from fusion.training import State, StateFile, fit
+from pipeline.settings import SettingsError
+from pipeline.store import Features
+
+# work that an interruption may cost; keeping the state takes as long as a tenth of a small epoch
+KEEP_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run is given."""
+
+    train: Split
+    validation: Split
+    test: Split  # scored once, by the trained model
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model to train."""
+
+    row: str  # of the table; the first one, where rows share it
+    recipe: Recipe
+    seed: int
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"row '{self.row}' of ablations: seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    answers: np.ndarray  # on the test split: probabilities (utterances, classes), or scores (utterances, 1)
+    validation: Mapping[str, float]  # scores of the trained model, by metric
+    parameters: int
+    epochs: int
+    seconds: float | None  # of training, by the clock on the wall; None where it was interrupted
+
+
+class RunFolder:
+    """Where results are kept."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self, run: Run) -> Result | None:
+        """The result of `run`; None where it is not finished."""
+        path = self._file(run)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                return Result(content["answers"], **json.loads(str(content["rest"])))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            log.warning("%s: damaged (%s); the run is done again", path, type(error).__name__)
+            return None
+
+    def save(self, run: Run, result: Result) -> None:
+        """Keep `result`, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        rest: dict[str, Any] = asdict(result)
+        answers = rest.pop("answers")
+        buffer = io.BytesIO()
+        np.savez(buffer, answers=answers, rest=np.array(json.dumps(rest)))
+        write_file(self._file(run), buffer.getvalue())
+
+    def state(self, run: Run) -> StateFile:
+        """Where training keeps its state."""
+        return _PatientFile(self.path / f"{run.fingerprint[:32]}.state", run.fingerprint)
+
+    def _file(self, run: Run) -> Path:
+        return self.path / f"{run.fingerprint[:32]}.npz"
+
+
+class _PatientFile(StateFile):
+    """Keeps the state of a run every now and then, not after every epoch."""
+
+    def save(self, state: State) -> None:
+        if not self.path.exists() or time.time() - self.path.stat().st_mtime > KEEP_SECONDS:
+            super().save(state)
+
+
+class _Plain(io.TextIOBase):
+    """A stream that is no terminal: messages pass, progress bars are not drawn. The bar here is that of the runs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(text)
+
+
+def train_run(run: Run, splits: Splits, classes: int, folder: RunFolder, stderr: TextIO) -> None:
+    """Train, score on the test split, keep the result in `folder`.
+
+    Raises:
+        TrainingError: training cannot go on.
+        OutputError: the result cannot be written.
+    """
+    state = folder.state(run)
+    folder.save(run, compute_run(run, splits, classes, state, stderr))
+    state.delete()
+
+
+def compute_run(run: Run, splits: Splits, classes: int, state: StateFile | None, stderr: TextIO) -> Result:
+    """Train, score on the test split; raises as `train_run`."""
+    whole = state is None or not state.path.exists()
+    began = time.perf_counter()
+    try:
+        with redirect_stderr(_Plain(stderr)):
+            done = fit(splits.train, splits.validation, run.recipe, run.seed, classes=classes, state=state)
+    except (TrainingError, SettingsError) as error:
+        raise TrainingError(f"row '{run.row}' of ablations: {error}") from error
+    seconds = time.perf_counter() - began
+    return Result(
+        answers=predict(done.model, splits.test, find_task(run.recipe.train.target, classes)),
+        validation=done.validation["fused"],
+        parameters=sum(weights.numel() for weights in done.model.parameters()),
+        epochs=len(done.history),
+        seconds=seconds if whole else None,
+    )
+
+
+NAMES = ("train", "validation", "test")
+
+
+class SplitTable:
+    """Splits by what the models of rows are given.
+
+    Attributes:
+        held: the splits by model.audio_frames.
+    """
+
+    def __init__(self, on_device: Mapping[int, Splits], off_device: Mapping[int, Splits]) -> None:
+        self.held = Held(on_device, off_device)
+
+    def __getitem__(self, recipe: Recipe) -> Splits:
+        """What a model of `recipe` is given; a withheld modality costs no copy of the other one."""
+        found, modalities = self.held.here[recipe.model.audio_frames], recipe.model.modalities
+        return Splits(*(withhold(split, modalities) for split in (found.train, found.validation, found.test)))
+
+
+def load_splits(
+    features: Features, variants: Sequence[Variant], device: torch.device, memory: int | None
+) -> SplitTable:
+    """The splits of all `variants`, whose rows take at most `memory` bytes of the device's or stay in the file.
+
+    Raises:
+        FeatureError: the features lack what a row needs.
+    """
+    splits: list[Split] = []
+    given, target = [one.recipe.model for one in variants], variants[0].recipe.train.target
+    all_frames = list(dict.fromkeys(one.audio_frames for one in given))
+    for frames in all_frames:
+        wanted = {one.modalities for one in given if one.audio_frames == frames}
+        modalities: Modalities = wanted.pop() if len(wanted) == 1 else "both"
+        given_to_it: dict[str, Any] = {"modalities": modalities, "audio_frames": frames, "target": target}
+        splits += [load_split(features, name, **given_to_it, device=device, resident=False) for name in NAMES]
+    return SplitTable(_by_frames(all_frames, hold(splits, memory)), _by_frames(all_frames, splits))
+
+
+def place_splits(loaded: Mapping[int, Splits], device: torch.device, memory: int) -> SplitTable:
+    """Splits in the memory of this machine, by model.audio_frames; on a GPU they take at most `memory` bytes."""
+    splits = [split for one in loaded.values() for split in (one.train, one.validation, one.test)]
+    off_device = [_leave(split, device) for split in splits]
+    on_device = splits if device.type == "cpu" else hold(off_device, memory)
+    return SplitTable(_by_frames(list(loaded), on_device), _by_frames(list(loaded), off_device))
+
+
+def _leave(split: Split, device: torch.device) -> Split:
+    audio, text = (rows.leave(device) if isinstance(rows, Resident) else rows for rows in (split.audio, split.text))
+    return replace(split, audio=audio, text=text)
+
+
+def _by_frames(all_frames: Sequence[int], splits: Sequence[Split]) -> dict[int, Splits]:
+    return {frames: Splits(*splits[3 * number :][:3]) for number, frames in enumerate(all_frames)}

@@ -1,0 +1,253 @@
+"""Train and score all rows of an ablation table with every seed: features loaded once, no finished run done again.
+
+On a CPU several runs are done side by side (`fusion.runtime.processes`); numbers do not depend on how many. That holds
+for the actors of a cluster, too (`fusion.ablation.study`).
+
+On a cluster each actor trains one run at a time, and this process writes them all.
+Splits go into the cluster's object store once, as numpy's arrays, which the actors of a node share without a copy. Onto
+a GPU each actor copies them, if they fit into its share of the memory; else every batch is gathered from the store. No
+state of an unfinished run is kept, since nodes need not share a disk: a run whose actor dies is done again from its
+first epoch.
+"""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fusion.ablation.single_run import (
+    Result,
+    Run,
+    RunFolder,
+    SplitTable,
+    compute_run,
+    load_splits,
+    place_splits,
+    train_run,
+)
+from fusion.ablation.variants import Variant
+from fusion.data import Split
+from fusion.errors import TrainingError
+from fusion.objective import Task, find_task
+from fusion.params import EvaluateParams
+from fusion.runtime import (
+    Memory,
+    count_jobs,
+    memory_for_features,
+    side_by_side,
+    single_thread,
+    take_share,
+    within_memory,
+    writing,
+)
+from fusion.training import build_split_model, fingerprint
+from pipeline.settings import Cluster, ClusterError, SettingsError
+from pipeline.store import Features
+
+
+@dataclass(frozen=True)
+class Place:
+    """What an actor works with."""
+
+    device: str  # cpu | cuda
+    gpus: float  # a share of one, or several
+    threads: int
+    memory: Memory
+
+
+def train_on_cluster(
+    runs: Sequence[Run], splits: SplitTable, classes: int, kept: RunFolder, cluster: Cluster, memory: Memory
+) -> Iterator[str | None]:
+    """Do all `runs` and keep their results as they come; why each one failed, None where it did not.
+
+    Args:
+        memory: GB of a GPU that the features of an actor may take; auto: half of what is free of its share.
+
+    Raises:
+        ClusterError: actors cannot be started.
+        OutputError: a result cannot be written.
+    """
+    shared = cluster.put({frames: _convert(one, Tensor, Tensor.numpy) for frames, one in splits.held.here.items()})
+    place = Place(cluster.device, cluster.share.gpus, cluster.share.threads, memory)
+    work = cluster.work(runs, _make_trainer, shared, classes, place)
+    for run, result in work:
+        match result:
+            case Result():
+                kept.save(run, result)
+                kept.state(run).delete()  # of a run on this machine that was interrupted
+                yield None
+            case ClusterError():
+                yield f"{run.name}: {result}"
+            case failure:
+                yield failure
+
+
+def _make_trainer(shared: Mapping[int, Any], classes: int, place: Place) -> Callable[[Run], Result | str]:
+    """In an actor: what trains a run, or says why it failed."""
+    torch.set_num_threads(place.threads)
+    importlib.import_module("torch._dynamo")  # every optimizer needs it: seconds, once and in no run's time
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to it
+        loaded = {frames: _convert(arrays, np.ndarray, torch.from_numpy) for frames, arrays in shared.items()}
+    device = torch.device(place.device)
+    share = take_share(device, place.gpus)
+    splits = place_splits(loaded, device, memory_for_features(place.memory, device, share))
+
+    def train(run: Run) -> Result | str:
+        def compute() -> Result:
+            return compute_run(run, splits[run.recipe], classes, None, sys.stderr)
+
+        try:
+            return within_memory(compute, splits.held, run.name)
+        except TrainingError as error:
+            return str(error)
+
+    return train
+
+
+def _convert(record: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    """The same dataclass, whose fields of this `kind` are converted, at any depth."""
+    changed = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, kind):
+            changed[field.name] = convert(value)
+        elif is_dataclass(value):
+            changed[field.name] = _convert(value, kind, convert)
+    return replace(record, **changed)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """All runs of a table."""
+
+    features: str  # hash of the feature file
+    task: Task
+    test: Split
+    seeds: Sequence[int]
+    variants: Sequence[Variant]
+    results: Mapping[str, Sequence[Result]]  # by row, one a seed
+    params: EvaluateParams
+    device: str  # its type
+
+
+def ablate(
+    features: Features,
+    variants: Sequence[Variant],
+    params: EvaluateParams,
+    folder: Path,
+    device: torch.device,
+    jobs: int | None = None,
+    cluster: Cluster | None = None,
+) -> Ablation:
+    """Train every row of `variants` with every seed, or take its result from `folder`, where each is kept.
+
+    Args:
+        device: that trains, here or in the actors of the cluster.
+        jobs: processes that train side by side; one for each core by default, always one on a GPU.
+        cluster: where to train instead.
+
+    Raises:
+        SettingsError: a model refuses its parameters; nothing was trained.
+        FeatureError: the features lack what a row needs.
+        TrainingError: runs failed, after all others were done; or a process was killed.
+        ClusterError: actors cannot be started.
+        OutputError: a result cannot be written.
+    """
+    if cluster and jobs:
+        raise TrainingError(f"--jobs {jobs}: with cluster.engine 'ray', set cluster.actors instead")
+    jobs = 1 if cluster else count_jobs(jobs, device)
+    with writing(folder):  # now, rather than after the first run
+        folder.mkdir(parents=True, exist_ok=True)
+    kept = RunFolder(folder)
+    with single_thread(jobs) as threads:
+        splits = _load_splits(features, variants, device, cluster)
+        classes = len(features.label_names)
+        _check_models(variants, splits, classes)
+        runs = {one.name: _list_runs(features, one, device) for one in variants}
+        distinct = {run.fingerprint: run for row in runs.values() for run in row}
+        missing = [run for run in distinct.values() if kept.load(run) is None]
+        work: AbstractContextManager[Iterator[str | None]]
+        if cluster:
+            memory = variants[0].recipe.train.memory
+            work = nullcontext(train_on_cluster(missing, splits, classes, kept, cluster, memory))
+        else:
+            train = partial(_train, splits=splits, classes=classes, kept=kept)
+            work = side_by_side(missing, train, jobs, threads)
+        _finish(work, len(missing), len(distinct))
+    return Ablation(
+        features=features.digest,
+        task=find_task(variants[0].recipe.train.target, classes),
+        test=splits[variants[0].recipe].test,
+        seeds=variants[0].recipe.train.seeds,
+        variants=variants,
+        results={name: [_load(kept, run) for run in row] for name, row in runs.items()},
+        params=params,
+        device=device.type,
+    )
+
+
+def _load_splits(
+    features: Features, variants: Sequence[Variant], device: torch.device, cluster: Cluster | None
+) -> SplitTable:
+    if cluster:  # to be copied from here to its nodes, whole
+        return load_splits(features, variants, torch.device("cpu"), None)
+    return load_splits(features, variants, device, memory_for_features(variants[0].recipe.train.memory, device))
+
+
+def _list_runs(features: Features, variant: Variant, device: torch.device) -> list[Run]:
+    return [
+        Run(variant.name, variant.recipe, seed, fingerprint(features, variant.recipe, seed, device))
+        for seed in variant.recipe.train.seeds
+    ]
+
+
+def _check_models(variants: Sequence[Variant], splits: SplitTable, classes: int) -> None:
+    """Build each model once, so that what one refuses shows before the first run."""
+    for one in variants:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                build_split_model(splits[one.recipe].train, one.recipe, classes)
+        except SettingsError as error:
+            raise SettingsError(f"row '{one.name}' of ablations: {error}") from error
+
+
+def _load(kept: RunFolder, run: Run) -> Result:
+    result = kept.load(run)
+    if result is None:
+        raise TrainingError(f"{kept.path}: the result of row '{run.row}' went missing; run fusion-ablate again")
+    return result
+
+
+def _finish(work: AbstractContextManager[Iterator[str | None]], missing: int, total: int) -> None:
+    """Do all runs that are `missing`; one that fails does not keep the others from being done."""
+    failures: list[str] = []
+    with (
+        work as finished,  # the bar has a thread of its own, so it comes after the processes
+        tqdm(total=total, initial=total - missing, desc="ablations", unit="run", disable=None) as bar,
+    ):
+        for failure in finished:
+            failures += [failure] if failure else []
+            bar.update()
+    if failures:
+        more = f" (and {len(failures) - 1} more runs failed)" if len(failures) > 1 else ""
+        raise TrainingError(f"{failures[0]}{more}; mend or take out the row and run it again: finished runs are kept")
+
+
+def _train(run: Run, splits: SplitTable, classes: int, kept: RunFolder) -> str | None:
+    """Why the run failed; None if it is done."""
+    try:
+        within_memory(lambda: train_run(run, splits[run.recipe], classes, kept, sys.stderr), splits.held, run.name)
+    except TrainingError as error:
+        return str(error)
+    return None

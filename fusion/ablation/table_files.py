@@ -1,0 +1,290 @@
+r"""Write an ablation table, each file whole or not at all, the same bytes for the same runs but for their seconds.
+
+    ablations.csv     a row for each set, every number
+    ablations.md      the same for readers
+    ablations.tex     a booktabs tabular for papers: \usepackage{booktabs}, then \input{ablations}
+    ablations.svg, ablations.png     bars with intervals
+
+Each names in `run` what was run: a hash of the rows' parameters, the seeds, the features, section `evaluate`, the
+version and the commit, which ablations.md spells out.
+"""
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from fusion.ablation.comparison import Comparison, Row
+from fusion.ablation.variants import BASE, format_value
+from fusion.checkpoint import VERSION
+from fusion.objective import METRICS
+from fusion.runtime import write_file
+from fusion.tables import bounds, csv_text, markdown_table, mean_std, number
+
+# of Okabe and Ito, which all kinds of colour vision tell apart
+BASE_COLOUR, ROW_COLOUR, SURE_COLOUR = "#0072B2", "#BBBBBB", "#E69F00"
+
+
+def draw_bars(rows: Sequence[Row], label: str, bounds: tuple[float, float], level: float, kind: str) -> bytes:
+    """The picture as `kind` (svg or png): rows from top to bottom, a dashed line at the first one.
+
+    Args:
+        label: below the axis.
+        bounds: of the scores that there can be.
+        level: rows whose corrected p value is below it have a colour and a star.
+    """
+    figure = Figure(figsize=(8, 0.9 + 0.26 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    sure = [row.difference is not None and row.difference.p_holm < level for row in rows]
+    colours = [SURE_COLOUR if one else ROW_COLOUR for one in sure]
+    colours[0] = BASE_COLOUR
+    means = [row.mean for row in rows]
+    widths = [
+        [_drawn(row.mean - row.interval.low) for row in rows],
+        [_drawn(row.interval.high - row.mean) for row in rows],
+    ]
+    axes.barh(range(len(rows)), means, color=colours, height=0.72)
+    axes.errorbar(means, range(len(rows)), xerr=widths, fmt="none", ecolor="black", elinewidth=1, capsize=2.5)
+    axes.axvline(means[0], color=BASE_COLOUR, linestyle="--", linewidth=1)
+    names = [f"{row.variant.name} *" if one else row.variant.name for row, one in zip(rows, sure, strict=True)]
+    axes.set_yticks(range(len(rows)), [name.replace("$", r"\$") for name in names])
+    axes.invert_yaxis()
+    axes.margins(y=0.5 / max(len(rows), 1))
+    ends = [end for row in rows for end in (0.0, row.mean, row.interval.low, row.interval.high) if math.isfinite(end)]
+    axes.set_xlim(max(bounds[0], 1.02 * min(ends)), min(bounds[1], 1.02 * max(ends)))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(f"{label}\n* differs from its base, corrected p < {level:.2g}", fontsize=8)
+    axes.tick_params(labelsize=8)
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "erc-fusion"}):  # else its ids are random
+        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
+
+
+def _drawn(width: float) -> float:
+    """A width without an end is not drawn: a single conversation says nothing about others."""
+    return width if math.isfinite(width) else math.nan
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", **{symbol: "\\" + symbol for symbol in "&%$#_{}"},
+}  # fmt: skip
+
+
+def write_table(comparison: Comparison, folder: Path, commit: str | None) -> None:
+    """Write all files into `folder`, made where it is missing; `commit` is that of the code.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    run = describe_run(comparison, commit)
+    writers: dict[str, Callable[[Comparison, Mapping[str, Any]], str]] = {
+        "ablations.csv": table_csv,
+        "ablations.md": table_md,
+        "ablations.tex": table_tex,
+    }
+    contents = {name: write(comparison, run).encode() for name, write in writers.items()}
+    label = f"{METRICS[comparison.metric].title} on the test split, {_confidence(comparison)} (run {run['id']})"
+    for kind in ("svg", "png"):
+        contents[f"ablations.{kind}"] = draw_bars(
+            comparison.rows, label, METRICS[comparison.metric].bounds, _level(comparison), kind
+        )
+    for name, content in contents.items():
+        write_file(folder / name, content)
+
+
+def headline(comparison: Comparison) -> str:
+    """One line: how many rows, and the base row."""
+    base, rest = comparison.rows[0], [row for row in comparison.rows if row.difference]
+    sure = sum(_is_sure(row, _level(comparison)) for row in rest)
+    score = mean_std(base.mean, base.std)
+    return (
+        f"{len(comparison.rows)} rows of {_seeds(comparison)}, base test {comparison.metric} {score}; "
+        f"{sure} of {len(rest)} differ from their base (Holm, {_level(comparison):.2g})"
+    )
+
+
+def describe_run(comparison: Comparison, commit: str | None) -> dict[str, Any]:
+    """What was run; `id` is a short hash of the rest."""
+    ablation = comparison.ablation
+    run: dict[str, Any] = {
+        "rows": {one.name: [one.base, one.recipe.digest] for one in ablation.variants},
+        "seeds": ",".join(str(seed) for seed in ablation.seeds),
+        "metric": comparison.metric,
+        "features": ablation.features,
+        "evaluate": ablation.params.model_dump(mode="json"),
+        "device": ablation.device,
+        "version": VERSION,
+        "commit": commit,
+    }
+    return {"id": hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12], **run}
+
+
+def table_csv(comparison: Comparison, run: Mapping[str, Any]) -> str:
+    """Every number; empty where there is none."""
+    header = ["run", "name", "base", "overrides", "model", "seeds", "metric", "mean", "std", "low", "high"]
+    header += [
+        "validation",
+        "difference",
+        "difference_low",
+        "difference_high",
+        "p",
+        "p_holm",
+        *comparison.ablation.task.metrics,
+    ]
+    rows = []
+    for row in comparison.rows:
+        variant, difference = row.variant, row.difference
+        overrides = " ".join(f"{key}={format_value(value)}" for key, value in variant.overrides.items())
+        numbers = [row.mean, row.std, row.interval.low, row.interval.high, row.validation]
+        if difference is None:
+            numbers += [None] * 5
+        else:
+            numbers += [difference.mean, difference.interval.low, difference.interval.high]
+            numbers += [difference.p, difference.p_holm]
+        numbers += row.scores.values()
+        cells = [run["id"], variant.name, variant.base, overrides, variant.recipe.model.name, run["seeds"]]
+        cells += [comparison.metric, *map(number, numbers)]
+        rows.append([*cells, row.parameters, "" if row.seconds is None else f"{row.seconds:.1f}"])
+    return csv_text([*header, "parameters", "seconds"], rows)
+
+
+def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
+    """For readers. A difference is bold only where the corrected test says that it is one."""
+    ablation, level = comparison.ablation, _level(comparison)
+    others = [name for name in ablation.task.metrics if name != comparison.metric]
+    header = [
+        "row",
+        METRICS[comparison.metric].title,
+        f"{ablation.params.confidence:.0%} interval",
+        "against",
+        "difference",
+    ]
+    header += [f"{ablation.params.confidence:.0%} interval", "p", "p (Holm)", *(METRICS[name].title for name in others)]
+    rows = []
+    for row in comparison.rows:
+        cells = [_escape_md(row.variant.name), mean_std(row.mean, row.std), bounds(row.interval)]
+        if row.difference is None:
+            cells += [""] * 5
+        else:
+            change = f"{row.difference.mean:+.3f}"
+            cells += [_escape_md(row.variant.base or ""), f"**{change}**" if _is_sure(row, level) else change]
+            cells += [bounds(row.difference.interval, signed=True), _p(row.difference.p), _p(row.difference.p_holm)]
+        cells += [f"{row.scores[name]:.3f}" for name in others]
+        cells += [f"{row.validation:.3f}", f"{row.parameters:,}", "" if row.seconds is None else f"{row.seconds:.1f}"]
+        rows.append(cells)
+    changes = [
+        f"- {_escape_md(one.name)}: "
+        + ", ".join(f"`{key}: {format_value(one.overrides[key])}`" for key in one.overrides)
+        for one in ablation.variants
+        if one.base is not None
+    ]
+    return "\n".join(
+        [
+            "# Ablations on the test split",
+            "",
+            *markdown_table([*header, "validation", "parameters", "seconds"], rows),
+            "",
+            _explain(comparison),
+            "",
+            f"Row {BASE} is `{json.dumps(ablation.variants[0].recipe.to_json())}`. The others differ from it in:",
+            "",
+            *changes,
+            "",
+            f"Run {run['id']}: features `{run['features'][:12]}`, seeds {run['seeds']}, `evaluate` "
+            f"`{json.dumps(run['evaluate'])}`, {run['device']}, erc-fusion {run['version']}, "
+            f"commit {run['commit'] or 'unknown'}.",
+            "",
+        ]
+    )
+
+
+def table_tex(comparison: Comparison, run: Mapping[str, Any]) -> str:
+    """A tabular; the differences that the corrected test confirms are bold."""
+    level = _level(comparison)
+    lines = [
+        f"% erc-fusion {VERSION}, run {run['id']}, seeds {run['seeds']}, {comparison.metric} on the test split,",
+        f"% mean and standard deviation over seeds, {_confidence(comparison)}.",
+        r"% Needs \usepackage{booktabs}.",
+        r"\begin{tabular}{lllllr}",
+        r"\toprule",
+        f"Setting & {METRICS[comparison.metric].title} & Interval & Difference & Interval & $p$ (Holm) " + r"\\",
+        r"\midrule",
+    ]
+    for row in comparison.rows:
+        cells = [escape_latex(row.variant.name), mean_std(row.mean, row.std).replace(" ± ", r" $\pm$ ")]
+        cells.append(f"[{bounds(row.interval, separator=', ')}]")
+        if row.difference is None:
+            cells += ["", "", ""]
+        else:
+            change = f"{row.difference.mean:+.3f}"
+            cells.append(r"$\mathbf{%s}$" % change if _is_sure(row, level) else f"${change}$")  # noqa: UP031
+            cells.append(f"$[{bounds(row.difference.interval, True, ', ')}]$")
+            p = _p(row.difference.p_holm)
+            cells.append(f"${p}$" if p.startswith("<") else p)
+            if row.variant.base != BASE:
+                cells[0] += f" (against {escape_latex(row.variant.base or '')})"
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def escape_latex(text: str) -> str:
+    r"""`text` as LaTeX prints it.
+
+    >>> escape_latex("gate_1 & 50%")
+    'gate\\_1 \\& 50\\%'
+    """
+    return "".join(LATEX.get(symbol, symbol) for symbol in " ".join(text.split()))
+
+
+def _explain(comparison: Comparison) -> str:
+    ablation = comparison.ablation
+    conversations = len(ablation.test.conversations) - 1
+    if len(ablation.seeds) > 1:
+        drawn = "Intervals and tests count both what other conversations and what other seeds would change."
+    else:
+        drawn = "With a single seed, intervals and tests count other conversations only, not other seeds."
+    counted = ablation.task.counted(ablation.task.truth(ablation.test))
+    lower = [metric.title for metric in ablation.task.metrics.values() if metric.lower_is_better]
+    less = f" Of {', '.join(lower)} less is better." * bool(lower)
+    return (
+        f"{int(counted.sum())} {ablation.task.counted_are} of {conversations} conversations, mean ± standard deviation "
+        f"of {_seeds(comparison)}. {drawn} p: paired permutation test of no difference; p (Holm): corrected "
+        f"for the {sum(row.difference is not None for row in comparison.rows)} rows that are compared; a difference is "
+        f"bold where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs beside it or not."
+        + less
+    )
+
+
+def _level(comparison: Comparison) -> float:
+    """Of the tests, to go with the intervals."""
+    return 1 - comparison.ablation.params.confidence
+
+
+def _is_sure(row: Row, level: float) -> bool:
+    return row.difference is not None and row.difference.p_holm < level
+
+
+def _confidence(comparison: Comparison) -> str:
+    drawn = "conversations and seeds" if len(comparison.ablation.seeds) > 1 else "conversations alone"
+    return f"{comparison.ablation.params.confidence:.0%} intervals over {drawn}"
+
+
+def _seeds(comparison: Comparison) -> str:
+    count = len(comparison.ablation.seeds)
+    return f"{count} {'seed' if count == 1 else 'seeds'}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _escape_md(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

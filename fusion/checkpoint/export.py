@@ -1,0 +1,68 @@
+"""A folder to hand on, made of the folder of one seed.
+
+model.safetensors, config.json, history.json    as training wrote them: it loads wherever a seed's folder does
+README.md                                       the model card, with test scores where results are given
+model.onnx                                      if asked for
+"""
+
+import shutil
+from pathlib import Path
+
+from fusion.checkpoint.card import model_card, read_scores
+from fusion.checkpoint.folder import FILES, LoadedModel, load_model
+from fusion.errors import OutputError
+from fusion.runtime import write_file, writing
+
+ONNX = "model.onnx"
+CARD = "README.md"
+
+
+def share_model(folder: Path, output: Path, results: Path | None = None, onnx: bool = False) -> LoadedModel:
+    """Write the model in `folder` to `output`, which appears whole, replacing an older one.
+
+    Args:
+        folder: of one seed, such as models/hbaf/seed-0; it stays as it is.
+        results: what fusion-evaluate wrote of it, for the test scores of the card.
+        onnx: whether there is to be a model.onnx.
+
+    Raises:
+        ModelError: the folder is missing, incomplete or damaged.
+        ResultError: the results are missing or damaged, or of another model.
+        OutputError: `output` is something else than such a folder or cannot be written, or ONNX's packages are missing.
+    """
+    output = output.absolute()
+    loaded = load_model(folder)
+    _check_replaceable(output, folder)
+    scores = read_scores(results, loaded.provenance) if results else None
+    graph = _export(loaded) if onnx else None
+    partial = output.with_name(output.name + ".tmp")
+    with writing(output):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name in FILES:
+            if name != CARD:
+                shutil.copyfile(folder / name, partial / name)
+        write_file(partial / CARD, model_card(loaded.provenance, scores, onnx).encode())
+        if graph is not None:
+            write_file(partial / ONNX, graph)
+        shutil.rmtree(output, ignore_errors=True)
+        partial.replace(output)
+    return loaded
+
+
+def _export(loaded: LoadedModel) -> bytes:
+    from fusion.checkpoint.onnx import export_onnx  # here, because torch's exporter takes seconds to import
+
+    return export_onnx(loaded)
+
+
+def _check_replaceable(output: Path, folder: Path) -> None:
+    """Refuse to delete what is not a folder that was shared before."""
+    if output == folder.resolve() or output in folder.resolve().parents or folder.resolve() in output.parents:
+        raise OutputError(f"{output}: in or around the model's own folder; name another one with --output")
+    if not output.exists():
+        return
+    with writing(output):
+        found = {path.name for path in output.iterdir()} if output.is_dir() else None
+    if found is None or (found and not set(FILES) <= found) or found - {*FILES, ONNX}:
+        raise OutputError(f"{output}: exists and is not a folder of one shared model; name another one with --output")

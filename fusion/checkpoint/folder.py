@@ -1,0 +1,194 @@
+"""Model folders: `models/<model>/seed-<n>/`, as huggingface_hub's mixin writes and reads them.
+
+model.safetensors   weights
+config.json         constructor arguments at the top, where `from_pretrained` looks; all else under the key `erc`,
+                    the SHA-256 of model.safetensors among it
+history.json        what training wrote down of every epoch
+README.md           model card
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model as load_weights
+from torch import nn
+
+from fusion.checkpoint.card import model_card
+from fusion.checkpoint.provenance import VERSION, Provenance, provenance_from_json
+from fusion.errors import ModelError, OutputError
+from fusion.models import MODELS
+from fusion.objective import Epoch, find_task, history_from_json, history_to_json
+from fusion.runtime import check_model_folder, write_file, writing
+from pipeline.settings import SettingsError
+from pipeline.store import MODALITIES, Features, Identity
+
+EXTRA = "erc"  # key of config.json that holds what is not a constructor argument
+DAMAGE = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+WEIGHTS = "weights"  # key under it: safetensors would not notice a number that changed on the way
+FILES = ("model.safetensors", "config.json", "history.json", "README.md")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model folder, read."""
+
+    folder: Path
+    model: nn.Module  # in evaluation mode
+    provenance: Provenance
+    history: list[Epoch]
+    stored: Mapping[str, tuple[int, int]]  # (layers, dim) of the features that it takes, by modality
+
+
+def save_model(folder: Path, model: nn.Module, provenance: Provenance, history: Sequence[Epoch]) -> None:
+    """Write a model folder; it appears whole, replacing an older one of that name.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = folder.with_name(folder.name + ".tmp")
+    try:
+        with writing(folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            # the card first: the mixin leaves one alone that is there
+            write_file(partial / "README.md", model_card(provenance).encode())
+            write_file(partial / "history.json", _json(history_to_json(history)))
+            model.save_pretrained(partial)  # type: ignore[operator]  # the mixin's, which every model has
+            config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+            extra = provenance.to_json() | {WEIGHTS: _hash(partial / "model.safetensors")}
+            write_file(partial / "config.json", _json(config | {EXTRA: extra}))
+            # safetensors writes for the owner's eyes alone
+            shutil.copymode(partial / "config.json", partial / "model.safetensors")
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.replace(folder)
+    except SafetensorError as error:
+        raise OutputError(f"{folder}: the weights cannot be written ({error}); make room there") from error
+
+
+def read_provenance(folder: Path) -> Provenance:
+    """Where the model in `folder` comes from, without loading it.
+
+    Raises:
+        ModelError: as `load_model`, apart from the weights.
+    """
+    check_model_folder(folder)
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        seeds = sorted(path for path in folder.glob("seed-*") if path.is_dir())
+        if seeds:
+            raise ModelError(f"{folder}: the models of several seeds; name one of them, such as {seeds[0]}")
+        raise ModelError(f"{folder}: incomplete, {', '.join(missing)} is missing; train it again with fusion-train")
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))[EXTRA]
+        name = content["model"]
+        if name in MODELS:
+            return provenance_from_json(content, path)
+    except DAMAGE as error:
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        raise ModelError(f"{path}: damaged, or not of erc-fusion ({reason}); train it again") from error
+    except SettingsError as error:
+        raise ModelError(f"{error} (the model is of version {content.get('version')}, this is {VERSION})") from error
+    raise ModelError(f"{path}: unknown model '{name}'; this version ({VERSION}) knows {', '.join(MODELS)}")
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """The model in `folder`, on `device`, in evaluation mode.
+
+    Raises:
+        ModelError: the folder is missing, incomplete or damaged, or holds a model that this version does not know.
+    """
+    provenance = read_provenance(folder)
+    try:
+        # not the mixin's `from_pretrained`: that one prints, and takes an unknown argument or weight for nothing
+        arguments = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        expected = arguments.pop(EXTRA)[WEIGHTS]
+        outputs = find_task(provenance.recipe.train.target, len(provenance.labels)).outputs
+        if arguments["classes"] != outputs:
+            raise ValueError(f"classes is {arguments['classes']}, but there are {outputs}")
+        model = MODELS[provenance.recipe.model.name](**arguments)
+        load_weights(model, folder / "model.safetensors", strict=True)  # before cuDNN lays weights into one storage
+        if _hash(folder / "model.safetensors") != expected:
+            raise ValueError("model.safetensors is not the file that config.json tells of")
+        stored = {name: (int(arguments[f"{name}_layers"]), int(arguments[f"{name}_dim"])) for name in MODALITIES}
+        history = history_from_json(json.loads((folder / "history.json").read_text(encoding="utf-8")))
+    except (*DAMAGE, SafetensorError, MemoryError, AssertionError) as error:
+        raise ModelError(
+            f"{folder}: damaged or of another version ({_one_line(error)}); train it again with fusion-train"
+        ) from error
+    return LoadedModel(folder, model.to(device).eval(), provenance, history, stored)
+
+
+def load_seeds(folder: Path, device: torch.device | str = "cpu") -> list[LoadedModel]:
+    """The models of all seeds in `folder`, by seed.
+
+    Raises:
+        ModelError: as `load_model`, or there is none, or they are not of one training.
+    """
+    check_model_folder(folder)
+    folders = [path for path in folder.iterdir() if path.name.startswith("seed-") and path.is_dir()]
+    if not folders:
+        raise ModelError(f"{folder}: holds no seed-<n> folder; name the folder that fusion-train wrote")
+    loaded = sorted((load_model(path, device) for path in folders), key=lambda one: one.provenance.seed)
+    first = loaded[0]
+    for other in loaded[1:]:
+        if _training(other.provenance) != _training(first.provenance):
+            raise ModelError(
+                f"{folder}: {first.folder.name} and {other.folder.name} were trained on different parameters or "
+                "features; train all seeds together with fusion-train"
+            )
+    return loaded
+
+
+def check_compatible(loaded: LoadedModel, features: Features) -> None:
+    """Raise ModelError unless `features` are of the encoders and labels that the model was trained on."""
+    check_encoders(loaded, features)
+    provenance = loaded.provenance
+    if provenance.recipe.train.target == "label" and list(provenance.labels) != list(features.label_names):
+        raise ModelError(
+            f"{loaded.folder}: trained on the labels {', '.join(provenance.labels)}, but {features.path} has "
+            f"{', '.join(features.label_names)}; use the same labels in the same order, or train anew"
+        )
+
+
+def check_encoders(loaded: LoadedModel, features: Features) -> None:
+    """Raise ModelError unless `features` are of the encoders that the model was trained on, whatever their labels."""
+    provenance = loaded.provenance
+    for name in MODALITIES:
+        trained, part = getattr(provenance, name), getattr(features, name)
+        if trained is not None and part is not None and trained != part.identity:
+            raise ModelError(
+                f"{loaded.folder}: trained on {name} features of {_difference(trained, part.identity)}, but "
+                f"{features.path} has {_difference(part.identity, trained)}; "
+                "extract with the same encoder, or train anew"
+            )
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _training(provenance: Provenance) -> tuple[str, str, tuple[str, ...]]:
+    return provenance.recipe.digest, provenance.features, provenance.labels
+
+
+def _difference(one: Identity, other: Identity) -> str:
+    """The fields of `one` that `other` lacks or has otherwise, on one line."""
+    fields = {key: value for key, value in one.fields.items() if key not in other.fields or other.fields[key] != value}
+    return Identity(fields).to_json()
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

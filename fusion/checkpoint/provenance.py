@@ -1,0 +1,163 @@
+"""Where a model comes from: what its config.json says besides the constructor arguments, with what its splits hold and
+how sure scores on them are.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion.data import Split
+from fusion.inference import split_tallies
+from fusion.objective import Calibration, Interval, Task, bootstrap, percentile_interval
+from fusion.params import LossParams, ModelParams, Recipe, TrainParams
+from pipeline.settings import check_section
+from pipeline.store import CorpusNote, Identity
+
+RESAMPLES, CONFIDENCE, SEED = 1000, 0.95, 0  # of conversations; for a card alone, section `evaluate` is for results
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """What a split holds, as the model was given it."""
+
+    conversations: int
+    utterances: int
+    audio: int  # utterances that have it
+    text: int
+    counted: int  # utterances with a label, or a score, whichever is learned
+    labels: Mapping[str, int]  # utterances by label; none where scores are learned
+
+
+def count_split(split: Split, task: Task, labels: Sequence[str]) -> SplitCounts:
+    """The counts of `split`, whose classes are called `labels`."""
+    truth = task.truth(split)
+    counted = truth[task.counted(truth)]
+    by_label = np.bincount(counted, minlength=len(labels)).tolist() if task.target == "label" else []
+    return SplitCounts(
+        conversations=len(split.conversations) - 1,
+        utterances=len(split.ids),
+        audio=int((split.audio.lengths > 0).sum()),
+        text=int((split.text.lengths > 0).sum()),
+        counted=len(counted),
+        labels=dict(zip(labels, by_label, strict=True)) if by_label else {},
+    )
+
+
+def score_intervals(task: Task, split: Split, answers: Mapping[str, np.ndarray]) -> dict[str, dict[str, Interval]]:
+    """Percentile intervals over whole conversations of every metric of what every head answers, by head and metric."""
+
+    def interval(tallies: np.ndarray, metric: str) -> Interval:
+        return percentile_interval(bootstrap(tallies, task.metrics[metric], RESAMPLES, SEED), CONFIDENCE)
+
+    tallies = {head: split_tallies(task, split, answer) for head, answer in answers.items()}
+    return {head: {metric: interval(sums, metric) for metric in task.metrics} for head, sums in tallies.items()}
+
+
+VERSION = version("erc-fusion")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a model was trained on, with and for, and how well it did on validation."""
+
+    recipe: Recipe
+    seed: int
+    labels: tuple[str, ...]  # none where it tells scores
+    audio: Identity | None  # encoder of the features that it was given; None where that modality was withheld
+    text: Identity | None
+    features: str  # hash of the feature file
+    fingerprint: str  # of everything that decides the weights
+    selected: Mapping[str, int]  # `<stage>.<head>` -> the epoch whose weights that head has
+    validation: Mapping[str, Mapping[str, float]]  # scores by head and metric
+    calibration: Calibration | None  # of the model as a whole on validation; None where it tells scores
+    corpus: CorpusNote | None = None  # what the feature file says of the data
+    data: Mapping[str, SplitCounts] = field(default_factory=dict)  # train and validation
+    intervals: Mapping[str, Mapping[str, Interval]] = field(
+        default_factory=dict
+    )  # of `validation`, see fusion.checkpoint.provenance
+    version: str = VERSION
+
+    @property
+    def temperature(self) -> float | None:
+        """What calibrates the probabilities (`fusion.objective.calibrate`); None where it tells scores."""
+        return self.calibration.temperature if self.calibration else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the inverse of `provenance_from_json`."""
+        return {
+            "model": self.recipe.model.name,
+            "seed": self.seed,
+            "labels": list(self.labels),
+            "audio": dict(self.audio.fields) if self.audio else None,
+            "text": dict(self.text.fields) if self.text else None,
+            "params": self.recipe.to_json(),
+            "features": self.features,
+            "fingerprint": self.fingerprint,
+            "selected": dict(self.selected),
+            "validation": {head: dict(scores) for head, scores in self.validation.items()},
+            "calibration": asdict(self.calibration) if self.calibration else None,
+            "corpus": self.corpus.to_json() if self.corpus else None,
+            "data": {split: asdict(counts) for split, counts in self.data.items()},
+            "intervals": {
+                head: {metric: asdict(interval) for metric, interval in own.items()}
+                for head, own in self.intervals.items()
+            },
+            "version": self.version,
+        }
+
+
+def provenance_from_json(content: Mapping[str, Any], path: Path) -> Provenance:
+    """The inverse of `Provenance.to_json`; `path` leads the messages.
+
+    Raises:
+        SettingsError: this version does not know or accept a parameter.
+        KeyError, TypeError, AttributeError, ValueError: `content` is something else.
+    """
+    _check(content)
+    params = content["params"]
+    train = params["train"] | {"seeds": [content["seed"]]}
+    return Provenance(
+        recipe=Recipe(
+            check_section(params["model"], "model", ModelParams, str(path)),
+            check_section(params["loss"], "loss", LossParams, str(path)),
+            check_section(train, "train", TrainParams, str(path)),
+        ),
+        seed=content["seed"],
+        labels=tuple(content["labels"]),
+        audio=_identity(content["audio"]),
+        text=_identity(content["text"]),
+        features=content["features"],
+        fingerprint=content["fingerprint"],
+        selected=content["selected"],
+        validation=content["validation"],
+        calibration=None if content["calibration"] is None else Calibration(**content["calibration"]),
+        corpus=None if content["corpus"] is None else CorpusNote.from_json(content["corpus"]),
+        data={split: SplitCounts(**counts) for split, counts in content["data"].items()},
+        intervals={
+            head: {metric: Interval(**interval) for metric, interval in own.items()}
+            for head, own in content["intervals"].items()
+        },
+        version=content["version"],
+    )
+
+
+def _check(content: Mapping[str, Any]) -> None:
+    """Raise ValueError where a value is of a kind that would be noticed only by whoever uses it."""
+    labels, calibration = content["labels"], content["calibration"]
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError("labels are not a list of names")
+    if len(set(labels)) < len(labels):
+        raise ValueError("a label is there twice")
+    if calibration is not None and not 0 < float(calibration["temperature"]) < math.inf:
+        raise ValueError(f"a temperature of {calibration['temperature']}")
+    if not all(isinstance(content[name], dict | None) for name in ("audio", "text")):
+        raise ValueError("an encoder is no group of keys and values")
+
+
+def _identity(fields: Mapping[str, Any] | None) -> Identity | None:
+    return None if fields is None else Identity(fields)

@@ -1,0 +1,11 @@
+"""A split of the feature file: its rows on the device or mapped, and the batches that are drawn from it."""
+
+from typing import TYPE_CHECKING
+
+from pipeline.settings import door
+
+if TYPE_CHECKING:
+    from fusion.data.rows import Ragged, Resident, map_rows, pool
+    from fusion.data.split import Split, conversation_offsets, encode_split, hold, load_split, withhold
+else:
+    __getattr__ = door(__name__, __file__)

@@ -1,0 +1,212 @@
+"""A split of a feature file, and batches of whole conversations gathered from it on the training device.
+
+Axes: utterances, conversations, turns, frames (audio) or tokens (text), layers, dim.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion.batch import Batch, Group, Turns
+from fusion.data.batches import GROUP_ROWS, Plan, draw_batches, make_plan, move
+from fusion.data.rows import Chosen, Mapped, Ragged, Resident, load_rows, map_rows, resident_bytes
+from fusion.errors import FeatureError
+from fusion.objective import Target, find_task
+from fusion.params import Modalities
+from pipeline.store import Features, Part
+
+ENCODED = 16  # conversations at a time; what is encoded does not depend on it
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """All utterances of one split, conversation by conversation, turn by turn."""
+
+    name: str
+    ids: list[str]
+    conversation_ids: list[str]  # one an utterance
+    labels: Tensor  # (utterances,) int64 on the CPU, -1 = unlabelled
+    scores: Tensor  # (utterances,) float32 on the CPU, nan = none
+    conversations: Tensor  # (conversations + 1,) int64 on the CPU: conversation i owns utterances [i] .. [i + 1]
+    audio: Ragged
+    text: Ragged
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features lie and batches are gathered."""
+        return self.audio.device
+
+    def gather(self, conversations: Tensor) -> Batch:
+        """The batch of the conversations with these indices (conversations,), in the order given."""
+        return next(self._gather([conversations]))
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Every conversation once: in order, `size` a batch, or as `generator` draws them (`draw_batches`)."""
+        if generator is None:
+            yield from self._gather(torch.arange(len(self.conversations) - 1).split(size))
+            return
+        turns = self.conversations.diff()
+        ends = (self.audio.lengths + self.text.lengths).cumsum(0)
+        rows = torch.cat([torch.zeros(1, dtype=torch.int64), ends])[self.conversations].diff()
+        yield from self._gather(draw_batches(rows, turns, size, generator))
+
+    def _gather(self, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        lengths, group_rows = (self.audio.lengths, self.text.lengths), GROUP_ROWS[self.device.type]
+        plans = [make_plan(conversations, self.conversations, *lengths, group_rows) for conversations in batches]
+        for host, here in zip(plans, move(plans, self.device), strict=True):
+            yield self._gather_one(host, here)
+
+    def _gather_one(self, host: Plan, here: Plan) -> Batch:
+        groups = []
+        members = zip(host.members.split(host.sizes), here.members.split(host.sizes), strict=True)
+        for (on_host, at), frames, tokens in zip(members, host.frames, host.tokens, strict=True):
+            chosen = Chosen(host.utterances[on_host], here.utterances.index_select(0, at))
+            audio, audio_mask = self.audio.gather(chosen, frames)
+            text, text_mask = self.text.gather(chosen, tokens)
+            groups.append(Group(at, audio, audio_mask, text, text_mask))
+        turn_mask = torch.arange(host.longest, device=self.device) < here.turns[:, None]
+        labels, scores = (truth.index_select(0, here.utterances) for truth in self._truth)
+        return Batch(groups, here.order, labels, scores, Turns(turn_mask, here.places))
+
+    @cached_property
+    def _truth(self) -> tuple[Tensor, Tensor]:
+        """Labels and scores, where arithmetic is."""
+        return self.labels.to(self.device), self.scores.to(self.device)
+
+
+@torch.no_grad()
+def encode_split(split: Split, encode: Callable[[Batch], Batch]) -> Split:
+    """The same utterances with the vectors that `encode` makes of them, which stay on the device in float32."""
+    batches = [encode(batch) for batch in split.batches(ENCODED)]
+    vectors = {
+        name: Resident.packed(
+            torch.cat([batch.vectors(name)[getattr(batch, f"{name}_present")] for batch in batches]),
+            torch.cat([getattr(batch, f"{name}_present") for batch in batches]).long().cpu(),
+        )
+        for name in ("audio", "text")
+    }
+    return replace(split, audio=vectors["audio"], text=vectors["text"])
+
+
+def load_split(
+    features: Features,
+    name: str,
+    *,
+    modalities: Modalities,
+    audio_frames: int,
+    target: Target | None = "label",
+    device: torch.device | str = "cpu",
+    resident: bool = True,
+) -> Split:
+    """The split `name`, gathered on `device`; rows of other splits are not read.
+
+    Its rows are on `device`, too, or stay in the file where it is not to be `resident` (`hold` decides for several).
+    Audio of more than `audio_frames` frames is average-pooled to as many. A modality that `modalities` withholds is
+    empty in every utterance. `target` is what there must be to learn or to score; None: nothing.
+
+    Raises:
+        FeatureError: the split has no utterance, or none with a `target`, or a modality that is asked for is not in
+            the file.
+    """
+    utterances = features.utterances
+    here = [index for index, split in enumerate(utterances.splits) if split == name]
+    if not here:
+        raise FeatureError(
+            f"{features.path}: no utterance is in the {name} split; give it whole conversations in the data set"
+        )
+    first, last = here[0], here[-1] + 1
+    if last - first != len(here):
+        raise AssertionError("a feature file is sorted by split")
+    conversation_ids = utterances.conversations[first:last]
+    split = Split(
+        name=name,
+        ids=utterances.ids[first:last],
+        conversation_ids=conversation_ids,
+        labels=torch.from_numpy(np.array(utterances.labels[first:last], np.int64)),
+        scores=torch.from_numpy(np.array(utterances.scores[first:last], np.float32)),
+        conversations=conversation_offsets(conversation_ids),
+        audio=_map_modality(features, "audio", first, last, modalities, audio_frames, torch.device(device)),
+        text=_map_modality(features, "text", first, last, modalities, None, torch.device(device)),
+    )
+    if target:
+        _check_truth(split, target, features.path)
+    return hold([split], None)[0] if resident else split
+
+
+def _check_truth(split: Split, target: Target, path: Path) -> None:
+    tasks = [find_task("label", 0), find_task("score", 0)]
+    found = [task.target for task in tasks if bool(task.counted(task.truth(split)).any())]
+    if target not in found:
+        other = f", or set train.target to {found[0]}, which some have" if found else ""
+        mend = f"give some of them one in the data set{other}"
+        raise FeatureError(f"{path}: no utterance of the {split.name} split has a {target}; {mend}")
+
+
+def withhold(split: Split, modalities: Modalities) -> Split:
+    """The same split, sharing its rows, in which a modality that `modalities` withholds is empty everywhere."""
+    everyone = torch.ones(len(split.ids), dtype=torch.bool)
+    audio = split.audio if modalities in ("both", "audio") else split.audio.without(everyone)
+    text = split.text if modalities in ("both", "text") else split.text.without(everyone)
+    return replace(split, audio=audio, text=text)
+
+
+def conversation_offsets(conversation_ids: list[str]) -> Tensor:
+    """(conversations + 1,) int64: conversation i owns the utterances [i] .. [i + 1], which lie side by side."""
+    ids = np.array(conversation_ids)
+    starts = np.flatnonzero(ids[1:] != ids[:-1]) + 1
+    return torch.from_numpy(np.concatenate([[0], starts, [len(ids)]]).astype(np.int64))
+
+
+def hold(splits: Sequence[Split], memory: int | None) -> list[Split]:
+    """Those `splits` with their rows on the device, if they take at most `memory` bytes there together; else as given.
+
+    None sets no limit. Rows that stay in the file are read batch by batch: slower, with the same results.
+    """
+    needed = sum(resident_bytes(rows) for split in splits for rows in _mapped(split))
+    if memory is not None and needed > memory:
+        log.warning(
+            "the features take %.2f GB, more than train.memory leaves them (%.2f GB): they stay in the file and are "
+            "read batch by batch, which is slower and gives the same results",
+            needed / 1e9,
+            memory / 1e9,
+        )
+        return list(splits)
+    return [replace(split, audio=_load(split.audio), text=_load(split.text)) for split in splits]
+
+
+def _mapped(split: Split) -> list[Mapped]:
+    return [rows for rows in (split.audio, split.text) if isinstance(rows, Mapped)]
+
+
+def _load(rows: Ragged) -> Ragged:
+    return load_rows(rows) if isinstance(rows, Mapped) else rows
+
+
+def _map_modality(
+    features: Features,
+    name: str,
+    first: int,
+    last: int,
+    modalities: Modalities,
+    limit: int | None,
+    device: torch.device,
+) -> Ragged:
+    part: Part | None = getattr(features, name)
+    if modalities not in ("both", name):
+        shape = (1,) if part is None else part.values.shape[1:]
+        return Resident.packed(torch.zeros(0, *shape, device=device), torch.zeros(last - first, dtype=torch.int64))
+    if part is None:
+        other = "text" if name == "audio" else "audio"
+        raise FeatureError(
+            f"{features.path}: holds no {name}, but model.modalities is '{modalities}'; "
+            f"set model.modalities to '{other}', or join {name} features in"
+        )
+    return map_rows(part, first, last, limit, device)

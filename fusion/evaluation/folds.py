@@ -1,0 +1,352 @@
+"""Folds of one study, joined: each tests other conversations, so that together they test all.
+
+Two readings of the same predictions. *Over folds*: each fold is scored by itself, and the scores have a mean and a
+standard deviation over folds, as papers that cross-validate print them. *Pooled*: the test utterances of all folds are
+scored as one set, for each seed, with an interval that resamples the conversations of all folds (for the models that
+were trained). Pooled scores have no trouble with labels that are rare in one fold.
+
+A fold is a folder of results as `fusion-evaluate` writes it; nothing else is read, so features and models may be gone.
+
+Written are, each whole or not at all, the same bytes for the same folds:
+
+details.json      per metric: each fold, mean and standard deviation over folds, pooled with its interval; per class
+predictions.csv   the predictions of all folds; `fold` names the folder that they come from
+table.md          the same for readers
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion.errors import ResultError
+from fusion.evaluation.predictions import class_table, describe_classes
+from fusion.evaluation.scores import sample_std
+from fusion.objective import (
+    LABEL_METRICS,
+    ClassScores,
+    Interval,
+    as_confusion,
+    bootstrap,
+    class_scores,
+    conversation_confusions,
+    percentile_interval,
+)
+from fusion.params import EvaluateParams
+from fusion.runtime import write_file
+from fusion.tables import bounds, csv_text, markdown_table, mean_std, rounded
+from pipeline.store import UNLABELLED
+
+COLUMNS = ("run", "seed", "utterance", "conversation", "split", "true", "predicted")
+PROBABILITY = "p_"  # before a label
+SAME = ("model", "modalities", "params", "encoders", "seeds", "version")  # of what was run, in every fold
+MEND = "run fusion-evaluate again"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What one evaluation predicted."""
+
+    name: str  # of its folder
+    run: Mapping[str, Any]  # what was run, `report.describe_run`
+    labels: tuple[str, ...]
+    ids: tuple[str, ...]  # utterances
+    conversations: tuple[str, ...]  # of each utterance
+    true: np.ndarray  # (utterances,), -1 = unlabelled
+    predicted: np.ndarray  # (seeds, utterances)
+    floor: Mapping[str, float]  # by metric: always predicting the majority label of its train split
+    header: tuple[str, ...]  # of predictions.csv
+    rows: tuple[tuple[str, ...], ...]  # as they are there
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric."""
+
+    folds: tuple[float, ...]  # of each fold, mean over seeds
+    mean: float  # over folds
+    std: float | None  # of the sample of folds
+    pooled: float  # all folds as one set, mean over seeds
+    pooled_std: float | None  # over seeds
+    interval: Interval  # of the pooled score: other conversations, the same models
+    floor: float  # mean over folds
+
+
+@dataclass(frozen=True)
+class Joined:
+    """All folds."""
+
+    folds: Sequence[Fold]
+    params: EvaluateParams
+    scores: Mapping[str, Score]
+    classes: ClassScores  # pooled, arrays of (seeds, classes)
+
+
+def join_folds(folders: Sequence[Path], params: EvaluateParams) -> Joined:
+    """Read the folds in `folders` and score them.
+
+    Raises:
+        ResultError: there are fewer than two, results are missing or damaged, or they are not folds of one study: they
+            share conversations, or differ in their labels or in what was run.
+    """
+    if len(folders) < 2:
+        raise ResultError(f"{len(folders)} folder of results, but folds are joined: name two or more")
+    folds = [read_fold(folder) for folder in folders]
+    for fold in folds[1:]:
+        _check_same_study(folds[0], fold)
+    _check_apart(folds)
+    single = [_tallies([fold]) for fold in folds]
+    pooled = _tallies(folds)
+    scores = {name: _score(name, folds, single, pooled, params) for name in LABEL_METRICS}
+    return Joined(folds, params, scores, class_scores(as_confusion(pooled.sum(1))))
+
+
+def read_fold(folder: Path) -> Fold:
+    """The fold in `folder`.
+
+    Raises:
+        ResultError: its predictions.csv or details.json is missing, damaged, or of another run than the other.
+    """
+    details = _read_details(folder / "details.json")
+    path = folder / "predictions.csv"
+    header, rows = _read_rows(path)
+    labels = tuple(name.removeprefix(PROBABILITY) for name in header[len(COLUMNS) :])
+    by_seed: dict[str, list[tuple[str, ...]]] = {}
+    for row in rows:
+        by_seed.setdefault(row[1], []).append(row)
+    first = next(iter(by_seed.values()))
+    if any([row[2:6] for row in group] != [row[2:6] for row in first] for group in by_seed.values()):
+        raise ResultError(f"{path}: seeds {', '.join(by_seed)} do not list the same utterances; {MEND}")
+    if {row[0] for row in rows} != {details["run"]["id"]}:
+        raise ResultError(f"{path}: is not of run {details['run']['id']}, as details.json beside it; {MEND}")
+    return Fold(
+        name=folder.name,
+        run=details["run"],
+        labels=labels,
+        ids=tuple(row[2] for row in first),
+        conversations=tuple(row[3] for row in first),
+        true=_positions([row[5] for row in first], [*labels, ""], path) if labels else np.empty(0, int),
+        predicted=np.stack([_positions([row[6] for row in group], labels, path) for group in by_seed.values()]),
+        floor={name: float(details["test"][name]["floor"]) for name in LABEL_METRICS},
+        header=header,
+        rows=tuple(rows),
+    )
+
+
+def _read_details(path: Path) -> Mapping[str, Any]:
+    try:
+        details: Mapping[str, Any] = json.loads(_read_text(path))
+        str(details["run"]["id"])
+        for name in LABEL_METRICS:
+            float(details["test"][name]["floor"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ResultError(
+            f"{path}: not the details of an evaluation of labels, which are all that is joined; {MEND}"
+        ) from None
+    return details
+
+
+def _read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The header and the rows of predictions.csv, all as wide as it."""
+    try:
+        header, *rows = [tuple(row) for row in csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)]
+    except (csv.Error, ValueError):
+        raise ResultError(f"{path}: holds no table of predictions; {MEND}") from None
+    labels = header[len(COLUMNS) :]
+    if header[: len(COLUMNS)] != COLUMNS or not labels or any(not name.startswith(PROBABILITY) for name in labels):
+        raise ResultError(
+            f"{path}: expected the columns {', '.join(COLUMNS)} and a probability of each label, "
+            f"found {', '.join(header)}; {MEND}"
+        )
+    if not rows or any(len(row) != len(header) for row in rows):
+        raise ResultError(f"{path}: truncated, or not a table of {len(header)} columns; {MEND}")
+    return header, rows
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ResultError(f"{path}: not there; name folders that fusion-evaluate wrote") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path}: cannot be read ({error}); {MEND}") from None
+
+
+def _positions(names: Sequence[str], labels: Sequence[str], path: Path) -> np.ndarray:
+    """Positions in `labels`; that of "", which must be the last, is -1 = unlabelled."""
+    known = {label: UNLABELLED if label == "" else position for position, label in enumerate(labels)}
+    for name in names:
+        if name not in known:
+            raise ResultError(f"{path}: label '{name[:60]}' is none of {', '.join(labels)}; {MEND}")
+    return np.array([known[name] for name in names])
+
+
+def _check_same_study(first: Fold, fold: Fold) -> None:
+    if fold.labels != first.labels:
+        raise ResultError(
+            f"{fold.name} has the labels {', '.join(fold.labels)}, but {first.name} has {', '.join(first.labels)}; "
+            "join folds with the same labels"
+        )
+    for key in SAME:
+        if fold.run.get(key) != first.run.get(key):
+            raise ResultError(
+                f"{fold.name} was run with {key} {str(fold.run.get(key))[:40]}, but {first.name} with "
+                f"{str(first.run.get(key))[:40]}; join folds that differ in their splits only"
+            )
+
+
+def _check_apart(folds: Sequence[Fold]) -> None:
+    """No conversation and no utterance is tested twice."""
+    for what, kind in (("conversations", "conversation"), ("ids", "utterance")):
+        tested: dict[str, str] = {}
+        for fold in folds:
+            for name in dict.fromkeys(getattr(fold, what)):
+                if name in tested:
+                    raise ResultError(
+                        f"{kind} '{name}' is tested in {tested[name]} and in {fold.name}; folds test others"
+                    )
+                tested[name] = fold.name
+    repeated, count = Counter(fold.name for fold in folds).most_common(1)[0]
+    if count > 1:
+        raise ResultError(f"{count} folders are called '{repeated}', which names a fold in the tables; rename them")
+
+
+def _tallies(folds: Sequence[Fold]) -> np.ndarray:
+    """Confusions (seeds, conversations, classes * classes) of all `folds`, whose seeds go together by their order."""
+    conversations = [name for fold in folds for name in fold.conversations]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(conversations))}
+    index = np.array([numbers[name] for name in conversations])
+    order = np.argsort(index, kind="stable")
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(index))])
+    true = np.concatenate([fold.true for fold in folds])[order]
+    predicted = np.concatenate([fold.predicted for fold in folds], axis=1)[:, order]
+    classes = len(folds[0].labels)
+    counts = [conversation_confusions(true, of_seed, offsets, classes) for of_seed in predicted]
+    return np.stack(counts).reshape(len(counts), -1, classes * classes)
+
+
+def _score(
+    name: str, folds: Sequence[Fold], single: Sequence[np.ndarray], pooled: np.ndarray, params: EvaluateParams
+) -> Score:
+    metric = LABEL_METRICS[name]
+    values = [float(metric(tallies.sum(1)).mean()) for tallies in single]
+    of_seeds = metric(pooled.sum(1)).tolist()
+    draws = bootstrap(pooled, metric, params.resamples, params.seed)  # (seeds, resamples)
+    return Score(
+        folds=tuple(values),
+        mean=float(np.mean(values)),
+        std=sample_std(values),
+        pooled=float(np.mean(of_seeds)),
+        pooled_std=sample_std(of_seeds),
+        interval=percentile_interval(draws.mean(0), params.confidence),
+        floor=float(np.mean([fold.floor[name] for fold in folds])),
+    )
+
+
+def write_folds(joined: Joined, folder: Path) -> None:
+    """Write all files of `joined` into `folder`, made where it is missing.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    contents = {
+        "details.json": details_json(joined),
+        "predictions.csv": predictions_csv(joined),
+        "table.md": table_md(joined),
+    }
+    for name, content in contents.items():
+        write_file(folder / name, content.encode())
+
+
+def folds_headline(joined: Joined) -> str:
+    """One line: the first metric, over folds and pooled."""
+    name, score = next(iter(joined.scores.items()))
+    return (
+        f"test {name} {mean_std(score.mean, score.std)} over {len(joined.folds)} folds, pooled {score.pooled:.3f} "
+        f"({joined.params.confidence:.0%} interval {bounds(score.interval)}, floor {score.floor:.3f})"
+    )
+
+
+def describe_join(joined: Joined) -> dict[str, Any]:
+    """What the folds have in common, and the run of each; `id` is a short hash of the rest."""
+    first = joined.folds[0].run
+    run: dict[str, Any] = {
+        **{key: first.get(key) for key in SAME},
+        "folds": {fold.name: fold.run["id"] for fold in joined.folds},
+        "intervals": joined.params.model_dump(mode="json"),
+    }
+    return {"id": hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12], **run}
+
+
+def details_json(joined: Joined) -> str:
+    """All numbers."""
+    scores = {
+        name: {
+            "folds": {fold.name: rounded(value) for fold, value in zip(joined.folds, score.folds, strict=True)},
+            "mean": rounded(score.mean),
+            "std": None if score.std is None else rounded(score.std),
+            "pooled": {
+                "mean": rounded(score.pooled),
+                "std": None if score.pooled_std is None else rounded(score.pooled_std),
+                "low": rounded(score.interval.low),
+                "high": rounded(score.interval.high),
+            },
+            "floor": rounded(score.floor),
+        }
+        for name, score in joined.scores.items()
+    }
+    counts = {fold.name: int((fold.true != UNLABELLED).sum()) for fold in joined.folds}
+    content = {
+        "run": describe_join(joined),
+        "test": {**scores, "per_class": describe_classes(joined.folds[0].labels, joined.classes), "utterances": counts},
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def predictions_csv(joined: Joined) -> str:
+    """The rows of all folds."""
+    rows = ([fold.name, *row] for fold in joined.folds for row in fold.rows)
+    return csv_text(["fold", *joined.folds[0].header], rows)
+
+
+def table_md(joined: Joined) -> str:
+    """A table of metrics, one of folds, one of classes."""
+    run = describe_join(joined)
+    metrics = [
+        [name, mean_std(score.mean, score.std), mean_std(score.pooled, score.pooled_std), bounds(score.interval),
+         f"{score.floor:.3f}"]
+        for name, score in joined.scores.items()
+    ]  # fmt: skip
+    folds = [
+        [fold.name, *(f"{score.folds[index]:.3f}" for score in joined.scores.values()),
+         str(int((fold.true != UNLABELLED).sum())), str(len(set(fold.conversations)))]
+        for index, fold in enumerate(joined.folds)
+    ]  # fmt: skip
+    classes = class_table(describe_classes(joined.folds[0].labels, joined.classes), "label, pooled")
+    confidence = f"{joined.params.confidence:.0%} interval"
+    lines = [
+        f"# {run['model']} on the test splits of {len(joined.folds)} folds",
+        "",
+        f"Seeds {run['seeds']}. Over folds: mean ± standard deviation of the folds, each the mean over its seeds. "
+        "Pooled: the utterances of all folds as one set, mean ± standard deviation over seeds; the interval resamples "
+        "whole conversations. The floor always predicts the majority label of a fold's train split, mean over folds.",
+        "",
+        *markdown_table(["metric", "over folds", "pooled", confidence, "floor"], metrics),
+        "",
+        *markdown_table(["fold", *joined.scores, "utterances", "conversations"], folds),
+        "",
+        *classes,
+        "",
+        f"Folds {run['id']}: parameters `{str(run['params'])[:12]}`, modalities {run['modalities']}, encoders "
+        f"{run['encoders']}, erc-fusion {run['version']}; runs "
+        + ", ".join(f"{name} {identifier}" for name, identifier in run["folds"].items())
+        + ".",
+    ]
+    return "\n".join(lines) + "\n"

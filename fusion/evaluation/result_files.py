@@ -1,0 +1,271 @@
+"""Write an evaluation as the files of `results/`, each whole or not at all, the same bytes for the same evaluation.
+
+    metrics.json      mean and standard deviation over seeds, and each seed, of the test split
+    details.json      per metric: mean, standard deviation, interval, floor; per class; per seed; what was run
+    predictions.csv   a row for each seed and utterance: labels with the probability of every one, or scores
+    confusion.csv     a row for each seed and utterance that counts: actual, predicted (DVC's confusion template)
+    curves.csv        a row for each seed and epoch: losses and validation scores
+    table.md          the same for readers
+
+The CSV files and metrics.json name in `run` the `run.id` of details.json, which stands for the parameters, the seeds,
+the hashes of the feature files and the commit given there.
+"""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion.evaluation.predictions import class_table, confusion_csv, describe_classes, predictions_csv, stack_seeds
+from fusion.evaluation.scores import Evaluation, SeedScores, Summary, sample_std
+from fusion.runtime import write_file
+from fusion.tables import bounds, csv_text, markdown_table, mean_std, number, rounded
+
+
+def write_report(evaluation: Evaluation, folder: Path, commit: str | None) -> None:
+    """Write all files of `evaluation` into `folder`, made where it is missing; `commit` is that of the code.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    run = describe_run(evaluation, commit)
+    writers: dict[str, Callable[[Evaluation, Mapping[str, Any]], str]] = {
+        "metrics.json": metrics_json,
+        "details.json": details_json,
+        "predictions.csv": predictions_csv,
+        "confusion.csv": confusion_csv,
+        "curves.csv": curves_csv,
+        "table.md": table_md,
+    }
+    contents = {name: write(evaluation, run) for name, write in writers.items()}
+    for name, content in contents.items():
+        write_file(folder / name, content.encode())
+
+
+def headline(evaluation: Evaluation) -> str:
+    """One line: the metric that training selected on, on the test split."""
+    metric = evaluation.seeds[0].provenance.recipe.train.metric
+    summary = evaluation.summaries[metric]
+    count = len(evaluation.seeds)
+    return (
+        f"test {metric} {mean_std(summary.mean, summary.std)} over {count} {'seed' if count == 1 else 'seeds'} "
+        f"({evaluation.params.confidence:.0%} interval {bounds(summary.interval)}, floor {summary.floor:.3f})"
+    )
+
+
+def current_commit() -> str | None:
+    """The commit that is checked out in the working directory; None without git or outside a repository."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def describe_run(evaluation: Evaluation, commit: str | None) -> dict[str, Any]:
+    """What was run; `id` is a short hash of the rest."""
+    first = evaluation.seeds[0].provenance
+    run: dict[str, Any] = {
+        "model": first.recipe.model.name,
+        "target": first.recipe.train.target,
+        "modalities": first.recipe.model.modalities,
+        "encoders": ", ".join(str(one.fields.get("model")) for one in (first.audio, first.text) if one is not None),
+        "seeds": ",".join(str(seed.provenance.seed) for seed in evaluation.seeds),
+        "params": first.recipe.digest,
+        "features": evaluation.features,
+        "trained_on": first.features,
+        "intervals": evaluation.params.model_dump(mode="json"),
+        "version": first.version,
+        "commit": commit,
+    }
+    return {"id": hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12], **run}
+
+
+def metrics_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
+    """The few numbers that `dvc metrics show` and `dvc exp show` have room for, all on the test split."""
+    first = next(iter(evaluation.summaries))
+    scores = {name: _summary(summary) for name, summary in evaluation.summaries.items()}
+    content: dict[str, Any] = {name: {key: score[key] for key in ("mean", "std")} for name, score in scores.items()}
+    seeds = {str(seed.provenance.seed): _seed(seed)["test"][first]["value"] for seed in evaluation.seeds}
+    content |= {"floor": {first: scores[first]["floor"]}, "seeds": {first: seeds}, "run": run["id"]}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
+    """All numbers: every metric with its interval, per class (none of scores) and per seed; and what was run.
+
+    `calibration`: the temperature of each seed and its expected calibration error on the test split (none of scores).
+    """
+    scores = {name: _summary(summary) for name, summary in evaluation.summaries.items()}
+    content = {
+        "run": dict(run),
+        "test": {**scores, "per_class": _per_class(evaluation), "utterances": int(evaluation.counted.sum())},
+        "validation": {name: rounded(summary.validation) for name, summary in evaluation.summaries.items()},
+        "heads": {
+            head: {
+                name: _summary(summary) | {"validation": rounded(summary.validation)} for name, summary in own.items()
+            }
+            for head, own in evaluation.heads.items()
+        },
+        "calibration": {
+            str(seed.provenance.seed): {name: rounded(value) for name, value in asdict(seed.calibration).items()}
+            for seed in evaluation.seeds
+            if seed.calibration
+        },
+        "seeds": {str(seed.provenance.seed): _seed(seed) for seed in evaluation.seeds},
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def curves_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
+    """Every epoch of every seed and stage: the training loss, its terms, the same on validation, validation scores.
+
+    `validation_metric` is the one that training selects on. The scores of the heads of single modalities are empty
+    where a stage has no such heads.
+    """
+    epochs = [(seed.provenance.seed, epoch) for seed in evaluation.seeds for epoch in seed.history]
+    first, metric = epochs[0][1], evaluation.seeds[0].provenance.recipe.train.metric
+    terms = [name for name in first.train if name != "total"]
+    heads = list(dict.fromkeys(head for _, epoch in epochs for head in epoch.heads))
+    header = ["run", "seed", "stage", "epoch", "train_loss", "validation_loss", "validation_metric"]
+    header += [f"validation_{name}" for name in first.scores]
+    header += [f"validation_{head}_{name}" for head in heads for name in first.scores]
+    header += [f"{split}_{name}_loss" for split in ("train", "validation") for name in terms]
+    rows = (
+        [run["id"], seed, epoch.stage, epoch.number]
+        + [
+            number(value)
+            for value in (
+                epoch.train["total"],
+                epoch.validation["total"],
+                epoch.scores[metric],
+                *epoch.scores.values(),
+                *(epoch.heads.get(head, {}).get(name) for head in heads for name in epoch.scores),
+                *(losses[name] for losses in (epoch.train, epoch.validation) for name in terms),
+            )
+        ]
+        for seed, epoch in epochs
+    )
+    return csv_text(header, rows)
+
+
+def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
+    """A table of metrics and, where there are labels, one of classes."""
+    confidence = f"{evaluation.params.confidence:.0%} interval"
+    rows = [
+        [name, mean_std(summary.mean, summary.std), bounds(summary.interval), f"{summary.floor:.3f}",
+         f"{summary.validation:.3f}"]
+        for name, summary in evaluation.summaries.items()
+    ]  # fmt: skip
+    task = evaluation.task
+    lower = [name for name, metric in task.metrics.items() if metric.lower_is_better]
+    lines = [
+        f"# {run['model']} on the test split",
+        "",
+        f"{int(evaluation.counted.sum())} {task.counted_are}, seeds {run['seeds']}. Mean ± standard deviation over "
+        f"seeds; intervals resample whole conversations; the floor always predicts {task.floor_is}."
+        + f" Of {', '.join(lower)} less is better."
+        * bool(lower),
+        "",
+        _settings(evaluation, run),
+        "",
+        *markdown_table(["metric", "test", confidence, "floor", "validation"], rows),
+        "",
+        *_classes(evaluation),
+        *_heads(evaluation, confidence),
+        *_calibration(evaluation),
+        f"Run {run['id']}: parameters `{run['params'][:12]}`, features `{run['features'][:12]}` (trained on "
+        f"`{run['trained_on'][:12]}`), modalities {run['modalities']}, erc-fusion {run['version']}, "
+        f"commit {run['commit'] or 'unknown'}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _settings(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
+    """One line: which model, how long it could learn, and which epochs were chosen by what."""
+    params = evaluation.seeds[0].provenance.recipe.train
+    chosen = [
+        f"seed {seed.provenance.seed}: "
+        + ", ".join(f"{head} {epoch}" for head, epoch in seed.provenance.selected.items())
+        for seed in evaluation.seeds
+    ]
+    return (
+        f"Model {run['model']}, target {run['target']}, modalities {run['modalities']}, encoders {run['encoders']}, "
+        f"{params.optimizer} at {params.learning_rate:g}. Each seed learned for at most {params.epochs} epochs, "
+        f"patience {params.patience}; kept are its epochs of the best {params.metric} on validation, by stage and "
+        f"head: {'; '.join(chosen)}."
+    )
+
+
+def _classes(evaluation: Evaluation) -> list[str]:
+    """A table of the labels, if there are any."""
+    described = _per_class(evaluation)
+    return [*class_table(described), ""] if described else []
+
+
+def _heads(evaluation: Evaluation, confidence: str) -> list[str]:
+    """A table of the heads inside the models, if they have any: those of single modalities and of earlier stages."""
+    if not evaluation.heads:
+        return []
+    metric = evaluation.seeds[0].provenance.recipe.train.metric
+    rows = [
+        [head, mean_std(own[metric].mean, own[metric].std), bounds(own[metric].interval),
+         f"{own[metric].validation:.3f}"]
+        for head, own in evaluation.heads.items()
+    ]  # fmt: skip
+    return [
+        "Heads inside the models:",
+        "",
+        *markdown_table([f"{metric} of", "test", confidence, "validation"], rows),
+        "",
+    ]
+
+
+def _calibration(evaluation: Evaluation) -> list[str]:
+    """A line on the probabilities, if there are any."""
+    found = [seed.calibration for seed in evaluation.seeds if seed.calibration]
+    if not found:
+        return []
+    before, after, temperature = (
+        mean_std(float(np.mean(values)), sample_std(values))
+        for values in zip(*((one.before, one.after, one.temperature) for one in found), strict=True)
+    )
+    return [
+        f"Probabilities are calibrated by a temperature that was fitted on validation, {temperature}: expected "
+        f"calibration error on the test split {before} before, {after} after.",
+        "",
+    ]
+
+
+def _summary(summary: Summary) -> dict[str, float | None]:
+    return {
+        "mean": rounded(summary.mean),
+        "std": None if summary.std is None else rounded(summary.std),
+        "low": rounded(summary.interval.low),
+        "high": rounded(summary.interval.high),
+        "floor": rounded(summary.floor),
+    }
+
+
+def _seed(seed: SeedScores) -> dict[str, Any]:
+    test = {
+        name: {
+            "value": rounded(value),
+            "low": rounded(seed.intervals[name].low),
+            "high": rounded(seed.intervals[name].high),
+        }
+        for name, value in seed.scores.items()
+    }
+    validation = {name: rounded(value) for name, value in seed.provenance.validation["fused"].items()}
+    return {"test": test, "validation": validation, "epochs": dict(seed.provenance.selected)}
+
+
+def _per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+    """Scores of each label; none where scores are learned."""
+    by_seed = [seed.classes for seed in evaluation.seeds if seed.classes is not None]
+    return describe_classes(evaluation.labels, stack_seeds(by_seed)) if by_seed else {}

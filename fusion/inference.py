@@ -1,0 +1,60 @@
+"""What trained models say of a split, and how well."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from fusion.data import Split
+from fusion.layers import Ensemble
+from fusion.objective import Task, calibrate, compute_all
+from fusion.runtime import reproducible
+
+CONVERSATIONS = 16  # at a time; predictions do not depend on it
+
+
+def predict_heads(
+    model: nn.Module, split: Split, task: Task, temperature: float | None = None, conversations: int = CONVERSATIONS
+) -> dict[str, np.ndarray]:
+    """Answers in float64, in the order of the split, by head (`Output.heads`).
+
+    Probabilities (utterances, classes), or scores (utterances, 1). Those of the model as a whole, `fused`, are
+    calibrated where there is a `temperature` (`Provenance.temperature`). So many `conversations` are read at a time.
+    """
+    with reproducible(0, split.device), torch.inference_mode():
+        outputs = [model.eval()(batch).heads() for batch in split.batches(conversations)]
+    answers = {head: task.answers(torch.cat([output[head] for output in outputs])) for head in outputs[0]}
+    return answers if temperature is None else answers | {"fused": calibrate(answers["fused"], temperature)}
+
+
+def predict(model: nn.Module, split: Split, task: Task) -> np.ndarray:
+    """Answers of the model as a whole, as of `predict_heads`."""
+    return predict_heads(model, split, task)["fused"]
+
+
+def split_tallies(task: Task, split: Split, answers: np.ndarray) -> np.ndarray:
+    """Tallies (conversations, sums) of answers for all utterances of `split`."""
+    return task.tally(task.truth(split).numpy(), answers, split.conversations.numpy())
+
+
+def score_answers(task: Task, split: Split, answers: np.ndarray) -> Mapping[str, float]:
+    """Every metric of the task, by name."""
+    return compute_all(task.metrics, split_tallies(task, split, answers).sum(0))
+
+
+def score_heads(task: Task, split: Split, answers: Mapping[str, np.ndarray]) -> dict[str, Mapping[str, float]]:
+    """Every metric of what every head answers (`predict_heads`), by head and metric."""
+    return {head: score_answers(task, split, answer) for head, answer in answers.items()}
+
+
+def fit_ensembles(model: nn.Module, validation: Split, task: Task) -> None:
+    """Choose the weights of the ensembles in `model`, if it has any, on the utterances of `validation` that count."""
+    for part in model.modules():
+        if isinstance(part, Ensemble):
+            with reproducible(0, validation.device), torch.no_grad():
+                members = [part.members(model(batch), batch) for batch in validation.batches(CONVERSATIONS)]
+            truth = task.truth(validation)
+            counted = task.counted(truth)
+            said, present = (torch.cat(both).cpu()[counted] for both in zip(*members, strict=True))
+            part.fit(said, present, truth[counted])

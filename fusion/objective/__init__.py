@@ -1,0 +1,36 @@
+"""What is learned and how well: tasks, losses, metrics, the best epoch, calibration, statistics. All pure."""
+
+from typing import TYPE_CHECKING
+
+from pipeline.settings import door
+
+if TYPE_CHECKING:
+    from fusion.objective.calibration import Calibration, calibrate
+    from fusion.objective.losses import Losses, fusion_loss
+    from fusion.objective.metrics import (
+        LABEL_METRICS,
+        METRICS,
+        METRICS_OF,
+        ClassScores,
+        Target,
+        as_confusion,
+        class_scores,
+        compute_all,
+        conversation_confusions,
+        to_seven,
+    )
+    from fusion.objective.selection import Epoch, best_epoch, history_from_json, history_to_json
+    from fusion.objective.statistics import (
+        Interval,
+        Sample,
+        bootstrap,
+        draw_sample,
+        estimate_interval,
+        holm,
+        measure_spread,
+        percentile_interval,
+        permutation_test,
+    )
+    from fusion.objective.tasks import Task, find_task, floor_scores
+else:
+    __getattr__ = door(__name__, __file__)

@@ -1,0 +1,141 @@
+"""What a model learns to tell of an utterance: its label or its score. All that differs between the two is here.
+
+truth      what the feature file says, (utterances,): labels int64, -1 = none; or scores float32, nan = none
+outputs    what a head of a model returns, (utterances, outputs), called `logits` in `fusion.batch.Output`
+answers    what is made of them, float64: probabilities (utterances, classes), or scores (utterances, 1)
+tallies    what is counted of truth and answers, (conversations, sums), from which metrics are computed
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion.objective.calibration import Calibration, fit_temperature, measure_calibration
+from fusion.objective.losses import HeadLoss, absolute_error, cross_entropy, label_weights
+from fusion.objective.metrics import (
+    LABEL_METRICS,
+    SCORE_METRICS,
+    ClassScores,
+    Metric,
+    Target,
+    as_confusion,
+    class_scores,
+    compute_all,
+    conversation_confusions,
+    conversation_sums,
+)
+from pipeline.store import UNLABELLED
+
+Truth = TypeVar("Truth", Tensor, np.ndarray)
+
+
+@dataclass(frozen=True)
+class LabelTask:
+    """Classification: labels are 0 .. classes - 1."""
+
+    classes: int
+    target: ClassVar[Target] = "label"
+    metrics: ClassVar[Mapping[str, Metric]] = LABEL_METRICS
+    counted_are: ClassVar[str] = "labelled utterances"
+    floor_is: ClassVar[str] = "the majority label of train"
+
+    @property
+    def outputs(self) -> int:
+        """Of each head."""
+        return self.classes
+
+    def truth(self, given: Any) -> Any:
+        """Of a batch, a split or the table of utterances."""
+        return given.labels
+
+    def counted(self, truth: Truth) -> Truth:
+        """(utterances,) boolean: which take part in losses and scores."""
+        return truth != UNLABELLED
+
+    def head_loss(self, truth: Tensor, balanced: bool, smoothing: float, device: torch.device) -> HeadLoss:
+        """Cross-entropy; `truth` of train gives the weights of the classes where it is to be `balanced`."""
+        weights = label_weights(truth, self.classes).to(device) if balanced else None
+        return partial(cross_entropy, class_weights=weights, label_smoothing=smoothing)
+
+    def answers(self, outputs: Tensor) -> np.ndarray:
+        """Probabilities."""
+        return outputs.double().softmax(-1).cpu().numpy()
+
+    def tally(self, truth: np.ndarray, answers: np.ndarray, conversations: np.ndarray) -> np.ndarray:
+        """Confusions of the most probable class, (conversations, classes * classes)."""
+        counts = conversation_confusions(truth, answers.argmax(-1), conversations, self.classes)
+        return counts.reshape(len(counts), -1)
+
+    def calibration(self, truth: np.ndarray, answers: np.ndarray, temperature: float | None = None) -> Calibration:
+        """Of answers for these utterances without a temperature; None: the one that fits them best."""
+        counted = self.counted(truth)
+        probabilities, labels = answers[counted], truth[counted]
+        return measure_calibration(probabilities, labels, temperature or fit_temperature(probabilities, labels))
+
+    def by_class(self, tally: np.ndarray) -> ClassScores:
+        """Scores of each class, of one tally."""
+        return class_scores(as_confusion(tally))
+
+    def constant(self, truth: np.ndarray) -> np.ndarray:
+        """The answer (classes,) that suits `truth` best, whatever is asked: its most frequent label."""
+        return np.eye(self.classes)[np.bincount(truth[self.counted(truth)], minlength=self.classes).argmax()]
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """Regression: the score itself, which labels have no part in."""
+
+    target: ClassVar[Target] = "score"
+    outputs: ClassVar[int] = 1
+    metrics: ClassVar[Mapping[str, Metric]] = SCORE_METRICS
+    counted_are: ClassVar[str] = "utterances with a score"
+    floor_is: ClassVar[str] = "the median score of train"
+
+    def truth(self, given: Any) -> Any:
+        """Of a batch, a split or the table of utterances."""
+        return given.scores
+
+    def counted(self, truth: Truth) -> Truth:
+        """(utterances,) boolean: which take part in losses and scores."""
+        return truth == truth  # nan is not itself, in torch as in numpy
+
+    def head_loss(self, truth: Tensor, balanced: bool, smoothing: float, device: torch.device) -> HeadLoss:
+        """Mean absolute error, which has no classes to balance or smooth."""
+        return absolute_error
+
+    def answers(self, outputs: Tensor) -> np.ndarray:
+        """The scores as they are."""
+        return outputs.double().cpu().numpy()
+
+    def tally(self, truth: np.ndarray, answers: np.ndarray, conversations: np.ndarray) -> np.ndarray:
+        """Sums (conversations, sums)."""
+        return conversation_sums(truth, answers[:, 0], conversations)
+
+    def calibration(self, truth: np.ndarray, answers: np.ndarray, temperature: float | None = None) -> None:
+        """There are no probabilities."""
+
+    def by_class(self, tally: np.ndarray) -> None:
+        """There are no classes."""
+
+    def constant(self, truth: np.ndarray) -> np.ndarray:
+        """The answer (1,) of the smallest mean absolute error, whatever is asked: the median."""
+        return np.median(truth[self.counted(truth)].astype(float), keepdims=True)
+
+
+Task = LabelTask | ScoreTask
+
+
+def find_task(target: Target, classes: int) -> Task:
+    """The task of learning `target`, in data with so many classes."""
+    return LabelTask(classes) if target == "label" else ScoreTask()
+
+
+def floor_scores(task: Task, truth: np.ndarray, train: np.ndarray) -> Mapping[str, float]:
+    """Every metric on `truth` of the one answer that suits the truth `train` best: looking at neither features."""
+    answers = np.tile(task.constant(train), (len(truth), 1))
+    return compute_all(task.metrics, task.tally(truth, answers, np.array([0, len(truth)]))[0])

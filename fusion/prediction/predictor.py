@@ -1,0 +1,232 @@
+"""Load a model, give it turns, get labels.
+
+>>> from fusion.prediction import Predictor, Turn
+>>> with Predictor.load("models/hbaf") as predictor:              # doctest: +SKIP
+...     first, second = predictor.predict([Turn("We lost.", "a.wav"), Turn("Again?", "b.wav")])
+...     print(second.label, second.probabilities["sadness"])
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fusion.checkpoint import LoadedModel, check_encoders, load_model, load_seeds
+from fusion.data import Split
+from fusion.errors import FeatureError, RecordingError
+from fusion.inference import predict_heads
+from fusion.objective import find_task
+from fusion.prediction.inputs import Heard, Known, cached_turns, load_cached, split_of
+from fusion.prediction.recordings import EncoderFolders, Recordings, read_table, speak
+from fusion.prediction.records import Prediction, Turn
+from fusion.runtime import pick_device
+from pipeline.store import Features
+
+if TYPE_CHECKING:
+    from fusion.prediction.recordings import Spoken
+
+
+SPLITS = ("train", "validation", "test")
+
+__all__ = ["Conversation", "Prediction", "Predictor", "Turn"]
+
+
+class Predictor:
+    """Trained models of one or several seeds, whose answers are averaged, and their encoders; a context manager.
+
+    Made by `Predictor.load`.
+
+    Attributes:
+        labels: that it tells, in the order of the classes; none where it tells scores.
+        seeds: of the models.
+        direction: `past` where a turn's answer depends on no later turn, `both` where it does.
+    """
+
+    def __init__(self, models: Sequence[LoadedModel], recordings: Recordings, device: torch.device) -> None:
+        provenance = models[0].provenance
+        self.labels, self.seeds = provenance.labels, tuple(model.provenance.seed for model in models)
+        self.direction = provenance.recipe.model.direction
+        self._models, self._recordings, self._device = models, recordings, device
+        self._recipe, self._stored = provenance.recipe, models[0].stored
+        self._task = find_task(provenance.recipe.train.target, len(provenance.labels))
+
+    @classmethod
+    def load(
+        cls,
+        model: Path | str,
+        device: str = "auto",
+        audio_encoder: Path | str | None = None,
+        text_encoder: Path | str | None = None,
+    ) -> "Predictor":
+        """The model of a seed's folder, or of all seeds in a folder. Its encoders are loaded with the first turn.
+
+        Args:
+            model: models/<model>/seed-<n>, or models/<model>.
+            device: auto, cpu, cuda or cuda:<n>.
+            audio_encoder, text_encoder: the folders of encoders that are neither built in nor on the hub, such as
+                fine-tuned ones; they have to be those that the model was trained with.
+
+        Raises:
+            ModelError: a folder is missing, incomplete or damaged, or seeds do not belong together.
+            TrainingError: there is no such device.
+        """
+        folder, chosen = Path(model), pick_device(device)
+        one = (folder / "config.json").is_file()
+        models = [load_model(folder, chosen)] if one else load_seeds(folder, chosen)
+        places = EncoderFolders(*(None if path is None else Path(path) for path in (audio_encoder, text_encoder)))
+        return cls(models, Recordings(models[0].provenance, places, str(chosen)), chosen)
+
+    def __enter__(self) -> "Predictor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes that decode recordings."""
+        self._recordings.close()
+
+    def load_encoders(self) -> None:
+        """Load the encoders now, rather than with the first turn; raises EncoderError where one is not at hand."""
+        self._recordings.load()
+
+    def predict(self, turns: Iterable[Turn]) -> list[Prediction]:
+        """What is to be said of each turn, in the order given; those of one conversation are in its order.
+
+        Raises:
+            EncoderError: an encoder is not at hand, or a turn alone exceeds the memory.
+            DataError, RecordingError: a turn is not what it must be, or nothing can be decoded here.
+        """
+        given, counts = _listed(turns), Counter[str]()
+        spoken = []
+        for turn in given:
+            spoken.append(speak(turn, counts[turn.conversation]))
+            counts[turn.conversation] += 1
+        rank = {name: number for number, name in enumerate(counts)}
+        order = sorted(range(len(given)), key=lambda index: rank[given[index].conversation])  # stable
+        found = dict(zip(order, self._predict_spoken([spoken[index] for index in order]), strict=True))
+        return [found[index] for index in range(len(given))]
+
+    def predict_table(
+        self, table: Path, root: Path | None = None, params: Path | None = None, overrides: Sequence[str] = ()
+    ) -> list[Prediction]:
+        """What is to be said of each turn of a table, conversation by conversation.
+
+        Args:
+            table: .csv, .tsv, .jsonl or .parquet, a row a turn.
+            root: the folder of its recordings; that of the table where it is None.
+            params, overrides: of `dataset.columns`, where columns have names of their own.
+
+        Raises:
+            DataError: the table is missing or malformed; the line is named. Otherwise as `predict`.
+        """
+        return self._predict_spoken(read_table(table, root or table.parent, params, overrides))
+
+    def predict_features(self, features: Features, split: str | None = None) -> list[Prediction]:
+        """What is to be said of each utterance of a feature file, in one split or in all of them.
+
+        Raises:
+            ModelError: the features are of other encoders.
+            FeatureError: they are of no modality that the model takes, or the split has no utterance.
+        """
+        for model in self._models:
+            check_encoders(model, features)
+        there = [name for name in SPLITS if name in features.utterances.splits]
+        if split and split not in there:
+            raise FeatureError(f"{features.path}: there is no split {split!r}; it has {', '.join(there)}")
+        predictions = []
+        for name in [split] if split else there:
+            loaded = load_cached(features, name, self._recipe.model, self._stored, self._device)
+            turns = cached_turns(features, loaded, self._recipe.model)
+            predictions += self._predictions(turns, self.answer(loaded))
+        return predictions
+
+    def conversation(self, name: str = "0") -> "Conversation":
+        """A conversation that goes on, to which turns are added as they are spoken."""
+        return Conversation(name, self, self._recordings)
+
+    def answer(self, split: Split) -> np.ndarray:
+        """Calibrated probabilities (utterances, classes) or scores (utterances, 1), on average over the seeds."""
+        answers = [
+            predict_heads(model.model, split, self._task, model.provenance.temperature)["fused"]
+            for model in self._models
+        ]
+        return np.mean(answers, axis=0)
+
+    def predict_heard(self, turns: Sequence[Heard]) -> list[Prediction]:
+        """What is to be said of turns that are encoded, whole conversations one behind the other."""
+        return self._predictions(turns, self.answer(split_of(turns, self._stored, self._device)))
+
+    def _predict_spoken(self, turns: Sequence["Spoken"]) -> list[Prediction]:
+        predictions = []
+        with tqdm(total=len(turns), desc="predicting", unit="turn", disable=None) as bar:
+            for heard in self._recordings.hear_all(turns):
+                predictions += self.predict_heard(heard)
+                bar.update(len(heard))
+        return predictions
+
+    def _predictions(self, turns: Sequence[Known], answers: np.ndarray) -> list[Prediction]:
+        """`answers` (turns, classes) or (turns, 1) in words."""
+        return [self._prediction(turn, answer) for turn, answer in zip(turns, answers, strict=True)]
+
+    def _prediction(self, turn: Known, answer: np.ndarray) -> Prediction:
+        labels = self.labels
+        return Prediction(
+            conversation=turn.conversation,
+            turn=turn.turn,
+            speaker=turn.speaker,
+            id=turn.id,
+            label=labels[int(answer.argmax())] if labels else None,
+            score=None if labels else float(answer[0]),
+            probabilities=dict(zip(labels, answer.tolist(), strict=True)) if labels else {},
+            status=turn.status,
+            seeds=self.seeds,
+        )
+
+
+def _listed(turns: Iterable[Turn]) -> list[Turn]:
+    if isinstance(turns, Turn):
+        raise RecordingError("predict takes several turns, found one Turn; give it in a list: predict([turn])")
+    given = list(turns)
+    for index, turn in enumerate(given):
+        if not isinstance(turn, Turn):
+            raise RecordingError(f"predict takes turns, found {turn!r} as turn {index}; expected Turn(text, audio)")
+    return given
+
+
+class Conversation:
+    """A conversation that goes on; made by `Predictor.conversation`.
+
+    Every turn is encoded once. The model then looks at the conversation up to there: with `direction` past that gives
+    what it would say of this turn in the whole conversation; with both, later turns might have changed its mind.
+    """
+
+    def __init__(self, name: str, predictor: Predictor, recordings: Recordings) -> None:
+        self._name, self._predictor, self._recordings = name, predictor, recordings
+        self._heard: list[Heard] = []
+
+    def __len__(self) -> int:
+        """How many turns there were."""
+        return len(self._heard)
+
+    def add(self, turn: Turn) -> Prediction:
+        """What is to be said of the next turn; after an error, the conversation is as it was before.
+
+        Raises:
+            EncoderError, DataError, RecordingError: as `Predictor.predict`.
+        """
+        if not isinstance(turn, Turn):
+            raise RecordingError(f"add takes a turn, found {turn!r}; expected Turn(text, audio)")
+        spoken = speak(replace(turn, conversation=self._name), len(self._heard))
+        heard = [*self._heard, *self._recordings.hear([spoken])]
+        prediction = self._predictor.predict_heard(heard)[-1]
+        self._heard = heard
+        return prediction

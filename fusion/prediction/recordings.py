@@ -1,0 +1,149 @@
+"""From recordings to what a model takes: the one place of fusion that asks the pipeline to encode, when it is called.
+
+Conversations are encoded some at a time, so that memory holds a few hundred turns, however long the table is.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fusion.checkpoint import Provenance
+from fusion.errors import RecordingError
+from fusion.prediction.inputs import Heard, shorten
+from fusion.prediction.records import Turn
+from pipeline.store import Identity
+
+if TYPE_CHECKING:
+    from pipeline.recordings import Spoken, TurnEncoder, Waveform
+
+
+TURNS = 512  # of whole conversations that are encoded at a time
+
+
+@dataclass(frozen=True)
+class EncoderFolders:
+    """Where a model's encoders lie, if they are neither built in nor on the hub."""
+
+    audio: Path | None = None
+    text: Path | None = None
+
+
+class Recordings:
+    """The encoders of a model, which are loaded when they are needed.
+
+    Args:
+        provenance: of the model.
+        folders: see `EncoderFolders`.
+        device: cpu, cuda or cuda:<n>.
+    """
+
+    def __init__(self, provenance: Provenance, folders: EncoderFolders, device: str) -> None:
+        self._model, self._folders, self._device = provenance.recipe.model, folders, device
+        self._identities = {"audio": provenance.audio, "text": provenance.text}
+        self._started: TurnEncoder | None = None
+
+    def load(self) -> None:
+        """Load the encoders now; raises EncoderError where one is not at hand."""
+        self._encoder.load()
+
+    def close(self) -> None:
+        """End the decoders' processes."""
+        if self._started:
+            self._started.close()
+
+    def hear(self, turns: Sequence["Spoken"]) -> list[Heard]:
+        """What the model is given of these turns.
+
+        Raises:
+            EncoderError: an encoder is not at hand, or a turn alone exceeds the memory.
+            DataError: nothing can be decoded here.
+        """
+        encoded = self._encoder.encode(turns)
+        return [
+            Heard(
+                conversation=turn.utterance.conversation,
+                turn=turn.utterance.turn,
+                speaker=turn.utterance.speaker,
+                id=turn.utterance.id,
+                audio=shorten(found.audio, self._model.audio_frames),
+                text=found.text,
+                status=found.status,
+            )
+            for turn, found in zip(turns, encoded, strict=True)
+        ]
+
+    def hear_all(self, turns: Sequence["Spoken"]) -> Iterator[list[Heard]]:
+        """The same, some whole conversations at a time; `turns` lie conversation by conversation."""
+        for some in _some_at_a_time(turns):
+            yield self.hear(some)
+
+    @property
+    def _encoder(self) -> "TurnEncoder":
+        from pipeline.recordings import TurnEncoder
+
+        if self._started is None:
+            audio, text = self._identity("audio"), self._identity("text")
+            self._started = TurnEncoder(audio, text, self._folders.audio, self._folders.text, self._device)
+        return self._started
+
+    def _identity(self, name: str) -> Identity | None:
+        return self._identities[name] if name in self._model.looks_at else None
+
+
+def read_table(table: Path, root: Path, params: Path | None, overrides: Sequence[str]) -> list["Spoken"]:
+    """The turns of a table, conversation by conversation; raises as `pipeline.recordings.read_turns`."""
+    from pipeline.recordings import read_turns
+
+    return read_turns(table, root, params, overrides)
+
+
+def speak(turn: Turn, index: int) -> "Spoken":
+    """`turn` as the one with this `index` in its conversation.
+
+    Raises:
+        DataError: a name holds control characters, times do not fit, or samples are not a clip.
+        RecordingError: samples come without their rate.
+    """
+    from pipeline import recordings
+
+    return recordings.speak(
+        turn.conversation,
+        index,
+        turn.text or "",
+        _sound(turn, index),
+        speaker=turn.speaker,
+        start=turn.start,
+        end=turn.end,
+    )
+
+
+def inside(audio: str, where: str, root: Path) -> Path:
+    """The recording that a stranger names, which has to lie in `root`; raises DataError, which `where` leads."""
+    from pipeline.recordings import relative_path
+
+    return root / relative_path(audio, where, str(root))
+
+
+def _sound(turn: Turn, index: int) -> "Path | Waveform | None":
+    from pipeline.recordings import Waveform
+
+    if isinstance(turn.audio, np.ndarray):
+        if turn.sample_rate is None:
+            raise RecordingError(f"turn {index}: its audio are samples; give their sample_rate, too")
+        return Waveform(turn.audio, turn.sample_rate)
+    return Path(turn.audio) if turn.audio else None
+
+
+def _some_at_a_time(turns: Sequence["Spoken"]) -> Iterator[list["Spoken"]]:
+    """Whole conversations of at least `TURNS` turns together, but for the last ones."""
+    some: list[Spoken] = []
+    for turn in turns:
+        if len(some) >= TURNS and turn.utterance.conversation != some[-1].utterance.conversation:
+            yield some
+            some = []
+        some.append(turn)
+    if some:
+        yield some

@@ -1,0 +1,249 @@
+// What the model shows of itself for a turn: curves over frames, words or turns, and maps between them.
+const LONGEST = 32; // positions of an axis, as fusion/report/views.py averages them
+const CIVIDIS = ["00204d", "00336f", "39486b", "575c6d", "707173", "8a8779", "a69d75", "c4b56c", "e4cf5b", "ffea46"]
+  .map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
+let drawings = []; // of the chosen turn, to be drawn anew when the page is resized or changes its colours
+let mapName = null; // the one that was chosen last
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
+
+function prepared(canvas) {
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.max(1, Math.round(canvas.clientWidth * ratio));
+  canvas.height = Math.max(1, Math.round(canvas.clientHeight * ratio));
+  return { context: canvas.getContext("2d"), width: canvas.width, height: canvas.height };
+}
+
+function drawAll() {
+  drawWave(wave);
+  for (const draw of drawings) draw();
+}
+
+async function inflate(base64) {
+  const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+function lengthsOf(turn) {
+  const conversation = turns.conversation[turn];
+  return {
+    frames: Math.min(turns.frames[turn], LONGEST),
+    tokens: Math.min(turns.tokens[turn], LONGEST),
+    turns: Math.min(turns.starts[conversation + 1] - turns.starts[conversation], LONGEST),
+  };
+}
+
+// By name: {axes, sizes, values}, values from 0 to 1 as they are.
+async function readViews(turn) {
+  const bytes = await inflate(page.views.content[turn]);
+  const numbers = new DataView(bytes.buffer);
+  const lengths = lengthsOf(turn);
+  const found = [];
+  let at = 0;
+  for (const { name, axes } of page.views.shown) {
+    const sizes = axes.map((axis) => lengths[axis.kind] + axis.extra);
+    const largest = numbers.getFloat32(at, true);
+    const count = sizes.reduce((product, size) => product * size, 1);
+    const values = Float32Array.from(bytes.subarray(at + 4, at + 4 + count), (step) => (step * largest) / 255);
+    found.push({ name, axes, sizes, values, largest });
+    at += 4 + count;
+  }
+  return found;
+}
+
+function viewsOf(turn) {
+  drawings = [];
+  if (!page.views.shown.length) return [make("p", { class: "note" }, "This model shows nothing of itself.")];
+  if (!(turn in page.views.content)) {
+    return [make("p", { class: "note" }, "Views of the model are kept for other turns (show: with views of the model).")];
+  }
+  const place = make("div", { id: "views" });
+  readViews(turn).then((views) => {
+    if (!place.isConnected) return; // another turn was chosen meanwhile
+    drawings = [];
+    const strips = stripsOf(turn, views);
+    place.replaceChildren(...helpOf(views), ...mapsOf(turn, views), ...strips);
+    drawAll();
+  });
+  return [make("h4", {}, `What the model of seed ${page.views.seed} shows of itself`), place];
+}
+
+// What the names mean, of the views that there are.
+function helpOf(views) {
+  const has = (part) => views.some((view) => view.name.split(".").includes(part));
+  const told = ["Names are those of the model's parts, the outermost first."];
+  if (has("gate")) {
+    told.push("Gate: 1 takes the modality's own stream alone, 0 the other modality's alone" +
+      `${has("relevance") ? ", weighted by relevance" : ""}${has("augment") ? "; in augment, how much of what it looked at is added" : ""}.`);
+  }
+  if (has("relevance")) told.push("Relevance: 0 closes the relation to the other modality.");
+  if (has("intra") || has("inter")) told.push("Intra is attention within a modality, inter from it to the other one.");
+  if (views.some((view) => view.axes.length === 2)) {
+    told.push("Attention: how a position shares a weight of 1 among those that it looks at; above each map stands " +
+      "which lie in its rows and which in its columns.");
+  }
+  return [make("p", { class: "note" }, told.join(" "))];
+}
+
+// What stands along an axis: words, seconds or turns.
+function labelsOf(turn, axis, size) {
+  const lengths = lengthsOf(turn);
+  const words = page.views.words[turn];
+  const labels = [];
+  for (let index = 0; index < size; index++) {
+    if (index >= lengths[axis.kind]) labels.push(`turn near ${index - lengths[axis.kind] + 1}`);
+    else if (axis.kind === "tokens") labels.push(words ? words[index] : `token ${index + 1}`);
+    else if (axis.kind === "turns") labels.push(`turn ${index + 1}`);
+    else if (turns.seconds[turn] > 0) labels.push(`${(((index + 0.5) / size) * turns.seconds[turn]).toFixed(2)} s`);
+    else labels.push(`frame ${index + 1}`);
+  }
+  return labels;
+}
+
+const KINDS = { frames: "over time", tokens: "over words", turns: "over the turns of the conversation" };
+
+function stripsOf(turn, views) {
+  const parts = [];
+  for (const [kind, title] of Object.entries(KINDS)) {
+    const own = views.filter((view) => view.axes.length === 1 && view.axes[0].kind === kind && view.sizes[0] > 0);
+    if (!own.length) continue;
+    const labels = labelsOf(turn, own[0].axes[0], own[0].sizes[0]);
+    const read = make("output", { class: "read" });
+    parts.push(make("h4", {}, title), ...own.map((view) => stripOf(view, labels, read)));
+    if (kind !== "frames") {
+      const many = labels.length > 8 ? " many" : "";
+      parts.push(make("div", { class: "strip" }, make("span"), make("div", { class: `words${many}` },
+        ...labels.map((label) => make("b", { title: label }, label)))));
+    }
+    parts.push(read);
+  }
+  return parts;
+}
+
+function told(view, labels) {
+  const highest = view.values.indexOf(Math.max(...view.values));
+  return `${view.name}: ${labels.length} values up to ${view.largest.toFixed(2)}, highest at ${labels[highest]}`;
+}
+
+function stripOf(view, labels, read) {
+  const canvas = make("canvas", { role: "img", "aria-label": told(view, labels), tabindex: "0" });
+  const isShare = /gate|relevance/.test(view.name); // shares are drawn from 0 to 1, weights up to the largest
+  const top = isShare ? 1 : view.largest || 1;
+  drawings.push(() => {
+    const { context, width, height } = prepared(canvas);
+    const step = width / labels.length;
+    context.fillStyle = colour("--accent");
+    view.values.forEach((value, index) => {
+      const tall = (value / top) * height;
+      const left = Math.floor(index * step);
+      context.fillRect(left, height - tall, Math.floor((index + 1) * step) - left - (step > 6 ? 1 : 0), tall);
+    });
+  });
+  pick(canvas, labels.length, 1, (column) => {
+    read.textContent = `${view.name}, ${labels[column]}: ${view.values[column].toFixed(3)}`;
+  });
+  return make("div", { class: "strip" }, make("span", {}, nameOf(view.name)), canvas, make("span", {}, `0 – ${top.toFixed(2)}`));
+}
+
+const nameOf = (name) => name.replaceAll(".", " › ");
+
+function mapsOf(turn, views) {
+  const maps = views.filter((view) => view.axes.length === 2 && view.sizes[0] > 0 && view.sizes[1] > 0);
+  if (!maps.length) return [];
+  const crossing = (view) => view.axes[0].kind !== view.axes[1].kind;
+  const first = maps.find((view) => view.name === mapName) || maps.find(crossing) || maps[0];
+  const select = make("select", { "aria-label": "Which map" },
+    ...maps.map((view) => make("option", { value: view.name, selected: view === first }, nameOf(view.name))));
+  const place = make("div");
+  const strips = drawings.length;
+  const show = () => {
+    mapName = select.value;
+    drawings.length = strips;
+    place.replaceChildren(...mapOf(turn, maps.find((view) => view.name === mapName)));
+    drawAll();
+  };
+  select.addEventListener("change", show);
+  show();
+  return [make("h4", {}, "Attention, mean over heads"), select, place];
+}
+
+function mapOf(turn, view) {
+  // frames lie across, where there are any, so that time runs as in the waveform
+  const turned = view.axes[0].kind !== "frames" && view.axes[1].kind === "frames";
+  const keysAcross = view.axes[0].kind !== "frames" && !turned;
+  const [across, down] = keysAcross ? [1, 0] : turned ? [1, 0] : [0, 1];
+  const [columns, rowCount] = [view.sizes[across], view.sizes[down]];
+  const value = (column, row) => (across === 1 ? view.values[row * columns + column] : view.values[column * rowCount + row]);
+  const labels = [labelsOf(turn, view.axes[across], columns), labelsOf(turn, view.axes[down], rowCount)];
+  const read = make("output", { class: "read" });
+  const canvas = make("canvas", {
+    tabindex: "0", role: "img",
+    "aria-label": `${view.name}: ${columns} by ${rowCount}, up to ${view.largest.toFixed(2)}; arrow keys read it`,
+  });
+  const tall = view.axes[down].kind === "frames" ? 5 : 17;
+  canvas.style.height = `${Math.max(rowCount * tall, 60)}px`;
+  let cell = null;
+  drawings.push(() => {
+    const { context, width, height } = prepared(canvas);
+    const [wide, high] = [width / columns, height / rowCount];
+    for (let row = 0; row < rowCount; row++) {
+      for (let column = 0; column < columns; column++) {
+        context.fillStyle = cividis(view.largest ? value(column, row) / view.largest : 0);
+        context.fillRect(Math.floor(column * wide), Math.floor(row * high), Math.ceil(wide), Math.ceil(high));
+      }
+    }
+    if (cell) {
+      context.strokeStyle = "#d55e00";
+      context.lineWidth = 3;
+      context.strokeRect(cell[0] * wide, cell[1] * high, wide, high);
+    }
+  });
+  const draw = drawings[drawings.length - 1];
+  pick(canvas, columns, rowCount, (column, row) => {
+    cell = [column, row];
+    const [asks, looks] = across === 0 ? [labels[0][column], labels[1][row]] : [labels[1][row], labels[0][column]];
+    read.textContent = `${asks} looks at ${looks}: ${value(column, row).toFixed(3)}`;
+    draw();
+  });
+  const asking = view.axes[0].kind;
+  const isWhole = Math.max(turns.frames[turn], turns.tokens[turn]) <= LONGEST; // means over blocks of keys sum to less
+  const told = `${asking} (${across === 0 ? "columns" : "rows"}) look at ` +
+    `${view.axes[1].kind}${view.axes[1].extra ? " and neighbouring turns" : ""} (${across === 0 ? "rows" : "columns"})` +
+    (isWhole ? `: each ${across === 0 ? "column" : "row"} sums to 1` : "");
+  const labelled = (axis, names) => names.map((name) => make("b", { title: name }, view.axes[axis].kind === "frames" ? "" : name));
+  const ends = view.axes[across].kind === "frames" ? [labels[0][0], labels[0][columns - 1]] : [];
+  const side = make("div", { class: "down", "aria-hidden": "true" }, ...labelled(down, labels[1]));
+  return [
+    make("p", { class: "note" }, told, make("br"), "0", make("span", { class: "scale", "aria-hidden": "true" }), view.largest.toFixed(2)),
+    make("div", { class: "map" }, side, canvas,
+      view.axes[across].kind === "frames"
+        ? make("div", { class: "foot" }, ...ends.map((end) => make("span", {}, end)))
+        : make("div", { class: "across foot", "aria-hidden": "true" }, ...labelled(across, labels[0]))),
+    read,
+  ];
+}
+
+function cividis(share) {
+  const at = Math.min(Math.max(share, 0), 1) * (CIVIDIS.length - 1);
+  const below = Math.min(Math.floor(at), CIVIDIS.length - 2);
+  const mixed = CIVIDIS[below].map((low, index) => Math.round(low + (CIVIDIS[below + 1][index] - low) * (at - below)));
+  return `rgb(${mixed.join(",")})`;
+}
+
+// Calls `tell(column, row)` for the cell under the pointer, or the one that arrow keys move to.
+function pick(canvas, columns, rowCount, tell) {
+  let [column, row] = [0, 0];
+  canvas.addEventListener("pointermove", (event) => {
+    column = Math.min(columns - 1, Math.max(0, Math.floor((event.offsetX / canvas.clientWidth) * columns)));
+    row = Math.min(rowCount - 1, Math.max(0, Math.floor((event.offsetY / canvas.clientHeight) * rowCount)));
+    tell(column, row);
+  });
+  canvas.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    column = Math.min(columns - 1, Math.max(0, column + by[0]));
+    row = Math.min(rowCount - 1, Math.max(0, row + by[1]));
+    tell(column, row);
+  });
+}

@@ -1,0 +1,247 @@
+"""What the overview of the page says, as the cells of its tables: the numbers of the result files, rounded alone."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fusion.checkpoint import LoadedModel
+from fusion.evaluation import TITLES
+from fusion.objective import METRICS, find_task
+from fusion.report import charts
+from fusion.report.results import Results, Row
+from fusion.report.utterances import Record
+from fusion.tables import mean_std
+from pipeline.store import UNLABELLED, Features
+
+Cells = list[list[str]]
+SPLITS = ("train", "validation", "test")
+NO_LICENCE = "the feature file names none"
+
+
+def describe_results(results: Results, models: Sequence[LoadedModel], features: Features) -> dict[str, Any]:
+    """Variables of assets/page.html, apart from turns."""
+    details, run = results.details, results.run
+    recipe = models[0].provenance.recipe
+    task = find_task(recipe.train.target, len(features.label_names))
+    corpus = features.corpus
+    confidence = f"{float(run['intervals']['confidence']):.0%} interval"
+    seeds = len(models)
+    return {
+        "title": f"{run['model']} on the test split" + (f" of {corpus.name}" if corpus and corpus.name else ""),
+        "subtitle": f"Modalities: {run['modalities']}. Encoders: {run['encoders']}. Seeds: {run['seeds']}.",
+        "licence": corpus.licence if corpus else NO_LICENCE,
+        "run": run,
+        "seed_count": f"{seeds} {'seed' if seeds == 1 else 'seeds'}",
+        "headline": _headline(details["test"], recipe.train.metric, confidence, task.floor_is),
+        "metric_title": METRICS[recipe.train.metric].title,
+        "interval_title": confidence,
+        "score_rows": _scores(results),
+        "scores_caption": f"{details['test']['utterances']} {task.counted_are}; mean ± standard deviation over seeds; "
+        f"intervals resample whole conversations; the floor always predicts {task.floor_is}" + _less_is_better(results),
+        "score_chart": charts.score_chart(results, corpus),
+        "reference_rows": [
+            [one.model, _title(one.metric), f"{one.value:.3f}", one.source]
+            for one in (corpus.references if corpus else ())
+            if one.metric in results.metrics
+        ],
+        "head_header": ["head", *(_title(name) for name in results.metrics)],
+        "head_rows": [
+            [head, *(mean_std(own[name]["mean"], own[name]["std"]) for name in results.metrics)]
+            for head, own in details["heads"].items()
+        ],
+        "calibration": _calibration(details.get("calibration") or {}),
+        **_errors(results, features.label_names),
+        **_ablations(results.ablations, confidence),
+        **_robustness(results, recipe.train.metric, confidence),
+        "curve_charts": charts.curve_charts(results, recipe.train.metric),
+        "epoch_rows": [
+            [seed, ", ".join(f"{head} {epoch}" for head, epoch in one["epochs"].items()),
+             f"{one['validation'][recipe.train.metric]:.3f}"]
+            for seed, one in details["seeds"].items()
+        ],
+        "run_rows": _run(run, corpus.licence if corpus else NO_LICENCE),
+        "params": json.dumps(recipe.to_json(), indent=2, ensure_ascii=False),
+        "encoders": _encoders(features),
+    }  # fmt: skip
+
+
+def describe_data(features: Features, records: Mapping[str, Record]) -> dict[str, Any]:
+    """How many utterances there are, by split and label, and the statuses of the manifest."""
+    table = features.utterances
+    names = [*features.label_names, "no label"]
+    splits = [split for split in SPLITS if split in table.splits]
+    labels = Counter(zip(table.splits, table.labels.tolist(), strict=True))
+    conversations = Counter(split for split, _ in set(zip(table.splits, table.conversations, strict=True)))
+    rows = [
+        ["utterances", *(str(table.splits.count(split)) for split in splits)],
+        ["conversations", *(str(conversations[split]) for split in splits)],
+    ]
+    for number, name in [*enumerate(features.label_names), (UNLABELLED, names[-1])]:
+        rows.append([name, *(str(labels[split, number]) for split in splits)])
+    statuses = Counter(records[one].status for one in table.ids if one in records)
+    return {
+        "count_header": ["", *splits],
+        "count_rows": rows,
+        "status_rows": [[status, str(count)] for status, count in statuses.most_common()],
+    }
+
+
+def _headline(test: Mapping[str, Any], metric: str, confidence: str, floor_is: str) -> dict[str, str]:
+    own = test[metric]
+    return {
+        "value": mean_std(own["mean"], own["std"]),
+        "title": METRICS[metric].title,
+        "rest": f"{confidence} {_ends(own)}; {floor_is}: {own['floor']:.3f}",
+    }
+
+
+def _scores(results: Results) -> Cells:
+    test, validation = results.details["test"], results.details["validation"]
+    return [
+        [_title(name), mean_std(own["mean"], own["std"]), _ends(own), f"{own['floor']:.3f}", f"{validation[name]:.3f}"]
+        for name in results.metrics
+        if (own := test[name])
+    ]
+
+
+def _less_is_better(results: Results) -> str:
+    lower = [_title(name) for name in results.metrics if METRICS[name].lower_is_better]
+    return f"; of {', '.join(lower)} less is better" if lower else ""
+
+
+def _calibration(seeds: Mapping[str, Mapping[str, float]]) -> str:
+    if not seeds:
+        return ""
+    parts = [
+        f"seed {seed}: temperature {one['temperature']:.2f}, error {one['before']:.3f} before, {one['after']:.3f} after"
+        for seed, one in seeds.items()
+    ]
+    return (
+        "Probabilities are calibrated by a temperature that was fitted on validation. Expected calibration error on "
+        f"the test split, {'; '.join(parts)}."
+    )
+
+
+def _errors(results: Results, labels: Sequence[str]) -> dict[str, Any]:
+    """Confusion and classes of labels; where scores are told, pictures of truth and prediction."""
+    per_class = results.details["test"]["per_class"]
+    if results.run["target"] == "score":
+        return {"truth_charts": charts.truth_charts(results)}
+    counts = Counter((row["actual"], row["predicted"]) for row in results.confusion)
+    return {
+        "labels": labels,
+        "confusion": [{"label": label, "cells": _confusion_cells(counts, label, labels)} for label in labels],
+        "class_rows": [
+            [label, *(mean_std(own[name]["mean"], own[name]["std"]) for name in ("precision", "recall", "f1")),
+             str(own["support"])]
+            for label, own in per_class.items()
+        ],
+        "class_chart": charts.class_chart(results),
+    }  # fmt: skip
+
+
+def _confusion_cells(
+    counts: Mapping[tuple[str, str], int], true: str, labels: Sequence[str]
+) -> list[dict[str, str | int | bool]]:
+    total = sum(counts[true, predicted] for predicted in labels)
+    cells: list[dict[str, str | int | bool]] = []
+    for predicted in labels:
+        rate = counts[true, predicted] / total if total else 0.0
+        cells.append(
+            {
+                "count": counts[true, predicted],
+                "rate": f"{rate:.0%}" if total else "",
+                "shade": -(-int(rate * 1000) // 200) if rate > 0 else 0,  # 1 to 5
+                "right": true == predicted,
+            }
+        )
+    return cells
+
+
+def _ablations(rows: Sequence[Row], confidence: str) -> dict[str, Any]:
+    if not rows:
+        return {}
+    header = [
+        "row",
+        _title(rows[0]["metric"]),
+        confidence,
+        "against",
+        "difference",
+        confidence,
+        "p (Holm)",
+        "overrides",
+    ]
+    cells = []
+    for row in rows:
+        std = float(row["std"]) if row.get("std") else None
+        cells.append([row["name"], mean_std(float(row["mean"]), std), _span(row["low"], row["high"])])
+        if row.get("difference"):
+            change = _span(row["difference_low"], row["difference_high"], "+.3f")
+            cells[-1] += [row["base"], f"{float(row['difference']):+.3f}", change, f"{float(row['p_holm']):.3f}"]
+        else:
+            cells[-1] += [""] * 4
+        cells[-1].append(row.get("overrides", ""))
+    caption = (
+        f"fusion-ablate, run {rows[0]['run']}, seeds {rows[0].get('seeds', '')}: intervals over conversations and "
+        "seeds; p of paired permutation tests, corrected for the rows that are compared"
+    )
+    return {
+        "ablations": {"header": header, "rows": cells, "caption": caption},
+        "ablation_chart": charts.ablation_chart(rows),
+    }
+
+
+def _robustness(results: Results, metric: str, confidence: str) -> dict[str, Any]:
+    rows = results.robustness
+    if not rows:
+        return {}
+    header = ["study", "level", _title(metric), confidence, "change"]
+    cells = [
+        [TITLES.get(row["study"], row["study"]), charts.level_of(row), f"{float(row[metric]):.3f}",
+         _span(row[f"{metric}_low"], row[f"{metric}_high"]),
+         f"{float(change):+.3f}" if (change := row[f"{metric}_change"]) else ""]
+        for row in rows
+    ]  # fmt: skip
+    return {
+        "robustness": {
+            "header": header,
+            "rows": cells,
+            "note": f"{_title(metric)} on the test split, mean of the seeds; grey bars: {confidence} of that mean. "
+            "All charts have the same range.",
+        },
+        "robustness_charts": charts.robustness_charts(rows, metric),
+    }
+
+
+def _run(run: Mapping[str, Any], licence: str) -> Cells:
+    return [
+        ["model", f"{run['model']}, target {run['target']}, modalities {run['modalities']}"],
+        ["parameters (hash)", run["params"]],
+        ["features (hash)", run["features"]],
+        ["trained on (hash)", run["trained_on"]],
+        ["licence of the data", licence],
+        ["erc-fusion", f"{run['version']}, commit {run['commit'] or 'unknown'}"],
+    ]
+
+
+def _encoders(features: Features) -> str:
+    parts = {name: part.identity.fields for name in ("audio", "text") if (part := getattr(features, name))}
+    return json.dumps({name: dict(fields) for name, fields in parts.items()}, indent=2, ensure_ascii=False)
+
+
+def _title(metric: str) -> str:
+    return METRICS[metric].title if metric in METRICS else metric
+
+
+def _ends(own: Mapping[str, float]) -> str:
+    return f"{own['low']:.3f} to {own['high']:.3f}"
+
+
+def _span(low: str, high: str, style: str = ".3f") -> str:
+    return f"{float(low):{style}} to {float(high):{style}}" if low and high else ""
+
+
+def constant_rows(constants: Mapping[str, Iterable[float]]) -> Cells:
+    """Weights of the model as a whole."""
+    return [[name, ", ".join(f"{value:.3f}" for value in values)] for name, values in constants.items()]

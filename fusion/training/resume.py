@@ -1,0 +1,69 @@
+"""The resume state: all that a training run needs to go on after an epoch as if nothing had happened."""
+
+import io
+import logging
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusion.runtime import write_file
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A run between two epochs; tensors and plain values only, so that loading executes nothing."""
+
+    model: dict[str, Tensor]
+    stage: str  # which one is under way
+    best: dict[str, dict[str, Tensor]]  # weights of the best epoch so far of each of its branches
+    optimizer: dict[str, Any]
+    random: dict[str, Tensor]  # states of the random generators by name
+    history: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """Where a run keeps its state, and the fingerprint of everything that decides its numbers."""
+
+    path: Path
+    fingerprint: str
+
+    def save(self, state: State) -> None:
+        """Replace the state on disk at once: a kill at any moment leaves the old one or the new one.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        buffer = io.BytesIO()
+        torch.save({"fingerprint": self.fingerprint, **vars(state)}, buffer)
+        write_file(self.path, buffer.getvalue())
+
+    def load(self) -> State | None:
+        """The state on disk, its tensors on the CPU; None where there is none of this run."""
+        if not self.path.exists():
+            return None
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            fingerprint = content.pop("fingerprint")
+            state = State(**content)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s: not a readable state (%s); training starts afresh", self.path, _one_line(error))
+            return None
+        if fingerprint != self.fingerprint:
+            log.warning("%s: of other parameters, features or versions; training starts afresh", self.path)
+            return None
+        return state
+
+    def delete(self) -> None:
+        """Remove the state; the run is finished."""
+        self.path.unlink(missing_ok=True)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]

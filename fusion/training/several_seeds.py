@@ -1,0 +1,202 @@
+"""Train the models of several seeds into one folder, which appears when all are done.
+
+The work is done in `<output>.partial` beside the output, because DVC deletes the output before it runs the stage:
+
+    models/hbaf.partial/seed-0/          finished, taken over as it is when its fingerprint is still right
+    models/hbaf.partial/seed-1.state     begun, goes on after its last epoch
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from fusion.checkpoint import VERSION, Provenance, count_split, read_provenance, save_model, score_intervals
+from fusion.data import Split, hold, load_split
+from fusion.errors import ModelError, OutputError
+from fusion.objective import find_task
+from fusion.params import Recipe
+from fusion.runtime import (
+    Held,
+    count_jobs,
+    memory_for_features,
+    partial_folder,
+    side_by_side,
+    single_thread,
+    within_memory,
+    writing,
+)
+from fusion.training.loop import fit
+from fusion.training.resume import StateFile
+from pipeline.settings import closure_digest
+from pipeline.store import Features, Identity
+
+CODE = ("fusion.training.loop:fit", "fusion.data:load_split")  # what decides the weights of a model
+
+log = logging.getLogger(__name__)
+
+
+def train_seeds(
+    features: Features, recipe: Recipe, output: Path, device: torch.device, jobs: int | None = None
+) -> list[Provenance]:
+    """One model for each of `train.seeds`, in `output/seed-<n>/`; an older `output` is replaced at the end.
+
+    Interrupted and called again, it goes on where it stopped.
+
+    Args:
+        jobs: seeds that are trained side by side; one for each core by default, always one on a GPU.
+
+    Raises:
+        FeatureError, SettingsError, TrainingError: as `load_split` and `fit`; or a process was killed.
+        OutputError: the models cannot be written, or `output` is something else than a folder of models.
+    """
+    _check_replaceable(output)
+    _tell_replaced(output, features, recipe)
+    output = output.absolute()
+    work = partial_folder(output)
+    with writing(work):  # now, rather than after the first epoch
+        work.mkdir(parents=True, exist_ok=True)
+    jobs = count_jobs(jobs, device)
+    with single_thread(jobs) as threads:
+        held = _load(features, recipe, device)
+        train = partial(_train_seed, features=features, held=held, recipe=recipe, work=work, device=device)
+        with side_by_side(recipe.train.seeds, train, jobs, threads) as finished:
+            found = {one.seed: one for one in finished}
+    _publish(work, output, keep={f"seed-{seed}" for seed in recipe.train.seeds})
+    return [found[seed] for seed in recipe.train.seeds]
+
+
+def _load(features: Features, recipe: Recipe, device: torch.device) -> Held[tuple[Split, Split]]:
+    """Train and validation."""
+    load = partial(
+        load_split,
+        features,
+        modalities=recipe.model.modalities,
+        audio_frames=recipe.model.audio_frames,
+        target=recipe.train.target,
+        device=device,
+        resident=False,
+    )
+    train, validation = load("train"), load("validation")
+    held = hold([train, validation], memory_for_features(recipe.train.memory, device))
+    return Held((held[0], held[1]), (train, validation))
+
+
+def training_headline(trained: Sequence[Provenance]) -> str:
+    """One line: the mean validation score of every head over the seeds, that of the whole model first."""
+    metric = trained[0].recipe.train.metric
+    means = {
+        head: sum(seed.validation[head][metric] for seed in trained) / len(trained) for head in trained[0].validation
+    }
+    fused = means.pop("fused")
+    heads = f" ({', '.join(f'{head} {mean:.3f}' for head, mean in means.items())})" if means else ""
+    return f"{len(trained)} trained, mean validation {metric} {fused:.3f}{heads}"
+
+
+def fingerprint(features: Features, recipe: Recipe, seed: int, device: torch.device) -> str:
+    """Hash (hex) of everything that decides the weights of a model, but the processor and its threads."""
+    code = closure_digest(*CODE)
+    parts = [features.digest, recipe.digest, seed, device.type, torch.__version__, VERSION, code]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _train_seed(
+    seed: int, features: Features, held: Held[tuple[Split, Split]], recipe: Recipe, work: Path, device: torch.device
+) -> Provenance:
+    folder = work / f"seed-{seed}"
+    state = StateFile(work / f"seed-{seed}.state", fingerprint(features, recipe, seed, device))
+    found = _finished(folder, state.fingerprint)
+    if found is None:
+        classes = len(features.label_names)
+        result = within_memory(
+            lambda: fit(*held.here, recipe, seed, classes=classes, state=state), held, f"seed {seed}"
+        )
+        task, splits = find_task(recipe.train.target, classes), held.here
+        found = Provenance(
+            recipe=recipe,
+            seed=seed,
+            labels=tuple(features.label_names) if recipe.train.target == "label" else (),
+            audio=_encoder(features, "audio", recipe),
+            text=_encoder(features, "text", recipe),
+            features=features.digest,
+            fingerprint=state.fingerprint,
+            selected=result.selected,
+            validation=result.validation,
+            calibration=result.calibration,
+            corpus=features.corpus,
+            data={split.name: count_split(split, task, features.label_names) for split in splits},
+            intervals=score_intervals(task, splits[1], result.answers),
+        )
+        save_model(folder, result.model, found, result.history)
+    state.delete()
+    return found
+
+
+def _finished(folder: Path, fingerprint: str) -> Provenance | None:
+    """What lies in `folder` if it is the model with this fingerprint."""
+    if not folder.exists():
+        return None
+    try:
+        found = read_provenance(folder)
+    except ModelError as error:
+        log.warning("%s; it is trained afresh", error)
+        return None
+    if found.fingerprint != fingerprint:
+        log.warning("%s: of other parameters, features or versions; it is trained afresh", folder)
+        return None
+    return found
+
+
+def _encoder(features: Features, name: str, recipe: Recipe) -> Identity | None:
+    part = getattr(features, name)
+    return part.identity if recipe.model.modalities in ("both", name) else None
+
+
+def _check_replaceable(output: Path) -> None:
+    """Refuse before training what must not be deleted after it."""
+    if not output.exists():
+        return
+    with writing(output):
+        replaceable = output.is_dir() and all(path.name.startswith("seed-") for path in output.iterdir())
+    if not replaceable:
+        raise OutputError(f"{output}: exists and is not a folder of models alone; name another one with --output")
+
+
+def _tell_replaced(output: Path, features: Features, recipe: Recipe) -> None:
+    """Warn of models in `output` that are not what training makes; of what cannot be read there is nothing to say."""
+    for folder in sorted(output.glob("seed-*")):
+        try:
+            found = read_provenance(folder)
+        except ModelError:
+            continue
+        differing = {
+            "parameters": found.recipe.digest != recipe.digest,
+            "features": found.features != features.digest,
+            "seeds": found.seed not in recipe.train.seeds,
+        }
+        if any(differing.values()):
+            what = " and ".join(name for name, differs in differing.items() if differs)
+            log.warning(
+                "%s: holds models of %s with other %s, which are replaced when all seeds are done; "
+                "name another folder with --output to keep them",
+                output,
+                found.recipe.model.name,
+                what,
+            )
+            return
+
+
+def _publish(work: Path, output: Path, keep: set[str]) -> None:
+    """Rename `work` to `output`; killed in between, the next run finds every seed finished and does it again."""
+    with writing(output):
+        for path in work.iterdir():
+            if path.name not in keep:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if output.exists():
+            shutil.rmtree(output)
+        work.replace(output)

@@ -1,0 +1,197 @@
+"""The training of one stage, epoch by epoch, and the loss of a batch under the parameters of section `loss`."""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+
+import torch
+from torch import Tensor, nn
+
+from fusion.batch import Batch, Output
+from fusion.data import Split, encode_split
+from fusion.errors import TrainingError
+from fusion.inference import score_answers
+from fusion.models import Stage
+from fusion.objective import Epoch, Losses, Task, best_epoch, fusion_loss
+from fusion.params import LossParams, TrainParams, losses_of
+from fusion.training.precision import check_precision
+from fusion.training.resume import State
+
+HEAD_LOSS = {"class_weights", "label_smoothing"}  # keys of section `loss` that change what a head's loss is
+
+
+class Criterion:
+    """The loss of one batch under the parameters of section `loss`; `branches` are the heads that learn."""
+
+    def __init__(self, params: LossParams, train: Split, task: Task) -> None:
+        self.task = task
+        balanced = params.class_weights == "balanced"
+        self.head_loss = task.head_loss(task.truth(train), balanced, params.label_smoothing, train.device)
+        self.arguments = params.model_dump(include=losses_of(task.target) - HEAD_LOSS)
+
+    def __call__(self, output: Output, batch: Batch, branches: Collection[str]) -> Losses:
+        truth = self.task.truth(batch)
+        return fusion_loss(
+            output,
+            truth,
+            self.task.counted(truth),
+            batch.audio_present,
+            batch.text_present,
+            head_loss=self.head_loss,
+            branches=branches,
+            **self.arguments,
+        )
+
+
+class LossMeans:
+    """Means of losses over the utterances of an epoch that count, summed on the device until `compute` asks."""
+
+    def __init__(self) -> None:
+        self.sums: list[Tensor] = []
+        self.counts: list[Tensor] = []
+        self.names = [field.name for field in fields(Losses)]
+
+    def add(self, losses: Losses, count: Tensor) -> None:
+        """Count the losses of one batch, in which so many utterances (a scalar) took part."""
+        self.sums.append(torch.stack([getattr(losses, name).detach() for name in self.names]) * count)
+        self.counts.append(count)
+
+    def compute(self) -> dict[str, float]:
+        """By name, `total` and the terms; the only wait for the device in an epoch."""
+        means = torch.stack(self.sums).sum(0) / torch.stack(self.counts).sum()
+        return dict(zip(self.names, means.tolist(), strict=True))
+
+
+class StageRun:
+    """The training of one stage between two epochs.
+
+    Args:
+        stage: what learns.
+        train, validation: as stored; frozen stages encode them here.
+        shuffle: gives the order of batches.
+        history: of all stages so far, to which this one adds its epochs.
+        task: what is learned.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        train: Split,
+        validation: Split,
+        loss: Criterion,
+        params: TrainParams,
+        shuffle: torch.Generator,
+        history: list[Epoch],
+        task: Task,
+    ) -> None:
+        self.stage, self.loss, self.params, self.task = stage, loss, params, task
+        self.train = encode_split(train, stage.encode) if stage.encode else train
+        self.validation = encode_split(validation, stage.encode) if stage.encode else validation
+        self.shuffle, self.history = shuffle, history
+        if params.precision == "bfloat16":
+            check_precision(stage.module, self.validation)
+        self.weights = [weight for branch in stage.branches.values() for weight in branch.parameters()]
+        self.optimizer = _optimizer(self.weights, params)
+        self.best: dict[str, dict[str, Tensor]] = {}  # by branch
+
+    @property
+    def epochs(self) -> list[Epoch]:
+        """Those of this stage."""
+        return [epoch for epoch in self.history if epoch.stage == self.stage.name]
+
+    @property
+    def selected(self) -> dict[str, Epoch]:
+        """The best epoch so far of each branch."""
+        return {
+            branch: best_epoch(self.history, self.params.metric, branch, self.stage.name)
+            for branch in self.stage.branches
+        }
+
+    @property
+    def finished(self) -> bool:
+        """Whether no branch has become better for long enough, or all epochs are over."""
+        if not self.epochs:
+            return False
+        waited = self.history[-1].number - max(epoch.number for epoch in self.selected.values())
+        return len(self.epochs) >= self.params.epochs or waited >= self.params.patience
+
+    def step(self, batch: Batch) -> Losses:
+        """Learn from one batch."""
+        losses = self.loss(self.ask(batch), batch, self.stage.branches)
+        self.optimizer.zero_grad()
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(self.weights, self.params.gradient_clip)
+        self.optimizer.step()
+        return losses
+
+    def ask(self, batch: Batch) -> Output:
+        """What the stage makes of the batch, in the precision asked for."""
+        reduced = self.params.precision == "bfloat16"
+        with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=reduced):
+            return self.stage.module(batch)
+
+    def advance(self) -> Epoch:
+        """One epoch of learning and its validation."""
+        epoch = self._validate(self._learn())
+        self.history.append(epoch)
+        for branch, best in self.selected.items():
+            if best is epoch:
+                weights = self.stage.branches[branch].state_dict()
+                self.best[branch] = {name: weight.detach().clone() for name, weight in weights.items()}
+        return epoch
+
+    def select(self) -> None:
+        """Give every branch the weights of its best epoch."""
+        for branch, module in self.stage.branches.items():
+            module.load_state_dict(self.best[branch])
+        self.stage.module.eval()
+
+    def _learn(self) -> Mapping[str, float]:
+        self.stage.module.train()
+        means = LossMeans()
+        for batch in self.train.batches(self.params.conversations, self.shuffle):
+            means.add(self.step(batch), self._count(batch))
+        return self._finite(means)
+
+    @torch.no_grad()
+    def _validate(self, train_losses: Mapping[str, float]) -> Epoch:
+        self.stage.module.eval()
+        means, outputs = LossMeans(), []
+        for batch in self.validation.batches(self.params.conversations):
+            output = self.ask(batch)
+            means.add(self.loss(output, batch, self.stage.branches), self._count(batch))
+            outputs.append({head: logits for head, logits in output.heads().items() if "." not in head})
+        scores = {head: self._score([batch[head] for batch in outputs]) for head in outputs[0]}
+        fused = scores.pop("fused")
+        number = len(self.history) + 1
+        return Epoch(number, train_losses, self._finite(means), fused, self.stage.name, scores)
+
+    def _count(self, batch: Batch) -> Tensor:
+        return self.task.counted(self.task.truth(batch)).sum()
+
+    def _score(self, outputs: list[Tensor]) -> Mapping[str, float]:
+        return score_answers(self.task, self.validation, self.task.answers(torch.cat(outputs)))
+
+    def _finite(self, means: LossMeans) -> Mapping[str, float]:
+        losses = means.compute()
+        if not math.isfinite(losses["total"]):
+            raise TrainingError(
+                f"epoch {len(self.history) + 1}: the loss is {losses['total']}; lower train.learning_rate "
+                f"(now {self.params.learning_rate}), and check the features with pipeline-inspect --verify"
+            )
+        return losses
+
+    def restore(self, state: State) -> None:
+        """Go on from `state`, which is of this stage."""
+        self.optimizer.load_state_dict(state.optimizer)
+        device = self.train.device
+        self.best = {
+            branch: {name: weight.to(device) for name, weight in weights.items()}
+            for branch, weights in state.best.items()
+        }
+
+
+def _optimizer(weights: list[nn.Parameter], params: TrainParams) -> torch.optim.Optimizer:
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[params.optimizer]
+    # fused: one kernel for all weights instead of a loop over hundreds of small ones
+    return optimizer(weights, lr=params.learning_rate, weight_decay=params.weight_decay, fused=True)

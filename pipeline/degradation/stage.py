@@ -1,0 +1,231 @@
+"""The `degrade` stage: the test split once more, as a worse recogniser or a worse microphone would have given it.
+
+Each condition is a part file of the test split's utterances alone, made by the encoder and the code of the stages
+`audio` and `text`. Its identity differs from theirs by the field `input`, which says what was done and measured:
+
+    text-word-errors-0.2.h5   words substituted, deleted and inserted (pipeline.degradation.distortions), drawn from
+    train's transcripts text-recogniser.h5        a recogniser's words, the corpus' own column `recognised`
+    audio-noise-10dB.h5       noise at a signal-to-noise ratio (pipeline.degradation.distortions), at the encoder's
+    sample rate
+
+An utterance that lacks the modality lacks it here, too, and one whose words were all deleted has an empty text.
+
+Encoding is done in `<output>.kept` beside the output, because DVC deletes the output before it runs the stage. What
+an earlier run has encoded there is used again if encoder, input and code are still the same: one more level costs that
+level alone, and an interrupted run goes on. The output holds hard links (copies, where the disk has none) to the
+conditions that are asked for, and nothing else. The kept files may be deleted at any time.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.degradation.distortions import (
+    ErrorKinds,
+    WordErrors,
+    add_noise,
+    add_word_errors,
+    vocabulary_of,
+    word_errors,
+)
+from pipeline.errors import DataError, StoreError
+from pipeline.extraction import Altered, Work, fill, plan_audio, plan_text
+from pipeline.manifest import Utterance, read_manifest
+from pipeline.media import Channels
+from pipeline.params import AudioParams, DegradeParams, NoiseKind, TextParams
+from pipeline.settings import closure_digest
+from pipeline.store import PartLayout, damaged_utterances, read_part
+
+if TYPE_CHECKING:
+    import torch
+
+
+CODE = "pipeline.degradation.stage:degrade"  # what decides what a condition holds, besides the encoder's weights
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One file, and what its encoder is given."""
+
+    name: str
+    work: Work
+    measured: str  # for the user
+
+
+@dataclass(frozen=True)
+class Degraded:
+    """What a run did."""
+
+    folder: Path
+    encoded: Sequence[Condition]
+    kept: Sequence[Condition]  # that an earlier run had encoded
+    notes: Sequence[str]  # studies that the corpus does not allow
+
+    def summary(self) -> str:
+        """A line for each condition and note, and one with the outcome."""
+        lines = [
+            f"{condition.name}: {condition.measured}, {how}"
+            for how, conditions in (("encoded", self.encoded), ("kept from an earlier run", self.kept))
+            for condition in conditions
+        ]
+        count = len(lines)
+        outcome = f"{self.folder}: {count} {'condition' if count == 1 else 'conditions'}, {len(self.encoded)} encoded"
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes), outcome])
+
+
+def degrade(
+    manifest: Path,
+    folder: Path,
+    params: DegradeParams,
+    audio: AudioParams,
+    text: TextParams,
+    root: Path,
+    channels: Channels,
+    device: str = "auto",
+) -> Degraded:
+    """Make `folder` hold exactly the conditions that `params` asks for.
+
+    A study that the corpus does not allow, such as noise where there are no recordings, is left out with a note.
+
+    Raises:
+        DataError: the manifest is missing or broken, a recording is not what it says, or the recogniser's words are
+            asked for and not there.
+        EncoderError, StoreError, OSError: as `pipeline.extraction.extract_audio`.
+    """
+    utterances = read_manifest(manifest)
+    hearings, notes = _hear(utterances, params, manifest)
+    test = [utterance for utterance in utterances if utterance.split == "test"]
+    if params.noise and not any(utterance.samples for utterance in test):
+        notes.append("no study of noise: the test split has no recordings")
+        params = params.model_copy(update={"noise": ()})
+    kept = folder.with_name(folder.name + ".kept")
+    done: dict[bool, list[Condition]] = {True: [], False: []}  # by whether an earlier run had encoded it
+    for condition in (
+        *_text_conditions(test, hearings, text, device),
+        *_audio_conditions(test, params, audio, root, channels, kept, device),
+    ):
+        reused = _is_finished(kept / condition.name, condition.work.layout)
+        if not reused:
+            fill(kept / condition.name, condition.work, condition.name)
+        done[reused].append(condition)
+    _publish([kept / condition.name for conditions in done.values() for condition in conditions], folder)
+    return Degraded(folder, encoded=done[False], kept=done[True], notes=notes)
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """The transcripts of the test split as someone else heard them."""
+
+    name: str
+    given: Mapping[str, Any]
+    texts: Sequence[str]
+    errors: WordErrors
+
+
+def _hear(utterances: Sequence[Utterance], params: DegradeParams, manifest: Path) -> tuple[list[Hearing], list[str]]:
+    """Every study of the transcripts, and notes on those that the corpus does not allow."""
+    test = [utterance for utterance in utterances if utterance.split == "test"]
+    hearings, notes = [], []
+    vocabulary = vocabulary_of(utterance.text for utterance in utterances if utterance.split == "train")
+    if params.word_errors and (vocabulary is None or not word_errors((u.text, "") for u in test).words):
+        notes.append("no study of word errors: it needs words in the test split, and two that differ in train")
+    elif vocabulary is not None:
+        kinds = ErrorKinds(params.substitute, params.delete, params.insert)
+        for rate in params.word_errors:
+            texts = [add_word_errors(u.text, rate, params.seed, u.id, vocabulary, kinds) for u in test]
+            given = {"study": "word-errors", "level": rate, "seed": params.seed, **vars(kinds)}
+            hearings.append(_measured(f"word-errors-{rate:.12g}", given, test, texts))
+    if params.recogniser:
+        if any(utterance.recognised is None for utterance in test):
+            raise DataError(
+                f"{manifest}: evaluate.degrade.recogniser is true, but the corpus has no recogniser's words; name "
+                "their column in dataset.columns.recognised, or set it to false"
+            )
+        heard = [utterance.recognised or "" for utterance in test]
+        hearings.append(_measured("recogniser", {"study": "recogniser"}, test, heard))
+    return hearings, notes
+
+
+def _measured(name: str, given: Mapping[str, Any], test: Sequence[Utterance], texts: Sequence[str]) -> Hearing:
+    errors = word_errors(zip((utterance.text for utterance in test), texts, strict=True))
+    return Hearing(name, {**given, "edits": errors.edits, "words": errors.words}, texts, errors)
+
+
+def _text_conditions(
+    test: Sequence[Utterance], hearings: Sequence[Hearing], params: TextParams, device: str
+) -> Iterator[Condition]:
+    if not hearings:
+        return
+    from pipeline.encoders import load_text_encoder
+
+    encoder, code = load_text_encoder(params, device), closure_digest(CODE)
+    for hearing in hearings:
+        records = [u.model_copy(update={"text": text}) for u, text in zip(test, hearing.texts, strict=True)]
+        work = plan_text(records, encoder, params, Altered(hearing.given, code))
+        rate = hearing.errors.rate
+        measured = "no words to compare with" if rate is None else f"word error rate {rate:.3f}"
+        yield Condition(f"text-{hearing.name}.h5", work, measured)
+
+
+def _audio_conditions(
+    test: Sequence[Utterance],
+    params: DegradeParams,
+    audio: AudioParams,
+    root: Path,
+    channels: Channels,
+    scratch: Path,
+    device: str,
+) -> Iterator[Condition]:
+    if not params.noise:
+        return
+    from pipeline.encoders import load_speech_encoder
+
+    encoder, code = load_speech_encoder(audio, device), closure_digest(CODE)
+    clips = sum(utterance.samples > 0 for utterance in test)
+    silent = sum("silent" in utterance.status.split("+") for utterance in test)
+    for ratio in params.noise:
+        given = {"study": "noise", "level": ratio, "seed": params.seed, "kind": params.noise_kind, "silent": silent}
+        alter = partial(_add_noise, ratio=ratio, seed=params.seed, kind=params.noise_kind)
+        work = plan_audio(test, encoder, audio, root, channels, scratch, Altered(given, code), alter)
+        measured = f"{params.noise_kind} noise in {clips - silent} clips"
+        yield Condition(
+            f"audio-noise-{ratio:.12g}dB.h5", work, measured + f", {silent} silent ones left as they are" * (silent > 0)
+        )
+
+
+def _add_noise(utterance: Utterance, clip: "torch.Tensor", ratio: float, seed: int, kind: NoiseKind) -> "torch.Tensor":
+    import torch
+
+    return torch.from_numpy(add_noise(clip.numpy(), ratio, seed, utterance.id, kind))
+
+
+def _is_finished(path: Path, layout: PartLayout) -> bool:
+    """Whether `path` holds the very work of `layout`, whole and undamaged."""
+    if not path.exists():
+        return False
+    try:
+        part = read_part(path)
+    except StoreError:
+        return False
+    same = (part.identity, part.plan, part.ids) == (layout.identity, layout.plan, list(layout.ids))
+    return same and not any(damaged_utterances(part))
+
+
+def _publish(files: Sequence[Path], folder: Path) -> None:
+    """Let `folder` hold these files and no other part file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {file.name for file in files}
+    for stale in folder.glob("*.h5"):
+        if stale.name not in names:
+            stale.unlink()
+    for file in files:
+        link = folder / file.name
+        link.unlink(missing_ok=True)
+        try:
+            os.link(file, link)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(file, link)

@@ -1,0 +1,317 @@
+"""The `audio` and `text` stages: the manifest's recordings or transcripts -> a part file, slot by slot.
+
+Everything that decides the outcome is settled before the encoder runs: how many rows each utterance gets, which
+utterances share a batch, where each one lies in the file. An interrupted run goes on with the batches that are not
+done, and ends with the same bytes as an undisturbed one.
+"""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.encoders import batches_under_budget
+from pipeline.errors import DataError
+from pipeline.extraction.engine import Encoded, Engine, LocalEngine
+from pipeline.extraction.progress import Progress, Unit
+from pipeline.manifest import Utterance, read_manifest
+from pipeline.media import Channels, Clips, encoder_samples
+from pipeline.params import AudioParams, TextParams
+from pipeline.settings import Threads, advise_precision
+from pipeline.store import Dtype, Identity, PartLayout, SlotWriter
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.encoders import Prepared, SpeechEncoder, TextEncoder
+
+
+BEHIND = 2  # encoded batches that may wait for the disk
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did."""
+
+    path: Path
+    utterances: int
+    rows: int
+    encoded: int  # utterances that this run encoded
+    kept: int  # utterances that an earlier, interrupted run had finished
+    empty: int  # utterances without this modality
+    failures: Mapping[str, str]  # id -> status of those that were left without it, because they could not be read
+    speed: str  # for the user
+    advice: str | None = None  # what would make the next run faster
+
+    def summary(self, unit: str) -> str:
+        """One line for the user, and one for each failure; `unit` is what a row is called."""
+        kept = f", {self.kept} kept from an interrupted run" if self.kept else ""
+        empty = f", {self.empty} empty" if self.empty else ""
+        failed = f", {len(self.failures)} failed and left empty" if self.failures else ""
+        lines = [f"{status}: '{utterance}'" for utterance, status in self.failures.items()]
+        encoded = f"{self.encoded} encoded{kept}{empty}{failed}{self.speed}"
+        lines.append(f"{self.path}: {self.utterances} utterances, {self.rows} {unit}; {encoded}")
+        return "\n".join([*lines, self.advice] if self.advice else lines)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be encoded, settled before the encoder runs."""
+
+    layout: PartLayout
+    lengths: Sequence[int]  # of the utterances; 0 where the modality is absent
+    unit: Unit  # of the lengths, for people
+    budget: int  # largest padded length of a batch
+    found: bool  # the budget was found from free memory: an interrupted run goes on with its own
+    engine: Engine
+
+
+@dataclass(frozen=True)
+class Altered:
+    """Says that an encoder's input is not the corpus' own."""
+
+    input: Mapping[str, Any]  # the field `input` of the identity
+    code: str  # hash (hex) of the code that alters: other code is other work
+
+
+def extract_audio(
+    manifest: Path, target: Path, params: AudioParams, root: Path, channels: Channels, device: str = "auto"
+) -> Outcome:
+    """Encode the recordings under `root` to the part file `target`.
+
+    Raises:
+        DataError: a recording is not what the manifest says.
+        EncoderError: the encoder cannot be loaded, or one clip alone exceeds the memory.
+        StoreError, OSError: the file cannot be written.
+    """
+    from pipeline.encoders import load_speech_encoder
+
+    utterances = read_manifest(manifest)
+    encoder = load_speech_encoder(params, device)
+    outcome = fill(target, plan_audio(utterances, encoder, params, root, channels, target.parent), "audio")
+    precision = encoder.identity.fields.get("precision", "")  # log-mel frames have none
+    return replace(outcome, advice=advise_precision(precision, encoder.device, "audio.precision"))
+
+
+def extract_text(manifest: Path, target: Path, params: TextParams, device: str = "auto") -> Outcome:
+    """Encode the transcripts to the part file `target`; raises as `extract_audio` does."""
+    from pipeline.encoders import load_text_encoder
+
+    utterances = read_manifest(manifest)
+    encoder = load_text_encoder(params, device)
+    outcome = fill(target, plan_text(utterances, encoder, params), "text")
+    return replace(outcome, advice=advise_precision(params.precision, encoder.device, "text.precision"))
+
+
+def plan_audio(
+    utterances: Sequence[Utterance],
+    encoder: "SpeechEncoder",
+    params: AudioParams,
+    root: Path,
+    channels: Channels,
+    scratch: Path,
+    altered: Altered | None = None,
+    alter: Callable[[Utterance, "torch.Tensor"], "torch.Tensor"] | None = None,
+) -> Work:
+    """The work of encoding the recordings; `alter` changes a clip (samples,) at the encoder's rate, not its length.
+
+    `scratch` is a folder with room for what `pipeline.media.clips` lays down.
+    """
+    inputs = [[u.id, u.audio, u.start, u.end, u.samples, file_size(root, u)] for u in utterances]
+    plan = _plan([channels, *inputs], altered)
+    clips = Clips(utterances, root, channels, encoder.sample_rate, scratch, params.decode_seconds)
+
+    def load(index: int) -> "torch.Tensor":
+        clip = clips.load(utterances[index])
+        return alter(utterances[index], clip) if alter else clip
+
+    return plan_clips(utterances, encoder, params, channels, load, plan, altered, clips.close)
+
+
+def plan_clips(
+    utterances: Sequence[Utterance],
+    encoder: "SpeechEncoder",
+    params: AudioParams,
+    channels: Channels,
+    load: "Callable[[int], torch.Tensor]",
+    plan: str = "",
+    altered: Altered | None = None,
+    close: Callable[[], None] = lambda: None,
+) -> Work:
+    """The work of encoding the clips (samples,) at the encoder's rate that `load` gives for an utterance's index.
+
+    `channels` is how several became one, which the identity says; `close` lets go of what `load` holds.
+    """
+    lengths = [encoder_samples(utterance, encoder.sample_rate) for utterance in utterances]
+    rows = [encoder.frames(length) if length else 0 for length in lengths]
+
+    def load_prepared(index: int) -> "Prepared":
+        clip = load(index)
+        assert len(clip) == lengths[index]
+        return encoder.prepare(clip)
+
+    identity = Identity({**encoder.identity.fields, "channels": channels})
+    layout = _layout(utterances, rows, identity, encoder.row_shape, params.dtype, plan, altered)
+    start = partial(encoder.start, dtype=params.dtype)
+    name, mark = layout.ids.__getitem__, params.on_error == "mark"
+    advice = "lower audio.window_seconds, or use --device cpu"
+    engine = LocalEngine(load_prepared, start, name, mark=mark, close=close, advice=advice)
+    budget = encoder.budget() if params.batch == "auto" else int(params.batch * encoder.sample_rate)
+    unit = Unit("h of audio", "h", 3600 * encoder.sample_rate, digits=2)
+    return Work(layout, lengths, unit, budget, params.batch == "auto", engine)
+
+
+def plan_text(
+    utterances: Sequence[Utterance], encoder: "TextEncoder", params: TextParams, altered: Altered | None = None
+) -> Work:
+    """The work of encoding the field `text` of the utterances."""
+    token_ids = [encoder.tokenize(utterance.text) if utterance.text else [] for utterance in utterances]
+    rows = [encoder.tokens(ids) if ids else 0 for ids in token_ids]
+    plan = _plan([[utterance.id, utterance.text] for utterance in utterances], altered)
+    layout = _layout(utterances, rows, encoder.identity, encoder.row_shape, params.dtype, plan, altered)
+    start, name = partial(encoder.start, dtype=params.dtype), layout.ids.__getitem__
+    advice = "shorten its text, or use --device cpu"
+    engine = LocalEngine(token_ids.__getitem__, start, name, advice=advice)
+    budget = encoder.budget() if params.batch == "auto" else params.batch
+    return Work(layout, rows, Unit("tokens", "tokens", 1, digits=0), budget, params.batch == "auto", engine)
+
+
+def _layout(
+    utterances: Sequence[Utterance],
+    rows: list[int],
+    identity: Identity,
+    row_shape: tuple[int, ...],
+    dtype: Dtype,
+    plan: str,
+    altered: Altered | None,
+) -> PartLayout:
+    if altered:
+        identity = Identity({**identity.fields, "input": dict(altered.input)})
+    return PartLayout([u.id for u in utterances], rows, row_shape, dtype, identity, plan)
+
+
+def _plan(inputs: list[Any], altered: Altered | None) -> str:
+    """Hash (hex) of all that the features are made from, besides the encoder."""
+    content = inputs if altered is None else [*inputs, altered.code]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
+def file_size(root: Path, utterance: Utterance) -> int | None:
+    """Bytes of the recording, which change with most edits of it; None where there is none."""
+    path = root / utterance.audio if utterance.audio else None
+    return path.stat().st_size if path is not None and path.is_file() else None
+
+
+def collect(work: Work) -> list[np.ndarray]:
+    """What `fill` would write, in memory: the rows of every utterance, none where the modality is absent.
+
+    Raises:
+        DataError: a value that the type of the features cannot hold.
+        ClipError, EncoderError: as `LocalEngine.run`.
+    """
+    layout = work.layout
+    rows = [np.empty((0, *layout.row_shape), layout.dtype)] * len(layout.ids)
+    with closing(work.engine):
+        for encoded in work.engine.run(batches_under_budget(work.lengths, work.budget)):
+            for index, found in zip(encoded.indices, encoded.rows, strict=True):
+                if not np.isfinite(found).all():
+                    raise DataError(f"'{layout.ids[index]}': its features hold values that {layout.dtype} cannot")
+                rows[index] = found
+    return rows
+
+
+def fill(target: Path, work: Work, name: str) -> Outcome:
+    """Encode every batch that is not done, and finish the file; `name` is that of the progress bar.
+
+    What is finished when an error ends the run is kept.
+
+    Raises:
+        DataError, EncoderError, StoreError, OSError: as `extract_audio`.
+    """
+    layout, lengths, engine = work.layout, work.lengths, work.engine
+    failures: dict[int, str] = {}
+    with SlotWriter(target, layout) as writer, closing(engine):
+        empty = [index for index, rows in enumerate(layout.rows) if not rows]
+        writer.write(empty, [np.empty((0, *layout.row_shape), layout.dtype)] * len(empty))
+        budget = writer.note.get("budget", work.budget) if work.found else work.budget
+        pieces = writer.note.get("pieces", 1) if writer.note.get("budget") == budget else 1  # of the same batches
+        engine.cut_into(pieces)
+        batches = batches_under_budget(lengths, budget)
+        waiting = [batch for batch in batches if not writer.done[batch].all()]
+        writer.take_note(budget=budget, pieces=pieces)
+        total = sum(len(batch) for batch in waiting)
+        left = sum(lengths[index] for batch in waiting for index in batch)
+        with (
+            Progress(name, work.unit, sum(lengths), kept=sum(lengths) - left) as progress,
+            _WritingBehind(writer, budget) as behind,
+        ):
+            for encoded in engine.run(waiting):
+                behind.write(encoded)
+                failures |= encoded.failures
+                progress.advance(sum(lengths[index] for index in encoded.batch))
+        failures = {index: status for index, status in failures.items() if not writer.done[index]}
+        if failures and len(failures) + len(empty) == len(layout.ids):
+            raise DataError(
+                f"none of the {len(failures)} utterances could be read ({', '.join(sorted(set(failures.values())))}); "
+                "mend dataset.root, or run pipeline-prepare again"
+            )
+        writer.finish(failures)
+    return Outcome(
+        path=target,
+        utterances=len(layout.ids),
+        rows=sum(rows for index, rows in enumerate(layout.rows) if index not in failures),
+        encoded=total - len(failures),
+        kept=len(layout.ids) - len(empty) - total,
+        empty=len(empty),
+        failures={layout.ids[index]: status for index, status in sorted(failures.items())},
+        speed=progress.speed(),
+    )
+
+
+class _WritingBehind:
+    """Writes in a thread, so that the encoder need not wait for the disk; all is written when the context is left.
+
+    Batches are written in order, none after one that could not be, and each one's pieces are noted before it: wherever
+    a run ends, its successor cuts the next batch as it would have done.
+    """
+
+    def __init__(self, writer: SlotWriter, budget: int) -> None:
+        self._writer, self._budget = writer, budget
+        self._thread = Threads(1)
+        self._writes: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "_WritingBehind":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        if error is None:
+            self._wait_for(0)
+
+    def write(self, encoded: Encoded) -> None:
+        """Take what is to be written; an error of an earlier write is raised here."""
+        before = self._writes[-1] if self._writes else None
+        self._writes.append(self._thread.submit(self._write, encoded, before))
+        self._wait_for(BEHIND)
+
+    def _write(self, encoded: Encoded, before: "Future[None] | None") -> None:
+        if before:
+            before.result()  # raises its error
+        pieces = max(encoded.pieces, self._writer.note["pieces"])  # a cluster's actors come to them at different times
+        self._writer.take_note(budget=self._budget, pieces=pieces)
+        self._writer.write(encoded.indices, encoded.rows)
+
+    def _wait_for(self, waiting: int) -> None:
+        while len(self._writes) > waiting:
+            self._writes.popleft().result()

@@ -1,0 +1,59 @@
+"""The folder that fine-tuning writes: a note while it is off, else an encoder that appears whole or not at all.
+
+No heavy imports: with fine-tuning off, its command must cost nothing.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from pipeline.encoders import NOTE, read_note, write_note
+from pipeline.errors import StoreError
+
+HEADING = "# Fine-tuned encoder"  # of the card in a folder of ours, which may be replaced
+
+
+def check_replaceable(output: Path) -> None:
+    """Refuse at once what must not be deleted in the end."""
+    if not output.exists():
+        return
+    card = output / NOTE
+    ours = output.is_dir() and (
+        not any(output.iterdir())
+        or read_note(output) is not None
+        or (card.is_file() and card.read_text(encoding="utf-8", errors="replace").startswith(HEADING))
+    )
+    if not ours:
+        raise StoreError(f"{output}: exists and is not a fine-tuned encoder; name another folder with --output")
+
+
+def turn_off(output: Path, modality: str) -> str:
+    """Write the note that fine-tuning is off to `output`, and return the line of outcome.
+
+    Raises:
+        StoreError: a fine-tuned encoder is there, which would be lost, or something else.
+    """
+    check_replaceable(output)
+    if (output / "config.json").exists():
+        raise StoreError(
+            f"{output}: holds a fine-tuned encoder, and {modality}.finetune.epochs is 0; delete the folder if it may "
+            "go, or set epochs above 0"
+        )
+    write_note(output, modality)
+    return f"{output}: fine-tuning is off ({modality}.finetune.epochs: 0)"
+
+
+def publish(finished: Path, output: Path, work: Path) -> None:
+    """Rename `finished` to `output`; killed in between, the next run finds every epoch done and does it again."""
+    from pipeline.store import sync
+
+    for path in finished.iterdir():
+        path.chmod(0o644)  # safetensors lets the owner alone read its files
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync(finished)
+    if output.exists():
+        shutil.rmtree(output)
+    finished.replace(output)
+    sync(output.parent)
+    shutil.rmtree(work)

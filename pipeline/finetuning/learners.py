@@ -1,0 +1,277 @@
+"""Encoders that learn: Hugging Face's own classification models, exact under padding, saved without the classifier; and
+the self-check of those that learn in bfloat16.
+
+Axes: clips, samples, texts, tokens.
+
+It is that of extraction (`pipeline.encoders.precision`), on the model as it is about to learn.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.encoders import (
+    FAMILY,
+    LOG_MEL,
+    PROBE_FRAMES,
+    PROBE_TOKENS,
+    TINY_SPEECH,
+    TINY_TEXT,
+    Convolutions,
+    Probe,
+    Source,
+    find_model,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+    longest_sequence,
+    make_exact,
+    noise_and_tones,
+    padded,
+    prepared,
+    preprocessing,
+    random_tokens,
+    reduce_precision,
+    restore_names,
+    special_tokens,
+    weights_hash,
+    widen_narrow_groups,
+)
+from pipeline.errors import EncoderError
+from pipeline.finetuning.examples import Example
+from pipeline.params import FinetuneAudioParams, FinetuneTextParams
+
+
+class Learner(Protocol):
+    """An encoder with a classifier on top.
+
+    Attributes:
+        model: transformers' classification model; its `base_model` is the encoder.
+        source: where it started.
+        weights: hash of the weights that it started with.
+    """
+
+    model: Any
+    source: Source
+    weights: str
+
+    def collate(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
+        """The model's arguments for a batch, with `labels`."""
+
+    def probes(self) -> list[Tensor]:
+        """A few inputs, the same every time, to see how the model computes."""
+
+    def rows(self, example: Tensor) -> int:
+        """Rows of a hidden state that belong to an input."""
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder, without the classifier, as an ordinary Hugging Face folder."""
+
+
+class SpeechLearner:
+    """A wav2vec2-family model: (clips, samples) -> (clips, classes), from the mean over time."""
+
+    def __init__(self, params: FinetuneAudioParams, labels: Sequence[str]) -> None:
+        """Load it.
+
+        Raises:
+            EncoderError: it cannot be found or loaded, or is not of the wav2vec2 family.
+        """
+        from transformers import AutoConfig, AutoModelForAudioClassification
+
+        if params.encoder == LOG_MEL:
+            raise EncoderError(f"audio.finetune.encoder: {LOG_MEL} has no weights that could learn; name a model")
+        self.source = find_model(params.encoder, params.revision, {"tiny": TINY_SPEECH})
+        architecture = load_config(AutoConfig, self.source).model_type
+        if architecture not in FAMILY:
+            raise EncoderError(
+                f"audio.finetune.encoder {params.encoder} is a '{architecture}' model; expected one of "
+                f"{', '.join(FAMILY)}"
+            )
+        self._normalise, self.sample_rate = preprocessing(self.source)
+        self._longest = int(params.max_seconds * self.sample_rate)
+        regularisation = {
+            "hidden_dropout": params.dropout,
+            "mask_time_prob": params.mask_time,
+            "mask_feature_prob": params.mask_features,
+            "apply_spec_augment": True if params.mask_time or params.mask_features else None,
+        }
+        options = _given(regularisation) | _naming(labels)
+        self.model = load_pretrained(
+            AutoModelForAudioClassification, self.source, trainable=True, dtype=torch.float32, **options
+        )
+        encoder = self.model.base_model
+        self._convolutions = Convolutions.of(encoder.config)
+        self._shortest_batch = _room_for_masks(encoder.config, self._convolutions)
+        self.weights = weights_hash(encoder)
+        make_exact(encoder)
+        if params.precision == "bfloat16":
+            widen_narrow_groups(encoder)
+        if params.freeze_front_end:
+            self.model.freeze_feature_encoder()
+
+    def prepare(self, clip: Tensor) -> Tensor:
+        """A clip at the model's rate as extraction prepares it, its beginning where it is too long: (samples,)."""
+        return prepared(clip, self._normalise, self._convolutions.receptive_field)[: self._longest]
+
+    def collate(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
+        """Batch of (clips, samples)."""
+        batch, mask = padded([example.input for example in examples], self._shortest_batch)
+        return {"input_values": batch, "attention_mask": mask.long(), "labels": _labels(examples)}
+
+    def probes(self) -> list[Tensor]:
+        """Noise and tones of several lengths."""
+        lengths = [self._convolutions.samples(frames) for frames in PROBE_FRAMES]
+        clips = noise_and_tones(lengths, self.sample_rate, torch.Generator().manual_seed(0))
+        return [self.prepare(clip) for clip in clips]
+
+    def rows(self, example: Tensor) -> int:
+        """Frames of a clip."""
+        return self._convolutions.frames(len(example))
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder and its preprocessor."""
+        from transformers import Wav2Vec2FeatureExtractor
+
+        restore_names(self.model.base_model)
+        self.model.base_model.save_pretrained(folder)
+        Wav2Vec2FeatureExtractor(
+            sampling_rate=self.sample_rate, do_normalize=self._normalise, return_attention_mask=True
+        ).save_pretrained(folder)
+
+
+class TextLearner:
+    """A BERT-family model: (texts, tokens) -> (texts, classes), from the first token."""
+
+    def __init__(self, params: FinetuneTextParams, labels: Sequence[str]) -> None:
+        """Load it.
+
+        Raises:
+            EncoderError: it cannot be found or loaded, or is not of the BERT family.
+        """
+        from transformers import AutoConfig, AutoModelForSequenceClassification
+
+        self.source = find_model(params.encoder, params.revision, {"tiny": TINY_TEXT})
+        architecture = load_config(AutoConfig, self.source).model_type
+        misfit = (
+            f"text.finetune.encoder {params.encoder} is a '{architecture}' model; expected one of the BERT family "
+            "(BERT, RoBERTa, ELECTRA, MPNet, ...)"
+        )
+        if architecture in FAMILY:
+            raise EncoderError(misfit)
+        options = _given({"hidden_dropout_prob": params.dropout}) | _naming(labels)
+        self.model = load_pretrained(
+            AutoModelForSequenceClassification, self.source, trainable=True, dtype=torch.float32, **options
+        )
+        encoder = self.model.base_model
+        if getattr(getattr(encoder, "encoder", None), "layer", None) is None:
+            raise EncoderError(misfit)
+        self.weights = weights_hash(encoder)
+        self._tokenizer = load_tokenizer(self.source, int(encoder.config.vocab_size))
+        self._prefix, self._suffix = special_tokens(self._tokenizer)
+        longest = min(params.max_tokens, longest_sequence(encoder, self._tokenizer))
+        self._longest = longest - len(self._prefix) - len(self._suffix)
+
+    def tokenize(self, text: str) -> Tensor:
+        """Token numbers of a text with its special tokens, its beginning where it is too long: (tokens,)."""
+        # cut here: a tokenizer that was asked to cut remembers it, and would be saved as another one
+        numbers = self._tokenizer(text, add_special_tokens=False, truncation=False, padding=False, verbose=False)
+        return torch.tensor([*self._prefix, *numbers["input_ids"][: self._longest], *self._suffix])
+
+    def collate(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
+        """Batch of (texts, tokens)."""
+        batch = nn.utils.rnn.pad_sequence(
+            [example.input for example in examples],
+            batch_first=True,
+            padding_value=self._tokenizer.pad_token_id or 0,
+        )
+        lengths = torch.tensor([len(example.input) for example in examples])
+        mask = torch.arange(batch.shape[1])[None] < lengths[:, None]
+        return {"input_ids": batch, "attention_mask": mask.long(), "labels": _labels(examples)}
+
+    def probes(self) -> list[Tensor]:
+        """Token numbers at random."""
+        numbers = random_tokens(self.model.config.vocab_size, max(PROBE_TOKENS))
+        return [
+            torch.tensor([*self._prefix, *numbers[:tokens][: self._longest], *self._suffix]) for tokens in PROBE_TOKENS
+        ]
+
+    def rows(self, example: Tensor) -> int:
+        """Tokens of a text."""
+        return len(example)
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder and its tokenizer."""
+        self.model.base_model.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
+
+
+def _labels(examples: Sequence[Example]) -> Tensor:
+    return torch.tensor([example.label for example in examples])
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _naming(labels: Sequence[str]) -> dict[str, Any]:
+    """Options that give a model its classes."""
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+    }
+
+
+def _room_for_masks(config: Any, convolutions: Convolutions) -> int:
+    """Samples that a batch must be wide for its spans of masked frames (SpecAugment) to fit; padding changes nothing.
+
+    Spans of masked dimensions are cut to the model's width. Without this, transformers ends with an error.
+    """
+    config.mask_feature_length = min(config.mask_feature_length, config.hidden_size)
+    masks = getattr(config, "apply_spec_augment", True) and config.mask_time_prob > 0
+    return convolutions.samples(config.mask_time_length) if masks else 0
+
+
+def check_precision(learner: Learner, device: str, key: str) -> None:
+    """Raise PrecisionError where `learner.model` gives other states in bfloat16 than in float32 on `device`.
+
+    `key` is the parameter that asks for bfloat16.
+    """
+    model = learner.model
+    learning = model.training
+    model.to(device).eval()
+    layers = _UnderAutocast(learner, torch.device(device))
+    who = f"encoder {learner.source.name}"
+    reduce_precision(layers, [layers.last], who=who, key=key, weights=f"fine-tuning {learner.weights}")
+    model.train(learning)
+
+
+class _UnderAutocast:
+    """A learner as `reduce_precision` looks at it."""
+
+    def __init__(self, learner: Learner, device: torch.device) -> None:
+        self.device = device
+        self.last = f"layer {learner.model.config.num_hidden_layers}"
+        self._learner, self._reduced = learner, False
+
+    def reduce(self) -> None:
+        self._reduced = True
+
+    def probes(self) -> Sequence[Probe]:
+        return [Probe(self._learner.probes())]
+
+    def look(self, inputs: Sequence[Tensor], depth: int | None) -> dict[str, Tensor]:
+        batch = self._learner.collate([Example(one, 0) for one in inputs])
+        arguments: dict[str, Any] = {name: x.to(self.device) for name, x in batch.items() if name != "labels"}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._reduced):
+            states = self._learner.model(**arguments, output_hidden_states=True).hidden_states
+        lengths = [self._learner.rows(one) for one in inputs]
+        return {
+            f"layer {number}": torch.cat([rows[:count] for rows, count in zip(state.float(), lengths, strict=True)])
+            for number, state in enumerate(states)
+        }

@@ -1,0 +1,177 @@
+"""PATH[:KEY], perhaps with lengths, a mask or ids -> a `Source`: how features lie in a file is settled here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.imports import entries as cutting
+from pipeline.imports.entries import Lazy, Source, reading, texts_of, value_of
+from pipeline.imports.files import Files
+from pipeline.imports.pickles import are_dialogues, are_splits, named, read_dialogues, read_splits
+from pipeline.params import ImportParams
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user names for one modality, each PATH or PATH:KEY."""
+
+    modality: str
+    features: str
+    lengths: str | None = None
+    mask: str | None = None
+    ids: str | None = None
+
+    @property
+    def flags(self) -> list[str]:
+        """The options that describe a padded array."""
+        return [f"--{self.modality}-lengths", f"--{self.modality}-mask"]
+
+
+def given_parts(
+    modality: str, features: str | None, lengths: str | None, mask: str | None, ids: str | None
+) -> list[Given]:
+    """One modality as the command line names it; none where it is left out.
+
+    Raises:
+        DataError: something describes features that are not named.
+    """
+    if features is None:
+        if lengths or mask or ids:
+            raise DataError(f"{lengths or mask or ids}: describes {modality} that is not named; give --{modality} too")
+        return []
+    return [Given(modality, features, lengths, mask, ids)]
+
+
+def read_source(given: Given, params: ImportParams, files: Files) -> Source:
+    """The features of one modality, as they were found.
+
+    Raises:
+        DataError: they cannot be read or told apart; see the modules that read them.
+    """
+    where = given.features
+    tree, key = files.tree(given.features)
+    tree = named(tree, params.layout, where)
+    beside = [flag for flag, value in zip(_flags(given), (given.lengths, given.mask, given.ids), strict=True) if value]
+    if are_dialogues(tree) or are_splits(tree):
+        if beside:
+            raise DataError(f"{where}: tells lengths and ids itself; leave {beside[0]} out")
+        read = read_dialogues if are_dialogues(tree) else read_splits
+        return read(tree, key or given.modality, params, where)
+    node, beyond = _select(tree, key, where), set[int]()
+    node = value_of(_only(node) if beside and isinstance(node, dict) else node)
+    if isinstance(node, dict):
+        return replace(_of_names(node, where), hint=_lengths_hint(given, node))
+    if isinstance(node, list | tuple) or (isinstance(node, np.ndarray) and node.dtype == object):
+        entries = list(node)
+        if given.lengths or given.mask:
+            raise DataError(f"{where}: is a list of {len(entries)} arrays; lengths and masks are for one array of all")
+    elif hasattr(node, "shape"):
+        entries = list(_of_array(node, given, params, files, beyond))
+    else:
+        raise DataError(f"{where}: holds {node!r:.60}, no features")
+    hint = "" if given.lengths else _lengths_hint(given, node)
+    return _with_ids(entries, given, files, beyond, hint)
+
+
+def _lengths_hint(given: Given, node: Any) -> str:
+    """For one array that no lengths describe: its rows may be frames or tokens instead of utterances."""
+    one = len(node) == 1 if isinstance(node, dict) else len(getattr(node, "shape", ())) == 2
+    return f"; if one array holds the rows of all utterances, give {given.flags[0]}" if one else ""
+
+
+def _flags(given: Given) -> list[str]:
+    return [*given.flags, f"--{given.modality}-ids"]
+
+
+def _select(tree: Any, key: str | None, where: str) -> Any:
+    """What lies in a tree under `key`: a name, a place in a list, or several with / between them."""
+    if key is None or (isinstance(tree, dict) and not tree):
+        return tree
+    node = value_of(tree)
+    for name in [key] if isinstance(node, dict) and key in node else key.split("/"):
+        node = value_of(node)
+        if isinstance(node, dict):
+            known = {str(known): known for known in node}
+            if name not in known:
+                raise DataError(f"{where}: there is no '{name}'; it has {', '.join(list(known)[:20]) or 'nothing'}")
+            node = node[known[name]]
+        elif isinstance(node, list | tuple) and name.isdecimal() and int(name) < len(node):
+            node = node[int(name)]
+        else:
+            size = f" of {len(node)} elements" if isinstance(node, list | tuple) else ""
+            raise DataError(f"{where}: no '{name}' lies in a {type(node).__name__}{size}; mend the key")
+    return node
+
+
+def _only(branch: Mapping[Any, Any]) -> Any:
+    """The one array of a file that holds no other."""
+    return next(iter(branch.values())) if len(branch) == 1 else branch
+
+
+def _of_names(branch: Mapping[Any, Any], where: str) -> Source:
+    """Arrays by name; names of branches lead those of their leaves: conversation/utterance."""
+    leaves: dict[str, Any] = {}
+    _flatten(branch, "", leaves, where, 0)
+    if not leaves:
+        raise DataError(f"{where}: holds no array; mend the path or the key")
+    return Source(where, list(leaves.values()), list(leaves))
+
+
+def _flatten(branch: Mapping[Any, Any], lead: str, leaves: dict[str, Any], where: str, depth: int) -> None:
+    if depth > 16:
+        raise DataError(f"{where}: dicts lie more than 16 deep; make it flat")
+    for key, name in zip(branch, texts_of(branch, where), strict=True):
+        if isinstance(branch[key], dict):
+            _flatten(branch[key], f"{lead}{name}/", leaves, where, depth + 1)
+        elif lead + name in leaves:
+            raise DataError(f"{where}: two arrays are called '{lead}{name}' once names are written as text")
+        else:
+            leaves[lead + name] = branch[key]
+
+
+def _of_array(array: Any, given: Given, params: ImportParams, files: Files, beyond: set[int]) -> list[Lazy]:
+    """Entries of one array of all utterances."""
+    where, axes = given.features, len(array.shape)
+    if axes not in (2, 3):
+        raise DataError(
+            f"{where}: one array of shape {tuple(array.shape)}; expected (utterances, dim), (rows, dim) with lengths, "
+            "or (utterances, positions, dim); several layers are not read: mix them first"
+        )
+    if given.lengths and given.mask:
+        raise DataError(f"{where}: {' and '.join(given.flags)} are both given; leave one out")
+    if given.lengths:
+        lengths = cutting.whole_numbers(_beside(given.lengths, files), given.lengths)
+        return cutting.flat(array, lengths, where) if axes == 2 else cutting.by_lengths(array, lengths, where, beyond)
+    if given.mask and axes == 3:
+        return cutting.by_mask(array, _beside(given.mask, files), given.mask, params.holes)
+    if given.mask:
+        raise DataError(f"{where}: a mask is for (utterances, positions, dim), this array is {tuple(array.shape)}")
+    return cutting.vectors(array) if axes == 2 else cutting.padded(array, params.padding, where, given.flags)
+
+
+def _beside(given: str, files: Files) -> Any:
+    """Lengths, a mask or ids: the one array or list that PATH[:KEY] names."""
+    tree, key = files.tree(given)
+    node = _select(tree, key, given)
+    node = value_of(_only(node) if isinstance(node, dict) else node)
+    if isinstance(node, dict):
+        raise DataError(f"{given}: holds {', '.join(map(str, node)) or 'nothing'}; name one: PATH:KEY")
+    return node
+
+
+def _with_ids(entries: list[Any], given: Given, files: Files, beyond: set[int], hint: str) -> Source:
+    """The entries by the ids that lie beside them; without, they are in the order of the table."""
+    if given.ids is None:
+        return Source(given.features, entries, None, hint=hint, beyond=beyond)
+    found = _beside(given.ids, files)
+    with reading(given.ids):
+        ids = texts_of(np.asarray(found).reshape(-1).tolist() if hasattr(found, "shape") else found, given.ids)
+    if len(ids) != len(entries):
+        raise DataError(f"{given.ids}: {len(ids)} ids for {len(entries)} utterances of {given.features}{hint}")
+    repeated = next((name for name in ids if ids.count(name) > 1), None) if len(set(ids)) < len(ids) else None
+    if repeated is not None:
+        raise DataError(f"{given.ids}: id '{repeated}' is given twice; ids must be unique")
+    return Source(given.features, entries, ids, hint=hint, beyond=beyond)

@@ -1,0 +1,20 @@
+"""The `prepare` stage: a corpus as people have it -> the manifest."""
+
+from typing import TYPE_CHECKING
+
+from pipeline.settings import door
+
+if TYPE_CHECKING:
+    from pipeline.preparation.stage import (
+        after_probing,
+        by_conversation,
+        check_published,
+        draft_utterance,
+        note_validation,
+        prepare,
+        relative_path,
+        settle,
+        summary,
+    )
+else:
+    __getattr__ = door(__name__, __file__)

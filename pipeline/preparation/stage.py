@@ -1,0 +1,288 @@
+"""The `prepare` stage: a corpus as people have it -> a manifest in which every oddity is settled and named."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from pipeline.datasets import Counts, Turn, read_corpus
+from pipeline.errors import DataError
+from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, holds_controls, label_names, manifest_order
+from pipeline.media import Decoders, Recording, Stretch
+from pipeline.params import DatasetParams
+from pipeline.preparation.published import COLUMNS, Difference, compare, count, select, statuses
+from pipeline.preparation.splits import assign_splits
+from pipeline.settings import Threads
+
+NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The manifest, what the adapter mended (a sentence -> how often), its notes, and the published counts."""
+
+    utterances: list[Utterance]
+    mended: Counter[str]
+    notes: list[str]
+    published: Counts
+    differences: list[Difference]  # to the published counts
+
+
+def prepare(params: DatasetParams) -> Prepared:
+    """Read the corpus, order its turns, settle splits and ids, and decode every recording once.
+
+    Raises:
+        SettingsError: the corpus has no such target.
+        DataError: see the adapters, `assign_splits`, `check_utterances` and `label_names`; also when a split is empty
+            or when no recording at all can be read.
+    """
+    corpus = read_corpus(params)
+    drafts = [draft for draft, _ in settle(corpus.turns, params)]
+    utterances = _probe_all(drafts, params)  # takes its time: all that can be refused without it has been
+    _check_recordings(utterances, params)
+    notes = [*corpus.notes, *note_validation(corpus.turns, params)]
+    return Prepared(utterances, corpus.mended, notes, corpus.published, compare(utterances, corpus.published))
+
+
+def settle(turns: Sequence[Turn], params: DatasetParams) -> list[tuple[Utterance, Turn]]:
+    """The utterances in manifest order, before recordings are probed, each with the turn that it was.
+
+    Raises:
+        DataError: see `assign_splits`, `check_utterances` and `label_names`; also when a split is empty.
+    """
+    splits = assign_splits(turns, params)
+    pairs = [
+        (draft_utterance(turn, index, splits[turn.conversation], params), turn)
+        for conversation in by_conversation(turns)
+        for index, turn in enumerate(conversation)
+    ]
+    pairs.sort(key=lambda pair: manifest_order(pair[0]))
+    drafts = [draft for draft, _ in pairs]
+    check_utterances(drafts, params.source)
+    _check_splits(drafts, params)
+    label_names(drafts, params.source)
+    return pairs
+
+
+def summary(prepared: Prepared) -> str:
+    """The table that `pipeline-prepare` prints: counts per split and label, hours, statuses, what was mended.
+
+    Under a row of which there are published counts lie these, in the same columns.
+    """
+    utterances = prepared.utterances
+    chosen = {name: select(utterances, name) for name in COLUMNS}
+    rows = list(_count_rows(utterances, prepared.published))
+    named = statuses(utterances) | Counter({OK: sum(utterance.status == OK for utterance in utterances)})
+    for status, _ in named.most_common():
+        rows.append((f"status {status}", [f"{sum(status in u.status.split('+') for u in chosen[c])}" for c in COLUMNS]))
+    width = max(len(name) for name, _ in rows)
+    lines = [" " * width + "".join(f"{name:>12}" for name in COLUMNS)]
+    lines += [(f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells)).rstrip() for name, cells in rows]
+    lines += [f"status {u.status}: '{u.id}', {u.audio}" for u in unusable(utterances)[:NAMED]]
+    lines += [f"mended: {count} {what}" for what, count in prepared.mended.most_common()]
+    lines += [f"note: {note}" for note in prepared.notes]
+    lines += _published_lines(prepared)
+    return "\n".join(lines)
+
+
+def _count_rows(utterances: Sequence[Utterance], published: Counts) -> Iterator[tuple[str, list[str]]]:
+    """Every count with its cells, the published ones under it; hours under speakers."""
+    found = count(utterances)
+    for what in dict.fromkeys((*found, *published)):  # of a label that is published, there may be none here
+        yield what, [str(found.get(what, {}).get(name, 0)) for name in COLUMNS]
+        if what in published:
+            yield "  published", [str(published[what].get(name, "")) for name in COLUMNS]
+        if what == "speakers":
+            seconds = [sum(map(_seconds, select(utterances, name))) for name in COLUMNS]
+            yield "hours", [f"{total / 3600:.3f}" for total in seconds]
+
+
+def check_published(prepared: Prepared) -> None:
+    """Refuse a corpus whose counts are not the published ones.
+
+    Raises:
+        DataError: naming the first difference.
+    """
+    if prepared.differences:
+        raise DataError(
+            f"{len(prepared.differences)} counts differ from the published ones, such as "
+            f"{prepared.differences[0]}; complete the corpus, or leave --strict out"
+        )
+
+
+def _published_lines(prepared: Prepared) -> list[str]:
+    """How many of the published counts are found, if there are any, then every difference."""
+    if not prepared.published:
+        return []
+    counts = sum(len(columns) for columns in prepared.published.values())
+    same = counts - len(prepared.differences)
+    return [
+        f"published: {same} of {counts} counts are found",
+        *(f"differs: {difference}" for difference in prepared.differences),
+    ]
+
+
+def note_validation(turns: Sequence[Turn], params: DatasetParams) -> list[str]:
+    """That a validation split was made here, if it was."""
+    if params.split != "given":
+        own = any(turn.split is not None for turn in turns)
+        return [f"the corpus' own splits are set aside: dataset.split is {params.split}"] * own
+    made = not any(turn.split == "validation" for turn in turns)
+    return [
+        f"no validation split is given: conversations of train were held out (split_seed {params.split_seed})"
+    ] * made
+
+
+def unusable(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """Those whose recording is named and gives no sound."""
+    return [utterance for utterance in utterances if utterance.audio is not None and not utterance.samples]
+
+
+def by_conversation(turns: Sequence[Turn]) -> list[list[Turn]]:
+    """The turns of each conversation in their order; conversations as they are first met."""
+    conversations: dict[str, list[Turn]] = defaultdict(list)
+    for turn in turns:
+        conversations[turn.conversation].append(turn)
+    return [sorted(group, key=lambda turn: turn.order) for group in conversations.values()]
+
+
+def draft_utterance(turn: Turn, index: int, split: str, params: DatasetParams) -> Utterance:
+    """The utterance before its recording is probed.
+
+    Raises:
+        DataError: a name holds control characters, times do not fit, or the recording lies outside `params.root`.
+    """
+    where = turn.where or params.source
+    identifier = turn.id or f"{turn.conversation}/{index}"
+    names = {"id": identifier, "conversation": turn.conversation, "speaker": turn.speaker, "label": turn.label}
+    for name, value in names.items():
+        if holds_controls(value):
+            raise DataError(f"{where}: {name} {value!r} holds control characters; take them out")
+    for name, seconds in (("start", turn.start), ("end", turn.end)):
+        if seconds is not None and seconds < 0:
+            raise DataError(
+                f"{where}: '{identifier}': {name} {seconds} s is negative; count seconds from the file's beginning"
+            )
+    if turn.start is not None and turn.end is not None and turn.end < turn.start:
+        raise DataError(
+            f"{where}: '{identifier}': ends at {turn.end} s, before its start at {turn.start} s; mend the table"
+        )
+    return Utterance(
+        id=identifier,
+        conversation=turn.conversation,
+        turn=index,
+        speaker=turn.speaker,
+        split=split,  # type: ignore[arg-type]
+        label=turn.label,
+        score=turn.score,
+        text=visible(turn.text),
+        recognised=None if turn.recognised is None else visible(turn.recognised),
+        audio=None if turn.audio is None else relative_path(turn.audio, f"{where}: '{identifier}'", params.root),
+        start=turn.start,
+        end=turn.end,
+        extra=dict(turn.extra),
+        status="+".join(turn.issues) or OK,
+    )
+
+
+def visible(text: str) -> str:
+    """`text` without surrounding white space; "" if it holds white space and invisible characters only."""
+    seen = any(character.isprintable() and not character.isspace() for character in text)
+    return text.strip() if seen else ""
+
+
+def relative_path(audio: str, where: str, root: str) -> str:
+    """`audio` relative to the folder `root`, with forward slashes; `where` leads the message.
+
+    Only the name is judged: a folder of recordings may be a link to another disk.
+    """
+    path = PurePosixPath(audio.replace("\\", "/"))
+    if path.is_absolute():
+        roots = (Path(root).absolute(), Path(root).resolve())
+        inside = [path.relative_to(folder) for folder in roots if path.is_relative_to(folder)]
+        path = inside[0] if inside else PurePosixPath("..")
+    if ".." in path.parts or "\0" in audio:
+        raise DataError(
+            f"{where}: recording {audio!r} lies outside dataset.root ({root}); "
+            "set dataset.root to a folder that holds them all (of fusion-predict: --root)"
+        )
+    return path.as_posix()
+
+
+def _probe_all(drafts: Sequence[Utterance], params: DatasetParams) -> list[Utterance]:
+    """The drafts with what decoding their recordings tells; every recording is decoded once."""
+    albums: dict[str | None, list[Utterance]] = defaultdict(list)
+    for draft in drafts:
+        albums[draft.audio].append(draft)
+    silent = [after_probing(draft, None) for draft in albums.pop(None, [])]
+    decoders = Decoders(params.decode_seconds)
+    with (
+        Threads(decoders.workers) as pool,
+        decoders,  # closed before the threads are waited for
+        tqdm(total=len(drafts), desc="decoding", unit="clip", disable=None) as bar,
+    ):
+        bar.update(len(silent))
+        found = {utterance.id: utterance for utterance in silent}
+        for probed in pool.map(lambda album: _probe(album, params, decoders), albums.values()):
+            found.update((utterance.id, utterance) for utterance in probed)
+            bar.update(len(probed))
+    return [found[draft.id] for draft in drafts]
+
+
+def _probe(album: Sequence[Utterance], params: DatasetParams, decoders: Decoders) -> list[Utterance]:
+    """The turns of one recording, in the order in which they end."""
+    turns: dict[Stretch, list[Utterance]] = defaultdict(list)
+    for draft in album:
+        turns[Stretch(draft.start, draft.end)].append(draft)
+    path = Path(params.root) / str(album[0].audio)
+    return [
+        after_probing(draft, recording)
+        for stretch, recording in decoders.decode_stretches(path, params.channels, list(turns))
+        for draft in turns[stretch]
+    ]
+
+
+def after_probing(draft: Utterance, recording: Recording | None) -> Utterance:
+    """The utterance with what decoding its recording tells."""
+    issues = ["no-audio"] if recording is None else list(recording.issues)
+    if not draft.text:
+        issues.append("no-text")
+    if draft.status != OK:  # what the adapter said
+        issues.append(draft.status)
+    return draft.model_copy(update={"status": "+".join(issues) or OK, **_measures(recording)})
+
+
+def _measures(recording: Recording | None) -> dict[str, int]:
+    if recording is None or not len(recording.samples):
+        return {}
+    return {
+        "samples": len(recording.samples),
+        "sample_rate": recording.sample_rate,
+        "channels": recording.channels,
+    }
+
+
+def _check_splits(utterances: Sequence[Utterance], params: DatasetParams) -> None:
+    counts = Counter(utterance.split for utterance in utterances)
+    for split in SPLITS:
+        if not counts[split]:
+            found = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise DataError(
+                f"{params.source}: split '{split}' has no utterance (found {found}); "
+                "fill the split column, or set dataset.split: conversation (or speaker) to have splits made"
+            )
+
+
+def _check_recordings(utterances: Sequence[Utterance], params: DatasetParams) -> None:
+    named = [utterance for utterance in utterances if utterance.audio is not None]
+    if named and not any(utterance.samples for utterance in named):
+        raise DataError(
+            f"none of the {len(named)} recordings under {params.root} can be used; the first, {named[0].audio}: "
+            f"{named[0].status}; mend dataset.root or dataset.columns.audio (leave the column out for text only)"
+        )
+
+
+def _seconds(utterance: Utterance) -> float:
+    return utterance.samples / utterance.sample_rate if utterance.sample_rate else 0.0

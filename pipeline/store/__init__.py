@@ -1,0 +1,47 @@
+"""The feature file: ragged features of one or two modalities in HDF5, laid out flat.
+
+A *part* (`data/audio.h5`, `data/text.h5`, or a group of a self-contained file) holds one modality:
+
+    values     (rows, dim) or (rows, layers, dim), little-endian float16 or float32, contiguous, uncompressed
+    offsets    (utterances + 1,) int64: utterance i owns rows offsets[i] .. offsets[i + 1]
+    checksums  (utterances,) uint64 of each utterance's bytes; 0 means not written yet
+    ids        (utterances,) UTF-8, in manifest order
+    failed     one JSON object, id -> status, of the utterances that could not be encoded; only where there are any.
+               They have no rows, as those without this modality.
+    attributes `format`, `version`, `kind`, `identity` (JSON: which encoder made it), `plan` (hash of its inputs)
+
+A *joint file* (`data/feats.h5`) holds the table `/utterances` with one column an array, the label names, and the
+parts `/audio` and `/text`: as external links with relative names, or copied in. It records each part's identity and
+digest, so that its own bytes change whenever a feature does, and a part that was exchanged is refused. Its attribute
+`corpus`, where there is one, says what the corpus is (`pipeline.store.identity`).
+
+A file begins with its seal (`pipeline.store.seal`), which is checked before HDF5 reads it.
+
+Nothing in a file depends on time, machine or folder: the same input gives the same bytes. Values are returned as
+read-only memory maps; no HDF5 handle stays open, so a reader may fork.
+"""
+
+from typing import TYPE_CHECKING
+
+from pipeline.settings import door
+
+if TYPE_CHECKING:
+    from pipeline.store.identity import CorpusNote, Identity, Reference
+    from pipeline.store.reader import (
+        MODALITIES,
+        UNLABELLED,
+        Dtype,
+        Features,
+        Part,
+        Utterances,
+        checksum,
+        damaged_utterances,
+        kind_of,
+        read_features,
+        read_part,
+    )
+    from pipeline.store.slot_file import PartLayout
+    from pipeline.store.slot_writer import SlotWriter, lock
+    from pipeline.store.writer import sync, write_features, write_joint, writing
+else:
+    __getattr__ = door(__name__, __file__)

@@ -1,0 +1,242 @@
+"""Reading feature files: a part or a joint file, opened, checked and mapped; `pipeline.store` defines the format."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+
+from pipeline.errors import ErcError, StoreError
+from pipeline.store.identity import CorpusNote, Identity
+from pipeline.store.seal import check_seal
+
+Dtype = Literal["float16", "float32"]
+
+MODALITIES = ("audio", "text")
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Part:
+    """One modality of all utterances."""
+
+    values: np.ndarray  # (rows, dim) or (rows, layers, dim), read-only memory map
+    offsets: np.ndarray  # (utterances + 1,) int64
+    checksums: np.ndarray  # (utterances,) uint64
+    ids: list[str]
+    identity: Identity
+    plan: str
+    path: Path
+    failed: Mapping[str, str] = field(default_factory=dict)  # id -> status; these utterances have no rows
+
+    @property
+    def digest(self) -> str:
+        """Hash (hex) of shape, offsets and checksums: two parts with one digest hold the same features."""
+        digest = hashlib.sha256(f"{self.values.dtype.str}{self.values.shape[1:]}".encode())
+        digest.update(self.offsets.tobytes())
+        digest.update(self.checksums.tobytes())
+        return digest.hexdigest()
+
+    def rows(self, index: int) -> np.ndarray:
+        """Features of utterance `index`: (frames or tokens, dim), or (.., layers, dim)."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+
+@dataclass(frozen=True)
+class Utterances:
+    """The table of utterances, sorted by split, conversation, turn; columns of one length."""
+
+    ids: list[str]
+    conversations: list[str]
+    turns: np.ndarray  # int64
+    speakers: list[str]  # "" = not known
+    splits: list[str]  # train | validation | test
+    labels: np.ndarray  # int64 into the label names, -1 = unlabelled
+    scores: np.ndarray  # float32, nan = none
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Features:
+    """A joint file, opened: the table, the label names and the parts that it has."""
+
+    path: Path
+    utterances: Utterances
+    label_names: list[str]
+    audio: Part | None
+    text: Part | None
+    corpus: CorpusNote | None = None  # where the file says what it is
+
+    @property
+    def digest(self) -> str:
+        """Hash (hex) that changes with any id, split, label, identity or feature: the feature-file hash."""
+        parts = {name: part for name in MODALITIES if (part := getattr(self, name)) is not None}
+        return _digest(self.utterances, self.label_names, {name: _fingerprint(part) for name, part in parts.items()})
+
+
+def read_features(path: Path) -> Features:
+    """The joint file at `path`, linked or self-contained.
+
+    Raises:
+        StoreError: the file or a linked part is missing, damaged, of another version, or was exchanged.
+    """
+    with _open(path) as file:
+        _check_kind(file, path, "joint")
+        utterances = _read_utterances(file["utterances"])
+        label_names = json.loads(file.attrs["label_names"])
+        links = {name: file.get(name, getlink=True) for name in MODALITIES if name in file.keys()}  # noqa: SIM118
+        fingerprints = {name: str(file.attrs[f"{name}_fingerprint"]) for name in links}
+        parts = {
+            name: _read_part_group(file[name], path)
+            for name, link in links.items()
+            if not isinstance(link, h5py.ExternalLink)
+        }
+        targets = {name: link.filename for name, link in links.items() if name not in parts}
+        digest = str(file.attrs["digest"])
+        corpus = CorpusNote.from_json(json.loads(file.attrs["corpus"])) if "corpus" in file.attrs else None
+    for name, target in targets.items():
+        parts[name] = _follow_link(path, name, target)
+    for name, part in parts.items():
+        if _fingerprint(part) != fingerprints[name] or part.ids != utterances.ids:
+            raise StoreError(
+                f"{path}: its {name} part {part.path} is not the one that it was joined with (other features or "
+                "another encoder); run pipeline-join again, or dvc repro"
+            )
+    features = Features(path, utterances, label_names, parts.get("audio"), parts.get("text"), corpus)
+    if features.digest != digest:
+        raise StoreError(f"{path}: damaged: its table does not match its own hash; run pipeline-join again")
+    return features
+
+
+def read_part(path: Path) -> Part:
+    """The part file at `path`; its rows are not verified (`damaged_utterances` does that).
+
+    Raises:
+        StoreError: the file is missing, damaged, unfinished or of another version.
+    """
+    with _open(path) as file:
+        part = _read_part_group(file, path)
+    if not part.checksums.all():
+        missing = int((part.checksums == 0).sum())
+        raise StoreError(f"{path}: unfinished: {missing} of {len(part.ids)} utterances are not written; run dvc repro")
+    return part
+
+
+def kind_of(path: Path) -> Literal["part", "joint"]:
+    """Whether `path` is a part or a joint file; raises StoreError as the readers do."""
+    with _open(path) as file:
+        return "joint" if file.attrs["kind"] == "joint" else "part"
+
+
+def damaged_utterances(part: Part) -> Iterator[str]:
+    """Ids of the utterances whose bytes do not match their checksum; reads every row once."""
+    for index, (utterance, expected) in enumerate(zip(part.ids, part.checksums, strict=True)):
+        if checksum(part.rows(index)) != expected:
+            yield utterance
+
+
+def checksum(rows: np.ndarray) -> int:
+    """The first 64 bits of the SHA-1 of an utterance's bytes, never 0 (which marks a slot as not written).
+
+    It guards against accidents; processors hash SHA-1 faster than anything else in the standard library of this size.
+    """
+    content = np.ascontiguousarray(rows).data.cast("B") if rows.size else b""
+    digest = hashlib.sha1(content, usedforsecurity=False).digest()
+    return int.from_bytes(digest[:8], "little") or 1
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file for reading; whatever h5py raises on damage becomes one clear error."""
+    check_seal(path)
+    try:
+        with h5py.File(path, "r", locking=False) as file:  # a finished file is never changed, whoever holds it
+            yield file
+    except ErcError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise StoreError(
+            f"{path}: not a readable feature file, truncated or damaged ({reason}); delete it and run dvc repro"
+        ) from error
+
+
+def _check_kind(group: h5py.Group, path: Path, kind: Literal["part", "joint"]) -> None:
+    found = str(group.attrs["kind"])
+    if found != kind:
+        wanted = "a joint file such as data/feats.h5" if kind == "joint" else "a single modality such as data/audio.h5"
+        raise StoreError(f"{path}: holds a {found}, expected {wanted}")
+
+
+def _read_part_group(group: h5py.Group, path: Path) -> Part:
+    _check_kind(group, path, "part")
+    offsets = group["offsets"][()].astype(np.int64)
+    checksums = group["checksums"][()].astype(np.uint64)
+    ids = _read_strings(group["ids"])
+    values = _map_values(group["values"], path)
+    consistent = len(offsets) == len(ids) + 1 == len(checksums) + 1 and offsets[0] == 0
+    if not consistent or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
+        raise StoreError(f"{path}: damaged: its offsets, checksums, ids and values do not fit together; delete it")
+    failed = json.loads(_read_strings(group["failed"])[0]) if "failed" in group else {}
+    identity, plan = Identity.from_json(group.attrs["identity"]), str(group.attrs["plan"])
+    return Part(values, offsets, checksums, ids, identity, plan, path, failed)
+
+
+def _map_values(values: h5py.Dataset, path: Path) -> np.ndarray:
+    offset = values.id.get_offset()
+    if values.size == 0:
+        return np.empty(values.shape, values.dtype)
+    if offset is None or values.dtype.str not in ("<f2", "<f4"):
+        raise StoreError(f"{path}: 'values' must be contiguous little-endian float16 or float32, found {values.dtype}")
+    mapped = np.memmap(path, values.dtype, mode="r", offset=offset, shape=values.shape)
+    return mapped.view(np.ndarray)  # slices of a plain array are made in half the time
+
+
+def _follow_link(path: Path, name: str, target: str) -> Part:
+    linked = path.parent / target
+    if not linked.exists():
+        raise StoreError(
+            f"{path}: its {name} part {linked} is gone; put it back beside it (dvc repro, or dvc checkout), or write "
+            "a self-contained file where all parts are at hand with pipeline-join --copy"
+        )
+    return read_part(linked)
+
+
+def _read_utterances(table: h5py.Group) -> Utterances:
+    utterances = Utterances(
+        ids=_read_strings(table["id"]),
+        conversations=_read_strings(table["conversation"]),
+        turns=table["turn"][()],
+        speakers=_read_strings(table["speaker"]),
+        splits=_read_strings(table["split"]),
+        labels=table["label"][()],
+        scores=table["score"][()],
+    )
+    if len({len(column) for column in vars(utterances).values()}) != 1:
+        raise ValueError("the columns of /utterances differ in length")
+    return utterances
+
+
+def _read_strings(dataset: h5py.Dataset) -> list[str]:
+    return [value.decode("utf-8") for value in dataset[()].tolist()]
+
+
+def _fingerprint(part: Part) -> str:
+    """What a joint file remembers of a part: its identity and digest, as one JSON line."""
+    return json.dumps({"identity": part.identity.to_json(), "digest": part.digest}, sort_keys=True)
+
+
+def _digest(utterances: Utterances, label_names: Sequence[str], fingerprints: Mapping[str, str]) -> str:
+    columns = (utterances.ids, utterances.conversations, utterances.speakers, utterances.splits, list(label_names))
+    digest = hashlib.sha256(json.dumps([columns, dict(fingerprints)], sort_keys=True, ensure_ascii=False).encode())
+    digest.update(np.asarray(utterances.turns, "<i8").tobytes())
+    digest.update(np.asarray(utterances.labels, "<i8").tobytes())
+    digest.update(np.asarray(utterances.scores, "<f4").tobytes())
+    return digest.hexdigest()

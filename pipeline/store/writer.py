@@ -1,0 +1,235 @@
+"""Writing feature files: joint files as a whole, and the layout of a part, whose slots are filled afterwards."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+
+from pipeline.errors import ErcError, StoreError, reason_and_mend
+from pipeline.store.identity import CorpusNote, Identity
+from pipeline.store.reader import Dtype, Part, Utterances, _digest, _fingerprint, checksum
+from pipeline.store.seal import FORMAT, USER_BLOCK, VERSION, seal
+
+STRUCTURE = 1 << 14  # bytes that HDF5 needs beside the arrays, more than enough
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with the disk while `path` is written becomes one clear error."""
+    try:
+        yield
+    except ErcError:
+        raise
+    except (OSError, RuntimeError) as error:  # HDF5 raises either where a file cannot grow
+        reason, mend = reason_and_mend(error, "see to the disk, its room and its permissions, or name another place")
+        raise StoreError(
+            f"{path}: cannot be written ({reason}); {mend}, then run the command again: finished work is kept"
+        ) from error
+
+
+def try_size(path: Path, size: int) -> None:
+    """Let `path`, which is made anew, grow to `size` bytes; where it cannot, HDF5 would tell so at length.
+
+    Raises:
+        OSError: the disk is too full, a limit is lower, or the folder cannot be written.
+    """
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+def write_joint(
+    path: Path,
+    utterances: Utterances,
+    label_names: Sequence[str],
+    parts: Mapping[str, Part],
+    copy: bool,
+    corpus: CorpusNote | None = None,
+) -> None:
+    """Write the joint file: `parts` linked by their relative names, or copied in when `copy`.
+
+    Raises:
+        StoreError: a part is of other utterances than the table, or lies where no relative link can name it; the disk
+            does not take it.
+    """
+    for name, part in parts.items():
+        if part.ids != utterances.ids:
+            raise StoreError(
+                f"{part.path}: made from other utterances than the manifest "
+                f"({len(part.ids)} against {len(utterances)}, or another order); run pipeline-{name} again"
+            )
+    fingerprints = {name: _fingerprint(part) for name, part in parts.items()}
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with writing(path):
+            _write_joint(partial, path, utterances, label_names, parts, fingerprints, copy, corpus)
+            partial.replace(path)
+            sync(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _write_joint(
+    partial: Path,
+    path: Path,
+    utterances: Utterances,
+    label_names: Sequence[str],
+    parts: Mapping[str, Part],
+    fingerprints: Mapping[str, str],
+    copy: bool,
+    corpus: CorpusNote | None,
+) -> None:
+    try_size(partial, _joint_size(utterances, parts, copy))
+    values = []
+    with h5py.File(partial, "w", userblock_size=USER_BLOCK) as file:
+        _write_header(file, "joint")
+        file.attrs["label_names"] = json.dumps(list(label_names), ensure_ascii=False)
+        file.attrs["digest"] = _digest(utterances, label_names, fingerprints)
+        if corpus:
+            file.attrs["corpus"] = json.dumps(corpus.to_json(), ensure_ascii=False)
+        _write_utterances(file.create_group("utterances"), utterances)
+        for name, part in parts.items():
+            file.attrs[f"{name}_fingerprint"] = fingerprints[name]
+            if copy:
+                values.append(_copy_part(file.create_group(name), part))
+            else:
+                file[name] = h5py.ExternalLink(_relative_name(part.path, path), "/")
+    seal(partial, values)
+
+
+def _joint_size(utterances: Utterances, parts: Mapping[str, Part], copy: bool) -> int:
+    """Bytes of a joint file, rounded up."""
+    columns = (utterances.ids, utterances.conversations, utterances.speakers, utterances.splits)
+    table = sum(map(strings_size, columns)) + 20 * len(utterances)  # turn, label, score
+    return STRUCTURE + table + sum(part_size(part.ids, part.values.nbytes) for part in parts.values() if copy)
+
+
+def part_size(ids: Sequence[str], values: int) -> int:
+    """Bytes of a part with so many bytes of values, rounded up."""
+    return STRUCTURE + strings_size(ids) + 16 * len(ids) + values  # offsets, checksums
+
+
+def strings_size(strings: Sequence[str]) -> int:
+    """Bytes of strings that all take the room of the longest."""
+    return len(strings) * max((len(string.encode()) for string in strings), default=0)
+
+
+def write_features(
+    path: Path,
+    utterances: Utterances,
+    label_names: Sequence[str],
+    audio: tuple[Sequence[np.ndarray], Identity] | None,
+    text: tuple[Sequence[np.ndarray], Identity] | None,
+) -> None:
+    """Write one self-contained joint file from arrays in memory, one (rows, dim) array an utterance."""
+    parts = {}
+    for name, given in (("audio", audio), ("text", text)):
+        if given is not None:
+            parts[name] = part_from_arrays(path, utterances.ids, *given)
+    write_joint(path, utterances, label_names, parts, copy=True)
+
+
+def part_from_arrays(path: Path, ids: Sequence[str], rows: Sequence[np.ndarray], identity: Identity) -> Part:
+    """A part in memory from one (rows, dim) array an utterance; float16 stays, all else becomes float32."""
+    dtype = "<f2" if rows[0].dtype == np.float16 else "<f4"
+    rows = [np.asarray(array, dtype) for array in rows]
+    offsets = np.concatenate([[0], np.cumsum([len(array) for array in rows])]).astype(np.int64)
+    checksums = np.array([checksum(array) for array in rows], np.uint64)
+    return Part(np.concatenate(rows), offsets, checksums, list(ids), identity, "", path)
+
+
+def lay_out_part(
+    group: h5py.Group,
+    ids: Sequence[str],
+    rows: Sequence[int],
+    row_shape: tuple[int, ...],
+    dtype: Dtype,
+    identity: Identity,
+    plan: str,
+    failed: Mapping[str, str],
+) -> h5py.Dataset:
+    """Create every data set of a part at its final size and return `values`, still to be filled.
+
+    The structure of the file never changes afterwards, so writing into the slots cannot make it unreadable.
+    """
+    _write_header(group, "part")
+    group.attrs["identity"] = identity.to_json()
+    group.attrs["plan"] = plan
+    offsets = np.concatenate([[0], np.cumsum(rows)]).astype("<i8")
+    group.create_dataset("offsets", data=offsets, track_times=False)
+    group.create_dataset("checksums", data=np.zeros(len(ids), "<u8"), track_times=False)
+    _write_strings(group, "ids", ids)
+    if failed:  # no attribute: HDF5 gives those 64 KB
+        _write_strings(group, "failed", [json.dumps(dict(failed), sort_keys=True, ensure_ascii=False)])
+    return _reserve(group, "values", (int(offsets[-1]), *row_shape), dtype)
+
+
+def _reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
+    """A contiguous data set whose place in the file is fixed now and whose bytes are left alone."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.CONTIGUOUS)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    creation.set_obj_track_times(False)
+    kind = h5py.h5t.py_create(np.dtype(dtype).newbyteorder("<"))
+    h5py.h5d.create(group.id, name.encode(), kind, h5py.h5s.create_simple(shape), dcpl=creation)
+    return group[name]
+
+
+def _copy_part(group: h5py.Group, part: Part) -> tuple[int, int]:
+    """Copy a part into `group`; returns (offset, bytes) of its values."""
+    dtype: Dtype = "float16" if part.values.dtype.itemsize == 2 else "float32"
+    rows = np.diff(part.offsets).tolist()
+    values = lay_out_part(group, part.ids, rows, part.values.shape[1:], dtype, part.identity, part.plan, part.failed)
+    group["checksums"][...] = part.checksums
+    step = max(1, (64 << 20) // max(1, part.values[:1].nbytes))  # 64 MiB at a time
+    for start in range(0, len(part.values), step):
+        values[start : start + step] = part.values[start : start + step]
+    return values.id.get_offset() or 0, part.values.nbytes
+
+
+def sync(folder: Path) -> None:
+    """Have the names in a folder on disk before going on."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_header(group: h5py.Group, kind: Literal["part", "joint"]) -> None:
+    group.attrs["format"] = FORMAT
+    group.attrs["version"] = VERSION
+    group.attrs["kind"] = kind
+
+
+def _write_utterances(table: h5py.Group, utterances: Utterances) -> None:
+    _write_strings(table, "id", utterances.ids)
+    _write_strings(table, "conversation", utterances.conversations)
+    _write_strings(table, "speaker", utterances.speakers)
+    _write_strings(table, "split", utterances.splits)
+    table.create_dataset("turn", data=np.asarray(utterances.turns, "<i8"), track_times=False)
+    table.create_dataset("label", data=np.asarray(utterances.labels, "<i8"), track_times=False)
+    table.create_dataset("score", data=np.asarray(utterances.scores, "<f4"), track_times=False)
+
+
+def _write_strings(group: h5py.Group, name: str, strings: Sequence[str]) -> None:
+    encoded = [string.encode("utf-8") for string in strings]
+    width = max(map(len, encoded), default=1) or 1
+    dtype = h5py.string_dtype("utf-8", width)
+    group.create_dataset(name, data=np.array(encoded, dtype=dtype), track_times=False)
+
+
+def _relative_name(target: Path, path: Path) -> str:
+    try:
+        return target.absolute().relative_to(path.parent.absolute()).as_posix()
+    except ValueError:
+        raise StoreError(
+            f"{target}: lies outside the folder of {path}, where a relative link cannot name it; "
+            "move it there, or join with --copy"
+        ) from None

@@ -1,0 +1,165 @@
+"""Model folders: what they hold, that they load, and what is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fusion.checkpoint import check_compatible, load_model, load_seeds
+from fusion.data import load_split
+from fusion.errors import ModelError
+from fusion.models import HBAF
+from pipeline.store import Features, Identity
+from tests.fusion.made import AUDIO, LABELS, TEXT, Made, make_features, tiny_recipe, train_made
+
+
+@pytest.fixture(scope="module")
+def features() -> Features:
+    return make_features()
+
+
+@pytest.fixture(scope="module")
+def trained(features: Features, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two seeds; not to be changed."""
+    output = tmp_path_factory.mktemp("trained") / "hbaf"
+    train_made(features, output, tiny_recipe(epochs=1, seeds=(0, 10)))
+    return output
+
+
+@pytest.fixture
+def models(trained: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "hbaf"))
+
+
+def logits(model: nn.Module, features: Features) -> torch.Tensor:
+    split = load_split(features, "test", modalities="both", audio_frames=8)
+    with torch.inference_mode():
+        return torch.cat([model(batch).logits for batch in split.batches(4)])
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_folder_says_where_its_model_comes_from(trained: Path, features: Features) -> None:
+    loaded = load_model(trained / "seed-10")
+    provenance = loaded.provenance
+    assert provenance.recipe == tiny_recipe(epochs=1, seeds=(10,))
+    assert (provenance.seed, provenance.labels) == (10, tuple(LABELS))
+    assert (provenance.audio, provenance.text) == (AUDIO, TEXT)
+    assert provenance.features == features.digest
+    assert provenance.selected == {"fusion.fused": 1}
+    assert provenance.validation["fused"] == loaded.history[0].scores
+    assert set(provenance.validation) == {"fused", "audio", "text"}
+
+
+def test_the_encoder_of_a_withheld_modality_is_not_recorded(tmp_path: Path, features: Features) -> None:
+    train_made(features, tmp_path / "hbaf", tiny_recipe(model={"modalities": "audio"}, epochs=1))
+    provenance = load_model(tmp_path / "hbaf" / "seed-0").provenance
+    assert (provenance.audio, provenance.text) == (AUDIO, None)
+
+
+def test_the_hubs_own_loader_gives_the_same_model(trained: Path, features: Features) -> None:
+    loaded = load_model(trained / "seed-0")
+    from_hub = HBAF.from_pretrained(trained / "seed-0", strict=True).eval()  # older hubs leave that out
+    assert not loaded.model.training
+    assert torch.equal(logits(loaded.model, features), logits(from_hub, features))
+
+
+def test_loading_prints_nothing(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load_model(trained / "seed-0")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_every_file_may_be_read_by_whom_the_folder_is_shared_with(trained: Path) -> None:
+    assert len({path.stat().st_mode for path in (trained / "seed-0").iterdir()}) == 1
+
+
+def test_seeds_are_loaded_in_the_order_of_their_numbers(trained: Path) -> None:
+    assert [loaded.provenance.seed for loaded in load_seeds(trained)] == [0, 10]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "history.json"])
+def test_an_incomplete_folder_is_refused(models: Path, name: str) -> None:
+    (models / "seed-0" / name).unlink()
+    with pytest.raises(ModelError, match=f"seed-0: incomplete, {name} is missing; train it again"):
+        load_model(models / "seed-0")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "history.json"])
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_a_truncated_file_is_refused(models: Path, name: str, share: float) -> None:
+    content = (models / "seed-0" / name).read_bytes()
+    (models / "seed-0" / name).write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ModelError, match=r"seed-0.*: damaged.*; train it again"):
+        load_model(models / "seed-0")
+
+
+CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "not ours": (lambda config: config.pop("erc"), "damaged, or not of erc-fusion"),
+    "unknown model": (
+        lambda config: config["erc"].update(model="hcam2"),
+        r"config\.json: unknown model 'hcam2'; this version \(0.* knows hbaf",
+    ),
+    "unknown parameter": (lambda config: config["erc"]["params"]["model"].update(new=1), r"unknown key 'model\.new'"),
+    "no seed": (lambda config: config["erc"].pop("seed"), "damaged, or not of erc-fusion"),
+    "no argument": (lambda config: config.pop("audio_dim"), "damaged .*audio_dim"),
+    "unknown argument": (lambda config: config.update(depth=3), "damaged .*depth"),
+    "other sizes": (lambda config: config.update(dim=16), "damaged .*size mismatch"),
+    "more weights": (lambda config: config.update(auxiliary=False), "damaged .*[Uu]nexpected"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_config_that_does_not_fit_is_refused(models: Path, change: str) -> None:
+    edit, message = CHANGES[change]
+    edit_config(models / "seed-0", edit)
+    with pytest.raises(ModelError, match=message):
+        load_model(models / "seed-0")
+
+
+def test_a_missing_folder_is_refused_and_an_interrupted_training_is_told(models: Path) -> None:
+    missing = models.with_name("hcam")
+    with pytest.raises(ModelError, match="hcam: no such model folder; train it with fusion-train"):
+        load_seeds(missing)
+    models.rename(missing.with_name("hcam.partial"))
+    with pytest.raises(ModelError, match="training was interrupted, run fusion-train again"):
+        load_seeds(missing)
+
+
+def test_a_folder_without_seeds_is_refused(models: Path) -> None:
+    with pytest.raises(ModelError, match="seed-0: holds no seed-<n> folder"):
+        load_seeds(models / "seed-0")
+
+
+def test_seeds_of_different_trainings_are_refused(models: Path) -> None:
+    edit_config(models / "seed-10", lambda config: config["erc"]["params"]["loss"].update(auxiliary=0.2))
+    with pytest.raises(ModelError, match="seed-0 and seed-10 were trained on different parameters or features"):
+        load_seeds(models)
+
+
+def test_features_of_another_encoder_are_refused_and_both_are_named(trained: Path, features: Features) -> None:
+    assert features.text is not None
+    other = replace(features, text=replace(features.text, identity=Identity({**TEXT.fields, "weights": "t2"})))
+    with pytest.raises(ModelError) as caught:
+        check_compatible(load_model(trained / "seed-0"), other)
+    assert 'trained on text features of {"weights":"t1"}, but made.h5 has {"weights":"t2"}' in str(caught.value)
+
+
+def test_other_labels_are_refused_and_both_are_named(trained: Path, features: Features) -> None:
+    other = replace(features, label_names=["joy", "anger", "neutral"])
+    with pytest.raises(ModelError, match=r"the labels anger, joy, neutral, but made\.h5 has joy, anger, neutral"):
+        check_compatible(load_model(trained / "seed-0"), other)
+
+
+def test_other_recordings_of_the_same_encoders_and_labels_are_welcome(trained: Path) -> None:
+    check_compatible(load_model(trained / "seed-0"), make_features(Made(seed=9)))

@@ -1,0 +1,175 @@
+"""Training in stages: what moves, what is selected, and that every model and switch can be trained and resumed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fusion.data import encode_split
+from fusion.data.rows import Chosen
+from fusion.models import MODELS
+from fusion.objective.tasks import LabelTask
+from fusion.params import Recipe
+from fusion.training import State, StateFile, build_split_model
+from fusion.training.loop import Fit
+from fusion.training.stage import Criterion, StageRun
+from tests.fusion.made import Made, make_features, tiny_recipe
+from tests.fusion.models.test_models import SETTINGS
+from tests.fusion.training.test_training import CLASSES, StoppedError, assert_same_weights, splits, train
+
+FEATURES = make_features(Made(conversations=(6, 6, 1)))
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in module.state_dict().items()}
+
+
+def moved(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, weight in module.state_dict().items() if not torch.equal(weight, before[name])}
+
+
+def stage_runs(recipe: Recipe) -> Any:
+    """The model of `recipe`, and the run of each of its stages, to be advanced by the caller."""
+    train_split, validation = splits(FEATURES, recipe)
+    torch.manual_seed(0)
+    model: Any = build_split_model(train_split, recipe, CLASSES)
+    loss, shuffle = Criterion(recipe.loss, train_split, LabelTask(CLASSES)), torch.Generator().manual_seed(0)
+    history: list[Any] = []
+    for stage in model.stages():
+        yield model, StageRun(stage, train_split, validation, loss, recipe.train, shuffle, history, LabelTask(CLASSES))
+
+
+def test_frozen_stages_do_not_move_by_a_bit() -> None:
+    names = []
+    for model, run in stage_runs(tiny_recipe(model={"name": "hcam"}, epochs=2)):
+        before = weights_of(model)
+        run.advance()
+        run.advance()
+        run.select()
+        names.append(run.stage.name)
+        assert moved(model, before)
+        assert all(name.startswith(f"chain.parts.{run.stage.name}.") for name in moved(model, before))
+    assert names == ["utterance", "conversation", "fusion"]
+
+
+def test_stages_that_are_not_frozen_move() -> None:
+    for model, run in stage_runs(tiny_recipe(model={"name": "hcam", "freeze": False}, epochs=1)):
+        before = weights_of(model)
+        run.advance()
+        expected = {"utterance": 1, "conversation": 2, "fusion": 3}[run.stage.name]
+        assert len({name.split(".")[2] for name in moved(model, before)}) == expected
+
+
+def test_every_branch_has_the_weights_of_its_own_best_epoch() -> None:
+    _, run = next(iter(stage_runs(tiny_recipe(model={"name": "hcam"}, epochs=8, learning_rate=0.02))))
+    kept: dict[int, dict[str, dict[str, Tensor]]] = {}
+    while not run.finished:
+        epoch = run.advance()
+        kept[epoch.number] = {branch: weights_of(module) for branch, module in run.stage.branches.items()}
+    run.select()
+    selected = {branch: epoch.number for branch, epoch in run.selected.items()}
+    assert len(set(selected.values())) == 2, "the branches' best epochs happen to be the same: nothing is shown"
+    for branch, number in selected.items():
+        scores = {epoch.number: epoch.heads[branch]["weighted_f1"] for epoch in run.epochs}
+        assert scores[number] == max(scores.values())
+        assert_same_weights(weights_of(run.stage.branches[branch]), kept[number][branch])
+
+
+def test_the_history_numbers_epochs_through_all_stages() -> None:
+    result = train(FEATURES, tiny_recipe(model={"name": "hcam"}, epochs=2))
+    assert [epoch.number for epoch in result.history] == [1, 2, 3, 4, 5, 6]
+    assert [epoch.stage for epoch in result.history] == ["utterance"] * 2 + ["conversation"] * 2 + ["fusion"] * 2
+    assert set(result.selected) == {
+        "utterance.audio", "utterance.text", "conversation.audio", "conversation.text", "fusion.fused",
+    }  # fmt: skip
+    assert result.best.stage == "fusion"
+
+
+def test_every_stage_is_scored_on_validation() -> None:
+    result = train(FEATURES, tiny_recipe(model={"name": "hcam"}, epochs=2))
+    by_number = {epoch.number: epoch for epoch in result.history}
+    for selected, number in result.selected.items():
+        stage, head = selected.split(".")
+        name = "fused" if stage == "fusion" else selected
+        assert result.validation[name]["weighted_f1"] == pytest.approx(by_number[number].score(head, "weighted_f1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        pytest.param(name, setting, id=f"{name} {setting}")
+        for name, several in SETTINGS.items()
+        for setting in [{}, *several]
+    ],
+)
+def test_what_remains_of_a_model_trains(name: str, setting: dict[str, Any]) -> None:
+    loss = {key: 0.0 for key in ("auxiliary", "supervised") if setting.get(key) is False}
+    loss |= {"absolute": 0.0, "relative": 0.0} if setting.get("contrastive") is False else {}
+    switches = {key: value for key, value in setting.items() if key not in ("auxiliary", "supervised", "contrastive")}
+    switches |= {"stages": tuple(setting["stages"])} if "stages" in setting else {}
+    recipe = tiny_recipe(
+        model={"name": name, "dropout": 0.0, **switches}, loss=loss, epochs=2, conversations=6, learning_rate=0.02
+    )
+    history = train(FEATURES, recipe).history
+    for stage in {epoch.stage for epoch in history}:
+        losses = [epoch.train["total"] for epoch in history if epoch.stage == stage]
+        assert losses[-1] < losses[0], stage
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_planted_signal_is_learned_by_every_model(name: str) -> None:
+    made = Made(conversations=(16, 8, 1), frames=(2, 5), tokens=(2, 5), signal=("audio", "text"))
+    recipe = tiny_recipe(model={"name": name}, epochs=3, learning_rate=0.02)
+    assert train(make_features(made), recipe).validation["fused"]["weighted_f1"] > 0.9
+
+
+STAGED = tiny_recipe(model={"name": "hcam", "ensemble": True}, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> Fit:
+    return train(FEATURES, STAGED)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 5, 6])
+def test_a_run_that_stops_in_any_stage_ends_with_the_bits_of_an_undisturbed_one(
+    tmp_path: Path, undisturbed: Fit, after: int
+) -> None:
+    class StoppingFile(StateFile):
+        def save(self, state: State) -> None:
+            super().save(state)
+            if len(state.history) == after:
+                raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(FEATURES, STAGED, state=StoppingFile(tmp_path / "run.state", "mark"))
+    resumed = train(FEATURES, STAGED, state=StateFile(tmp_path / "run.state", "mark"))
+    assert resumed.history == undisturbed.history
+    assert resumed.selected == undisturbed.selected
+    assert_same_weights(resumed.model.state_dict(), undisturbed.model.state_dict())
+
+
+def test_an_encoded_split_holds_what_is_encoded_of_each_utterance() -> None:
+    recipe = tiny_recipe(model={"name": "hcam"})
+    split, _ = splits(FEATURES, recipe)
+    model: Any = build_split_model(split, recipe, CLASSES).eval()
+    encode = model.stages()[1].encode
+    encoded = encode_split(split, encode)
+    assert encoded.audio.dim == recipe.model.dim
+    first = 0
+    for batch in split.batches(3):
+        expected, chosen = encode(batch), torch.arange(first, first + len(batch.labels))
+        rows, mask = encoded.text.gather(Chosen(chosen, chosen), 1)
+        assert torch.equal(mask[:, 0], expected.text_present)
+        torch.testing.assert_close(rows[:, 0][mask[:, 0]], expected.vectors("text")[mask[:, 0]])
+        first += len(batch.labels)
+
+
+def test_the_weights_of_an_ensemble_are_chosen_on_validation_and_kept_in_the_model(undisturbed: Fit) -> None:
+    model: Any = undisturbed.model
+    weights = model.ensemble.weights
+    assert weights.sum().item() == pytest.approx(1)
+    assert (weights > 0).sum() > 1
+    assert torch.equal(model.state_dict()["ensemble.weights"], weights)

@@ -1,0 +1,147 @@
+"""Encoders on a GPU that is not there: devices and types fit, nothing waits for it, and memory has a bound."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.encoders import TextEncoder, front_end, speech, text, transfer
+from pipeline.encoders.speech import HiddenStates
+from pipeline.params import AudioParams, TextParams
+from pipeline.store import Identity
+from tests.fake_cuda import Seen, fake_cuda
+from tests.pipeline.encoders.test_speech import toy_config
+
+SPEECH = ("wav2vec2", "wav2vec2-layer", "hubert", "hubert-batch-norm", "wavlm", "data2vec-audio")
+WIDTH: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 50,
+}
+TEXT: dict[str, Any] = {
+    "bert": lambda: transformers.BertConfig(**WIDTH),
+    "roberta": lambda: transformers.RobertaConfig(**WIDTH),
+    "xlm-roberta": lambda: transformers.XLMRobertaConfig(**WIDTH),
+    "camembert": lambda: transformers.CamembertConfig(**WIDTH),
+    "electra": lambda: transformers.ElectraConfig(embedding_size=16, **WIDTH),
+    "data2vec-text": lambda: transformers.Data2VecTextConfig(**WIDTH),
+}
+PRECISIONS = ("float32", "bfloat16")
+
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
+
+
+@pytest.fixture(autouse=True)
+def _no_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which only a driver can give; one copy for an upload, whatever it holds."""
+
+    def upload(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+        return transfer.unpacked(transfer.packed(tensors).to(device), tensors)
+
+    for module in (front_end, speech, text):
+        monkeypatch.setattr(module, "upload", upload)
+
+
+def speech_states(kind: str, precision: str, **params: Any) -> HiddenStates:
+    with unset_fake_temporarily():
+        model = transformers.AutoModel.from_config(toy_config(kind)).eval().requires_grad_(False)
+    final = model.encoder.layer_norm if getattr(model.config, "do_stable_layer_norm", False) else torch.nn.Identity()
+    states = HiddenStates(model, [0, 1, 2], final, True, 16_000, "cuda", AudioParams(**params))
+    if precision == "bfloat16":
+        states.reduce()
+    return states
+
+
+def finish(states: Tensor) -> Tensor:
+    return states.mean(dim=-2).half()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", SPEECH)
+def test_speech_fits_and_does_not_wait(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One upload a batch for the clips, one for their lengths in frames; nothing comes back."""
+    with fake_cuda(monkeypatch):
+        encoder = speech_states(kind, precision)
+        ready = [encoder.prepare(torch.zeros(samples)) for samples in (16_000, 5003, 400)]
+        with torch.inference_mode(), Seen() as seen:
+            frames = encoder(ready, finish)
+    assert {(rows.device.type, rows.dtype, rows.shape[1:]) for rows in frames} == {("cuda", torch.float16, (32,))}
+    assert [len(rows) for rows in frames] == [49, 15, 1]
+    assert seen.copies.total() == 2, seen.copies
+    if precision == "bfloat16":
+        assert torch.bfloat16 in seen.types
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm"])
+def test_windows_of_a_long_clip_do_not_wait(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda(monkeypatch):
+        encoder = speech_states(kind, precision, window_seconds=2.0, overlap_seconds=0.5)
+        with torch.inference_mode(), Seen() as seen:
+            (frames,) = encoder([encoder.prepare(torch.zeros(100_000))], finish)
+    assert frames.shape == (312, 32)
+    windows = 5  # each says how many frames it has
+    assert seen.copies.total() <= 1 + windows, seen.copies
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that is made on the GPU."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and found.is_cuda and not func.is_view:
+            self.bytes = max(self.bytes, found.nbytes)
+        return found
+
+
+def test_a_long_clip_has_a_bound_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond what is allowed at once, only samples and frames grow with a clip: not what convolutions work on."""
+    largest = []
+    for minutes in (2, 20):
+        with fake_cuda(monkeypatch):
+            encoder = speech_states("wav2vec2", "float32")
+            clip = encoder.prepare(torch.zeros(minutes * 60 * 16_000))
+            with torch.inference_mode(), Largest() as seen:
+                encoder([clip], finish)
+        largest.append(seen.bytes)
+    first_layer = 4 * 16 * speech.TOGETHER_SECONDS * 16_000 // 5  # float32, 16 channels, stride 5
+    samples = 4 * 20 * 60 * 16_000
+    assert largest[0] <= first_layer
+    assert largest[1] <= max(first_layer, samples)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", TEXT)
+def test_text_fits_and_does_not_wait(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(text.READY_MASK) == set(TEXT)
+    model = transformers.AutoModel.from_config(TEXT[kind]()).eval().requires_grad_(False)
+    tokenizer = transformers.BertTokenizer({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4})
+    with fake_cuda(monkeypatch):
+        encoder = TextEncoder(model, tokenizer, Identity({}), [0, 1, 2], TextParams(), "cuda")
+        if precision == "bfloat16":
+            encoder.reduce()
+        with torch.inference_mode(), Seen() as seen:
+            rows = encoder._forward([[4] * 9, [4] * 3])
+    assert [tuple(one.shape) for one in rows] == [(11, 3, 32), (5, 3, 32)]
+    assert {one.device.type for one in rows} == {"cuda"}
+    assert seen.copies.total() == 1, seen.copies
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64, torch.int64), (torch.uint8, torch.float64)])
+def test_an_upload_gives_back_what_went_in(dtypes: tuple[torch.dtype, ...]) -> None:
+    tensors = [torch.arange(12).reshape(3, 4).to(dtype)[: index + 1] for index, dtype in enumerate(dtypes)]
+    for expected, found in zip(tensors, transfer.unpacked(transfer.packed(tensors), tensors), strict=True):
+        assert torch.equal(expected, found)
+        assert expected.dtype == found.dtype
+
+
+def test_toys_have_the_architectures_of_the_table() -> None:
+    assert {toy_config(kind).model_type for kind in SPEECH} == set(speech.FAMILY)

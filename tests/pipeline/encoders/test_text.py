@@ -1,0 +1,99 @@
+"""Text encoders: exact under padding, nothing cut, faithful to transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.encoders import TINY_SPEECH, TINY_TEXT, TextEncoder, load_text_encoder
+from pipeline.errors import EncoderError
+from pipeline.params import TextParams
+
+pytestmark = pytest.mark.arithmetic
+
+TEXTS = ["Yes.", "I cannot believe that you did this to me, of all people!", "😀 naïve Zażółć", "???"]
+
+
+def load(folder: Path | str = "tiny", **params: Any) -> TextEncoder:
+    return load_text_encoder(TextParams(encoder=str(folder), **params), "cpu")
+
+
+def test_batch_neighbours_do_not_change_tokens(minilm: Path) -> None:
+    for folder in (TINY_TEXT, minilm):
+        encoder = load(folder, layers=(0, 1, 2), mix="stack")
+        token_ids = [encoder.tokenize(text) for text in TEXTS]
+        for together, ids in zip(encoder.encode(token_ids), token_ids, strict=True):
+            assert np.abs(together - encoder.encode([ids])[0]).max() < 1e-4
+
+
+def test_states_are_those_of_transformers(minilm: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    encoder = load(minilm, layers=(3, 6), mix="stack")
+    rows = encoder.encode([encoder.tokenize(TEXTS[1])])[0]
+    tokens = AutoTokenizer.from_pretrained(minilm)(TEXTS[1], return_tensors="pt")
+    with torch.inference_mode():
+        states = AutoModel.from_pretrained(minilm).eval()(**tokens, output_hidden_states=True).hidden_states
+    assert np.allclose(rows[:, 0], states[3][0], atol=1e-4)
+    assert np.allclose(rows[:, 1], states[6][0], atol=1e-4)
+
+
+def test_rows_are_known_before_encoding() -> None:
+    encoder = load()
+    for text in TEXTS:
+        ids = encoder.tokenize(text)
+        assert len(encoder.encode([ids])[0]) == encoder.tokens(ids) == len(ids) + 2  # [CLS] and [SEP]
+
+
+def test_no_token_of_a_long_text_is_lost(minilm: Path) -> None:
+    """MiniLM's own tokenizer file cuts at 128 tokens; 2,000 words must all be there."""
+    encoder = load(minilm)
+    words = " ".join(["happy", "sad"] * 1000)
+    ids = encoder.tokenize(words)
+    rows = encoder.encode([encoder.tokenize("Yes."), ids])[1]
+    assert len(ids) == 2000
+    assert rows.shape == (2002, 384)
+    assert np.isfinite(rows).all()
+
+
+def test_windows_agree_with_the_whole_away_from_the_seams() -> None:
+    """A window's first and last kept tokens are those of the text: [CLS] comes first, [SEP] last."""
+    encoder = load(overlap_tokens=64)
+    encoder._window, encoder._overlap = 40, 16
+    whole = load()
+    ids = whole.tokenize(" ".join(TEXTS[:2] * 8))
+    joined, reference = encoder.encode([ids])[0], whole.encode([ids])[0]
+    assert joined.shape == reference.shape
+    cosine = (joined * reference).sum(1) / np.linalg.norm(joined, axis=1) / np.linalg.norm(reference, axis=1)
+    assert np.median(cosine) > 0.8
+
+
+def test_identity_follows_what_features_depend_on(minilm: Path) -> None:
+    variants = [load(), load(layers=(1,)), load(layers=(1, 2)), load(layers=(1, 2), mix="stack"), load(minilm)]
+    assert len({encoder.identity for encoder in variants}) == len(variants)
+    assert load().identity == load().identity
+
+
+def test_a_speech_model_is_no_text_encoder() -> None:
+    with pytest.raises(EncoderError, match="expected one of the BERT family"):
+        load(TINY_SPEECH)
+
+
+def test_a_missing_folder_is_named() -> None:
+    with pytest.raises(EncoderError, match="no such encoder folder"):
+        load("./no/such/folder")
+
+
+def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match=r"has no config\.json"):
+        load(tmp_path)
+
+
+def test_a_folder_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    """Otherwise every word would be unknown, and the features would say nothing."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((TINY_TEXT / name).read_bytes())
+    with pytest.raises(EncoderError, match=r"tokenizer knows \d+ tokens and its model \d+|tokenizer cannot be loaded"):
+        load(tmp_path)

@@ -1,0 +1,368 @@
+"""The audio and text stages: resumption, byte identity, changed recordings, memory."""
+
+import itertools
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.encoders import batches_under_budget
+from pipeline.errors import ClipError, DataError, EncoderError
+from pipeline.extraction import Work, extract_audio, extract_text, fill
+from pipeline.extraction.engine import LocalEngine
+from pipeline.extraction.progress import Progress, Unit
+from pipeline.extraction.stage import Outcome
+from pipeline.inspect import inspect_file
+from pipeline.join import join
+from pipeline.manifest import Utterance, read_manifest, write_manifest
+from pipeline.media import Decoders, clips
+from pipeline.params import AudioParams, TextParams
+from pipeline.store import Identity, PartLayout, SlotWriter, read_features, read_part
+from tests.demo import DEMO, conversations, prepared
+from tests.forked import exit_status, fork
+from tests.pipeline.tight import Tight
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fourteen conversations of the demo, two utterances of them without sound, one without text."""
+    names = conversations()
+    folder = tmp_path_factory.mktemp("manifest")
+    records = prepared([*names["train"][:8], *names["validation"][:3], *names["test"][:3]], folder)
+    absent = {"audio": None, "samples": 0, "sample_rate": None, "channels": None, "status": "no-audio"}
+    records[3] = records[3].model_copy(update=absent)
+    records[7] = records[7].model_copy(update=absent)
+    records[5] = records[5].model_copy(update={"text": "", "status": "no-text"})
+    write_manifest(folder / "manifest.jsonl", records)
+    return folder / "manifest.jsonl"
+
+
+def audio(manifest: Path, target: Path, **params: object) -> Path:
+    extract_audio(manifest, target, AudioParams(batch=10.0, **params), DEMO, "downmix", "cpu")  # type: ignore[arg-type]
+    return target
+
+
+@pytest.fixture(scope="module")
+def encoded(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """audio.h5 and text.h5."""
+    folder = tmp_path_factory.mktemp("encoded")
+    audio(manifest, folder / "audio.h5")
+    extract_text(manifest, folder / "text.h5", TextParams(), "cpu")
+    return folder
+
+
+def test_every_utterance_gets_its_own_features(manifest: Path, encoded: Path) -> None:
+    from pipeline.encoders import load_speech_encoder
+    from pipeline.media import resample
+    from pipeline.media.decoding import decode
+
+    part = read_part(encoded / "audio.h5")
+    encoder = load_speech_encoder(AudioParams(), "cpu")
+    for index, utterance in list(enumerate(read_manifest(manifest)))[::7]:
+        if utterance.audio is None:
+            continue
+        recording = decode(DEMO / utterance.audio)
+        alone = encoder.encode([resample(recording.samples, recording.sample_rate, 16000)])[0]
+        assert np.allclose(part.rows(index), alone, atol=5e-3)  # float16 of values of order 1
+
+
+def test_an_absent_modality_is_empty_and_its_turn_stays(manifest: Path, encoded: Path) -> None:
+    records = read_manifest(manifest)
+    part, text = (read_part(encoded / name) for name in ("audio.h5", "text.h5"))
+    assert part.ids == text.ids == [record.id for record in records]
+    assert [len(part.rows(index)) == 0 for index in range(len(records))] == [r.audio is None for r in records]
+    assert [len(text.rows(index)) == 0 for index in range(len(records))] == [not r.text for r in records]
+
+
+def test_the_same_input_gives_the_same_bytes(manifest: Path, encoded: Path, tmp_path: Path) -> None:
+    assert audio(manifest, tmp_path / "again.h5").read_bytes() == (encoded / "audio.h5").read_bytes()
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.soak)])
+def test_killed_again_and_again_the_file_ends_the_same_and_nothing_is_encoded_twice(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    """SIGKILL at random moments of runs that log what they encode."""
+    log, target = tmp_path / "log", tmp_path / "killed.h5"
+    write = SlotWriter.write
+
+    def logged(writer: SlotWriter, indices: Sequence[int], rows: Sequence[np.ndarray]) -> None:
+        if indices and writer.layout.rows[indices[0]]:
+            with log.open("a") as file:
+                file.write(" ".join(map(str, indices)) + "\n")
+        write(writer, indices, rows)
+
+    def run() -> None:
+        extract_audio(manifest, target, AudioParams(batch=4.0), DEMO, "downmix", "cpu")
+
+    monkeypatch.setattr(SlotWriter, "write", logged)
+    monkeypatch.setattr(clips, "Decoders", partial(Decoders, workers=1))  # the quickest to start
+    torch.set_num_threads(1)  # no thread pool that a fork would lose
+    run()
+    whole, undisturbed = target.read_bytes(), log.read_text().splitlines()
+    target.unlink()
+    log.write_text("")
+    moments, killed = random.Random(0), 0
+    while killed < kills and not target.exists():
+        size, patience = log.stat().st_size, moments.choice([0.0, 0.1, 30.0])
+        child, deadline = fork(run), time.monotonic() + patience
+        while not target.with_name("killed.h5.partial").exists():
+            time.sleep(0.001)
+        while log.stat().st_size == size and time.monotonic() < deadline:
+            time.sleep(0.001)  # many runs come to a batch, and some to none
+        time.sleep(moments.uniform(0.0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        assert exit_status(child) == -signal.SIGKILL
+        killed += 1
+    assert (killed, exit_status(fork(run))) == (kills, 0)
+    assert target.read_bytes() == whole
+    encoded = log.read_text().splitlines()
+    assert sorted(set(encoded)) == sorted(undisturbed)
+    # a batch is logged when it is encoded; the one whose writing a kill interrupts is there once more
+    assert len(encoded) - len(undisturbed) <= kills
+
+
+def test_a_recording_that_changed_since_the_manifest_is_refused(tmp_path: Path) -> None:
+    import wave
+
+    def tone(samples: int) -> None:
+        with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16000)
+            file.writeframes(np.arange(samples, dtype="<i2").tobytes())
+
+    tone(4000)
+    record = {"id": "a", "conversation": "a", "turn": 0, "split": "train", "audio": "a.wav"}
+    write_manifest(tmp_path / "manifest.jsonl", [Utterance(**record, samples=4000, sample_rate=16000, channels=1)])  # type: ignore[arg-type]
+    tone(4100)
+    arguments = (tmp_path / "manifest.jsonl", tmp_path / "audio.h5", AudioParams(), tmp_path, "downmix", "cpu")
+    with pytest.raises(DataError, match=r"'a': .*a\.wav has changed .* \(found 4100 samples, expected 4000 samples\)"):
+        extract_audio(*arguments)  # type: ignore[arg-type]
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(DataError, match="no such file, though the manifest has it"):
+        extract_audio(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def recordings(manifest: Path, tmp_path: Path) -> tuple[Path, list[Utterance]]:
+    """A root of its own with the recordings of ten utterances, and their records in manifest order."""
+    records = [record for record in read_manifest(manifest) if record.audio][:10]
+    for record in records:
+        (tmp_path / "root" / str(record.audio)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(DEMO / str(record.audio), tmp_path / "root" / str(record.audio))
+    renumbered = [r.model_copy(update={"conversation": "c", "turn": n, "split": "test"}) for n, r in enumerate(records)]
+    write_manifest(tmp_path / "ten.jsonl", renumbered)
+    return tmp_path / "root", renumbered
+
+
+def extract(recordings: tuple[Path, list[Utterance]], **params: object) -> Outcome:
+    given = AudioParams(encoder="log-mel", **params)  # type: ignore[arg-type]
+    root = recordings[0]
+    return extract_audio(root.parent / "ten.jsonl", root.parent / "audio.h5", given, root, "downmix", "cpu")
+
+
+def test_a_recording_that_vanishes_during_the_run_stops_it_and_what_is_finished_is_kept(
+    recordings: tuple[Path, list[Utterance]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, records = recordings
+    shortest = root / str(min(records, key=lambda record: record.samples).audio)  # the last one to be encoded
+    away = shortest.with_suffix(".away")
+    advance = Progress.advance
+
+    def vanish(progress: Progress, length: int) -> None:
+        if shortest.exists():
+            shortest.rename(away)
+        advance(progress, length)
+
+    monkeypatch.setattr(Progress, "advance", vanish)
+    with pytest.raises(ClipError, match="no such file, though the manifest has it"):
+        extract(recordings, batch=0.1)
+    monkeypatch.setattr(Progress, "advance", advance)
+    assert not (root.parent / "audio.h5").exists()
+    away.rename(shortest)
+    outcome = extract(recordings, batch=0.1)
+    assert (outcome.encoded, outcome.kept) == (1, 9)
+
+
+def test_marked_a_vanished_recording_leaves_its_utterance_empty_and_named(
+    recordings: tuple[Path, list[Utterance]],
+) -> None:
+    root, records = recordings
+    (root / str(records[4].audio)).unlink()
+    outcome = extract(recordings, on_error="mark")
+    part = read_part(root.parent / "audio.h5")
+    assert dict(outcome.failures) == dict(part.failed) == {records[4].id: "missing-file"}
+    assert [len(part.rows(index)) == 0 for index in range(10)] == [index == 4 for index in range(10)]
+    assert (outcome.encoded, outcome.rows) == (9, len(part.values))
+    assert f"missing-file: '{records[4].id}'" in outcome.summary("frames")
+
+
+def test_marking_everything_is_a_mistake(recordings: tuple[Path, list[Utterance]]) -> None:
+    root, records = recordings
+    for record in records:
+        (root / str(record.audio)).unlink()
+    with pytest.raises(DataError, match=r"none of the 10 utterances could be read \(missing-file\); mend dataset.root"):
+        extract(recordings, on_error="mark")
+
+
+def test_an_interrupted_run_goes_on_with_the_batches_that_it_found(
+    recordings: tuple[Path, list[Utterance]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The free memory of another moment must not put other clips together."""
+    asked: list[int] = []
+    from pipeline.extraction import stage as module
+
+    class StoppedError(Exception):
+        pass
+
+    def batches(lengths: list[int], budget: int) -> list[list[int]]:
+        asked.append(budget)
+        return batches_under_budget(lengths, budget)
+
+    def interrupt(*arguments: object) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr(module, "batches_under_budget", batches)
+    with monkeypatch.context() as patched:
+        patched.setattr(module.Progress, "advance", interrupt)
+        with pytest.raises(StoppedError):
+            extract(recordings)
+    monkeypatch.setattr("pipeline.encoders.speech.LogMel.budget_seconds", lambda self: 1.0)
+    extract(recordings)
+    assert asked == [60 * 16000, 60 * 16000]
+    extract(recordings)  # a fresh run finds its own
+    assert asked[2] == 16000
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def tight_work(largest: float, at_fetching: bool = False, found: bool = False) -> Work:
+    """Work in batches of 1, 3, 4, 6, 12 and 2 utterances: the last one would fit into the memory again."""
+    lengths = [12, *[4] * 3, *[3] * 4, *[2] * 6, *[1] * 14]
+    layout = PartLayout([str(n) for n in range(len(lengths))], [1] * len(lengths), (3,), "float32", Identity({}), "")
+    engine = LocalEngine(int, Tight(largest, at_fetching=at_fetching).start, str)
+    return Work(layout, lengths, Unit("h", "h", 1, digits=0), budget=12, found=found, engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("largest", "at_fetching", "found", "last_words"),  # `last_words`: what the killed process does not come to
+    [
+        (2, False, True, "write"),
+        (3, True, False, "write"),
+        (3, False, True, "take_note"),
+        (2, True, False, "take_note"),
+    ],
+)
+def test_killed_anywhere_a_run_that_ran_out_of_memory_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, at_fetching: bool, found: bool, last_words: str
+) -> None:
+    fill(tmp_path / "whole.h5", tight_work(largest, at_fetching, found), "")
+    whole, method = (tmp_path / "whole.h5").read_bytes(), getattr(SlotWriter, last_words)
+    batches = len(batches_under_budget(tight_work(1).lengths, 12))
+    for end in range(1, batches + 1):
+        calls = itertools.count()
+
+        def ending(*arguments: Any, end: int = end, calls: Any = calls, **numbers: Any) -> None:
+            if next(calls) >= end:  # the first call is made before the first batch
+                raise KilledError
+            method(*arguments, **numbers)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(SlotWriter, last_words, ending)
+            with pytest.raises(KilledError):
+                fill(tmp_path / "killed.h5", tight_work(largest, at_fetching, found), "")
+        outcome = fill(tmp_path / "killed.h5", tight_work(largest, at_fetching, found), "")
+        assert outcome.kept + outcome.encoded == outcome.utterances
+        assert (tmp_path / "killed.h5").read_bytes() == whole
+
+
+def test_pieces_of_other_batches_are_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user has set a smaller batch meanwhile."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "advance", lambda *arguments: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            fill(tmp_path / "features.h5", replace(tight_work(1), budget=48), "")
+    encoder = Tight()
+    work = replace(tight_work(1), budget=24, engine=LocalEngine(int, encoder.start, str))
+    fill(tmp_path / "features.h5", work, "")
+    assert max(encoder.sizes) == max(map(len, batches_under_budget(work.lengths, 24)))
+
+
+def test_one_utterance_that_exceeds_the_memory_says_what_helps_its_modality(
+    recordings: tuple[Path, list[Utterance]], manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("pipeline.encoders.speech.SpeechEncoder.start", start)
+    monkeypatch.setattr("pipeline.encoders.text.TextEncoder.start", start)
+    reason = r"alone exceeds the memory \(CUDA out of memory. Tried to allocate 2.00 GiB.\)"
+    with pytest.raises(EncoderError, match=f"{reason}; lower audio.window_seconds, or use --device cpu$"):
+        extract(recordings)
+    with pytest.raises(EncoderError, match=f"{reason}; shorten its text, or use --device cpu$"):
+        extract_text(manifest, tmp_path / "text.h5", TextParams(), "cpu")
+
+
+@pytest.fixture(scope="module")
+def joined(manifest: Path, encoded: Path) -> Path:
+    join(manifest, encoded / "audio.h5", encoded / "text.h5", encoded / "feats.h5")
+    return encoded / "feats.h5"
+
+
+def test_the_joint_file_carries_all_that_training_needs(manifest: Path, joined: Path) -> None:
+    records, features = read_manifest(manifest), read_features(joined)
+    assert features.label_names == ["anger", "joy", "neutral", "sadness"]
+    assert [features.label_names[label] for label in features.utterances.labels] == [r.label for r in records]
+    assert features.utterances.conversations == [record.conversation for record in records]
+    assert features.utterances.splits == [record.split for record in records]
+    assert features.utterances.speakers == [record.speaker for record in records]
+    assert joined.stat().st_size < 100_000  # links cost no copy
+
+
+def test_copy_gives_one_file_that_needs_no_other(manifest: Path, joined: Path, tmp_path: Path) -> None:
+    copied = join(manifest, joined.parent / "audio.h5", joined.parent / "text.h5", tmp_path / "feats.h5", True)
+    assert copied.digest == read_features(joined).digest
+    assert [path.name for path in tmp_path.iterdir()] == ["feats.h5"]
+
+
+def test_inspect_counts_what_is_there(manifest: Path, joined: Path) -> None:
+    report = inspect_file(joined, verify=True)
+    records = read_manifest(manifest)
+    assert report.utterances == len(records)
+    assert report.conversations == 14
+    assert sum(sum(labels.values()) for labels in report.splits.values()) == len(records)
+    assert (report.parts["audio"].empty, report.parts["text"].empty) == (2, 1)
+    assert report.parts["audio"].encoder["model"] == "tiny"
+    assert "every utterance matches its checksum" in report.to_text()
+
+
+def test_inspect_names_the_damaged_utterance(joined: Path, tmp_path: Path) -> None:
+    part = read_part(joined.parent / "audio.h5")
+    content = bytearray((joined.parent / "audio.h5").read_bytes())
+    middle = part.offsets[10] * part.values[:1].nbytes
+    content[content.index(part.values.tobytes()) + middle] ^= 1
+    (tmp_path / "audio.h5").write_bytes(content)
+    from pipeline.errors import StoreError
+
+    with pytest.raises(StoreError, match=f"1 of .* utterances do not match their checksum: '{part.ids[10]}'"):
+        inspect_file(tmp_path / "audio.h5", verify=True)
+
+
+def test_swapped_parts_are_refused(manifest: Path, joined: Path, tmp_path: Path) -> None:
+    from pipeline.errors import StoreError
+
+    with pytest.raises(StoreError, match="holds text features, expected audio; are --audio and --text swapped"):
+        join(manifest, joined.parent / "text.h5", joined.parent / "audio.h5", tmp_path / "feats.h5")

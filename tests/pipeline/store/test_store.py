@@ -1,0 +1,266 @@
+"""The feature file: round trips, refusals, damage."""
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import StoreError
+from pipeline.inspect import inspect_file
+from pipeline.join import stand_ins
+from pipeline.store import (
+    CorpusNote,
+    Features,
+    Identity,
+    Reference,
+    Utterances,
+    damaged_utterances,
+    read_features,
+    read_part,
+    write_features,
+    write_joint,
+)
+from pipeline.store.seal import FORMAT, VERSION
+from pipeline.store.writer import part_from_arrays
+
+IDS = ["a/0", "a/1", "bé/0", "c/0"]
+IDENTITY = Identity({"modality": "audio", "model": "made", "layers": [1, 2]})
+
+
+def table(**columns: object) -> Utterances:
+    given = {
+        "ids": IDS,
+        "conversations": ["a", "a", "bé", "c"],
+        "turns": np.array([0, 1, 0, 0]),
+        "speakers": ["Ann", "", "Bob", "Ann"],
+        "splits": ["train", "train", "validation", "test"],
+        "labels": np.array([0, 1, -1, 0]),
+        "scores": np.array([0.5, np.nan, -1.0, 3.0], np.float32),
+    }
+    return Utterances(**(given | columns))  # type: ignore[arg-type]
+
+
+def arrays(seed: int = 0, rows: tuple[int, ...] = (3, 0, 5, 1), shape: tuple[int, ...] = (4,)) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.normal(size=(count, *shape)).astype(np.float16) for count in rows]
+
+
+def self_contained(path: Path, seed: int = 0) -> Path:
+    write_features(path, table(), ["joy", "anger"], (arrays(seed), IDENTITY), (arrays(seed + 1), IDENTITY))
+    return path
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A joint file with two linked parts, made as the pipeline makes them."""
+    from pipeline.store import PartLayout, SlotWriter
+
+    parts = {}
+    for seed, name in enumerate(("audio", "text")):
+        content = arrays(seed)
+        layout = PartLayout(IDS, [len(array) for array in content], (4,), "float16", IDENTITY, "plan")
+        with SlotWriter(tmp_path / f"{name}.h5", layout) as writer:
+            writer.write(range(4), content)
+            writer.finish()
+        parts[name] = read_part(tmp_path / f"{name}.h5")
+    write_joint(tmp_path / "feats.h5", table(), ["joy", "anger"], parts, copy=False)
+    return tmp_path / "feats.h5"
+
+
+def same(left: Features, right: Features) -> bool:
+    return left.digest == right.digest and all(
+        np.array_equal(getattr(left, name).values, getattr(right, name).values) for name in ("audio", "text")
+    )
+
+
+def test_linked_and_self_contained_files_read_the_same(linked: Path, tmp_path: Path) -> None:
+    features = read_features(linked)
+    assert features.audio is not None
+    assert features.text is not None
+    write_joint(tmp_path / "copy.h5", table(), ["joy", "anger"], {"audio": features.audio, "text": features.text}, True)
+    assert same(features, read_features(tmp_path / "copy.h5"))
+
+
+def test_what_a_file_says_of_its_corpus_is_read_and_changes_no_hash(linked: Path, tmp_path: Path) -> None:
+    features = read_features(linked)
+    note = CorpusNote("mine", "CC BY 4.0", (Reference("HCAM", "weighted_f1", 0.5, "a paper"),))
+    parts = {"audio": features.audio, "text": features.text}
+    write_joint(tmp_path / "noted.h5", table(), ["joy", "anger"], parts, True, note)  # type: ignore[arg-type]
+    found = read_features(tmp_path / "noted.h5")
+    assert (features.corpus, found.corpus) == (None, note)
+    assert same(features, found)
+    assert "corpus: mine; licence: CC BY 4.0" in inspect_file(tmp_path / "noted.h5").to_text()
+
+
+def test_the_tiny_encoders_are_named_where_people_speak(tmp_path: Path) -> None:
+    given = {name: (arrays(), Identity({"model": model})) for name, model in (("audio", "tiny"), ("text", "minilm"))}
+    write_features(tmp_path / "feats.h5", table(), ["joy", "anger"], given["audio"], given["text"])
+    features = read_features(tmp_path / "feats.h5")
+    (note,) = stand_ins(features, "table")
+    assert note.startswith("audio: of the tiny encoder")
+    assert note.endswith("set audio.encoder to a real one")
+    assert stand_ins(features, "demo") == []
+
+
+def test_values_labels_and_order_round_trip_exactly(tmp_path: Path) -> None:
+    features = read_features(self_contained(tmp_path / "feats.h5"))
+    assert features.audio is not None
+    for index, array in enumerate(arrays()):
+        assert np.array_equal(features.audio.rows(index), array)
+    assert features.utterances.ids == IDS
+    assert features.utterances.speakers == ["Ann", "", "Bob", "Ann"]
+    assert features.utterances.labels.tolist() == [0, 1, -1, 0]
+    assert features.label_names == ["joy", "anger"]
+    assert np.isnan(features.utterances.scores[1])
+
+
+def test_inspect_counts_scores_where_there_are_any(tmp_path: Path) -> None:
+    report = inspect_file(self_contained(tmp_path / "feats.h5"))
+    assert report.scored == {"train": 1, "validation": 1, "test": 1}
+    assert "  train: 2 (anger 1, joy 1; scored 1)" in report.to_text().splitlines()
+    unscored = table(scores=np.full(4, np.nan, np.float32))
+    write_features(tmp_path / "none.h5", unscored, ["joy", "anger"], (arrays(), IDENTITY), None)
+    report = inspect_file(tmp_path / "none.h5")
+    assert report.scored == {}
+    assert "  train: 2 (anger 1, joy 1)" in report.to_text().splitlines()
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = self_contained(tmp_path / "one.h5"), self_contained(tmp_path / "two.h5")
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"labels": np.array([1, 1, -1, 0])},
+        {"splits": ["train", "train", "test", "test"]},
+        {"ids": ["a/0", "a/1", "b/0", "c/0"]},
+        {"scores": np.array([0.5, np.nan, -1.0, 2.0], np.float32)},
+    ],
+)
+def test_digest_changes_with_the_table(tmp_path: Path, changed: dict[str, object]) -> None:
+    write_features(tmp_path / "one.h5", table(), ["joy", "anger"], (arrays(), IDENTITY), None)
+    write_features(tmp_path / "two.h5", table(**changed), ["joy", "anger"], (arrays(), IDENTITY), None)
+    assert read_features(tmp_path / "one.h5").digest != read_features(tmp_path / "two.h5").digest
+
+
+def test_digest_changes_with_features_and_identity(tmp_path: Path) -> None:
+    digests = set()
+    for number, (seed, identity) in enumerate([(0, IDENTITY), (1, IDENTITY), (0, Identity({"model": "other"}))]):
+        write_features(tmp_path / f"{number}.h5", table(), ["joy", "anger"], (arrays(seed), identity), None)
+        digests.add(read_features(tmp_path / f"{number}.h5").digest)
+    assert len(digests) == 3
+
+
+@given(
+    rows=st.lists(st.integers(0, 6), min_size=1, max_size=6),
+    shape=st.sampled_from([(1,), (3,), (2, 3)]),
+    dtype=st.sampled_from([np.float16, np.float32]),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_ragged_part_round_trips(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[int], shape: tuple[int, ...], dtype: type
+) -> None:
+    content = [array.astype(dtype) for array in arrays(0, tuple(rows), shape)]
+    count = len(rows)
+    utterances = Utterances(
+        [f"u{index}" for index in range(count)],
+        ["c"] * count,
+        np.arange(count),
+        [""] * count,
+        ["train"] * count,
+        np.zeros(count, np.int64),
+        np.zeros(count, np.float32),
+    )
+    path = tmp_path_factory.mktemp("part") / "feats.h5"
+    write_features(path, utterances, ["x"], None, (content, IDENTITY))
+    part = read_features(path).text
+    assert part is not None
+    assert part.values.dtype == dtype
+    assert all(np.array_equal(part.rows(index), array) for index, array in enumerate(content))
+    assert not list(damaged_utterances(part))
+
+
+def test_a_missing_linked_part_is_named_with_both_ways_to_mend_it(linked: Path) -> None:
+    (linked.parent / "text.h5").unlink()
+    with pytest.raises(StoreError, match=r"text part .*text\.h5 is gone.*dvc repro.*--copy"):
+        read_features(linked)
+
+
+def test_an_exchanged_part_is_refused(linked: Path) -> None:
+    shutil.copy(linked.parent / "text.h5", linked.parent / "audio.h5")
+    with pytest.raises(StoreError, match=r"audio part .* is not the one that it was joined with"):
+        read_features(linked)
+
+
+def test_a_moved_folder_still_reads(linked: Path, tmp_path: Path) -> None:
+    before = read_features(linked)
+    digest = before.digest
+    shutil.copytree(linked.parent, tmp_path / "elsewhere" / "data")
+    assert read_features(tmp_path / "elsewhere" / "data" / "feats.h5").digest == digest
+
+
+def test_parts_of_other_utterances_cannot_be_joined(tmp_path: Path) -> None:
+    part = part_from_arrays(tmp_path / "audio.h5", ["x", "y", "z", "w"], arrays(), IDENTITY)
+    with pytest.raises(StoreError, match="other utterances than the manifest"):
+        write_joint(tmp_path / "feats.h5", table(), ["joy", "anger"], {"audio": part}, copy=True)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = self_contained(tmp_path / "feats.h5")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StoreError, match=r"truncated: .* run dvc repro"):
+        read_features(path)
+
+
+def test_any_hdf5_program_can_tell_what_a_file_is(linked: Path) -> None:
+    """The format's definition: attributes name format, version and encoder; values are plain and contiguous."""
+    with h5py.File(linked) as joint, h5py.File(linked.parent / "audio.h5") as part:
+        for file in (joint, part):
+            assert (file.attrs["format"], file.attrs["version"]) == (FORMAT, VERSION)
+        assert Identity.from_json(part.attrs["identity"]) == IDENTITY
+        assert np.array_equal(joint["audio"]["values"][:3], arrays(0)[0])  # HDF5 itself follows the relative link
+        assert part["values"].chunks is None
+        assert part["values"].compression is None
+
+
+def test_another_version_is_refused_by_number(tmp_path: Path) -> None:
+    path = self_contained(tmp_path / "feats.h5")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(f'"version": {VERSION}'.encode(), b'"version": 9', 1))
+    with pytest.raises(StoreError, match=f"version 9 of the format, this program reads version {VERSION}"):
+        read_features(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not hdf5", b"\x89HDF\r\n\x1a\n" + bytes(600)])
+def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "feats.h5"
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="not a feature file"):
+        read_features(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no such feature file"):
+        read_features(tmp_path / "feats.h5")
+
+
+def test_a_part_is_no_joint_file(linked: Path) -> None:
+    with pytest.raises(StoreError, match=r"holds a part, expected a joint file such as data/feats\.h5"):
+        read_features(linked.parent / "audio.h5")
+
+
+def test_every_flipped_byte_is_refused_or_its_utterance_named(tmp_path: Path) -> None:
+    path = self_contained(tmp_path / "feats.h5")
+    content = path.read_bytes()
+    for position in np.random.default_rng(0).choice(len(content), 200, replace=False):
+        damaged = bytearray(content)
+        damaged[position] ^= 0xFF
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=r"damaged|truncated|version|do not match their checksum|not a feature"):
+            inspect_file(path, verify=True)
