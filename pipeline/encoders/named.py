@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EncoderError
 from pipeline.params import AudioParams, TextParams
-from pipeline.settings import SettingsError, check_section
+from pipeline.settings import PrecisionError, SettingsError, check_section
 from pipeline.store import Identity
 
 if TYPE_CHECKING:
@@ -109,9 +109,14 @@ def _checked(content: Mapping[str, Any], modality: str, section: Any) -> Any:
 
 
 def _explaining(modality: str, folder: Path | None, load: Any) -> Any:
-    """What `load` returns; its error says how to name a folder, unless the user has done so."""
+    """What `load` returns; its error says what to do for a model that was trained already."""
     try:
         return load()
+    except PrecisionError as error:
+        raise PrecisionError(
+            f"{error}: the model was trained on such {modality} features, so use it on another machine, or extract and "
+            "train again in float32"
+        ) from None
     except EncoderError as error:
         if folder is not None:
             raise

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from pipeline.settings.precision import (
         Precision,
+        PrecisionError,
         advise_precision,
         check_agreement,
         deterministic,

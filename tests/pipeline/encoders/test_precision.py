@@ -201,6 +201,18 @@ def test_the_first_convolution_is_float32_under_autocast(speech_folder: Path) ->
     assert torch.equal(found, expected)
 
 
+@pytest.mark.usefixtures("noisy_convolution")
+def test_a_model_of_such_features_says_what_to_do() -> None:
+    from pipeline.encoders.named import load_speech
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "check_agreement", lambda *arguments, **options: None)
+        identity = load_audio("tiny").identity
+    precision._proven.clear()
+    with pytest.raises(PrecisionError, match=r"the model was trained on such audio features, so use it on another"):
+        load_speech(identity, None, "cpu")
+
+
 def test_auto_is_refused_with_what_to_write() -> None:
     with pytest.raises(SettingsError, match=r"'auto' no longer exists.*write float32.*or bfloat16"):
         check_section({"precision": "auto"}, "audio", AudioParams, "params.yaml")
