@@ -288,7 +288,8 @@ class Fusion(nn.Module):
 
     def classify(self, batch: Batch) -> Output:
         audio, text = self.dropout(batch.vectors("audio")), self.dropout(batch.vectors("text"))  # (utterances, dim)
-        keys = [turn_keys(x, batch.turns, self.direction) for x in (batch.audio_present, batch.text_present)]
+        present = [batch.audio_present, batch.text_present] if len(self.blocks) else []  # an export needs no idle mask
+        keys = [turn_keys(x, batch.turns, self.direction) for x in present]
         for block in self.blocks:
             audio, text = block(audio, text, *keys, batch.turns)
         logits, embedding = self.head(torch.cat([audio, text], dim=-1))
