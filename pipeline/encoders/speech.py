@@ -111,9 +111,8 @@ class HiddenStates:
         self.device = torch.device(device)
         self._layers, self._final_norm = layers, final_norm
         self._norm_first = getattr(model.config, "do_stable_layer_norm", False)
-        self._ready_mask = (
-            model.config._attn_implementation == "sdpa"
-        )  # else the model makes its own of (clips, frames)
+        # scaled dot-product attention takes masks of (clips, 1, frames, frames); WavLM makes its own of (clips, frames)
+        self._ready_mask = model.config._attn_implementation == "sdpa"
         self._padding = Padding(self._convolutions)
         zero_before_positions(model, self._padding)
         self._model = model.to(self.device)
