@@ -10,8 +10,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from pydantic import ConfigDict
 
-from pipeline.settings import join_words
+from pipeline.settings import Overrides, Section, join_words, single_command
 from tests.test_readme import APPS
 
 BIN = Path(sys.executable).parent
@@ -84,6 +85,28 @@ def test_sets_of_params_yaml_are_completed(tmp_path: Path) -> None:
     assert in_bash("fusion-ablate", "--only", "h", folder=tmp_path) == ["hcam"]
     (tmp_path / "params.yaml").write_text("ablations: [\n")
     assert in_bash("fusion-ablate", "--only", "", folder=tmp_path) == ["base"]
+
+
+class OpenSection(Section):
+    """Takes groups that it does not know."""
+
+    model_config = ConfigDict(extra="allow")
+    dim: int = 8
+
+
+def test_keys_of_groups_that_a_section_does_not_know_are_those_of_params_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body(overrides: Overrides) -> None: ...
+
+    monkeypatch.setitem(APPS, "mine", single_command(body, sections={"model": f"{__name__}:OpenSection"}))
+    assert in_bash("mine", "--set", "model.", folder=tmp_path) == ["model.dim=8"]
+    (tmp_path / "params.yaml").write_text("model: {dim: 4, name: mine, mine: {gate: true, layers: [1, 2]}}\n")
+    keys = ["model.dim=", "model.mine.gate=", "model.mine.layers="]
+    assert in_bash("mine", "--set", "model.", folder=tmp_path) == keys
+    values = ["model.mine.gate=true", "model.mine.gate=false"]
+    assert in_bash("mine", "--set", "model.mine.g", folder=tmp_path) == values
+    assert in_bash("mine", "--set", "model.mine.layers", "=", folder=tmp_path) == ["[1,2]"]
 
 
 def test_keys_are_completed_without_torch() -> None:

@@ -10,6 +10,7 @@ status 2; so is a file that cannot be read or written. Ctrl-C is one line and ex
 and the like may come from strangers: control characters in messages are escaped, as `\\x1b`.
 """
 
+import contextlib
 import functools
 import inspect
 import json
@@ -29,8 +30,6 @@ from typer.core import TyperCommand
 from pipeline.errors import ErcError, reason_and_mend
 
 if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
-
     from pipeline.settings.sections import Section
 
 DEFAULT_PARAMS = Path("params.yaml")
@@ -42,31 +41,40 @@ USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # click's, of whic
 
 def complete_set(context: typer.Context, begun: str) -> list[str]:
     """What `--set` may go on with: `section.key=`, and the values of the only key that is left, or its default."""
-    places: Mapping[str, str] = context.obj
-    fields: dict[str, FieldInfo] = {}
-    for name, place in places.items():
-        module, _, section = place.partition(":")
-        fields |= _fields(name, getattr(import_module(module), section))
+    values = dict(_known(context.obj, context.params.get("params") or DEFAULT_PARAMS))
     if BEGUN in os.environ:
-        return _values(fields[os.environ[BEGUN]]) if os.environ[BEGUN] in fields else []
+        return values.get(os.environ[BEGUN], [])
     key, equals, _ = begun.partition("=")
-    found = [name for name in fields if (name == key if equals else name.startswith(key))]
-    return [f"{name}={value}" for name in found for value in (_values(fields[name]) if len(found) == 1 else [""])]
+    found = [name for name in values if (name == key if equals else name.startswith(key))]
+    return [f"{name}={value}" for name in found for value in (values[name] if len(found) == 1 else [""])]
 
 
-def _fields(name: str, section: "type[Section]") -> "Iterator[tuple[str, FieldInfo]]":
-    """By dotted key, those of groups inside the section too."""
+def _known(sections: Mapping[str, str], params: Path) -> Iterator[tuple[str, list[str]]]:
+    """Keys with their values; of groups whose classes are loaded too late, those that stand in the file `params`."""
+    from pipeline.settings.sections import SettingsError, read_document
+
+    for name, place in sections.items():
+        module, _, section = place.partition(":")
+        kind: type[Section] = getattr(import_module(module), section)
+        yield from _fields(name, kind)
+        if kind.model_config.get("extra") == "allow":
+            with contextlib.suppress(SettingsError):
+                for group, content in (read_document(params).get(name) or {}).items():
+                    for key, value in content.items() if isinstance(content, dict) else ():
+                        yield f"{name}.{group}.{key}", _choices(type(value)) or [_written(value)]
+
+
+def _fields(name: str, section: Any) -> Iterator[tuple[str, list[str]]]:
     for key, field in section.model_fields.items():
         if hasattr(field.annotation, "model_fields"):
-            yield from _fields(f"{name}.{key}", field.annotation)  # type: ignore[arg-type]
+            yield from _fields(f"{name}.{key}", field.annotation)
         elif not field.exclude:  # a group of another owner
-            yield f"{name}.{key}", field
+            default = field.get_default(call_default_factory=True)
+            yield f"{name}.{key}", _choices(field.annotation) or [_written(default)]
 
 
-def _values(field: "FieldInfo") -> list[str]:
-    default = field.get_default(call_default_factory=True)
-    written = default if isinstance(default, str) else json.dumps(default, separators=(",", ":"), default=str)
-    return _choices(field.annotation) or [written]
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
 
 
 def _choices(annotation: Any) -> list[str]:
@@ -171,8 +179,6 @@ def single_command(
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             _drop_output()
         except OSError as error:
-            if error.filename is None:
-                _drop_output()
             reason, mend = reason_and_mend(error, "mend the path or its permissions")
             _end(f"error: {error.filename or 'output'}: {reason}; {mend}, then run the command again", 2)
 
@@ -222,5 +228,9 @@ def _drop_output() -> None:
 
 
 def _end(message: str, status: int) -> NoReturn:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     print(printable(message), file=sys.stderr)
     raise typer.Exit(status) from None

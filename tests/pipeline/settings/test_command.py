@@ -90,10 +90,8 @@ def raising(error: BaseException, goes_on: bool = False) -> Result:
 
 def test_an_error_of_the_system_names_the_path_and_what_to_do() -> None:
     full = raising(OSError(errno.ENOSPC, "what a library says", "results/\x1b[2J"))
-    assert (full.exit_code, full.stderr) == (
-        2,
-        "error: results/\\x1b[2J: No space left on device; make room, then run the command again\n",
-    )
+    expected = "error: results/\\x1b[2J: No space left on device; make room, then run the command again\n"
+    assert (full.exit_code, full.stderr) == (2, expected)
 
 
 def test_ctrl_c_is_one_line_that_says_whether_work_is_kept() -> None:
