@@ -1,7 +1,7 @@
 """The commands of fusion. Heavy libraries are imported when a command runs, so that `--help` answers at once."""
 
-import functools
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +17,9 @@ SECTIONS = {
     "ablations": "pipeline.settings:Section",  # any names
     "cluster": "pipeline.settings:ClusterParams",
 }
-command = functools.partial(single_command, sections=SECTIONS, one_thread=True)
-resumable = functools.partial(command, goes_on=True)
-encoding = functools.partial(single_command, sections={"dataset": "pipeline.settings:Section"})  # takes every core
+command = partial(single_command, sections=SECTIONS, one_thread=True)
+resumable = partial(command, goes_on=True)
+encoding = partial(single_command, sections={"dataset": "pipeline.settings:Section"})  # takes every core
 
 
 def complete_only(context: typer.Context) -> list[str]:

@@ -1,8 +1,8 @@
 """The pipeline's commands. Heavy libraries are imported when a command runs, so that `--help` answers at once."""
 
-import functools
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,8 +36,8 @@ class Modality(StrEnum):
     TEXT = "text"
 
 
-command = functools.partial(single_command, sections=SECTIONS)
-resumable = functools.partial(command, goes_on=True)
+command = partial(single_command, sections=SECTIONS)
+resumable = partial(command, goes_on=True)
 
 
 def announce(what: str) -> None:
@@ -122,11 +122,8 @@ def audio_app(
     from pipeline.extraction import extract_audio, extract_audio_on
 
     with connect(engine, device, torch.get_num_threads()) as cluster:
-        if cluster:
-            outcome = extract_audio_on(cluster, manifest, output, audio, root, dataset.channels)
-        else:
-            outcome = extract_audio(manifest, output, audio, root, dataset.channels, device)
-    print(outcome.summary("frames"))
+        extract = partial(extract_audio_on, cluster) if cluster else partial(extract_audio, device=device)
+        print(extract(manifest, output, audio, root, dataset.channels).summary("frames"))
 
 
 @resumable
@@ -149,11 +146,8 @@ def text_app(
     from pipeline.extraction import extract_text, extract_text_on
 
     with connect(engine, device, torch.get_num_threads()) as cluster:
-        if cluster:
-            outcome = extract_text_on(cluster, manifest, output, text)
-        else:
-            outcome = extract_text(manifest, output, text, device)
-    print(outcome.summary("tokens"))
+        extract = partial(extract_text_on, cluster) if cluster else partial(extract_text, device=device)
+        print(extract(manifest, output, text).summary("tokens"))
 
 
 @command
