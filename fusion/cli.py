@@ -1,29 +1,51 @@
 """The commands of fusion. Heavy libraries are imported when a command runs, so that `--help` answers at once."""
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fusion.command_line import (
-    Device,
-    FeatureFile,
-    Jobs,
-    ModelFolder,
-    Overrides,
-    ParamsFile,
-    command,
-    complete_only,
-    encoding,
-    find_params,
-    resumable,
-)
+from pipeline.settings import DEFAULT_PARAMS, Device, OptionalParams, Overrides, find_params, single_command
+
+SECTIONS = {
+    "model": "fusion.params:ModelParams",
+    "loss": "fusion.params:LossParams",
+    "train": "fusion.params:TrainParams",
+    "evaluate": "fusion.params:EvaluateParams",
+    "ablations": "pipeline.settings:Section",  # any names
+    "cluster": "pipeline.settings:ClusterParams",
+}
+command = partial(single_command, sections=SECTIONS, one_thread=True)
+resumable = partial(command, goes_on=True)
+encoding = partial(single_command, sections={"dataset": "pipeline.settings:Section"})  # takes every core
+
+
+def complete_only(context: typer.Context) -> list[str]:
+    """What `--only` may go on with: the names of section `ablations`."""
+    from pipeline.settings import SettingsError, read_document
+
+    try:
+        sets = read_document(context.params.get("params") or DEFAULT_PARAMS).get("ablations") or {}
+    except SettingsError:
+        sets = {}
+    blank = "\\ " if "COMP_WORDS" in os.environ else " "  # bash puts what it is given on the command line as it is
+    return ["base", *(str(name).replace(" ", blank) for name in sets)]
+
+
+FeatureFile = Annotated[Path, typer.Option(help="The joint feature file, such as data/feats.h5.")]
+ModelFolder = Annotated[Path | None, typer.Option(help="The model folder; models/<model.name> by default.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Runs side by side on this machine; one for each core by default, one on a GPU."),
+]
 
 
 @resumable
 def train_app(
     features: FeatureFile,
-    params: ParamsFile = None,
+    params: OptionalParams = None,
     overrides: Overrides = [],  # noqa: B006
     output: ModelFolder = None,
     jobs: Jobs = None,
@@ -45,7 +67,7 @@ def train_app(
 def evaluate_app(
     features: FeatureFile,
     models: ModelFolder = None,
-    params: ParamsFile = None,
+    params: OptionalParams = None,
     overrides: Overrides = [],  # noqa: B006
     output: Annotated[Path, typer.Option(help="Where the result files go.")] = Path("results"),
     degraded: Annotated[
@@ -87,7 +109,7 @@ def evaluate_app(
 @resumable
 def ablate_app(
     features: FeatureFile,
-    params: ParamsFile = None,
+    params: OptionalParams = None,
     overrides: Overrides = [],  # noqa: B006
     output: Annotated[Path, typer.Option(help="Where the tables go; finished runs in its folder 'ablations'.")] = Path(
         "results"
@@ -123,7 +145,7 @@ def ablate_app(
 def report_app(
     features: FeatureFile,
     models: ModelFolder = None,
-    params: ParamsFile = None,
+    params: OptionalParams = None,
     overrides: Overrides = [],  # noqa: B006
     results: Annotated[Path, typer.Option(help="What fusion-evaluate wrote.")] = Path("results"),
     manifest: Annotated[
@@ -156,7 +178,7 @@ def report_app(
 @command
 def folds_app(
     results: Annotated[list[Path], typer.Argument(help="The results of each fold, as fusion-evaluate wrote them.")],
-    params: ParamsFile = None,
+    params: OptionalParams = None,
     overrides: Overrides = [],  # noqa: B006
     output: Annotated[Path, typer.Option(help="Where the joined results go.")] = Path("results/folds"),
 ) -> None:

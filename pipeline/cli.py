@@ -1,50 +1,27 @@
 """The pipeline's commands. Heavy libraries are imported when a command runs, so that `--help` answers at once."""
 
-import functools
-import logging
-import os
 import sys
-from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-if "COMP_WORDS" in os.environ:  # bash asks what a command line may go on with
-    from pipeline.settings import join_words
+from pipeline.settings import DEFAULT_PARAMS, Device, OptionalParams, Overrides, ParamsFile, find_params, single_command
 
-    join_words(os.environ)
+SECTIONS = {
+    "dataset": "pipeline.params:DatasetParams",
+    "audio": "pipeline.params:AudioParams",
+    "text": "pipeline.params:TextParams",
+    "features": "pipeline.params:FeaturesParams",
+    "import": "pipeline.params:ImportParams",
+    "evaluate": "pipeline.settings:Section",  # fusion's, but for one group
+    "evaluate.degrade": "pipeline.params:DegradeParams",
+    "cluster": "pipeline.settings:ClusterParams",
+}
+DEFAULT_MANIFEST = Path("data/manifest.jsonl")
 
-
-def complete_set(begun: str) -> list[str]:
-    """What `--set` may go on with."""
-    from pipeline import params
-    from pipeline.settings import ClusterParams, Section, complete_override
-
-    sections: dict[str, type[Section]] = {
-        "dataset": params.DatasetParams,
-        "audio": params.AudioParams,
-        "text": params.TextParams,
-        "features": params.FeaturesParams,
-        "import": params.ImportParams,
-        "evaluate.degrade": params.DegradeParams,
-        "cluster": ClusterParams,
-    }
-    return complete_override(begun, sections)
-
-
-def complete_device() -> list[str]:
-    """What `--device` may go on with."""
-    return ["auto", "cpu", "cuda"]
-
-
-ParamsFile = Annotated[Path, typer.Option("--params", help="The YAML file with the parameters.")]
-Overrides = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter; repeatable.", autocompletion=complete_set),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.", autocompletion=complete_device)]
 Features = Annotated[str | None, typer.Option(metavar="PATH[:KEY]", help="Features of this modality.")]
 Lengths = Annotated[str | None, typer.Option(metavar="PATH[:KEY]", help="Rows of each utterance in one array of all.")]
 Mask = Annotated[str | None, typer.Option(metavar="PATH[:KEY]", help="True where a padded array is real.")]
@@ -59,63 +36,14 @@ class Modality(StrEnum):
     TEXT = "text"
 
 
-INTERRUPTED = "interrupted"
-KEPT = "interrupted; what was finished is kept: run the same command again to go on"
-DEFAULT_PARAMS = Path("params.yaml")
-DEFAULT_MANIFEST = Path("data/manifest.jsonl")
-
-
-def command(body: Callable[..., None], goes_on: bool = False) -> typer.Typer:
-    """A one-command typer app around `body`; an error that the user can mend is one line and exit status 2.
-
-    Ctrl-C is one line and exit status 130; `goes_on` if the next run then keeps what was finished.
-    """
-
-    @functools.wraps(body)
-    def guarded(**arguments: Any) -> None:
-        try:
-            from pipeline.errors import ErcError
-            from pipeline.settings import PIPELINE_SECTIONS, check_overrides, settle_libraries
-        except KeyboardInterrupt:
-            print(INTERRUPTED, file=sys.stderr)
-            raise typer.Exit(130) from None
-        settle_libraries()
-        try:
-            logging.basicConfig(format="%(message)s", level=logging.WARNING)
-            check_overrides(arguments.get("overrides", ()), PIPELINE_SECTIONS)
-            body(**arguments)
-            sys.stdout.flush()
-        except KeyboardInterrupt:
-            print(KEPT if goes_on else INTERRUPTED, file=sys.stderr)
-            raise typer.Exit(130) from None
-        except ErcError as error:
-            _fail(str(error))
-        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
-            from pipeline.errors import reason_and_mend
-
-            reason, mend = reason_and_mend(error, "mend the path or its permissions")
-            _fail(f"{error.filename or 'output'}: {reason}; {mend}, then run the command again")
-
-    # without rich, whose import takes longer than all else that --help needs
-    app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(guarded)
-    return app
-
-
-def _fail(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    raise typer.Exit(2)
+command = partial(single_command, sections=SECTIONS)
+resumable = partial(command, goes_on=True)
 
 
 def announce(what: str) -> None:
     """Tell somebody at a terminal that libraries are being loaded, which takes seconds."""
     if sys.stderr.isatty():
         print(f"loading {what} ...", file=sys.stderr, flush=True)
-
-
-resumable = functools.partial(command, goes_on=True)
 
 
 @command
@@ -194,11 +122,8 @@ def audio_app(
     from pipeline.extraction import extract_audio, extract_audio_on
 
     with connect(engine, device, torch.get_num_threads()) as cluster:
-        if cluster:
-            outcome = extract_audio_on(cluster, manifest, output, audio, root, dataset.channels)
-        else:
-            outcome = extract_audio(manifest, output, audio, root, dataset.channels, device)
-    print(outcome.summary("frames"))
+        extract = partial(extract_audio_on, cluster) if cluster else partial(extract_audio, device=device)
+        print(extract(manifest, output, audio, root, dataset.channels).summary("frames"))
 
 
 @resumable
@@ -221,11 +146,8 @@ def text_app(
     from pipeline.extraction import extract_text, extract_text_on
 
     with connect(engine, device, torch.get_num_threads()) as cluster:
-        if cluster:
-            outcome = extract_text_on(cluster, manifest, output, text)
-        else:
-            outcome = extract_text(manifest, output, text, device)
-    print(outcome.summary("tokens"))
+        extract = partial(extract_text_on, cluster) if cluster else partial(extract_text, device=device)
+        print(extract(manifest, output, text).summary("tokens"))
 
 
 @command
@@ -268,10 +190,7 @@ def import_app(
     text_mask: Mask = None,
     text_ids: Ids = None,
     output: Annotated[Path, typer.Option(help="Where the feature file goes.")] = Path("data/imported.h5"),
-    params: Annotated[
-        Path | None,
-        typer.Option(help="The YAML file with the parameters; params.yaml where it is here, else defaults."),
-    ] = None,
+    params: OptionalParams = None,
     overrides: Overrides = [],  # noqa: B006
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse utterances without features, and the reverse.")
@@ -282,9 +201,9 @@ def import_app(
     from pipeline.params import DatasetParams, ImportParams
     from pipeline.settings import read_section
 
-    params = params or (DEFAULT_PARAMS if DEFAULT_PARAMS.exists() else None)  # features need not lie in a project
-    dataset = read_section(params, "dataset", DatasetParams, overrides)
-    settings = read_section(params, "import", ImportParams, overrides)
+    path = find_params(params)  # features need not lie in a project
+    dataset = read_section(path, "dataset", DatasetParams, overrides)
+    settings = read_section(path, "import", ImportParams, overrides)
     given = given_parts("audio", audio, audio_lengths, audio_mask, audio_ids)
     given += given_parts("text", text, text_lengths, text_mask, text_ids)
     print(import_features(table, given, output, settings, dataset, strict).summary())

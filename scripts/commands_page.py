@@ -15,7 +15,7 @@ from typer.main import get_command
 HEAD = """# Commands
 
 All commands with all options. The page of [parameters](parameters.md) explains `--set` and `params.yaml`; every command
-has `--help`.
+has `--help` or `-h`, and `--version`.
 
 An error is one line on stderr, with exit status 2; a misspelt option comes with the usage. Ctrl-C is one line with exit
 status 130, which says whether what was finished is kept. Progress bars are drawn at a terminal alone.
@@ -25,9 +25,9 @@ keys and values of `--set`, devices, the sets of `fusion-ablate --only`. For all
 
     for command in .venv/bin/{pipeline,fusion}-*; do "$command" --install-completion; done
 
-`--show-completion` prints the script instead. Both are left out below.
+`--show-completion` prints the script instead. What every command has is left out below.
 """
-LEFT_OUT = {"--install-completion", "--show-completion", "--help"}
+LEFT_OUT = {"--install-completion", "--show-completion", "--help", "--version"}
 ROOT = Path(__file__).parents[1]
 
 

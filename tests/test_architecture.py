@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "pipeline": [
         "errors",  # the error tree
-        "settings",  # strict params.yaml; cores, memory and threads of the machine; the cluster
+        "settings",  # strict params.yaml; what commands share; cores, memory and threads of the machine; the cluster
         "manifest",  # the Utterance record
         "params",  # the sections that pipeline owns
         "store",  # the feature file: reader, writer, identity, seal
@@ -50,7 +50,6 @@ ROOMS = {
         "evaluation",  # evaluate, robustness, folds, and their files
         "ablation",  # variants, runs, comparison, tables
         "report",  # the page
-        "command_line",  # what commands share
         "cli",  # one call a command
     ],
 }
@@ -62,7 +61,7 @@ BESIDE_THE_DOOR = {  # (importer, file of another room): why
     ("pipeline.imports.stage", "pipeline.datasets.table"): "the function of every adapter is called `read`",
 }
 CORPORA = ("meld", "iemocap", "mosi", "nemo")
-HEAVY = {"transformers", "torchaudio", "dvc", "torch", "sklearn", "h5py", "av", "ray"}
+HEAVY = {"transformers", "torchaudio", "dvc", "torch", "sklearn", "h5py", "av", "ray", "numpy", "pydantic", "rich"}
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -10,9 +10,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from typer.completion import get_completion_script
+from pydantic import ConfigDict
 
-from pipeline.settings import join_words
+from pipeline.settings import Overrides, Section, join_words, single_command
 from tests.test_readme import APPS
 
 BIN = Path(sys.executable).parent
@@ -26,7 +26,7 @@ def ask(command: str, folder: Path = PROJECT, **environment: str) -> list[str]:
     answer = io.StringIO()
     with mock.patch.dict(os.environ, given), contextlib.chdir(folder), contextlib.redirect_stdout(answer):
         if "COMP_WORDS" in environment:
-            join_words(os.environ)  # as the import of the command does
+            join_words(os.environ)  # as the import of commands does
         with pytest.raises(SystemExit):
             APPS[command](prog_name=command, args=[])
     return answer.getvalue().splitlines()
@@ -84,23 +84,46 @@ def test_sets_of_params_yaml_are_completed(tmp_path: Path) -> None:
     assert in_bash("fusion-ablate", "--only", "", folder=tmp_path) == ["base", "no\\ gate", "hcam"]
     assert in_bash("fusion-ablate", "--only", "h", folder=tmp_path) == ["hcam"]
     (tmp_path / "params.yaml").write_text("ablations: [\n")
-    assert in_bash("fusion-ablate", "--only", "", folder=tmp_path) == [""]
+    assert in_bash("fusion-ablate", "--only", "", folder=tmp_path) == ["base"]
+
+
+class OpenSection(Section):
+    """Takes groups that it does not know."""
+
+    model_config = ConfigDict(extra="allow")
+    dim: int = 8
+
+
+def test_keys_of_groups_that_a_section_does_not_know_are_those_of_params_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body(overrides: Overrides) -> None: ...
+
+    monkeypatch.setitem(APPS, "mine", single_command(body, sections={"model": f"{__name__}:OpenSection"}))
+    assert in_bash("mine", "--set", "model.", folder=tmp_path) == ["model.dim=8"]
+    (tmp_path / "params.yaml").write_text("model: {dim: 4, name: mine, mine: {gate: true, layers: [1, 2]}}\n")
+    keys = ["model.dim=", "model.mine.gate=", "model.mine.layers="]
+    assert in_bash("mine", "--set", "model.", folder=tmp_path) == keys
+    values = ["model.mine.gate=true", "model.mine.gate=false"]
+    assert in_bash("mine", "--set", "model.mine.g", folder=tmp_path) == values
+    assert in_bash("mine", "--set", "model.mine.layers", "=", folder=tmp_path) == ["[1,2]"]
 
 
 def test_keys_are_completed_without_torch() -> None:
     """Who presses a key does not wait for seconds."""
     script = (
-        "import sys\nfrom fusion.command_line import complete_set\nassert complete_set('train.')\n"
-        "from pipeline.cli import complete_set\nassert complete_set('audio.')\nassert 'torch' not in sys.modules"
+        "import sys, contextlib\nfrom fusion.cli import train_app\nfrom pipeline.cli import audio_app\n"
+        "for app in (train_app, audio_app):\n"
+        "    with contextlib.suppress(SystemExit):\n        app(prog_name='command', args=[])\n"
+        "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_every_command_has_a_script_for_the_shell(shell: str) -> None:
-    for command in APPS:
-        script = get_completion_script(prog_name=command, complete_var=variable_of(command), shell=shell)
-        assert f"{variable_of(command)}=complete_{shell}" in script
+    asked = {"_COMMAND_COMPLETE": "complete_fish", "_TYPER_COMPLETE_ARGS": "command --set e"}
+    asked["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | asked, capture_output=True, text=True, check=True
+    )
+    assert "evaluate.resamples=" in done.stdout
+    assert "evaluate.degrade.noise=" in done.stdout
 
 
 def test_bash_itself_completes_a_parameter() -> None:

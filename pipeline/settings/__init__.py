@@ -1,5 +1,5 @@
-"""What a user sets, sections of `params.yaml` (`sections`), one of which says where the work is done (`cluster`), and
-what every command needs of its machine.
+"""What a user sets, sections of `params.yaml` (`sections`), one of which says where the work is done (`cluster`), what
+all commands share (`command`), and what they need of their machine.
 """
 
 import ast
@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from pipeline.errors import ErcError
     from pipeline.settings.closure import closure_digest
     from pipeline.settings.cluster import Cluster, ClusterError, ClusterParams, connect
-    from pipeline.settings.completion import complete_override, complete_set_name, join_words
+    from pipeline.settings.command import (
+        DEFAULT_PARAMS,
+        Device,
+        OptionalParams,
+        Overrides,
+        ParamsFile,
+        find_params,
+        join_words,
+        single_command,
+    )
     from pipeline.settings.machine import (
         Threads,
         count_cores,
@@ -29,16 +38,14 @@ if TYPE_CHECKING:
         deterministic,
         full_float32,
         repeatably,
-        settle_cublas,
     )
     from pipeline.settings.sections import (
-        FUSION_SECTIONS,
-        PIPELINE_SECTIONS,
         SECTION_NAMES,
         Section,
         SettingsError,
         check_overrides,
         check_section,
+        read_document,
         read_section,
     )
 

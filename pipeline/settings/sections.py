@@ -29,9 +29,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import ErcError
 
-PIPELINE_SECTIONS = ("dataset", "audio", "text", "features", "import", "evaluate", "cluster")
-FUSION_SECTIONS = ("model", "loss", "train", "evaluate", "ablations", "cluster")
-SECTION_NAMES = tuple(dict.fromkeys([*PIPELINE_SECTIONS, *FUSION_SECTIONS]))
+SECTION_NAMES = (
+    *("dataset", "audio", "text", "features", "import", "evaluate", "cluster"),
+    *("model", "loss", "train", "ablations"),
+)
 
 
 class SettingsError(ErcError):

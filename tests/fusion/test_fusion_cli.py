@@ -1,11 +1,6 @@
 """fusion-train and fusion-evaluate as a user types them."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from fusion.cli import evaluate_app, train_app
 from tests.fusion.made import Made, write_made
+from tests.pipeline.test_interrupts import KEPT, children, interrupted
 
 PARAMS = """
 model: {dim: 8, heads: 2, audio_frames: 8}
@@ -82,26 +78,8 @@ def test_ctrl_c_is_one_line_also_with_processes_that_train(project: Path) -> Non
     """A terminal gives it to all of them."""
     command = ["fusion-ablate", "--features", "data/feats.h5", "--device", "cpu", "--jobs", "2"]
     sets = ["train.epochs=2000", "train.patience=2000", "ablations.plain={model.gate: false}"]
-    process = subprocess.Popen(
-        [str(Path(sys.executable).with_name(command[0])), *command[1:], *(a for one in sets for a in ("--set", one))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # which background jobs ignore
-    )
-    try:
-        tasks = Path(f"/proc/{process.pid}/task")
-        while (
-            process.poll() is None and len("".join(path.read_text() for path in tasks.glob("*/children")).split()) < 2
-        ):
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert (process.returncode, stdout) == (130, "")
-    assert stderr == "interrupted; what was finished is kept: run the same command again to go on\n"
+    command += [argument for one in sets for argument in ("--set", one)]
+    assert interrupted(command, project, lambda process: len(children(process)) >= 2) == (130, KEPT)
 
 
 # decoupled weight decay multiplies every weight by 1 - 10 * 10 a step
@@ -134,20 +112,3 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-def test_what_a_user_cannot_mend_keeps_its_traceback(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusion.training.several_seeds.fit", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run(train_app, "--features", "data/feats.h5")
-
-
-def loaded_by(statement: str) -> set[str]:
-    script = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
-
-
-def test_importing_the_commands_loads_nothing_heavy() -> None:
-    heavy = {"torch", "transformers", "torchaudio", "dvc", "numpy", "pydantic", "sklearn", "h5py", "rich"}
-    assert not loaded_by("import fusion.cli") & heavy

@@ -434,13 +434,6 @@ def test_damaged_features_are_found_by_verify(again: Project) -> None:
     assert "audio.h5: 1 of 14 utterances do not match their checksum: 'odd/0'" in line
 
 
-def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    made = project(tmp_path)
-    made.file("taken").write_text("a file where a folder must go")
-    arguments = [*made.paths, "--output", str(made.file("taken") / "manifest.jsonl")]
-    assert "taken" in refusal(prepare_app, arguments)
-
-
 def test_a_place_that_cannot_be_written_is_told_before_recordings_are_decoded(tmp_path: Path) -> None:
     made = project(tmp_path, [row | {"audio": "gone.mp3"} for row in rows_of()])  # which would be refused, too
     made.file("manifest.jsonl").mkdir()

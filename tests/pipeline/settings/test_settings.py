@@ -15,7 +15,6 @@ from fusion.cli import predict_app, train_app
 from pipeline.cli import audio_app
 from pipeline.params import AudioParams, DatasetParams, DegradeParams, FeaturesParams, TextParams
 from pipeline.settings import (
-    FUSION_SECTIONS,
     SECTION_NAMES,
     Section,
     SettingsError,
@@ -104,7 +103,7 @@ def test_overrides_win_and_those_of_other_sections_are_left_alone(tmp_path: Path
 
 
 def test_an_override_that_no_section_of_the_command_is_for_is_refused(tmp_path: Path) -> None:
-    check_overrides(["model.gate=false", "train.seeds=[1]", "no such=form"], FUSION_SECTIONS)
+    check_overrides(["model.gate=false", "train.seeds=[1]", "no such=form"], ["model", "train"])
     for app, override in ((audio_app, "model.dim=8"), (train_app, "audio.layers=[1]"), (predict_app, "train.epochs=1")):
         required = [] if app is audio_app else ["--features", "f.h5", "--model", "m"][: 4 if app is predict_app else 2]
         done = CliRunner().invoke(app, [*required, "--set", override])
