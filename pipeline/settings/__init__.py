@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         SECTION_NAMES,
         Section,
         SettingsError,
+        as_overrides,
         check_overrides,
         check_section,
         read_section,
