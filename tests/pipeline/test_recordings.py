@@ -174,7 +174,7 @@ def test_an_encoder_of_a_folder_is_the_models_by_its_weights(
         encoder.load()
     weights = str(identity.fields["weights"])
     assert f"an encoder folder called 'group' (weights {weights[:12]})" in str(caught.value)
-    assert "say where the folder lies with --audio-encoder" in str(caught.value)
+    assert "say where the folder lies (--audio-encoder)" in str(caught.value)
     with (
         TurnEncoder(identity, None, audio_folder=stable_speech_folder, device="cpu") as encoder,
         pytest.raises(EncoderError) as caught,
