@@ -174,11 +174,20 @@ def predict(
 
     Raises:
         ModelError: a folder is missing or damaged, or features are of other encoders.
-        EncoderError, DataError, RecordingError: an encoder is not available, or a turn is not what it must be.
+        EncoderError, DataError, RecordingError: an encoder is not available, or a turn is not what it must be; or
+            `split` or `root` is given beside something else than features or a table.
     """
+    from fusion.errors import RecordingError
     from fusion.prediction import Predictor
     from pipeline.store import Features
 
+    table = isinstance(turns, str | PathLike)
+    for name, given, fits, what in (
+        ("split", split, isinstance(turns, Features), "features"),
+        ("root", root, table, "the path of a table"),
+    ):
+        if given is not None and not fits:
+            raise RecordingError(f"{name} goes with {what}, found turns of type {type(turns).__name__}; leave it out")
     with Predictor.load(models, device, audio_encoder, text_encoder) as predictor:
         if isinstance(turns, Features):
             return predictor.predict_features(turns, split)

@@ -20,7 +20,7 @@ from fusion.checkpoint import VERSION
 from fusion.cli import train_app
 from pipeline.settings import ErcError, SettingsError, as_overrides
 from tests.commands import ROOT
-from tests.demo import conversations
+from tests.demo import write_piece
 
 PAGE = (ROOT / "docs" / "from-python.md").read_text(encoding="utf-8")
 PROGRAM = "\n\n".join(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
@@ -36,13 +36,7 @@ FLAG = re.compile(r"(?<!\()--\w+")  # a flag that the message asks for, rather t
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone's folder with a piece of the demo, on which the page's program has run."""
     folder = tmp_path_factory.mktemp("notebook")
-    demo = folder / "data" / "demo"
-    demo.mkdir(parents=True)
-    (demo / "audio").symlink_to(ROOT / "data" / "demo" / "audio")
-    chosen = {name for split, count in CHOSEN.items() for name in conversations()[split][:count]}
-    header, *rows = (ROOT / "data" / "demo" / "utterances.csv").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in rows if row.split(",")[0] in chosen]
-    (demo / "utterances.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    write_piece(folder / "data" / "demo", CHOSEN)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         names: dict[str, Any] = {"__name__": "page"}
@@ -164,6 +158,8 @@ def test_dictionaries_mean_what_params_yaml_means() -> None:
         (lambda f: fusion.predict("none", []), "none: no such model folder"),
         (lambda f: fusion.predict(f.parents[1] / "models/small", "none.csv"), "none.csv: no such table"),
         (lambda f: fusion.predict(f.parents[1] / "models/small", "We lost."), "We lost.: no such table"),
+        (lambda f: fusion.predict("none", [], split="test"), "split goes with features, found turns of type list"),
+        (lambda f: fusion.predict("none", fusion.load_features(f), root="x"), "root goes with the path of a table"),
         (lambda f: pipeline.prepare("m.jsonl", dataset={"name": "mled"}), "did you mean 'meld'?"),
         (lambda f: pipeline.encode("none.jsonl", "f.h5"), "none.jsonl: no such manifest"),
     ],
