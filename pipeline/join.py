@@ -85,5 +85,5 @@ def _read_modality(path: Path, modality: str) -> Part:
     part = read_part(path)
     found = part.identity.fields.get("modality", modality)
     if found != modality:
-        raise StoreError(f"{path}: holds {found} features, expected {modality}; are --audio and --text swapped?")
+        raise StoreError(f"{path}: holds {found} features, expected {modality}; are audio and text swapped?")
     return part

@@ -117,7 +117,7 @@ def read_manifest(path: Path) -> list[Utterance]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such manifest; run pipeline-prepare, or dvc repro") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); name the manifest with --manifest") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); name another manifest (--manifest)") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason}); run pipeline-prepare to write it anew") from None
     utterances = []

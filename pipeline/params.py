@@ -1,7 +1,9 @@
 """What the pipeline owns of params.yaml: `dataset`, `audio`, `text`, `features`, `import`, and `evaluate.degrade`."""
 
+import re
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -21,6 +23,21 @@ def _expand_home(path: str) -> str:
 
 
 UserPath = Annotated[str, AfterValidator(_expand_home)]
+
+OwnCorpus = Literal["demo", "table", "meld", "iemocap", "mosi"]  # `pipeline.datasets.registry` has the adapters
+CORPORA: tuple[str, ...] = get_args(OwnCorpus)
+CORPUS_PLUGINS = "erc_fusion.corpora"  # entry points of installed packages that bring an adapter
+ADAPTER_PLACE = re.compile(r"[^\W\d]\w*((\.[^\W\d]\w*)+(:[^\W\d]\w*)?|:[^\W\d]\w*)")  # package.module, module:function
+
+
+def _names_an_adapter(name: str) -> str:
+    """`name` if it is that of an installed plug-in or says where an adapter lies; nothing is imported for it."""
+    if not ADAPTER_PLACE.fullmatch(name):
+        installed = entry_points(group=CORPUS_PLUGINS).names
+        if name not in installed:
+            also = f"{', '.join(sorted(installed))} (installed) or " if installed else ""
+            raise ValueError(f"input should be {also}the place of an adapter: my_package.module or module:function")
+    return name
 
 
 class Columns(Section):
@@ -43,7 +60,8 @@ class Columns(Section):
 class DatasetParams(Section):
     """Where the recordings and transcripts are, and how they are split."""
 
-    name: Literal["demo", "table", "meld", "iemocap", "mosi"] = "demo"
+    # also a plug-in: an entry point of the group `erc_fusion.corpora`, my_package.module or module:function
+    name: OwnCorpus | Annotated[str, AfterValidator(_names_an_adapter)] = "demo"
     root: UserPath = (
         "data/demo"  # folder of the release, or that holds the table; paths of recordings are relative to it
     )

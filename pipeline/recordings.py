@@ -81,7 +81,7 @@ def read_turns(table: Path, root: Path, params: Path | None = None, overrides: S
         DataError: as `pipeline.datasets.table.read` and `pipeline.preparation.draft_utterance`; the line is named.
     """
     if not table.is_file():
-        raise DataError(f"{table}: no such table; name another with --table")
+        raise DataError(f"{table}: no such table; name another one (--table)")
     columns = read_section(params, "dataset", DatasetParams, overrides).columns
     turns = read_table(table, columns, unread=UNREAD).turns
     drafts = [

@@ -1,53 +1,139 @@
-"""docs/adding-a-corpus.md keeps its word: its adapter and its test are run as they stand there."""
+"""docs/adding-a-corpus.md keeps its word: its adapter, its test and its command are run as they stand there; and other
+adapters that plug in.
+"""
 
 import re
 import shlex
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import prepare_app
-from pipeline.datasets import ADAPTERS
-from pipeline.params import DatasetParams
+from pipeline.datasets import ADAPTERS, Corpus, read_corpus
+from pipeline.errors import DataError
+from pipeline.params import CORPORA, DatasetParams
+from pipeline.settings import SettingsError, read_section
 
-PAGE = (Path(__file__).parents[1] / "docs" / "adding-a-corpus.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "adding-a-corpus.md").read_text(encoding="utf-8")
 ADAPTER, TEST = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+COMMAND = next(line for line in PAGE.splitlines() if line.startswith("    pipeline-prepare"))
+FROM_PYTHON = re.findall(r"```python\n(.*?)```", (ROOT / "docs/from-python.md").read_text("utf-8"), flags=re.DOTALL)
 
 
-class LettersParams(DatasetParams):
-    """The parameters with the page's name among the corpora."""
-
-    name: str = "letters"  # type: ignore[assignment]
-
-
-def test_the_adapter_of_the_page_passes_the_test_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("pipeline.datasets.letters")
-    exec(compile(ADAPTER, "letters.py", "exec"), module.__dict__)
-    monkeypatch.setitem(sys.modules, "pipeline.datasets.letters", module)
-    monkeypatch.setitem(ADAPTERS, "letters", module.read)
-    monkeypatch.setattr("pipeline.params.DatasetParams", LettersParams)
-    names: dict[str, Any] = {}
-    exec(compile(TEST, "test_letters.py", "exec"), names)
-    test: Callable[[Path], None] = names["test_letters_become_a_manifest"]
-    test(tmp_path)
-    (tmp_path / "params.yaml").write_text("")
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current one, with the page's adapter and others in it; what is imported from it is forgotten behind it."""
+    (tmp_path / "letters.py").write_text(ADAPTER)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "odd.py").write_text(
+        "from pipeline.datasets import Corpus, Turn\n"
+        "def read(params):\n    return Corpus([Turn('c', 0, label=params.target)])\n"
+        "def load(params):\n    return [1]\n"
+    )
+    (tmp_path / "mine" / "lacking.py").write_text("import no_such_library\n")
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(prepare_app, command()[1:])  # of a release in which the test has left out a recording
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in ("letters", "mine"):
+            del sys.modules[name]
+
+
+def test_the_adapter_of_the_page_passes_the_test_of_the_page_and_its_command(folder: Path) -> None:
+    names: dict[str, object] = {}
+    exec(compile(TEST, "test_letters.py", "exec"), names)
+    test = names["test_letters_become_a_manifest"]
+    assert callable(test)
+    test(folder)
+    (folder / "params.yaml").write_text("")
+    done = CliRunner().invoke(prepare_app, shlex.split(COMMAND.replace("/data/letters", "."))[1:])
     assert "published: 3 of 3" in done.stdout, done.stderr
+    assert (folder / "data" / "manifest.jsonl").exists()
 
 
-def test_the_files_and_options_that_the_page_names_exist() -> None:
-    root = Path(__file__).parents[1]
+def test_the_installed_command_finds_what_lies_in_its_folder(folder: Path) -> None:
+    """The script of an environment, unlike `python -m`, does not look there by itself."""
+    (folder / "params.yaml").write_text("dataset: {name: 'letters:read', root: nowhere}")
+    script = "import sys; sys.path.remove(''); from pipeline.cli import prepare_app; prepare_app()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nowhere/train.csv: " in done.stderr
+
+
+def test_the_files_that_the_page_names_exist() -> None:
     for name in re.findall(r"`((?:pipeline|tests)/[\w/.]+)`", PAGE):
-        assert (root / name).exists() or name.endswith("letters.py"), name
+        assert (ROOT / name).exists(), name
 
 
-def command() -> list[str]:
-    """The words of the page's command, on the folder that the test has made."""
-    line = next(line for line in PAGE.splitlines() if line.startswith("    pipeline-prepare"))
-    return shlex.split(line.replace("/data/letters", "."))
+def test_the_pages_code_passes_ruff_and_mypy(tmp_path: Path) -> None:
+    files = {"letters.py": ADAPTER, "test_letters.py": TEST, "notebook.py": "\n".join(FROM_PYTHON)}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    paths = [str(tmp_path / name) for name in files]
+    for command in (["ruff", "check", "--config", "pyproject.toml", *paths], ["mypy", *paths]):
+        done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def read(name: str) -> Corpus:
+    return read_corpus(read_section(None, "dataset", DatasetParams, [f"dataset.name={name}", "dataset.target=joy"]))
+
+
+@pytest.mark.parametrize("name", ["mine.odd", "mine.odd:read"])
+def test_a_module_of_the_current_folder_is_a_corpus_which_is_given_the_target(folder: Path, name: str) -> None:
+    assert [turn.label for turn in read(name).turns] == ["joy"]
+
+
+def test_an_installed_package_gives_its_corpus_a_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def installed(group: str) -> EntryPoints:
+        return EntryPoints([EntryPoint("odd", "mine.odd:read", group)] if group == "erc_fusion.corpora" else [])
+
+    for user in ("pipeline.params", "pipeline.datasets.registry"):
+        monkeypatch.setattr(f"{user}.entry_points", installed)
+    assert [turn.label for turn in read("odd").turns] == ["joy"]
+    with pytest.raises(SettingsError, match=r"'mosi' or odd \(installed\) or the place of an adapter"):
+        read("od")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mled", "'dataset.name' is 'mled': .*'demo', 'table', 'meld', .* did you mean 'meld'"),
+        ("letters", "or the place of an adapter: my_package.module or module:function"),
+        ("mine/odd.py", "or the place of an adapter"),
+        (
+            "mine.none",
+            r"dataset.name 'mine.none': there is no module 'mine.none' in .*; go to the folder that holds it",
+        ),
+        ("none.odd:read", "there is no module 'none' in "),
+        ("letters.odd", "there is no module 'letters.odd' in "),
+        (
+            "letters:raed",
+            r"letters.py has no function 'raed'; it has read\. Name another one",
+        ),
+    ],
+)
+def test_what_is_missing_is_named(folder: Path, name: str, expected: str) -> None:
+    with pytest.raises(SettingsError, match=expected):
+        read(name)
+
+
+def test_an_adapter_that_returns_something_else_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"'mine.odd:load': its adapter returned list; expected a pipeline\.datasets"):
+        read("mine.odd:load")
+
+
+def test_what_an_adapter_lacks_itself_is_its_own_error(folder: Path) -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        read("mine.lacking")
+
+
+def test_every_name_of_the_parameters_is_in_the_table() -> None:
+    assert set(CORPORA) == set(ADAPTERS)

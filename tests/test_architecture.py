@@ -68,7 +68,7 @@ MODULES = {
     for package in ROOMS
     for path in sorted((ROOT / package).rglob("*.py"))
 }
-DOORS = {name for name, path in MODULES.items() if path.name == "__init__.py" and name not in ROOMS}
+DOORS = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def test_a_room_is_entered_by_its_door() -> None:
     assert not within
 
 
-@pytest.mark.parametrize("door", sorted(DOORS))
+@pytest.mark.parametrize("door", sorted(DOORS - {"pipeline"}))  # which offers functions of its own alone
 def test_a_door_offers_what_mypy_sees_and_loads_nothing_for_it(door: str) -> None:
     room = import_module(door)
     assert offers(door)

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from pipeline.settings import check_section
 from tests.commands import PAGES, ROOT, Command, blocks_of, check_options, commands_in_prose, commands_of, extras
-from tests.demo import conversations
+from tests.demo import write_piece
 from tests.pipeline.made import sound, write_rows, write_wav
 from tests.test_readme import APPS, SECTIONS
 
@@ -74,13 +74,7 @@ def is_run_here(command: Command) -> bool:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make demo` leaves, of a piece of the demo."""
     folder = tmp_path_factory.mktemp("project")
-    demo = folder / "data" / "demo"
-    demo.mkdir(parents=True)
-    (demo / "audio").symlink_to(ROOT / "data" / "demo" / "audio")
-    chosen = {name for split, count in CONVERSATIONS.items() for name in conversations()[split][:count]}
-    header, *rows = (ROOT / "data" / "demo" / "utterances.csv").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in rows if row.split(",")[0] in chosen]
-    (demo / "utterances.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    write_piece(folder / "data" / "demo", CONVERSATIONS)
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for section, sizes in SIZES.items():
         params[section] |= sizes

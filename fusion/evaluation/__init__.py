@@ -9,6 +9,6 @@ if TYPE_CHECKING:
     from fusion.evaluation.result_files import current_commit, describe_run, headline, write_report
     from fusion.evaluation.robustness import measure_robustness, read_degraded
     from fusion.evaluation.robustness_files import AXES, TITLES, level_name, write_robustness
-    from fusion.evaluation.scores import evaluate, sample_std
+    from fusion.evaluation.scores import Evaluation, evaluate, sample_std
 else:
     __getattr__ = door(__name__, __file__)

@@ -9,6 +9,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -59,10 +60,10 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        model: Path | str,
+        model: str | PathLike[str],
         device: str = "auto",
-        audio_encoder: Path | str | None = None,
-        text_encoder: Path | str | None = None,
+        audio_encoder: str | PathLike[str] | None = None,
+        text_encoder: str | PathLike[str] | None = None,
     ) -> "Predictor":
         """The model of a seed's folder, or of all seeds in a folder. Its encoders are loaded with the first turn.
 
@@ -116,7 +117,11 @@ class Predictor:
         return [found[index] for index in range(len(given))]
 
     def predict_table(
-        self, table: Path, root: Path | None = None, params: Path | None = None, overrides: Sequence[str] = ()
+        self,
+        table: str | PathLike[str],
+        root: str | PathLike[str] | None = None,
+        params: str | PathLike[str] | None = None,
+        overrides: Sequence[str] = (),
     ) -> list[Prediction]:
         """What is to be said of each turn of a table, conversation by conversation.
 
@@ -128,7 +133,9 @@ class Predictor:
         Raises:
             DataError: the table is missing or malformed; the line is named. Otherwise as `predict`.
         """
-        return self._predict_spoken(read_table(table, root or table.parent, params, overrides))
+        path = Path(table)
+        file = None if params is None else Path(params)
+        return self._predict_spoken(read_table(path, Path(root or path.parent), file, overrides))
 
     def predict_features(self, features: Features, split: str | None = None) -> list[Prediction]:
         """What is to be said of each utterance of a feature file, in one split or in all of them.

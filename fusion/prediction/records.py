@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Turn:
     """
 
     text: str | None = ""
-    audio: Path | str | np.ndarray | None = None  # a recording, or (samples,) in [-1, 1]
+    audio: str | PathLike[str] | np.ndarray | None = None  # a recording, or (samples,) in [-1, 1]
     sample_rate: int | None = None  # of samples, in Hz
     speaker: str | None = None
     conversation: str = "0"
@@ -38,7 +39,7 @@ class Turn:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str | None):
             raise RecordingError(f"the text of a turn is {self.text!r}; expected a str, or None where it has none")
-        if not isinstance(self.audio, Path | str | np.ndarray | None):
+        if not isinstance(self.audio, str | PathLike | np.ndarray | None):
             raise RecordingError(
                 f"the audio of a turn is {self.audio!r}; expected a path, samples in a numpy array, or None"
             )

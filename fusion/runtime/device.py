@@ -21,7 +21,7 @@ def pick_device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     accepted = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
     if name not in accepted:
-        raise TrainingError(f"--device {name}: no such device; here are {', '.join(accepted)}")
+        raise TrainingError(f"device '{name}': no such device; here are {', '.join(accepted)}")
     return torch.device("cuda" if count else "cpu") if name == "auto" else torch.device(name)
 
 

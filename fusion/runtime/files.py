@@ -19,7 +19,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(
-            f"{path}: cannot be written ({reason}); make room, check who may write there, or name another --output"
+            f"{path}: cannot be written ({reason}); make room, check who may write there, or go elsewhere (--output)"
         ) from error
 
 

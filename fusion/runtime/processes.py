@@ -36,7 +36,7 @@ def count_jobs(asked: int | None, device: torch.device) -> int:
         return asked or max(1, count_cores() // torch.get_num_threads())
     if asked not in (None, 1):
         raise TrainingError(
-            f"--jobs {asked}: on {device.type} one process trains; leave --jobs out, or use --device cpu"
+            f"{asked} jobs: on {device.type} one process trains; leave jobs out (--jobs), or choose device cpu"
         )
     return 1
 
@@ -84,7 +84,7 @@ def side_by_side(
             if isinstance(error, BrokenProcessPool):
                 raise TrainingError(
                     "a training process was killed, for want of memory perhaps; finished runs are kept: "
-                    "run it again, with fewer --jobs"
+                    "run it again, with fewer jobs (--jobs)"
                 ) from error
             raise
 

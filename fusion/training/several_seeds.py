@@ -164,7 +164,7 @@ def _check_replaceable(output: Path) -> None:
     with writing(output):
         replaceable = output.is_dir() and all(path.name.startswith("seed-") for path in output.iterdir())
     if not replaceable:
-        raise OutputError(f"{output}: exists and is not a folder of models alone; name another one with --output")
+        raise OutputError(f"{output}: exists and is not a folder of models alone; name another one (--output)")
 
 
 def _tell_replaced(output: Path, features: Features, recipe: Recipe) -> None:
@@ -183,7 +183,7 @@ def _tell_replaced(output: Path, features: Features, recipe: Recipe) -> None:
             what = " and ".join(name for name, differs in differing.items() if differs)
             log.warning(
                 "%s: holds models of %s with other %s, which are replaced when all seeds are done; "
-                "name another folder with --output to keep them",
+                "name another folder (--output) to keep them",
                 output,
                 found.recipe.model.name,
                 what,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.params import DatasetParams
+from pipeline.params import CORPORA, DatasetParams
 from pipeline.settings import SettingsError
 from pipeline.store import CorpusNote, Reference
 
@@ -57,13 +57,13 @@ TARGETS: dict[str, tuple[str, ...]] = {  # the first one is meant where dataset.
 
 
 def check_target(params: DatasetParams) -> None:
-    """Hold `dataset.target` to what the corpus has.
+    """Hold `dataset.target` to what the corpus has; what a plug-in takes is its adapter's business.
 
     Raises:
         SettingsError: naming what is accepted.
     """
     accepted = TARGETS.get(params.name, ())
-    if params.target is not None and params.target not in accepted:
+    if params.name in CORPORA and params.target is not None and params.target not in accepted:
         kinds = " | ".join(accepted) or "null only: its label is the column of dataset.columns.label"
         close = difflib.get_close_matches(params.target, accepted, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""

@@ -171,9 +171,9 @@ def choose_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise EncoderError(f"--device {device}: expected auto, cpu, cuda or cuda:<n>")
+        raise EncoderError(f"device '{device}': expected auto, cpu, cuda or cuda:<n>")
     if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise EncoderError(f"--device {device}: {torch.cuda.device_count()} CUDA devices are there; use --device cpu")
+        raise EncoderError(f"device '{device}': {torch.cuda.device_count()} CUDA devices are there; use cpu")
     return device
 
 

@@ -76,7 +76,9 @@ def _settings(modality: str, identity: Identity, folder: Path | None) -> dict[st
     name, revision = identity.fields.get("model"), identity.fields.get("revision")
     if folder is not None:
         if not folder.is_dir():
-            raise EncoderError(f"--{modality}-encoder {folder}: no such folder")
+            raise EncoderError(
+                f"{folder}: no such folder; name that of the model's {modality} encoder (--{modality}-encoder)"
+            )
         return {"encoder": str(folder.absolute())} | found
     if name in BUILT_IN[modality] and revision is None:
         return {"encoder": name} | found
@@ -90,12 +92,12 @@ def _settings(modality: str, identity: Identity, folder: Path | None) -> dict[st
     if name == "imported":
         raise EncoderError(
             f"the model was trained on {modality} features that were imported, so there is no encoder for recordings; "
-            "give it features of the same kind with --features"
+            "give it features of the same kind (--features)"
         )
     weights = str(identity.fields.get("weights"))[:12]
     raise EncoderError(
         f"the model was trained on {modality} features of an encoder folder called {name!r} (weights {weights}), which "
-        f"it does not hold; say where the folder lies with --{modality}-encoder"
+        f"it does not hold; say where the folder lies (--{modality}-encoder)"
     )
 
 

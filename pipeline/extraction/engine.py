@@ -76,7 +76,7 @@ class LocalEngine:
         name: Callable[[int], str],
         mark: bool = False,
         close: Callable[[], None] = lambda: None,
-        advice: str = "use --device cpu",
+        advice: str = "encode on the cpu (--device)",
     ) -> None:
         self._load, self._start, self._name, self._mark = load, start, name, mark
         self._advice = advice

@@ -163,7 +163,7 @@ def plan_clips(
     layout = _layout(utterances, rows, identity, encoder.row_shape, params.dtype, plan, altered)
     start = partial(encoder.start, dtype=params.dtype)
     name, mark = layout.ids.__getitem__, params.on_error == "mark"
-    advice = "lower audio.window_seconds, or use --device cpu"
+    advice = "lower audio.window_seconds, or encode on the cpu (--device)"
     engine = LocalEngine(load_prepared, start, name, mark=mark, close=close, advice=advice)
     budget = encoder.budget() if params.batch == "auto" else int(params.batch * encoder.sample_rate)
     unit = Unit("h of audio", "h", 3600 * encoder.sample_rate, digits=2)
@@ -179,7 +179,7 @@ def plan_text(
     plan = _plan([[utterance.id, utterance.text] for utterance in utterances], altered)
     layout = _layout(utterances, rows, encoder.identity, encoder.row_shape, params.dtype, plan, altered)
     start, name = partial(encoder.start, dtype=params.dtype), layout.ids.__getitem__
-    advice = "shorten its text, or use --device cpu"
+    advice = "shorten its text, or encode on the cpu (--device)"
     engine = LocalEngine(token_ids.__getitem__, start, name, advice=advice)
     budget = encoder.budget() if params.batch == "auto" else params.batch
     return Work(layout, rows, Unit("tokens", "tokens", 1, digits=0), budget, params.batch == "auto", engine)

@@ -6,6 +6,7 @@ from pipeline.settings import door
 
 if TYPE_CHECKING:
     from pipeline.preparation.stage import (
+        Prepared,
         after_probing,
         by_conversation,
         check_published,

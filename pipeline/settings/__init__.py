@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         SECTION_NAMES,
         Section,
         SettingsError,
+        as_overrides,
         check_overrides,
         check_section,
         read_document,

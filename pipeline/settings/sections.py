@@ -18,6 +18,7 @@ The root of this project's errors also lives here, since both packages build on 
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -75,6 +76,38 @@ def read_section(
     return check_section(content, name, section, source, overrides)
 
 
+def as_overrides(**sections: Mapping[str, Any] | None) -> list[str]:
+    """Dictionaries in the words of params.yaml, as the overrides that `read_section` takes; None stands for none.
+
+    >>> as_overrides(model={"name": "hcam", "dim": 32}, train={"seeds": (0, 1)}, loss=None)
+    ['model.name="hcam"', 'model.dim=32', 'train.seeds=[0, 1]']
+
+    Raises:
+        SettingsError: a section is no dictionary, or a value is nothing that params.yaml can hold.
+    """
+    overrides: list[str] = []
+    for name, content in sections.items():
+        if content is not None and not isinstance(content, Mapping):
+            raise SettingsError(f"{name} is {content!r}; expected the keys of section '{name}' in a dictionary")
+        for key, value in (content or {}).items():
+            if isinstance(value, Mapping):
+                overrides += as_overrides(**{f"{name}.{key}": value})
+            else:
+                overrides.append(f"{name}.{key}={_to_yaml(value, f'{name}.{key}')}")
+    return overrides
+
+
+def _to_yaml(value: Any, key: str) -> str:
+    def plain(odd: Any) -> Any:
+        if isinstance(odd, os.PathLike):
+            return os.fspath(odd)
+        if hasattr(odd, "tolist"):  # numbers and arrays of numpy and torch
+            return odd.tolist()
+        raise SettingsError(f"'{key}' is {value!r}; expected numbers, strings, booleans, None or lists of these")
+
+    return json.dumps(value, ensure_ascii=False, default=plain)
+
+
 def check_overrides(overrides: Sequence[str], sections: Sequence[str]) -> None:
     """Refuse what a command with these `sections` would never look at; `read_section` refuses what is malformed.
 
@@ -128,9 +161,9 @@ def _source_of(key: str, overrides: Sequence[str], source: str) -> str:
     places = {override: override.partition("=")[0].strip() for override in overrides}
     around = [override for override, place in places.items() if f"{key}.".startswith(f"{place}.")]
     if around:
-        return f"--set {around[-1]!r}"
+        return f"override {around[-1]!r}"
     inside = [override for override, place in places.items() if place.startswith(f"{key}.")]
-    return " ".join([source, *(f"--set {override!r}" for override in inside)])
+    return " ".join([source, *(f"override {override!r}" for override in inside)])
 
 
 class _Loader(yaml.SafeLoader):
@@ -159,7 +192,7 @@ def read_document(path: Path) -> dict[str, Any]:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise SettingsError(
-            f"{path}: no such file; run the command where params.yaml lies, or name it with --params"
+            f"{path}: no such file; run the command where params.yaml lies, or name the file (--params)"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read ({error})") from None
@@ -181,13 +214,13 @@ def _parse_override(override: str, document: Mapping[str, Any]) -> tuple[list[st
     keys = key.strip().split(".")
     if not equals or len(keys) < 2 or not all(keys):
         hint = _suggest_section(keys[0], document) if len(keys) == 1 else ""
-        raise SettingsError(f"--set {override!r}: expected section.key=value, such as train.seeds=[0,1]{hint}")
+        raise SettingsError(f"override {override!r}: expected section.key=value, such as train.seeds=[0,1]{hint}")
     if keys[0] not in SECTION_NAMES:
-        raise SettingsError(f"--set {override!r}: no section '{keys[0]}'{_suggest(keys[0], SECTION_NAMES)}")
+        raise SettingsError(f"override {override!r}: no section '{keys[0]}'{_suggest(keys[0], SECTION_NAMES)}")
     try:
         return keys, yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
-        raise SettingsError(f"--set {override!r}: the value is not valid YAML") from None
+        raise SettingsError(f"override {override!r}: the value is not valid YAML") from None
 
 
 def _set_key(content: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:
@@ -196,7 +229,7 @@ def _set_key(content: dict[str, Any], keys: Sequence[str], value: Any, override:
         if inner is None:
             inner = content[key] = {}
         if not isinstance(inner, dict):
-            raise SettingsError(f"--set {override!r}: '{key}' is not a group of keys")
+            raise SettingsError(f"override {override!r}: '{key}' is not a group of keys")
         content = inner
     content[keys[-1]] = value
 

@@ -44,7 +44,7 @@ class PartLayout:
         return int(np.prod(self.row_shape)) * np.dtype(self.dtype).itemsize
 
 
-def lay_out(path: Path, layout: PartLayout, go_on: str = "or name another file with --output") -> None:
+def lay_out(path: Path, layout: PartLayout, go_on: str = "or name another file (--output)") -> None:
     """Make an empty part file at its final size, on disk when this returns.
 
     Raises:

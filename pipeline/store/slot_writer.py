@@ -52,7 +52,7 @@ class SlotWriter:
         self.partial = target.with_name(target.name + ".partial")
         self.layout = layout
         if target.is_dir():
-            raise StoreError(f"{target}: is a folder; name a file with --output")
+            raise StoreError(f"{target}: is a folder; name a file (--output)")
         with writing(self.partial):
             target.parent.mkdir(parents=True, exist_ok=True)
             self._file = _hold(self.partial)

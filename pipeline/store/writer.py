@@ -231,5 +231,5 @@ def _relative_name(target: Path, path: Path) -> str:
     except ValueError:
         raise StoreError(
             f"{target}: lies outside the folder of {path}, where a relative link cannot name it; "
-            "move it there, or join with --copy"
+            "move it there, or join into one file (--copy)"
         ) from None

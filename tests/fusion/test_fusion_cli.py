@@ -92,7 +92,7 @@ REFUSED = [
     (train_app, ["--features", "data/feats.h5", "--params", "none.yaml"], "none.yaml: no such file"),
     (train_app, ["--features", "data/feats.h5", "--set", "model.contxt=none"], "did you mean 'model.context'"),
     (train_app, ["--features", "data/feats.h5", "--set", "model.name=hcma"], "'model.name' is 'hcma'"),
-    (train_app, ["--features", "data/feats.h5", "--device", "tpu"], "--device tpu: no such device; here are auto, cpu"),
+    (train_app, ["--features", "data/feats.h5", "--device", "tpu"], "device 'tpu': no such device; here are auto, cpu"),
     (train_app, ["--features", "data/feats.h5", "--output", "."], "exists and is not a folder of models alone"),
     (train_app, ["--features", "data/feats.h5", "--output", "params.yaml/m"], "m.partial: cannot be written"),
     (train_app, ["--features", "data/feats.h5", *DIVERGING], "the loss is"),

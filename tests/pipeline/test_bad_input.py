@@ -149,7 +149,7 @@ def test_prepare_refuses_what_is_no_table(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("dataset.roto=x", "--set 'dataset.roto=x': unknown key 'dataset.roto'; did you mean 'dataset.root'?"),
+        ("dataset.roto=x", "override 'dataset.roto=x': unknown key 'dataset.roto'; did you mean 'dataset.root'?"),
         ("dataset.split=speakers", "'dataset.split' is 'speakers': input should be"),
         ("dataset.columns.txet=x", "unknown key 'dataset.columns.txet'; did you mean 'dataset.columns.text'?"),
         ("dataset.columns.text=txet", "no column 'txet' (dataset.columns.text); it has"),
@@ -478,7 +478,7 @@ def test_the_console_scripts_themselves_refuse_with_one_line(tmp_path: Path) -> 
     ]
     lines = [one_line(run.returncode, run.stderr) for run in refused]
     assert lines[0] == (
-        "error: params.yaml: no such file; run the command where params.yaml lies, or name it with --params"
+        "error: params.yaml: no such file; run the command where params.yaml lies, or name the file (--params)"
     )
     assert "did you mean 'speaker'?" in lines[1]
     assert "split 'test' has no utterance" in lines[2]

@@ -166,7 +166,7 @@ def test_a_missing_manifest_says_how_to_make_it(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_place_of_the_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot be read \(Is a directory\); name the manifest with --manifest"):
+    with pytest.raises(DataError, match=r"cannot be read \(Is a directory\); name another manifest \(--manifest\)"):
         read_manifest(tmp_path)
 
 

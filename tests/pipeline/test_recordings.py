@@ -156,7 +156,7 @@ def test_labels_scores_and_splits_of_a_table_are_not_looked_at(tmp_path: Path) -
     assert other.utterance.text == "Bye."
     with pytest.raises(SettingsError, match=r"did you mean 'dataset\.columns\.text'"):
         read_turns(tmp_path / "t.csv", tmp_path, overrides=["dataset.columns.txt=utterance"])
-    with pytest.raises(DataError, match=r"none\.csv: no such table; name another with --table"):
+    with pytest.raises(DataError, match=r"none\.csv: no such table; name another one \(--table\)"):
         read_turns(tmp_path / "none.csv", tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_an_encoder_of_a_folder_is_the_models_by_its_weights(
         encoder.load()
     weights = str(identity.fields["weights"])
     assert f"an encoder folder called 'group' (weights {weights[:12]})" in str(caught.value)
-    assert "say where the folder lies with --audio-encoder" in str(caught.value)
+    assert "say where the folder lies (--audio-encoder)" in str(caught.value)
     with (
         TurnEncoder(identity, None, audio_folder=stable_speech_folder, device="cpu") as encoder,
         pytest.raises(EncoderError) as caught,
@@ -212,7 +212,7 @@ def test_a_strange_name_is_neither_opened_nor_asked_for(
     monkeypatch.setattr("pipeline.encoders.text.find_model", asked)
     with (
         TurnEncoder(None, altered(text, **fields), device="cpu") as encoder,
-        pytest.raises(EncoderError, match="which it does not hold; say where the folder lies with --text-encoder"),
+        pytest.raises(EncoderError, match=r"which it does not hold; say where the folder lies \(--text-encoder\)"),
     ):
         encoder.load()
 

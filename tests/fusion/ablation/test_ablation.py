@@ -241,7 +241,7 @@ def test_a_killed_process_is_one_line(done: Path, tmp_path: Path, monkeypatch: p
         return original(*arguments, **keywords)
 
     monkeypatch.setattr(fusion.ablation.single_run, "fit", killed)
-    with pytest.raises(TrainingError, match=r"a training process was killed.*run it again, with fewer --jobs"):
+    with pytest.raises(TrainingError, match=r"a training process was killed.*run it again, with fewer jobs \(--jobs\)"):
         ablate(read_features(done / "feats.h5"), make_variants(tmp_path), SECTION, tmp_path / "runs", CPU, 2)
 
 
@@ -430,5 +430,5 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(project: Path, arguments:
 
 
 def test_on_a_gpu_one_process_trains() -> None:
-    with pytest.raises(TrainingError, match=r"--jobs 2: on cuda one process trains; leave --jobs out"):
+    with pytest.raises(TrainingError, match=r"2 jobs: on cuda one process trains; leave jobs out"):
         ablate(make_features(), [], SECTION, Path("none"), torch.device("cuda"), 2)

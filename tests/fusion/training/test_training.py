@@ -321,7 +321,7 @@ def test_models_that_are_replaced_are_told_of_before_training(tmp_path: Path, ca
     (told,) = caplog.messages
     assert told == (
         f"{output}: holds models of hbaf with other parameters and features, which are replaced when all seeds are "
-        "done; name another folder with --output to keep them"
+        "done; name another folder (--output) to keep them"
     )
     caplog.clear()
     train_made(make_features(replace(SMALL, seed=1)), output, tiny_recipe(epochs=1))
@@ -330,7 +330,7 @@ def test_models_that_are_replaced_are_told_of_before_training(tmp_path: Path, ca
 
 def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="exists and is not a folder of models alone; name another one with --output"):
+    with pytest.raises(OutputError, match=r"exists and is not a folder of models alone; name another one \(--output\)"):
         train_made(make_features(SMALL), tmp_path, tiny_recipe())
     with pytest.raises(OutputError, match=r"notes\.txt: exists and is not a folder"):
         train_made(make_features(SMALL), tmp_path / "notes.txt", tiny_recipe())

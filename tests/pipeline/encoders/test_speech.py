@@ -328,7 +328,7 @@ def test_a_damaged_preprocessor_is_not_taken_for_a_missing_one(speech_folder: Pa
 
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", "cuda:x"])
 def test_a_device_that_is_not_there_is_refused(device: str) -> None:
-    with pytest.raises(EncoderError, match=f"--device {device}: "):
+    with pytest.raises(EncoderError, match=f"device '{device}': "):
         load_speech_encoder(AudioParams(encoder="log-mel"), device)
 
 

@@ -310,9 +310,11 @@ def test_one_utterance_that_exceeds_the_memory_says_what_helps_its_modality(
     monkeypatch.setattr("pipeline.encoders.speech.SpeechEncoder.start", start)
     monkeypatch.setattr("pipeline.encoders.text.TextEncoder.start", start)
     reason = r"alone exceeds the memory \(CUDA out of memory. Tried to allocate 2.00 GiB.\)"
-    with pytest.raises(EncoderError, match=f"{reason}; lower audio.window_seconds, or use --device cpu$"):
+    with pytest.raises(
+        EncoderError, match=f"{reason}; lower audio.window_seconds, or encode on the cpu \\(--device\\)$"
+    ):
         extract(recordings)
-    with pytest.raises(EncoderError, match=f"{reason}; shorten its text, or use --device cpu$"):
+    with pytest.raises(EncoderError, match=f"{reason}; shorten its text, or encode on the cpu \\(--device\\)$"):
         extract_text(manifest, tmp_path / "text.h5", TextParams(), "cpu")
 
 
@@ -364,5 +366,5 @@ def test_inspect_names_the_damaged_utterance(joined: Path, tmp_path: Path) -> No
 def test_swapped_parts_are_refused(manifest: Path, joined: Path, tmp_path: Path) -> None:
     from pipeline.errors import StoreError
 
-    with pytest.raises(StoreError, match="holds text features, expected audio; are --audio and --text swapped"):
+    with pytest.raises(StoreError, match="holds text features, expected audio; are audio and text swapped"):
         join(manifest, joined.parent / "text.h5", joined.parent / "audio.h5", tmp_path / "feats.h5")

@@ -229,11 +229,11 @@ def test_all_mistakes_of_a_section_are_told_at_once(tmp_path: Path) -> None:
     [
         ("audio.encodr=x", "unknown key 'audio.encodr'; did you mean 'audio.encoder'?"),
         ("audio.dtype=float61", "'audio.dtype' is 'float61': input should be 'float16' or 'float32'"),
-        ("audoi.encoder=x", "--set 'audoi.encoder=x': no section 'audoi'; did you mean 'audio'?"),
-        ("encoder=x", "--set 'encoder=x': expected section.key=value, such as train.seeds=[0,1]"),
-        ("audio.encoder", "--set 'audio.encoder': expected section.key=value"),
-        ("audio.=x", "--set 'audio.=x': expected section.key=value"),
-        ("audio.layers=[1", "--set 'audio.layers=[1': the value is not valid YAML"),
+        ("audoi.encoder=x", "override 'audoi.encoder=x': no section 'audoi'; did you mean 'audio'?"),
+        ("encoder=x", "override 'encoder=x': expected section.key=value, such as train.seeds=[0,1]"),
+        ("audio.encoder", "override 'audio.encoder': expected section.key=value"),
+        ("audio.=x", "override 'audio.=x': expected section.key=value"),
+        ("audio.layers=[1", "override 'audio.layers=[1': the value is not valid YAML"),
         ("audio.encoder.name=x", "'audio.encoder'"),
         ("dataset.columns.txet=x", "unknown key 'dataset.columns.txet'; did you mean 'dataset.columns.text'?"),
     ],
@@ -261,7 +261,7 @@ def test_a_value_of_several_types_is_answered_once(tmp_path: Path, override: str
     with pytest.raises(SettingsError) as error:
         read(tmp_path / "params.yaml", "", [override])
     message = str(error.value)
-    assert message.startswith(f"--set {override!r}: '{override.partition('=')[0]}' is ")
+    assert message.startswith(f"override {override!r}: '{override.partition('=')[0]}' is ")
     assert message.endswith(f": input should be {expected}")
     assert message.count("input should be") == 1
 
@@ -269,18 +269,23 @@ def test_a_value_of_several_types_is_answered_once(tmp_path: Path, override: str
 @pytest.mark.parametrize(
     ("name", "content", "overrides", "expected"),
     [
-        ("audio", "", ["audio.dtype=x"], "--set 'audio.dtype=x': 'audio.dtype' is 'x': "),
-        ("audio", "audio: {dtype: y}", ["audio.dtype=float32", "audio.dtype=x"], "--set 'audio.dtype=x': 'audio.dty"),
-        ("audio", "", ["audio.layers=[-1]"], "--set 'audio.layers=[-1]': 'audio.layers.0' is -1: "),
+        ("audio", "", ["audio.dtype=x"], "override 'audio.dtype=x': 'audio.dtype' is 'x': "),
+        (
+            "audio",
+            "audio: {dtype: y}",
+            ["audio.dtype=float32", "audio.dtype=x"],
+            "override 'audio.dtype=x': 'audio.dty",
+        ),
+        ("audio", "", ["audio.layers=[-1]"], "override 'audio.layers=[-1]': 'audio.layers.0' is -1: "),
         ("audio", "audio: {dtype: y}", ["audio.encoder=x"], "FILE: 'audio.dtype' is 'y': "),
         ("audio", "audio: {dtype: y}", ["text.dtype=x"], "FILE: 'audio.dtype' is 'y': "),
-        ("dataset", "", ["dataset.columns={txet: x}"], "--set 'dataset.columns={txet: x}': unknown key"),
-        ("dataset", "", ["dataset.columns.txet=x"], "--set 'dataset.columns.txet=x': unknown key"),
+        ("dataset", "", ["dataset.columns={txet: x}"], "override 'dataset.columns={txet: x}': unknown key"),
+        ("dataset", "", ["dataset.columns.txet=x"], "override 'dataset.columns.txet=x': unknown key"),
         (
             "dataset",
             "dataset: {validation_share: 0.3}",
             ["dataset.test_share=0.9"],
-            "FILE --set 'dataset.test_share=0.9': 'dataset': validation_share 0.3 and test_share 0.9 leave nothing",
+            "FILE override 'dataset.test_share=0.9': 'dataset': validation_share 0.3 and test_share 0.9 leave nothing",
         ),
     ],
 )
@@ -300,14 +305,16 @@ def test_mistakes_of_the_file_and_of_overrides_are_told_apart(tmp_path: Path) ->
     with pytest.raises(SettingsError) as error:
         read_section(path, "audio", AudioParams, ["audio.mix=x"])
     message = str(error.value)
-    assert "--set 'audio.mix=x': 'audio.mix' is 'x'" in message
+    assert "override 'audio.mix=x': 'audio.mix' is 'x'" in message
     assert f"; {path}: 'audio.dtype' is 'y'" in message
     assert "; 'audio.batch' is 0" in message
 
 
 def test_an_override_that_is_no_group_is_told_by_itself(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("evaluate: {degrade: {seed: 1}}")
-    with pytest.raises(SettingsError, match=r"^--set 'evaluate\.degrade=3': group 'evaluate\.degrade' must hold keys"):
+    with pytest.raises(
+        SettingsError, match=r"^override 'evaluate\.degrade=3': group 'evaluate\.degrade' must hold keys"
+    ):
         read_section(tmp_path / "params.yaml", "evaluate.degrade", DegradeParams, ["evaluate.degrade=3"])
 
 
@@ -319,7 +326,7 @@ def test_a_value_cannot_be_taken_for_a_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "no such file; run the command where params.yaml lies, or name it with --params"),
+        (None, r"no such file; run the command where params.yaml lies, or name the file \(--params\)"),
         ("- audio", "must hold sections such as 'dataset:', found list"),
         ("audio", "must hold sections such as 'dataset:', found str"),
         (b"audio: {encoder: caf\xe9}", "cannot be read"),

@@ -1,0 +1,179 @@
+"""What `fusion` and `pipeline` offer to Python, and docs/from-python.md, whose code is one program that is run here."""
+
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+import fusion
+import pipeline
+from fusion.checkpoint import VERSION
+from fusion.cli import train_app
+from pipeline.settings import ErcError, SettingsError, as_overrides
+from tests.commands import ROOT
+from tests.demo import write_piece
+
+PAGE = (ROOT / "docs" / "from-python.md").read_text(encoding="utf-8")
+PROGRAM = "\n\n".join(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
+CHOSEN = {"train": 3, "validation": 1, "test": 2}  # conversations
+SMALL: dict[str, Any] = {
+    "model": {"dim": 8, "heads": 2, "audio_frames": 8},
+    "train": {"epochs": 1, "seeds": (3, 4)},
+}
+FLAG = re.compile(r"(?<!\()--\w+")  # a flag that the message asks for, rather than names in passing: (--output)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone's folder with a piece of the demo, on which the page's program has run."""
+    folder = tmp_path_factory.mktemp("notebook")
+    write_piece(folder / "data" / "demo", CHOSEN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        names: dict[str, Any] = {"__name__": "page"}
+        exec(compile(PROGRAM, "docs/from-python.md", "exec"), names)
+    shown = names["attention"][0, :, : len(names["heads_mean"])]
+    assert torch.allclose(shown.sum(-1)[shown.sum(-1) > 0], torch.ones(()), atol=1e-4)
+    assert names["text"].shape[:2] == names["text_mask"].shape
+    assert set(names["wrong"]) <= set(names["table"].ids)
+    return folder
+
+
+def test_the_program_of_the_page_runs(project: Path) -> None:
+    assert (project / "models" / "small" / "seed-1" / "model.safetensors").exists()
+
+
+def test_training_from_python_gives_the_weights_of_the_command(project: Path, tmp_path: Path) -> None:
+    """Whatever number of threads torch has here."""
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"model": SMALL["model"], "train": {"epochs": 7}}))
+    torch.set_num_threads(2)
+    try:
+        models = fusion.train(
+            str(project / "data/feats.h5"), tmp_path / "a", train=SMALL["train"], params=tmp_path / "params.yaml"
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"model": SMALL["model"], "train": {"epochs": 1}}))
+    arguments = ["--features", f"{project}/data/feats.h5", "--params", f"{tmp_path}/params.yaml"]
+    done = CliRunner().invoke(train_app, [*arguments, "--set", "train.seeds=[3,4]", "--output", f"{tmp_path}/b"])
+    assert done.exit_code == 0, done.stderr
+    assert sorted(path.name for path in models.iterdir()) == ["seed-3", "seed-4"]
+    for seed in models.iterdir():
+        weights = (seed / "model.safetensors").read_bytes()
+        assert weights == (tmp_path / "b" / seed.name / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("split", [None, "test"])
+def test_a_dataset_holds_what_the_file_holds(project: Path, split: str | None) -> None:
+    features = fusion.load_features(project / "data/feats.h5")
+    dataset = fusion.FeatureDataset(features, split)
+    here = [index for index, name in enumerate(features.utterances.splits) if split in (None, name)]
+    assert len(dataset) == len(here)
+    for index, item in zip(here, [dataset[position] for position in range(len(dataset))], strict=True):
+        assert features.audio
+        assert features.text
+        np.testing.assert_array_equal(item.audio.numpy(), features.audio.rows(index).astype(np.float32))
+        np.testing.assert_array_equal(item.text.numpy(), features.text.rows(index).astype(np.float32))
+        assert (item.id, item.label) == (features.utterances.ids[index], features.utterances.labels[index])
+
+
+def test_importing_is_instant() -> None:
+    script = "import sys, fusion, pipeline; print(*(name for name in sys.modules if '.' not in name))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "numpy", "h5py", "pydantic", "yaml", "typer"} & set(loaded)
+
+
+def test_every_name_is_there_and_shown_to_who_looks() -> None:
+    for package in (fusion, pipeline):
+        assert {*package.__all__} <= {*dir(package)}
+        assert all(getattr(package, name) for name in package.__all__)
+    assert fusion.__version__ == VERSION
+    with pytest.raises(AttributeError, match="module 'fusion' has no attribute 'evalute'"):
+        _ = fusion.evalute  # type: ignore[attr-defined]
+
+
+PLACES = {"path", "output", "features", "params", "models", "turns", "root", "audio_encoder", "text_encoder"}
+PLACES |= {"manifest", "table", "model"}
+
+
+def functions() -> dict[str, Callable[..., Any]]:
+    """What is public and called."""
+    found = {
+        f"{module.__name__}.{name}": getattr(module, name) for module in (fusion, pipeline) for name in dir(module)
+    }
+    methods = {f"Predictor.{name}": getattr(fusion.Predictor, name) for name in ("load", "predict_table")}
+    return {name: one for name, one in (found | methods).items() if inspect.isroutine(one)}
+
+
+def test_public_functions_take_paths_of_every_kind() -> None:
+    """Whatever names a place in the file system takes a string and a path; sections of parameters are mappings."""
+    checked = 0
+    for name, function in functions().items():
+        if name.rpartition(".")[2].startswith("_"):
+            continue
+        known = {key: getattr(fusion, key) for key in fusion.__all__} | {"Prepared": object}
+        for parameter, hint in get_type_hints(function, localns=known).items():
+            told = str(hint)
+            if parameter in PLACES and "Mapping" not in told:
+                assert "str" in told, (name, parameter)
+                assert "os.PathLike[str]" in told, (name, parameter)
+                checked += 1
+    assert checked >= 15
+
+
+def test_dictionaries_mean_what_params_yaml_means() -> None:
+    given = {"columns": {"text": "a = b: 'c'"}, "root": Path("data/é"), "split": None}
+    assert as_overrides(dataset=given, train={"seeds": np.arange(2), "learning_rate": np.float64(1e-5)}) == [
+        """dataset.columns.text="a = b: 'c'\"""",
+        'dataset.root="data/é"',
+        "dataset.split=null",
+        "train.seeds=[0, 1]",
+        "train.learning_rate=1e-05",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda f: fusion.train(f, model={"naem": "hbaf"}), "unknown key 'model.naem'; did you mean 'model.name'?"),
+        (lambda f: fusion.train(f, model={"dim": "x"}), r"""override 'model.dim="x"': 'model.dim' is 'x': """),
+        (lambda f: fusion.train(f, model="hbaf"), "model is 'hbaf'; expected the keys of section 'model' in a dict"),
+        (lambda f: fusion.train(f, train={"seeds": {0, 1}}), r"'train.seeds' is \{0, 1\}; expected numbers, strings"),
+        (lambda f: fusion.train(f, device="tpu"), "device 'tpu': no such device; here are auto, cpu"),
+        (lambda f: fusion.train(f, params="none.yaml"), "none.yaml: no such file"),
+        (lambda f: fusion.train(f, f.parent), "exists and is not a folder of models alone; name another one"),
+        (lambda f: fusion.train("none.h5", "models"), "none.h5: no such feature file"),
+        (lambda f: fusion.load_model("none"), "none: no such model folder"),
+        (lambda f: fusion.evaluate(f, "none"), "none: no such model folder"),
+        (lambda f: fusion.predict("none", []), "none: no such model folder"),
+        (lambda f: fusion.predict(f.parents[1] / "models/small", "none.csv"), "none.csv: no such table"),
+        (lambda f: fusion.predict(f.parents[1] / "models/small", "We lost."), "We lost.: no such table"),
+        (lambda f: fusion.predict("none", [], split="test"), "split goes with features, found turns of type list"),
+        (lambda f: fusion.predict("none", fusion.load_features(f), root="x"), "root goes with the path of a table"),
+        (lambda f: pipeline.prepare("m.jsonl", dataset={"name": "mled"}), "did you mean 'meld'?"),
+        (lambda f: pipeline.encode("none.jsonl", "f.h5"), "none.jsonl: no such manifest"),
+    ],
+)
+def test_errors_are_for_python_too(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[Path], Any], expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ErcError, match=expected.replace("?", r"\?")) as error:
+        call(project / "data" / "feats.h5")
+    assert not FLAG.search(str(error.value)), error.value
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_number_out_of_range_is_an_error_of_settings(project: Path) -> None:
+    with pytest.raises(SettingsError, match=r"'evaluate\.resamples' is 1: "):
+        fusion.evaluate(project / "data" / "feats.h5", project / "models" / "small", evaluate={"resamples": 1})
