@@ -16,7 +16,17 @@ from fusion.data import Split, encode_split
 from fusion.errors import TrainingError
 from fusion.inference import score_heads
 from fusion.models import Stage
-from fusion.objective import Epoch, Losses, Task, best_epoch, find_task, fusion_loss, history_to_json
+from fusion.objective import (
+    Epoch,
+    Losses,
+    LossTerms,
+    Task,
+    best_epoch,
+    find_task,
+    fusion_loss,
+    head_masks,
+    history_to_json,
+)
 from fusion.params import LossParams, Recipe, TrainParams, losses_of
 from fusion.training.precision import check_precision
 from fusion.training.resume import State
@@ -31,20 +41,12 @@ class Criterion:
         self.task = task
         balanced = params.class_weights == "balanced"
         self.head_loss = task.head_loss(task.truth(train), balanced, params.label_smoothing, train.device)
-        self.arguments = params.model_dump(include=losses_of(task.target) - HEAD_LOSS)
+        self.terms = LossTerms(**params.model_dump(include=losses_of(task.target) - HEAD_LOSS))
 
     def __call__(self, output: Output, batch: Batch, branches: Collection[str]) -> Losses:
         truth = self.task.truth(batch)
-        return fusion_loss(
-            output,
-            truth,
-            self.task.counted(truth),
-            batch.audio_present,
-            batch.text_present,
-            head_loss=self.head_loss,
-            branches=branches,
-            **self.arguments,
-        )
+        masks = head_masks(self.task.counted(truth), batch.audio_present, batch.text_present)
+        return fusion_loss(output, truth, masks, self.head_loss, self.terms, branches)
 
 
 class LossMeans:
