@@ -105,7 +105,7 @@ def load_split(
     target: Target | None = "label",
     device: torch.device | str = "cpu",
     resident: bool = True,
-) -> Split:
+) -> Split:  # seven: which rows, what a model is given of them, where they lie; no caller has them as one thing
     """The split `name`, gathered on `device`; rows of other splits are not read.
 
     Its rows are on `device`, too, or stay in the file where it is not to be `resident` (`hold` decides for several).

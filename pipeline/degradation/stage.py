@@ -86,7 +86,7 @@ def degrade(
     root: Path,
     channels: Channels,
     device: str = "auto",
-) -> Degraded:
+) -> Degraded:  # eight: three sections of params.yaml, and the two keys of a fourth that say where recordings lie
     """Make `folder` hold exactly the conditions that `params` asks for.
 
     A study that the corpus does not allow, such as noise where there are no recordings, is left out with a note.
