@@ -79,9 +79,8 @@ def evaluate_app(
     from fusion.evaluation import (
         current_commit,
         describe_run,
-        evaluate,
+        evaluate_all,
         headline,
-        measure_robustness,
         read_degraded,
         write_report,
         write_robustness,
@@ -99,8 +98,7 @@ def evaluate_app(
     with writing(output):  # now, rather than after all is scored
         output.mkdir(parents=True, exist_ok=True)
     memory = read_section(path, "train", TrainParams, overrides).memory
-    evaluation = evaluate(joint, models, section, chosen, memory)
-    robustness = measure_robustness(joint, models, section, parts, chosen, memory)
+    evaluation, robustness = evaluate_all(joint, models, section, parts, chosen, memory)
     write_report(evaluation, output, commit)
     write_robustness(robustness, output / "robustness", describe_run(evaluation, commit))
     print(f"{output}: {headline(evaluation)}")

@@ -30,8 +30,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "features": ("pipeline.join:join", "pipeline.datasets:describe_corpus"),
     "train": ("fusion.training:train_seeds", "fusion.params:read_recipe"),
     "evaluate": (
-        "fusion.evaluation:evaluate",
-        "fusion.evaluation:measure_robustness",
+        "fusion.evaluation:evaluate_all",
         "fusion.evaluation:write_report",
         "fusion.evaluation:write_robustness",
     ),

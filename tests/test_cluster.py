@@ -26,8 +26,8 @@ from fusion.errors import TrainingError
 from fusion.params import EvaluateParams
 from pipeline.encoders import batches_under_budget
 from pipeline.errors import DataError, EncoderError, ErcError
-from pipeline.extraction import Work, extract_audio, extract_audio_on
-from pipeline.extraction.cluster import Asked, Pieces, RayEngine, Recordings, Transcripts, ask_an_actor, make_encoder
+from pipeline.extraction import Recordings, Work, extract_audio, extract_audio_on
+from pipeline.extraction.cluster import Asked, Pieces, RayEngine, Transcripts, ask_an_actor, make_encoder
 from pipeline.extraction.engine import LocalEngine
 from pipeline.extraction.progress import Unit
 from pipeline.manifest import read_manifest, write_manifest

@@ -24,10 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fusion.data import load_split
 from fusion.data.batches import GROUP_ROWS, make_plan
 from fusion.layers import primitives
-from fusion.objective import find_task
 from fusion.params import Recipe
 from fusion.training import build_split_model
-from fusion.training.stage import Criterion, StageRun
+from fusion.training.stage import StageRun, Training
 from pipeline.store import Features
 
 PHASES = ("gather", "forward", "loss", "backward", "optimizer")
@@ -112,13 +111,11 @@ class _GRU(torch.autograd.Function):
 def measure_operations(model: str, features: Features, recipe: Recipe) -> list[StepOperations]:
     """The operations of one step of each stage of `model`, on the first `train.conversations` of train."""
     target, classes = recipe.train.target, len(features.label_names)
-    task = find_task(target, classes)
     split = load_split(features, "train", modalities="both", audio_frames=recipe.model.audio_frames, target=target)
-    criterion, shuffle = Criterion(recipe.loss, split, task), torch.Generator()
+    training = Training(build_split_model(split, recipe, classes), split, split, recipe, 0, classes)
     results = []
-    built: Any = build_split_model(split, recipe, classes)
-    for stage in built.stages():
-        run = StageRun(stage, split, split, criterion, recipe.train, shuffle, [], task)
+    for stage in training.stages:
+        run = StageRun(stage, training)
         stage.module.train()
         _step(run, _Tally())  # the optimizer makes its state in the first
         tally = _Tally()

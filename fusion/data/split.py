@@ -105,7 +105,7 @@ def load_split(
     target: Target | None = "label",
     device: torch.device | str = "cpu",
     resident: bool = True,
-) -> Split:
+) -> Split:  # seven: which rows, what a model is given of them, where they lie; no caller has them as one thing
     """The split `name`, gathered on `device`; rows of other splits are not read.
 
     Its rows are on `device`, too, or stay in the file where it is not to be `resident` (`hold` decides for several).
@@ -133,8 +133,8 @@ def load_split(
         labels=torch.from_numpy(np.array(utterances.labels[first:last], np.int64)),
         scores=torch.from_numpy(np.array(utterances.scores[first:last], np.float32)),
         conversations=conversation_offsets(conversation_ids),
-        audio=_map_modality(features, "audio", first, last, modalities, audio_frames, torch.device(device)),
-        text=_map_modality(features, "text", first, last, modalities, None, torch.device(device)),
+        audio=_map_modality(features, "audio", here, modalities, audio_frames, torch.device(device)),
+        text=_map_modality(features, "text", here, modalities, None, torch.device(device)),
     )
     if target:
         _check_truth(split, target, features.path)
@@ -193,8 +193,7 @@ def _load(rows: Ragged) -> Ragged:
 def _map_modality(
     features: Features,
     name: str,
-    first: int,
-    last: int,
+    here: Sequence[int],
     modalities: Modalities,
     limit: int | None,
     device: torch.device,
@@ -202,11 +201,11 @@ def _map_modality(
     part: Part | None = getattr(features, name)
     if modalities not in ("both", name):
         shape = (1,) if part is None else part.values.shape[1:]
-        return Resident.packed(torch.zeros(0, *shape, device=device), torch.zeros(last - first, dtype=torch.int64))
+        return Resident.packed(torch.zeros(0, *shape, device=device), torch.zeros(len(here), dtype=torch.int64))
     if part is None:
         other = "text" if name == "audio" else "audio"
         raise FeatureError(
             f"{features.path}: holds no {name}, but model.modalities is '{modalities}'; "
             f"set model.modalities to '{other}', or join {name} features in"
         )
-    return map_rows(part, first, last, limit, device)
+    return map_rows(part, here[0], here[-1] + 1, limit, device)

@@ -7,8 +7,8 @@ from pipeline.settings import door
 if TYPE_CHECKING:
     from fusion.evaluation.folds import folds_headline, join_folds, write_folds
     from fusion.evaluation.result_files import current_commit, describe_run, headline, write_report
-    from fusion.evaluation.robustness import measure_robustness, read_degraded
+    from fusion.evaluation.robustness import evaluate_all, measure_robustness, read_degraded
     from fusion.evaluation.robustness_files import AXES, TITLES, level_name, write_robustness
-    from fusion.evaluation.scores import Evaluation, evaluate, sample_std
+    from fusion.evaluation.scores import Evaluation, evaluate, load_test, sample_std
 else:
     __getattr__ = door(__name__, __file__)

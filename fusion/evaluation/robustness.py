@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
 from fusion.data import Ragged, Split, map_rows
 from fusion.errors import FeatureError
-from fusion.evaluation.scores import floor_of_train, load_test, sample_std
+from fusion.evaluation.scores import Evaluation, Tested, load_test, sample_std, score_test
 from fusion.inference import predict, split_tallies
-from fusion.objective import METRICS, Interval, Task, bootstrap, find_task, percentile_interval
+from fusion.objective import Interval, Task, bootstrap, percentile_interval
 from fusion.params import EvaluateParams, ModelParams
 from fusion.runtime import Memory
 from pipeline.store import Features, Identity, Part, read_part
@@ -116,17 +115,17 @@ def _check_part(part: Part, features: Features) -> None:
         raise FeatureError(f"{part.path}: recordings of other lengths than those of {features.path}; {mend}")
 
 
-def measure_robustness(
+def evaluate_all(
     features: Features,
     models: Path,
     params: EvaluateParams,
     degraded: Mapping[str, Part],
     device: torch.device,
     memory: Memory = "auto",
-) -> Robustness:
-    """Score every seed in the folder `models` at every level of every study.
+) -> tuple[Evaluation, Robustness]:
+    """Score every seed in the folder `models` on the test split as it is, and at every level of every study.
 
-    Studies of a modality that the models are not given are left out: nothing would change.
+    Models and split are loaded once.
 
     Args:
         degraded: as `read_degraded` returns them.
@@ -135,19 +134,23 @@ def measure_robustness(
     Raises:
         ModelError, FeatureError: as `fusion.evaluation.evaluate`.
     """
-    loaded = load_seeds(models, device)
-    for one in loaded:
-        check_compatible(one, features)
-    recipe = loaded[0].provenance.recipe
-    given, task = recipe.model, find_task(recipe.train.target, len(features.label_names))
-    split = load_test(features, recipe, device, memory)
-    parts = {name: part for name, part in degraded.items() if _is_given(_input(part)["study"], given)}
+    tested = load_test(features, models, device, memory)
+    return score_test(tested, params), measure_robustness(tested, params, degraded)
+
+
+def measure_robustness(tested: Tested, params: EvaluateParams, degraded: Mapping[str, Part]) -> Robustness:
+    """Every seed at every level of every study; `degraded` as `read_degraded` returns them.
+
+    Studies of a modality that the models are not given are left out: nothing would change.
+    """
+    model = tested.recipe.model
+    parts = {name: part for name, part in degraded.items() if _is_given(_input(part)["study"], model)}
     return Robustness(
-        task=task,
-        metric=recipe.train.metric,
-        floor=floor_of_train(task, split, features),
+        task=tested.task,
+        metric=tested.recipe.train.metric,
+        floor=tested.floor,
         confidence=params.confidence,
-        levels=list(_score(task, split, _conditions(split, given, params, parts), loaded, params)),
+        levels=list(_score(tested, _conditions(tested.split, model, params, parts), params)),
         parts=parts,
     )
 
@@ -217,12 +220,6 @@ class _Point:
     draws: np.ndarray  # (resamples,), means over seeds
 
 
-def _point(tallies: np.ndarray, metric: str, params: EvaluateParams) -> _Point:
-    """From tallies (seeds, conversations, sums)."""
-    seeds = METRICS[metric](tallies.sum(1))
-    return _Point(seeds.tolist(), bootstrap(tallies, METRICS[metric], params.resamples, params.seed).mean(0))
-
-
 def _against(point: _Point, clean: _Point, confidence: float) -> Score:
     return Score(
         mean=float(np.mean(point.seeds)),
@@ -233,19 +230,21 @@ def _against(point: _Point, clean: _Point, confidence: float) -> Score:
     )
 
 
-def _points(task: Task, split: Split, models: Sequence[LoadedModel], params: EvaluateParams) -> dict[str, _Point]:
-    """Every metric on one split."""
-    tallies = np.stack([split_tallies(task, split, predict(one.model, split, task)) for one in models])
-    return {name: _point(tallies, name, params) for name in task.metrics}
+def _points(task: Task, tallies: np.ndarray, params: EvaluateParams) -> dict[str, _Point]:
+    """Every metric on one split, from tallies (seeds, conversations, sums)."""
+    return {
+        name: _Point(metric(tallies.sum(1)).tolist(), bootstrap(tallies, metric, params.resamples, params.seed).mean(0))
+        for name, metric in task.metrics.items()
+    }
 
 
-def _score(
-    task: Task, split: Split, conditions: Iterator[Condition], models: Sequence[LoadedModel], params: EvaluateParams
-) -> Iterator[Level]:
-    """The conditions scored; `split` is the clean one."""
-    clean: dict[str, _Point] = {}
+def _score(tested: Tested, conditions: Iterator[Condition], params: EvaluateParams) -> Iterator[Level]:
+    task, clean = tested.task, _points(tested.task, tested.tallies["fused"], params)
     for condition in conditions:
-        clean = clean or _points(task, split, models, params)
-        points = clean if condition.split is split else _points(task, condition.split, models, params)
+        points = clean
+        if condition.split is not tested.split:
+            answers = [predict(one.model, condition.split, task) for one in tested.models]
+            tallies = np.stack([split_tallies(task, condition.split, one) for one in answers])
+            points = _points(task, tallies, params)
         scores = {name: _against(points[name], clean[name], params.confidence) for name in points}
         yield Level(condition.study, condition.level, condition.word_error_rate, scores)

@@ -1,7 +1,11 @@
-"""Score the models of all seeds on the test split, which is read here, once, and nowhere else."""
+"""Score the models of all seeds on the test split.
+
+The split is read by `load_test`, once for all that an evaluation does (`fusion.evaluation.evaluate_all`).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -74,10 +78,46 @@ class Evaluation:
         return self.task.counted(self.true)
 
 
-def evaluate(
-    features: Features, models: Path, params: EvaluateParams, device: torch.device, memory: Memory = "auto"
-) -> Evaluation:
-    """Score every seed in the folder `models` on the test split of `features`.
+@dataclass(frozen=True, eq=False)
+class Tested:
+    """The trained models of one folder, and the test split that they are scored on; `load_test` reads both.
+
+    What the models say of the split as it is gets computed when it is first asked for, once for everyone who asks.
+    """
+
+    features: Features
+    models: Sequence[LoadedModel]  # one a seed
+    task: Task
+    split: Split
+
+    @property
+    def recipe(self) -> Recipe:
+        """That of the models, but for their seeds."""
+        return self.models[0].provenance.recipe
+
+    @cached_property
+    def answers(self) -> list[dict[str, np.ndarray]]:
+        """Of each model, by head, not calibrated: as of `predict_heads`."""
+        return [predict_heads(one.model, self.split, self.task) for one in self.models]
+
+    @cached_property
+    def tallies(self) -> dict[str, np.ndarray]:
+        """(seeds, conversations, sums) by head."""
+        return {
+            head: np.stack([split_tallies(self.task, self.split, answers[head]) for answers in self.answers])
+            for head in self.answers[0]
+        }
+
+    @cached_property
+    def floor(self) -> Mapping[str, float]:
+        """Every metric of the answer that suits train best: picking the test split's own would be peeking."""
+        train = np.array(self.features.utterances.splits) == "train"
+        truth = self.task.truth(self.features.utterances)[train]
+        return floor_scores(self.task, self.task.truth(self.split).numpy(), truth)
+
+
+def load_test(features: Features, models: Path, device: torch.device, memory: Memory = "auto") -> Tested:
+    """Every seed in the folder `models`, and the test split as they are given it, in the `memory` for features.
 
     Raises:
         ModelError: a model cannot be loaded, or was trained on other encoders or labels.
@@ -87,41 +127,6 @@ def evaluate(
     for one in loaded:
         check_compatible(one, features)
     recipe = loaded[0].provenance.recipe
-    task, split = find_task(recipe.train.target, len(features.label_names)), load_test(features, recipe, device, memory)
-    predictions = [predict_heads(one.model, split, task) for one in loaded]
-    tallies = {
-        head: np.stack([split_tallies(task, split, answers[head]) for answers in predictions])
-        for head in predictions[0]
-    }  # by head: (seeds, conversations, sums)
-    draws = {
-        head: {name: bootstrap(sums, metric, params.resamples, params.seed) for name, metric in task.metrics.items()}
-        for head, sums in tallies.items()
-    }  # by head and metric: (seeds, resamples)
-    seeds = [
-        _seed_scores(index, one, task, split, predictions[index]["fused"], tallies, draws["fused"], params)
-        for index, one in enumerate(loaded)
-    ]
-    floor = floor_of_train(task, split, features)
-    summaries = {
-        head: {name: _summary(head, name, seeds, draws[head][name], floor[name], params) for name in task.metrics}
-        for head in tallies
-    }
-    return Evaluation(
-        features=features.digest,
-        params=params,
-        task=task,
-        labels=features.label_names,
-        ids=split.ids,
-        conversations=split.conversation_ids,
-        true=task.truth(split).numpy(),
-        seeds=seeds,
-        summaries=summaries.pop("fused"),
-        heads=summaries,
-    )
-
-
-def load_test(features: Features, recipe: Recipe, device: torch.device, memory: Memory) -> Split:
-    """The test split as models of `recipe` are given it, in the `memory` for features; raises as `load_split`."""
     split = load_split(
         features,
         "test",
@@ -131,26 +136,50 @@ def load_test(features: Features, recipe: Recipe, device: torch.device, memory: 
         device=device,
         resident=False,
     )
-    return hold([split], memory_for_features(memory, device))[0]
+    task = find_task(recipe.train.target, len(features.label_names))
+    return Tested(features, loaded, task, hold([split], memory_for_features(memory, device))[0])
 
 
-def floor_of_train(task: Task, split: Split, features: Features) -> Mapping[str, float]:
-    """Every metric on `split` of the answer that suits train best: picking the test split's own would be peeking."""
-    train = np.array(features.utterances.splits) == "train"
-    return floor_scores(task, task.truth(split).numpy(), task.truth(features.utterances)[train])
+def evaluate(
+    features: Features, models: Path, params: EvaluateParams, device: torch.device, memory: Memory = "auto"
+) -> Evaluation:
+    """Score every seed in the folder `models` on the test split of `features`; raises as `load_test`."""
+    return score_test(load_test(features, models, device, memory), params)
 
 
-def _seed_scores(
-    index: int,
-    loaded: LoadedModel,
-    task: Task,
-    split: Split,
-    answers: np.ndarray,
-    tallies: Mapping[str, np.ndarray],
-    draws: Mapping[str, np.ndarray],
-    params: EvaluateParams,
-) -> SeedScores:
-    totals = {head: sums[index].sum(0) for head, sums in tallies.items()}
+def score_test(tested: Tested, params: EvaluateParams) -> Evaluation:
+    """Every seed on the test split as it is."""
+    task, split = tested.task, tested.split
+    draws = {
+        head: {name: bootstrap(sums, metric, params.resamples, params.seed) for name, metric in task.metrics.items()}
+        for head, sums in tested.tallies.items()
+    }  # by head and metric: (seeds, resamples)
+    seeds = [_seed_scores(tested, index, draws["fused"], params.confidence) for index in range(len(tested.models))]
+    summaries = {
+        head: {
+            name: _summary(head, name, seeds, drawn, tested.floor[name], params.confidence)
+            for name, drawn in by_metric.items()
+        }
+        for head, by_metric in draws.items()
+    }
+    return Evaluation(
+        features=tested.features.digest,
+        params=params,
+        task=task,
+        labels=tested.features.label_names,
+        ids=split.ids,
+        conversations=split.conversation_ids,
+        true=task.truth(split).numpy(),
+        seeds=seeds,
+        summaries=summaries.pop("fused"),
+        heads=summaries,
+    )
+
+
+def _seed_scores(tested: Tested, index: int, draws: Mapping[str, np.ndarray], confidence: float) -> SeedScores:
+    """The model with this index; `draws` (seeds, resamples) by metric."""
+    task, loaded, answers = tested.task, tested.models[index], tested.answers[index]["fused"]
+    totals = {head: sums[index].sum(0) for head, sums in tested.tallies.items()}
     heads = {head: compute_all(task.metrics, total) for head, total in totals.items()}
     temperature = loaded.provenance.temperature
     return SeedScores(
@@ -158,21 +187,21 @@ def _seed_scores(
         history=loaded.history,
         answers=answers if temperature is None else calibrate(answers, temperature),
         scores=heads.pop("fused"),
-        intervals={name: percentile_interval(drawn[index], params.confidence) for name, drawn in draws.items()},
+        intervals={name: percentile_interval(drawn[index], confidence) for name, drawn in draws.items()},
         classes=task.by_class(totals["fused"]),
         heads=heads,
-        calibration=task.calibration(task.truth(split).numpy(), answers, temperature),
+        calibration=task.calibration(task.truth(tested.split).numpy(), answers, temperature),
     )
 
 
 def _summary(
-    head: str, name: str, seeds: Sequence[SeedScores], draws: np.ndarray, floor: float, params: EvaluateParams
+    head: str, name: str, seeds: Sequence[SeedScores], draws: np.ndarray, floor: float, confidence: float
 ) -> Summary:
     scores = [(seed.scores if head == "fused" else seed.heads[head])[name] for seed in seeds]
     return Summary(
         mean=float(np.mean(scores)),
         std=sample_std(scores),
-        interval=percentile_interval(draws.mean(0), params.confidence),
+        interval=percentile_interval(draws.mean(0), confidence),
         floor=floor,
         validation=float(np.mean([seed.provenance.validation[head][name] for seed in seeds])),
     )

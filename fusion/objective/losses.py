@@ -51,20 +51,29 @@ class Losses:
 FUSED = ("fused",)  # the branches of a model of one stage
 
 
+@dataclass(frozen=True)
+class LossTerms:
+    """How the terms are weighted and computed; those of section `loss` that say so."""
+
+    auxiliary: float  # weights of the terms
+    absolute: float
+    relative: float
+    temperature: float  # divides the cosine similarities of all contrastive terms
+    label_aware: bool = False  # whether same-label pairs are positives of the absolute term, too; of labels alone
+    supervised: float = 0.0  # share of the contrast in the loss of a head with an embedding, 0 to 1; of labels alone
+
+
+def head_masks(counted: Tensor, audio_present: Tensor, text_present: Tensor) -> dict[str, Tensor]:
+    """Who takes part in the loss of each head, (utterances,) boolean: who has a truth, and that modality."""
+    return {"fused": counted, "audio": counted & audio_present, "text": counted & text_present}
+
+
 def fusion_loss(
     output: Output,
     truth: Tensor,
-    counted: Tensor,
-    audio_present: Tensor,
-    text_present: Tensor,
-    *,
+    masks: Mapping[str, Tensor],
     head_loss: HeadLoss,
-    auxiliary: float,
-    absolute: float,
-    relative: float,
-    temperature: float,
-    label_aware: bool = False,
-    supervised: float = 0.0,
+    terms: LossTerms,
     branches: Collection[str] = FUSED,
 ) -> Losses:
     """The loss of one batch. A part that the output lacks counts as zero.
@@ -72,35 +81,26 @@ def fusion_loss(
     Args:
         output: what the model returned.
         truth: (utterances,), labels or scores.
-        counted: (utterances,) boolean, whether the utterance has one.
-        audio_present, text_present: (utterances,) boolean, whether the utterance has that modality.
+        masks: as of `head_masks`.
         head_loss: of each head: `cross_entropy` or `absolute_error`.
-        auxiliary, absolute, relative: weights of the terms.
-        temperature: divides the cosine similarities of all contrastive terms.
-        label_aware: whether same-label pairs are positives of the absolute term, too; of labels alone.
-        supervised: share of the supervised contrast in the loss of a head that has an embedding, 0 to 1; of labels
-            alone.
         branches: the heads that learn here; the fused head counts if it is among them, others as auxiliary ones else.
     """
-    masks = {"fused": counted, "audio": counted & audio_present, "text": counted & text_present}
-    mix = partial(
-        _head_losses, truth=truth, masks=masks, head_loss=head_loss, share=supervised, temperature=temperature
-    )
+    mix = partial(_head_losses, truth=truth, masks=masks, head_loss=head_loss, terms=terms)
     here = mix(output)
-    weights = {head: 1.0 if head in branches else auxiliary * (head != "fused") for head in masks}
+    weights = {head: 1.0 if head in branches else terms.auxiliary * (head != "fused") for head in masks}
     none = output.logits.new_zeros((), dtype=torch.float32)
     earlier = [loss.mixed for stage in output.earlier.values() for head, loss in mix(stage).items() if head != "fused"]
-    terms = [(weights[head], loss.mixed) for head, loss in here.items()]
+    weighted = [(weights[head], loss.mixed) for head, loss in here.items()]
     contrast = alignment = none
     if output.audio is not None and output.text is not None:
-        paired = counted & audio_present & text_present
-        contrast = absolute_loss(output.audio, output.text, temperature, truth if label_aware else None, paired)
-        alignment = relative_loss(output.audio, output.text, temperature, paired)
-        terms += [(absolute, contrast), (relative, alignment)]
+        paired, labels = masks["audio"] & masks["text"], truth if terms.label_aware else None
+        contrast = absolute_loss(output.audio, output.text, terms.temperature, labels, paired)
+        alignment = relative_loss(output.audio, output.text, terms.temperature, paired)
+        weighted += [(terms.absolute, contrast), (terms.relative, alignment)]
     if earlier:
-        terms.append((auxiliary, _sum(earlier, none)))
+        weighted.append((terms.auxiliary, _sum(earlier, none)))
     return Losses(
-        total=_sum([term if weight == 1 else weight * term for weight, term in terms], none),
+        total=_sum([term if weight == 1 else weight * term for weight, term in weighted], none),
         fused=here["fused"].told,
         audio=here["audio"].told if "audio" in here else none,
         text=here["text"].told if "text" in here else none,
@@ -130,8 +130,7 @@ def _head_losses(
     truth: Tensor,
     masks: Mapping[str, Tensor],
     head_loss: HeadLoss,
-    share: float,
-    temperature: float,
+    terms: LossTerms,
 ) -> dict[str, _HeadLoss]:
     """The loss of each head of `output`, without those of earlier stages."""
     losses = {}
@@ -141,8 +140,8 @@ def _head_losses(
             continue
         told = head_loss(logits, truth, mask)
         contrast, mixed = None, told
-        if share and head in output.embeddings:
-            contrast = supervised_loss(output.embeddings[head], truth, temperature, mask)
+        if terms.supervised and head in output.embeddings:
+            share, contrast = terms.supervised, supervised_loss(output.embeddings[head], truth, terms.temperature, mask)
             mixed = (1 - share) * told + share * contrast
         losses[head] = _HeadLoss(told, contrast, mixed)
     return losses

@@ -10,19 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from tqdm import tqdm
 
 from fusion.data import Split
 from fusion.errors import TrainingError
 from fusion.inference import fit_ensembles, predict_heads, score_heads
-from fusion.models import Stage, build_model
-from fusion.objective import Calibration, Epoch, best_epoch, find_task, history_from_json, history_to_json
+from fusion.models import build_model
+from fusion.objective import Calibration, Epoch, find_task, history_from_json
 from fusion.params import Recipe, model_arguments
 from fusion.runtime import place, reproducible
-from fusion.training.resume import State, StateFile
-from fusion.training.stage import Criterion, StageRun
+from fusion.training.resume import StateFile
+from fusion.training.stage import StageRun, Training
 from pipeline.settings import repeatably
 
 
@@ -57,78 +56,6 @@ def build_split_model(split: Split, recipe: Recipe, classes: int) -> nn.Module:
     return model.to(split.device)
 
 
-class _Training:
-    """A model in training, stage by stage."""
-
-    def __init__(self, train: Split, validation: Split, recipe: Recipe, seed: int, classes: int) -> None:
-        self.train, self.validation, self.params, self.seed = train, validation, recipe.train, seed
-        self.task = find_task(recipe.train.target, classes)
-        self.model: Any = build_split_model(train, recipe, classes).eval()
-        self.loss = Criterion(recipe.loss, train, self.task)
-        self.shuffle = torch.Generator().manual_seed(seed)
-        self.history: list[Epoch] = []
-
-    def run(self, file: StateFile | None) -> None:
-        """All stages, or those that are not done according to `file`."""
-        begun = file.load() if file else None
-        if begun:
-            self.model.load_state_dict(begun.model)
-            self.history = history_from_json(begun.history)
-        for stage in self.model.stages():
-            if begun and begun.stage != stage.name:
-                continue  # its weights are in the state
-            self._run_stage(stage, begun, file)
-            begun = None
-
-    def selected(self) -> dict[str, int]:
-        """The epoch whose weights each head has, by `<stage>.<head>`."""
-        metric = self.params.metric
-        return {
-            f"{stage.name}.{head}": best_epoch(self.history, metric, head, stage.name).number
-            for stage in self.model.stages()
-            for head in stage.branches
-        }
-
-    def _run_stage(self, stage: Stage, begun: State | None, file: StateFile | None) -> None:
-        run = StageRun(
-            stage, self.train, self.validation, self.loss, self.params, self.shuffle, self.history, self.task
-        )
-        if begun:
-            run.restore(begun)
-            self._restore_random(begun)
-        name = f"seed {self.seed}, {stage.name}"
-        epochs, metric = self.params.epochs, self.params.metric
-        # of several processes, each has a line of its own for as long as it works
-        line: dict[str, Any] = {"position": place(), "leave": None}
-        with tqdm(total=epochs, initial=len(run.epochs), desc=name, unit="epoch", disable=None, **line) as bar:
-            while not run.finished:
-                epoch = run.advance()
-                if file:
-                    file.save(self._state(run))
-                bar.update()
-                bar.set_postfix({"loss": epoch.train["total"], metric: epoch.scores[metric]})
-        run.select()
-
-    def _state(self, run: StageRun) -> State:
-        random = {"torch": torch.get_rng_state(), "shuffle": self.shuffle.get_state()}
-        if self.train.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.train.device)
-        return State(
-            model=self.model.state_dict(),
-            stage=run.stage.name,
-            best=run.best,
-            optimizer=run.optimizer.state_dict(),
-            random=random,
-            history=history_to_json(self.history),
-        )
-
-    def _restore_random(self, state: State) -> None:
-        torch.set_rng_state(state.random["torch"])
-        self.shuffle.set_state(state.random["shuffle"])
-        if "cuda" in state.random:
-            torch.cuda.set_rng_state(state.random["cuda"], self.train.device)
-
-
 def fit(
     train: Split, validation: Split, recipe: Recipe, seed: int, *, classes: int, state: StateFile | None = None
 ) -> Fit:
@@ -145,18 +72,59 @@ def fit(
         OutputError: the state cannot be written.
     """
 
-    def learn(strict: bool) -> _Training:
+    def learn(strict: bool) -> Training:
         with reproducible(seed, train.device, strict):
-            training = _Training(train, validation, recipe, seed, classes)
-            training.run(state)
+            model = build_split_model(train, recipe, classes).eval()
+            training = Training(model, train, validation, recipe, seed, classes)
+            _train(training, f"seed {seed}", state)
         return training
 
     try:
         training = repeatably(learn, f"seed {seed}")
     except TrainingError as error:
         raise TrainingError(f"seed {seed}, {error}") from None
-    fit_ensembles(training.model, validation, training.task)
-    answers = predict_heads(training.model, validation, training.task)
-    scores = score_heads(training.task, validation, answers)
-    calibration = training.task.calibration(training.task.truth(validation).numpy(), answers["fused"])
-    return Fit(training.model, training.history, training.selected(), scores, calibration, answers)
+    model, task = training.model, training.task
+    fit_ensembles(model, validation, task)
+    answers = predict_heads(model, validation, task)
+    return Fit(
+        model=model,
+        history=training.history,
+        selected={
+            f"{stage.name}.{branch}": best.number
+            for stage in training.stages
+            for branch, best in training.best_epochs(stage).items()
+        },
+        validation=score_heads(task, validation, answers),
+        calibration=task.calibration(task.truth(validation).numpy(), answers["fused"]),
+        answers=answers,
+    )
+
+
+def _train(training: Training, name: str, file: StateFile | None) -> None:
+    """All stages, or those that are not done according to `file`; `name` is that of the progress bars."""
+    begun = file.load() if file else None
+    if begun:
+        training.model.load_state_dict(begun.model)
+        training.history = history_from_json(begun.history)
+    for stage in training.stages:
+        if begun and begun.stage != stage.name:
+            continue  # its weights are in the state
+        run = StageRun(stage, training)
+        if begun:
+            run.restore(begun)
+            begun = None
+        with _bar(f"{name}, {stage.name}", training.params.epochs, len(run.epochs)) as bar:
+            while not run.finished:
+                epoch = run.advance()
+                if file:
+                    file.save(run.state())
+                bar.update()
+                metric = training.params.metric
+                bar.set_postfix({"loss": epoch.train["total"], metric: epoch.scores[metric]})
+        run.select()
+
+
+def _bar(name: str, epochs: int, done: int) -> "tqdm[Any]":
+    # of several processes, each has a line of its own for as long as it works
+    line: dict[str, Any] = {"position": place(), "leave": None}
+    return tqdm(total=epochs, initial=done, desc=name, unit="epoch", disable=None, **line)

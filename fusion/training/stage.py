@@ -1,8 +1,12 @@
-"""The training of one stage, epoch by epoch, and the loss of a batch under the parameters of section `loss`."""
+"""The training of one stage, epoch by epoch: `StageRun.advance`, which keeps the weights of the best epoch.
+
+Which epoch is the best is `best_epoch` of `fusion.objective.selection`, and nothing else.
+"""
 
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +14,20 @@ from torch import Tensor, nn
 from fusion.batch import Batch, Output
 from fusion.data import Split, encode_split
 from fusion.errors import TrainingError
-from fusion.inference import score_answers
+from fusion.inference import score_heads
 from fusion.models import Stage
-from fusion.objective import Epoch, Losses, Task, best_epoch, fusion_loss
-from fusion.params import LossParams, TrainParams, losses_of
+from fusion.objective import (
+    Epoch,
+    Losses,
+    LossTerms,
+    Task,
+    best_epoch,
+    find_task,
+    fusion_loss,
+    head_masks,
+    history_to_json,
+)
+from fusion.params import LossParams, Recipe, TrainParams, losses_of
 from fusion.training.precision import check_precision
 from fusion.training.resume import State
 
@@ -27,20 +41,12 @@ class Criterion:
         self.task = task
         balanced = params.class_weights == "balanced"
         self.head_loss = task.head_loss(task.truth(train), balanced, params.label_smoothing, train.device)
-        self.arguments = params.model_dump(include=losses_of(task.target) - HEAD_LOSS)
+        self.terms = LossTerms(**params.model_dump(include=losses_of(task.target) - HEAD_LOSS))
 
     def __call__(self, output: Output, batch: Batch, branches: Collection[str]) -> Losses:
         truth = self.task.truth(batch)
-        return fusion_loss(
-            output,
-            truth,
-            self.task.counted(truth),
-            batch.audio_present,
-            batch.text_present,
-            head_loss=self.head_loss,
-            branches=branches,
-            **self.arguments,
-        )
+        masks = head_masks(self.task.counted(truth), batch.audio_present, batch.text_present)
+        return fusion_loss(output, truth, masks, self.head_loss, self.terms, branches)
 
 
 class LossMeans:
@@ -62,62 +68,77 @@ class LossMeans:
         return dict(zip(self.names, means.tolist(), strict=True))
 
 
-class StageRun:
-    """The training of one stage between two epochs.
+class Training:
+    """What the stages of one training run share; an epoch changes the weights, the shuffling and the history.
 
     Args:
-        stage: what learns.
-        train, validation: as stored; frozen stages encode them here.
-        shuffle: gives the order of batches.
-        history: of all stages so far, to which this one adds its epochs.
-        task: what is learned.
+        model: on the device that trains.
+        train, validation: as stored, on that device.
+        classes: labels are 0 .. classes - 1; for scores it does not matter.
     """
 
-    def __init__(
-        self,
-        stage: Stage,
-        train: Split,
-        validation: Split,
-        loss: Criterion,
-        params: TrainParams,
-        shuffle: torch.Generator,
-        history: list[Epoch],
-        task: Task,
-    ) -> None:
-        self.stage, self.loss, self.params, self.task = stage, loss, params, task
-        self.train = encode_split(train, stage.encode) if stage.encode else train
-        self.validation = encode_split(validation, stage.encode) if stage.encode else validation
-        self.shuffle, self.history = shuffle, history
-        if params.precision == "bfloat16":
+    def __init__(self, model: Any, train: Split, validation: Split, recipe: Recipe, seed: int, classes: int) -> None:
+        self.model: nn.Module = model
+        self.stages: list[Stage] = model.stages()
+        self.train, self.validation, self.params = train, validation, recipe.train
+        self.task = find_task(recipe.train.target, classes)
+        self.loss = Criterion(recipe.loss, train, self.task)
+        self.shuffle = torch.Generator().manual_seed(seed)  # gives the order of batches
+        self.history: list[Epoch] = []  # of all stages so far
+
+    def best_epochs(self, stage: Stage) -> dict[str, Epoch]:
+        """The best epoch so far of each branch of a stage: the one whose weights are kept."""
+        return {branch: best_epoch(self.history, self.params.metric, branch, stage.name) for branch in stage.branches}
+
+
+class StageRun:
+    """The training of one stage between two epochs; the stages before it are done."""
+
+    def __init__(self, stage: Stage, training: Training) -> None:
+        self.stage, self.training, self.params = stage, training, training.params
+        self.train, self.validation = (
+            encode_split(split, stage.encode) if stage.encode else split
+            for split in (training.train, training.validation)
+        )
+        if self.params.precision == "bfloat16":
             check_precision(stage.module, self.validation)
         self.weights = [weight for branch in stage.branches.values() for weight in branch.parameters()]
-        self.optimizer = _optimizer(self.weights, params)
-        self.best: dict[str, dict[str, Tensor]] = {}  # by branch
+        self.optimizer = _optimizer(self.weights, self.params)
+        self.best: dict[str, dict[str, Tensor]] = {}  # weights by branch
 
     @property
     def epochs(self) -> list[Epoch]:
         """Those of this stage."""
-        return [epoch for epoch in self.history if epoch.stage == self.stage.name]
-
-    @property
-    def selected(self) -> dict[str, Epoch]:
-        """The best epoch so far of each branch."""
-        return {
-            branch: best_epoch(self.history, self.params.metric, branch, self.stage.name)
-            for branch in self.stage.branches
-        }
+        return [epoch for epoch in self.training.history if epoch.stage == self.stage.name]
 
     @property
     def finished(self) -> bool:
         """Whether no branch has become better for long enough, or all epochs are over."""
         if not self.epochs:
             return False
-        waited = self.history[-1].number - max(epoch.number for epoch in self.selected.values())
+        newest = max(epoch.number for epoch in self.training.best_epochs(self.stage).values())
+        waited = self.training.history[-1].number - newest
         return len(self.epochs) >= self.params.epochs or waited >= self.params.patience
+
+    def advance(self) -> Epoch:
+        """One epoch of learning and its validation; branches that it makes better than ever keep their weights."""
+        epoch = self._validate(self._learn())
+        self.training.history.append(epoch)
+        for branch, best in self.training.best_epochs(self.stage).items():
+            if best is epoch:
+                weights = self.stage.branches[branch].state_dict()
+                self.best[branch] = {name: weight.detach().clone() for name, weight in weights.items()}
+        return epoch
+
+    def select(self) -> None:
+        """Give every branch the weights of its best epoch."""
+        for branch, module in self.stage.branches.items():
+            module.load_state_dict(self.best[branch])
+        self.stage.module.eval()
 
     def step(self, batch: Batch) -> Losses:
         """Learn from one batch."""
-        losses = self.loss(self.ask(batch), batch, self.stage.branches)
+        losses = self.training.loss(self.ask(batch), batch, self.stage.branches)
         self.optimizer.zero_grad()
         losses.total.backward()
         nn.utils.clip_grad_norm_(self.weights, self.params.gradient_clip)
@@ -130,65 +151,67 @@ class StageRun:
         with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=reduced):
             return self.stage.module(batch)
 
-    def advance(self) -> Epoch:
-        """One epoch of learning and its validation."""
-        epoch = self._validate(self._learn())
-        self.history.append(epoch)
-        for branch, best in self.selected.items():
-            if best is epoch:
-                weights = self.stage.branches[branch].state_dict()
-                self.best[branch] = {name: weight.detach().clone() for name, weight in weights.items()}
-        return epoch
-
-    def select(self) -> None:
-        """Give every branch the weights of its best epoch."""
-        for branch, module in self.stage.branches.items():
-            module.load_state_dict(self.best[branch])
-        self.stage.module.eval()
-
     def _learn(self) -> Mapping[str, float]:
         self.stage.module.train()
         means = LossMeans()
-        for batch in self.train.batches(self.params.conversations, self.shuffle):
+        for batch in self.train.batches(self.params.conversations, self.training.shuffle):
             means.add(self.step(batch), self._count(batch))
         return self._finite(means)
 
     @torch.no_grad()
     def _validate(self, train_losses: Mapping[str, float]) -> Epoch:
         self.stage.module.eval()
-        means, outputs = LossMeans(), []
+        task, means, outputs = self.training.task, LossMeans(), []
         for batch in self.validation.batches(self.params.conversations):
             output = self.ask(batch)
-            means.add(self.loss(output, batch, self.stage.branches), self._count(batch))
+            means.add(self.training.loss(output, batch, self.stage.branches), self._count(batch))
             outputs.append({head: logits for head, logits in output.heads().items() if "." not in head})
-        scores = {head: self._score([batch[head] for batch in outputs]) for head in outputs[0]}
+        answers = {head: task.answers(torch.cat([batch[head] for batch in outputs])) for head in outputs[0]}
+        scores = score_heads(task, self.validation, answers)
         fused = scores.pop("fused")
-        number = len(self.history) + 1
+        number = len(self.training.history) + 1
         return Epoch(number, train_losses, self._finite(means), fused, self.stage.name, scores)
 
     def _count(self, batch: Batch) -> Tensor:
-        return self.task.counted(self.task.truth(batch)).sum()
-
-    def _score(self, outputs: list[Tensor]) -> Mapping[str, float]:
-        return score_answers(self.task, self.validation, self.task.answers(torch.cat(outputs)))
+        task = self.training.task
+        return task.counted(task.truth(batch)).sum()
 
     def _finite(self, means: LossMeans) -> Mapping[str, float]:
         losses = means.compute()
         if not math.isfinite(losses["total"]):
             raise TrainingError(
-                f"epoch {len(self.history) + 1}: the loss is {losses['total']}; lower train.learning_rate "
+                f"epoch {len(self.training.history) + 1}: the loss is {losses['total']}; lower train.learning_rate "
                 f"(now {self.params.learning_rate}), and check the features with pipeline-inspect --verify"
             )
         return losses
 
+    def state(self) -> State:
+        """All that this run needs to go on from here."""
+        device, shuffle = self.train.device, self.training.shuffle
+        random = {"torch": torch.get_rng_state(), "shuffle": shuffle.get_state()}
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
+        return State(
+            model=self.training.model.state_dict(),
+            stage=self.stage.name,
+            best=self.best,
+            optimizer=self.optimizer.state_dict(),
+            random=random,
+            history=history_to_json(self.training.history),
+        )
+
     def restore(self, state: State) -> None:
-        """Go on from `state`, which is of this stage."""
-        self.optimizer.load_state_dict(state.optimizer)
+        """Go on from `state`, which is of this stage; the model and the history are as in it."""
         device = self.train.device
+        self.optimizer.load_state_dict(state.optimizer)
         self.best = {
             branch: {name: weight.to(device) for name, weight in weights.items()}
             for branch, weights in state.best.items()
         }
+        torch.set_rng_state(state.random["torch"])
+        self.training.shuffle.set_state(state.random["shuffle"])
+        if "cuda" in state.random:
+            torch.cuda.set_rng_state(state.random["cuda"], device)
 
 
 def _optimizer(weights: list[nn.Parameter], params: TrainParams) -> torch.optim.Optimizer:

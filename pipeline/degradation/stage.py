@@ -33,7 +33,7 @@ from pipeline.degradation.distortions import (
     word_errors,
 )
 from pipeline.errors import DataError, StoreError
-from pipeline.extraction import Altered, Work, fill, plan_audio, plan_text
+from pipeline.extraction import Altered, Recordings, Work, fill, plan_audio, plan_text
 from pipeline.manifest import Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, DegradeParams, NoiseKind, TextParams
@@ -86,7 +86,7 @@ def degrade(
     root: Path,
     channels: Channels,
     device: str = "auto",
-) -> Degraded:
+) -> Degraded:  # eight: three sections of params.yaml, and the two keys of a fourth that say where recordings lie
     """Make `folder` hold exactly the conditions that `params` asks for.
 
     A study that the corpus does not allow, such as noise where there are no recordings, is left out with a note.
@@ -106,7 +106,7 @@ def degrade(
     done: dict[bool, list[Condition]] = {True: [], False: []}  # by whether an earlier run had encoded it
     for condition in (
         *_text_conditions(test, hearings, text, device),
-        *_audio_conditions(test, params, audio, root, channels, kept, device),
+        *_audio_conditions(Recordings(test, audio, root, channels), params, kept, device),
     ):
         reused = _is_finished(kept / condition.name, condition.work.layout)
         if not reused:
@@ -171,26 +171,18 @@ def _text_conditions(
         yield Condition(f"text-{hearing.name}.h5", work, measured)
 
 
-def _audio_conditions(
-    test: Sequence[Utterance],
-    params: DegradeParams,
-    audio: AudioParams,
-    root: Path,
-    channels: Channels,
-    scratch: Path,
-    device: str,
-) -> Iterator[Condition]:
+def _audio_conditions(recordings: Recordings, params: DegradeParams, scratch: Path, device: str) -> Iterator[Condition]:
     if not params.noise:
         return
     from pipeline.encoders import load_speech_encoder
 
-    encoder, code = load_speech_encoder(audio, device), closure_digest(CODE)
-    clips = sum(utterance.samples > 0 for utterance in test)
-    silent = sum("silent" in utterance.status.split("+") for utterance in test)
+    encoder, code = load_speech_encoder(recordings.params, device), closure_digest(CODE)
+    clips = sum(utterance.samples > 0 for utterance in recordings.utterances)
+    silent = sum("silent" in utterance.status.split("+") for utterance in recordings.utterances)
     for ratio in params.noise:
         given = {"study": "noise", "level": ratio, "seed": params.seed, "kind": params.noise_kind, "silent": silent}
         alter = partial(_add_noise, ratio=ratio, seed=params.seed, kind=params.noise_kind)
-        work = plan_audio(test, encoder, audio, root, channels, scratch, Altered(given, code), alter)
+        work = plan_audio(recordings, encoder, scratch, Altered(given, code, alter))
         measured = f"{params.noise_kind} noise in {clips - silent} clips"
         yield Condition(
             f"audio-noise-{ratio:.12g}dB.h5", work, measured + f", {silent} silent ones left as they are" * (silent > 0)

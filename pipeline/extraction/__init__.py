@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pipeline.extraction.engine import LOADERS
     from pipeline.extraction.stage import (
         Altered,
+        Recordings,
         Work,
         collect,
         extract_audio,

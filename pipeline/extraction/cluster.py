@@ -14,7 +14,7 @@ import torch
 
 from pipeline.errors import DataError, EncoderError
 from pipeline.extraction.engine import Encoded
-from pipeline.extraction.stage import Outcome, Work, file_size, fill, plan_audio, plan_text
+from pipeline.extraction.stage import Outcome, Recordings, Work, fill, plan_text
 from pipeline.manifest import Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, TextParams
@@ -25,27 +25,6 @@ Params = TypeVar("Params", AudioParams, TextParams)
 
 AT_A_TIME = 2  # batches in an actor: one is encoded while the next one is loaded
 BUILT_IN = ("tiny", "log-mel")
-
-
-@dataclass(frozen=True)
-class Recordings:
-    """What the stage `audio` works on; `root` is absolute."""
-
-    utterances: Sequence[Utterance]
-    params: AudioParams
-    root: Path
-    channels: Channels
-
-    def plan(self, device: str, scratch: Path) -> Work:
-        """Load the encoder, and plan."""
-        from pipeline.encoders import load_speech_encoder
-
-        encoder = load_speech_encoder(self.params, device)
-        return plan_audio(self.utterances, encoder, self.params, self.root, self.channels, scratch)
-
-    def missing(self) -> list[Path]:
-        """Recordings that this machine does not see."""
-        return [self.root / u.audio for u in self.utterances if u.audio and file_size(self.root, u) is None]
 
 
 @dataclass(frozen=True)
@@ -147,9 +126,6 @@ class RayEngine:
     def cut_into(self, pieces: int) -> None:
         """Have the batches that are not handed over yet cut into at least so many pieces."""
         self._pieces.raise_to(pieces)
-
-    def close(self) -> None:
-        """Nothing to let go of: actors end with `run`."""
 
 
 def make_encoder(

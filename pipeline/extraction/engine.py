@@ -49,9 +49,6 @@ class Engine(Protocol):
     def cut_into(self, pieces: int) -> None:
         """From the next batch on, cut into at least so many pieces; into more where memory runs out."""
 
-    def close(self) -> None:
-        """Let go of processes, files and other machines."""
-
 
 class LocalEngine:
     """Encodes in this process; threads that `run` side by side take turns at the encoder.
@@ -61,7 +58,6 @@ class LocalEngine:
         start: begins to encode inputs.
         name: of an utterance, for messages.
         mark: an utterance that cannot be loaded becomes a failure; else it ends the run.
-        close: lets go of what `load` holds.
         advice: what the user can do about one utterance that exceeds the memory.
 
     Raises (from `run`):
@@ -75,13 +71,11 @@ class LocalEngine:
         start: Callable[[list[Any]], Rows],
         name: Callable[[int], str],
         mark: bool = False,
-        close: Callable[[], None] = lambda: None,
         advice: str = "encode on the cpu (--device)",
     ) -> None:
         self._load, self._start, self._name, self._mark = load, start, name, mark
         self._advice = advice
         self.pieces = 1
-        self.close = close
         self._turn = Lock()
         self._raising = Lock()
 
@@ -106,7 +100,7 @@ class LocalEngine:
             self.pieces = max(self.pieces, pieces)
 
     def _loaded(self, batches: Sequence[Sequence[int]]) -> "Iterator[_Loaded]":
-        pool = Threads(LOADERS)  # not waited for: `close` ends what a hanging recording holds
+        pool = Threads(LOADERS)  # not waited for: `Work.close` ends what a hanging recording holds
         ahead: deque[tuple[Sequence[int], list[Future[Any]]]] = deque()
         following = iter(batches)
         try:

@@ -27,7 +27,7 @@ from pipeline.manifest import Utterance, read_manifest
 from pipeline.media import Channels, Clips, encoder_samples
 from pipeline.params import AudioParams, TextParams
 from pipeline.settings import Threads, advise_precision
-from pipeline.store import Dtype, Identity, PartLayout, SlotWriter
+from pipeline.store import Identity, PartLayout, SlotWriter
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +73,7 @@ class Work:
     budget: int  # largest padded length of a batch
     found: bool  # the budget was found from free memory: an interrupted run goes on with its own
     engine: Engine
+    close: Callable[[], None] = lambda: None  # ends processes and closes files that loading keeps
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,33 @@ class Altered:
 
     input: Mapping[str, Any]  # the field `input` of the identity
     code: str  # hash (hex) of the code that alters: other code is other work
+    clip: "Callable[[Utterance, torch.Tensor], torch.Tensor] | None" = None  # alters (samples,), not how many
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """What the stage `audio` works on."""
+
+    utterances: Sequence[Utterance]
+    params: AudioParams
+    root: Path
+    channels: Channels
+
+    def plan(self, device: str, scratch: Path) -> Work:
+        """Load the encoder, and plan."""
+        from pipeline.encoders import load_speech_encoder
+
+        return plan_audio(self, load_speech_encoder(self.params, device), scratch)
+
+    def missing(self) -> list[Path]:
+        """Recordings that this machine does not see."""
+        return [self.root / u.audio for u in self.utterances if u.audio and file_size(self.root, u) is None]
+
+
+def file_size(root: Path, utterance: Utterance) -> int | None:
+    """Bytes of the recording, which change with most edits of it; None where there is none."""
+    path = root / utterance.audio if utterance.audio else None
+    return path.stat().st_size if path is not None and path.is_file() else None
 
 
 def extract_audio(
@@ -95,9 +123,9 @@ def extract_audio(
     """
     from pipeline.encoders import load_speech_encoder
 
-    utterances = read_manifest(manifest)
+    recordings = Recordings(read_manifest(manifest), params, root, channels)
     encoder = load_speech_encoder(params, device)
-    outcome = fill(target, plan_audio(utterances, encoder, params, root, channels, target.parent), "audio")
+    outcome = fill(target, plan_audio(recordings, encoder, target.parent), "audio")
     precision = encoder.identity.fields.get("precision", "")  # log-mel frames have none
     return replace(outcome, advice=advise_precision(precision, encoder.device, "audio.precision"))
 
@@ -112,29 +140,19 @@ def extract_text(manifest: Path, target: Path, params: TextParams, device: str =
     return replace(outcome, advice=advise_precision(params.precision, encoder.device, "text.precision"))
 
 
-def plan_audio(
-    utterances: Sequence[Utterance],
-    encoder: "SpeechEncoder",
-    params: AudioParams,
-    root: Path,
-    channels: Channels,
-    scratch: Path,
-    altered: Altered | None = None,
-    alter: Callable[[Utterance, "torch.Tensor"], "torch.Tensor"] | None = None,
-) -> Work:
-    """The work of encoding the recordings; `alter` changes a clip (samples,) at the encoder's rate, not its length.
-
-    `scratch` is a folder with room for what `pipeline.media.clips` lays down.
-    """
-    inputs = [[u.id, u.audio, u.start, u.end, u.samples, file_size(root, u)] for u in utterances]
-    plan = _plan([channels, *inputs], altered)
-    clips = Clips(utterances, root, channels, encoder.sample_rate, scratch, params.decode_seconds)
+def plan_audio(recordings: Recordings, encoder: "SpeechEncoder", scratch: Path, altered: Altered | None = None) -> Work:
+    """The work of encoding the recordings; `scratch`: a folder with room for what `pipeline.media.clips` lays down."""
+    utterances, params, channels = recordings.utterances, recordings.params, recordings.channels
+    clips = Clips(utterances, recordings.root, channels, encoder.sample_rate, scratch, params.decode_seconds)
+    alter = altered.clip if altered else None
 
     def load(index: int) -> "torch.Tensor":
         clip = clips.load(utterances[index])
         return alter(utterances[index], clip) if alter else clip
 
-    return plan_clips(utterances, encoder, params, channels, load, plan, altered, clips.close)
+    work = plan_clips(utterances, encoder, params, channels, load)
+    inputs = [[u.id, u.audio, u.start, u.end, u.samples, file_size(recordings.root, u)] for u in utterances]
+    return replace(work, layout=_made_from([channels, *inputs], altered, work.layout), close=clips.close)
 
 
 def plan_clips(
@@ -143,28 +161,33 @@ def plan_clips(
     params: AudioParams,
     channels: Channels,
     load: "Callable[[int], torch.Tensor]",
-    plan: str = "",
-    altered: Altered | None = None,
-    close: Callable[[], None] = lambda: None,
 ) -> Work:
     """The work of encoding the clips (samples,) at the encoder's rate that `load` gives for an utterance's index.
 
-    `channels` is how several became one, which the identity says; `close` lets go of what `load` holds.
+    `channels` is how several became one, which the identity says.
     """
     lengths = [encoder_samples(utterance, encoder.sample_rate) for utterance in utterances]
-    rows = [encoder.frames(length) if length else 0 for length in lengths]
 
     def load_prepared(index: int) -> "Prepared":
         clip = load(index)
         assert len(clip) == lengths[index]
         return encoder.prepare(clip)
 
-    identity = Identity({**encoder.identity.fields, "channels": channels})
-    layout = _layout(utterances, rows, identity, encoder.row_shape, params.dtype, plan, altered)
-    start = partial(encoder.start, dtype=params.dtype)
-    name, mark = layout.ids.__getitem__, params.on_error == "mark"
-    advice = "lower audio.window_seconds, or encode on the cpu (--device)"
-    engine = LocalEngine(load_prepared, start, name, mark=mark, close=close, advice=advice)
+    layout = PartLayout(
+        ids=[utterance.id for utterance in utterances],
+        rows=[encoder.frames(length) if length else 0 for length in lengths],
+        row_shape=encoder.row_shape,
+        dtype=params.dtype,
+        identity=Identity({**encoder.identity.fields, "channels": channels}),
+        plan="",
+    )
+    engine = LocalEngine(
+        load_prepared,
+        partial(encoder.start, dtype=params.dtype),
+        layout.ids.__getitem__,
+        mark=params.on_error == "mark",
+        advice="lower audio.window_seconds, or encode on the cpu (--device)",
+    )
     budget = encoder.budget() if params.batch == "auto" else int(params.batch * encoder.sample_rate)
     unit = Unit("h of audio", "h", 3600 * encoder.sample_rate, digits=2)
     return Work(layout, lengths, unit, budget, params.batch == "auto", engine)
@@ -176,39 +199,27 @@ def plan_text(
     """The work of encoding the field `text` of the utterances."""
     token_ids = [encoder.tokenize(utterance.text) if utterance.text else [] for utterance in utterances]
     rows = [encoder.tokens(ids) if ids else 0 for ids in token_ids]
-    plan = _plan([[utterance.id, utterance.text] for utterance in utterances], altered)
-    layout = _layout(utterances, rows, encoder.identity, encoder.row_shape, params.dtype, plan, altered)
-    start, name = partial(encoder.start, dtype=params.dtype), layout.ids.__getitem__
-    advice = "shorten its text, or encode on the cpu (--device)"
-    engine = LocalEngine(token_ids.__getitem__, start, name, advice=advice)
+    ids = [utterance.id for utterance in utterances]
+    inputs = [[utterance.id, utterance.text] for utterance in utterances]
+    layout = PartLayout(ids, rows, encoder.row_shape, params.dtype, encoder.identity, plan="")
+    engine = LocalEngine(
+        token_ids.__getitem__,
+        partial(encoder.start, dtype=params.dtype),
+        ids.__getitem__,
+        advice="shorten its text, or encode on the cpu (--device)",
+    )
     budget = encoder.budget() if params.batch == "auto" else params.batch
-    return Work(layout, rows, Unit("tokens", "tokens", 1, digits=0), budget, params.batch == "auto", engine)
+    unit = Unit("tokens", "tokens", 1, digits=0)
+    return Work(_made_from(inputs, altered, layout), rows, unit, budget, params.batch == "auto", engine)
 
 
-def _layout(
-    utterances: Sequence[Utterance],
-    rows: list[int],
-    identity: Identity,
-    row_shape: tuple[int, ...],
-    dtype: Dtype,
-    plan: str,
-    altered: Altered | None,
-) -> PartLayout:
+def _made_from(inputs: list[Any], altered: Altered | None, layout: PartLayout) -> PartLayout:
+    """The layout with a hash of all that its features are made from besides the encoder, and how that was altered."""
     if altered:
-        identity = Identity({**identity.fields, "input": dict(altered.input)})
-    return PartLayout([u.id for u in utterances], rows, row_shape, dtype, identity, plan)
-
-
-def _plan(inputs: list[Any], altered: Altered | None) -> str:
-    """Hash (hex) of all that the features are made from, besides the encoder."""
-    content = inputs if altered is None else [*inputs, altered.code]
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
-
-
-def file_size(root: Path, utterance: Utterance) -> int | None:
-    """Bytes of the recording, which change with most edits of it; None where there is none."""
-    path = root / utterance.audio if utterance.audio else None
-    return path.stat().st_size if path is not None and path.is_file() else None
+        inputs = [*inputs, altered.code]
+        layout = replace(layout, identity=Identity({**layout.identity.fields, "input": dict(altered.input)}))
+    plan = hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()
+    return replace(layout, plan=plan)
 
 
 def collect(work: Work) -> list[np.ndarray]:
@@ -220,7 +231,7 @@ def collect(work: Work) -> list[np.ndarray]:
     """
     layout = work.layout
     rows = [np.empty((0, *layout.row_shape), layout.dtype)] * len(layout.ids)
-    with closing(work.engine):
+    with closing(work):
         for encoded in work.engine.run(batches_under_budget(work.lengths, work.budget)):
             for index, found in zip(encoded.indices, encoded.rows, strict=True):
                 if not np.isfinite(found).all():
@@ -239,7 +250,7 @@ def fill(target: Path, work: Work, name: str) -> Outcome:
     """
     layout, lengths, engine = work.layout, work.lengths, work.engine
     failures: dict[int, str] = {}
-    with SlotWriter(target, layout) as writer, closing(engine):
+    with SlotWriter(target, layout) as writer, closing(work):
         empty = [index for index, rows in enumerate(layout.rows) if not rows]
         writer.write(empty, [np.empty((0, *layout.row_shape), layout.dtype)] * len(empty))
         budget = writer.note.get("budget", work.budget) if work.found else work.budget

@@ -43,6 +43,18 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """What is settled before the encoder is loaded."""
+
+    params: AudioParams | TextParams
+    modality: Modality
+    chosen: Chosen
+    output: Path
+    work: Path  # held for this process
+    device: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a run came to."""
 
@@ -79,11 +91,12 @@ def finetune_audio(
         EncoderError: the encoder cannot be loaded, or does not learn as asked.
         StoreError, OSError: the folder cannot be written.
     """
-    with _prepared(manifest, output, params, "audio", device) as (chosen, work, device):
+    with _prepared(manifest, output, params, "audio", device) as prepared:
         from pipeline.extraction import LOADERS, file_size
         from pipeline.finetuning.learners import SpeechLearner
         from pipeline.media import Clips
 
+        chosen, work = prepared.chosen, prepared.work
         learner = SpeechLearner(params.finetune, chosen.labels)
         heard = (*chosen.train, *chosen.validation)
         inputs = [[u.id, u.label, u.audio, u.start, u.end, u.samples, file_size(root, u), channels] for u in heard]
@@ -95,28 +108,28 @@ def finetune_audio(
             def read(utterances: Sequence[Utterance], name: str) -> "list[torch.Tensor]":
                 return lay_down(work / f"{name}.f32", utterances, load, LOADERS)
 
-            return _finetune(learner, read, chosen, inputs, params, output, work, device)
+            return _finetune(prepared, learner, read, inputs)
 
 
 def finetune_text(manifest: Path, output: Path, params: TextParams, device: str = "auto") -> Outcome:
     """Fine-tune `params.finetune.encoder` on the transcripts; raises as `finetune_audio` does."""
-    with _prepared(manifest, output, params, "text", device) as (chosen, work, device):
+    with _prepared(manifest, output, params, "text", device) as prepared:
         from pipeline.finetuning.learners import TextLearner
 
+        chosen = prepared.chosen
         learner = TextLearner(params.finetune, chosen.labels)
         inputs = [[u.id, u.label, u.text] for u in (*chosen.train, *chosen.validation)]
 
         def read(utterances: Sequence[Utterance], name: str) -> "list[torch.Tensor]":
             return [learner.tokenize(utterance.text) for utterance in utterances]
 
-        return _finetune(learner, read, chosen, inputs, params, output, work, device)
+        return _finetune(prepared, learner, read, inputs)
 
 
 @contextmanager
 def _prepared(
     manifest: Path, output: Path, params: AudioParams | TextParams, modality: Modality, device: str
-) -> Iterator[tuple[Chosen, Path, str]]:
-    """What can be told before the encoder is loaded, the work folder, held for this process, and the device."""
+) -> Iterator[Prepared]:
     check_replaceable(output)
     if Path(params.finetune.encoder).resolve() == output.resolve():
         raise EncoderError(
@@ -136,7 +149,7 @@ def _prepared(
     descriptor = os.open(work, os.O_RDONLY)
     try:
         lock(descriptor, work)
-        yield chosen, work, device
+        yield Prepared(params, modality, chosen, output, work, device)
     finally:
         os.close(descriptor)
 
@@ -152,25 +165,21 @@ def _one_device(device: str) -> str:
 
 
 def _finetune(
+    prepared: Prepared,
     learner: "Learner",
     read: "Callable[[Sequence[Utterance], str], list[torch.Tensor]]",
-    chosen: Chosen,
     inputs: list[Any],
-    params: AudioParams | TextParams,
-    output: Path,
-    work: Path,
-    device: str,
 ) -> Outcome:
     from pipeline.finetuning.learners import check_precision
     from pipeline.finetuning.trainer import Examples, best_epoch, learn
 
-    settings = params.finetune
+    settings, modality, chosen = prepared.params.finetune, prepared.modality, prepared.chosen
+    output, work, device = prepared.output, prepared.work, prepared.device
     _take_up(work, _fingerprint(learner, inputs, settings, device))
     train, validation = (
         Examples(read(utterances, name), chosen.classes(utterances))
         for name, utterances in (("train", chosen.train), ("validation", chosen.validation))
     )
-    modality = "audio" if isinstance(params, AudioParams) else "text"
     if settings.precision == "bfloat16":
         check_precision(learner, device, f"{modality}.finetune.precision")
     history = learn(learner, train, validation, settings, work, device)
@@ -181,7 +190,7 @@ def _finetune(
     learner.save(finished)
     (finished / NOTE).write_text(_card(learner, chosen, history, best, settings, floor), encoding="utf-8")
     publish(finished, output, work)
-    named = Path(params.encoder).resolve() == output.resolve()
+    named = Path(prepared.params.encoder).resolve() == output.resolve()
     return Outcome(
         output,
         f"{modality}.encoder",

@@ -40,8 +40,7 @@ if TYPE_CHECKING:
         read_features,
         read_part,
     )
-    from pipeline.store.slot_file import PartLayout
     from pipeline.store.slot_writer import SlotWriter, lock
-    from pipeline.store.writer import sync, write_features, write_joint, writing
+    from pipeline.store.writer import PartLayout, sync, write_features, write_joint, writing
 else:
     __getattr__ = door(__name__, __file__)

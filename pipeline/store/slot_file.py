@@ -7,8 +7,7 @@ is an utterance's rows; its mark is their checksum, 0 as long as they are not wr
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
@@ -16,32 +15,13 @@ import numpy as np
 
 from pipeline.errors import StoreError, reason_and_mend
 from pipeline.settings import Threads, count_cores
-from pipeline.store.identity import Identity
-from pipeline.store.reader import Dtype, checksum
+from pipeline.store.reader import checksum
 from pipeline.store.seal import USER_BLOCK, seal
-from pipeline.store.writer import lay_out_part, part_size, try_size
+from pipeline.store.writer import PartLayout, lay_out_part, part_size, try_size
 
 BLOCK = 64 << 20  # bytes that are copied at once
 HASHERS = 4  # threads, at most; hashing lets go of the interpreter lock
 TOGETHER = 64  # slots that a thread checks in one go
-
-
-@dataclass(frozen=True)
-class PartLayout:
-    """What a part will hold, known before anything is encoded."""
-
-    ids: Sequence[str]
-    rows: Sequence[int]  # of each utterance
-    row_shape: tuple[int, ...]  # (dim,) or (layers, dim)
-    dtype: Dtype
-    identity: Identity
-    plan: str  # hash of the inputs
-    failed: Mapping[str, str] = field(default_factory=dict)  # id -> status of the utterances that could not be encoded
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return int(np.prod(self.row_shape)) * np.dtype(self.dtype).itemsize
 
 
 def lay_out(path: Path, layout: PartLayout, go_on: str = "or name another file (--output)") -> None:
@@ -50,12 +30,11 @@ def lay_out(path: Path, layout: PartLayout, go_on: str = "or name another file (
     Raises:
         StoreError: the disk is too full for it, or the folder cannot be written; nothing is left.
     """
-    identity, plan, failed = layout.identity, layout.plan, layout.failed
     needed = sum(layout.rows) * layout.row_bytes
     try:
         try_size(path, part_size(layout.ids, needed))
         with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
-            lay_out_part(file, layout.ids, layout.rows, layout.row_shape, layout.dtype, identity, plan, failed)
+            lay_out_part(file, layout)
         with path.open("r+b") as opened:
             size = opened.seek(0, os.SEEK_END)
             os.posix_fallocate(opened.fileno(), 0, size)  # a full disk shows now, not after hours of encoding

@@ -27,8 +27,8 @@ from pipeline.errors import DataError, StoreError
 from pipeline.settings import Threads
 from pipeline.store.identity import Identity
 from pipeline.store.reader import checksum
-from pipeline.store.slot_file import PartLayout, SlotFile, lay_out
-from pipeline.store.writer import sync, writing
+from pipeline.store.slot_file import SlotFile, lay_out
+from pipeline.store.writer import PartLayout, sync, writing
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 EMPTY = checksum(np.empty(0, np.uint8))

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,24 @@ from pipeline.store.reader import Dtype, Part, Utterances, _digest, _fingerprint
 from pipeline.store.seal import FORMAT, USER_BLOCK, VERSION, seal
 
 STRUCTURE = 1 << 14  # bytes that HDF5 needs beside the arrays, more than enough
+
+
+@dataclass(frozen=True)
+class PartLayout:
+    """What a part will hold, known before anything is encoded."""
+
+    ids: Sequence[str]
+    rows: Sequence[int]  # of each utterance
+    row_shape: tuple[int, ...]  # (dim,) or (layers, dim)
+    dtype: Dtype
+    identity: Identity
+    plan: str  # hash of the inputs
+    failed: Mapping[str, str] = field(default_factory=dict)  # id -> status of the utterances that could not be encoded
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.row_shape)) * np.dtype(self.dtype).itemsize
 
 
 @contextmanager
@@ -62,11 +81,14 @@ def write_joint(
                 f"{part.path}: made from other utterances than the manifest "
                 f"({len(part.ids)} against {len(utterances)}, or another order); run pipeline-{name} again"
             )
-    fingerprints = {name: _fingerprint(part) for name, part in parts.items()}
     partial = path.with_name(path.name + ".partial")
     try:
         with writing(path):
-            _write_joint(partial, path, utterances, label_names, parts, fingerprints, copy, corpus)
+            try_size(partial, _joint_size(utterances, parts, copy))
+            with h5py.File(partial, "w", userblock_size=USER_BLOCK) as file:
+                _write_table(file, utterances, label_names, parts, corpus)
+                values = _put_parts(file, parts, path, copy)
+            seal(partial, values)
             partial.replace(path)
             sync(path.parent)
     except BaseException:
@@ -74,32 +96,33 @@ def write_joint(
         raise
 
 
-def _write_joint(
-    partial: Path,
-    path: Path,
+def _write_table(
+    file: h5py.File,
     utterances: Utterances,
     label_names: Sequence[str],
     parts: Mapping[str, Part],
-    fingerprints: Mapping[str, str],
-    copy: bool,
     corpus: CorpusNote | None,
 ) -> None:
-    try_size(partial, _joint_size(utterances, parts, copy))
+    """All of a joint file but its parts."""
+    _write_header(file, "joint")
+    file.attrs["label_names"] = json.dumps(list(label_names), ensure_ascii=False)
+    fingerprints = {name: _fingerprint(part) for name, part in parts.items()}
+    file.attrs["digest"] = _digest(utterances, label_names, fingerprints)
+    if corpus:
+        file.attrs["corpus"] = json.dumps(corpus.to_json(), ensure_ascii=False)
+    _write_utterances(file.create_group("utterances"), utterances)
+
+
+def _put_parts(file: h5py.File, parts: Mapping[str, Part], path: Path, copy: bool) -> list[tuple[int, int]]:
+    """Link the parts of the joint file at `path`, or copy them; returns (offset, bytes) of each copy's values."""
     values = []
-    with h5py.File(partial, "w", userblock_size=USER_BLOCK) as file:
-        _write_header(file, "joint")
-        file.attrs["label_names"] = json.dumps(list(label_names), ensure_ascii=False)
-        file.attrs["digest"] = _digest(utterances, label_names, fingerprints)
-        if corpus:
-            file.attrs["corpus"] = json.dumps(corpus.to_json(), ensure_ascii=False)
-        _write_utterances(file.create_group("utterances"), utterances)
-        for name, part in parts.items():
-            file.attrs[f"{name}_fingerprint"] = fingerprints[name]
-            if copy:
-                values.append(_copy_part(file.create_group(name), part))
-            else:
-                file[name] = h5py.ExternalLink(_relative_name(part.path, path), "/")
-    seal(partial, values)
+    for name, part in parts.items():
+        file.attrs[f"{name}_fingerprint"] = _fingerprint(part)
+        if copy:
+            values.append(_copy_part(file.create_group(name), part))
+        else:
+            file[name] = h5py.ExternalLink(_relative_name(part.path, path), "/")
+    return values
 
 
 def _joint_size(utterances: Utterances, parts: Mapping[str, Part], copy: bool) -> int:
@@ -143,30 +166,21 @@ def part_from_arrays(path: Path, ids: Sequence[str], rows: Sequence[np.ndarray],
     return Part(np.concatenate(rows), offsets, checksums, list(ids), identity, "", path)
 
 
-def lay_out_part(
-    group: h5py.Group,
-    ids: Sequence[str],
-    rows: Sequence[int],
-    row_shape: tuple[int, ...],
-    dtype: Dtype,
-    identity: Identity,
-    plan: str,
-    failed: Mapping[str, str],
-) -> h5py.Dataset:
+def lay_out_part(group: h5py.Group, layout: PartLayout) -> h5py.Dataset:
     """Create every data set of a part at its final size and return `values`, still to be filled.
 
     The structure of the file never changes afterwards, so writing into the slots cannot make it unreadable.
     """
     _write_header(group, "part")
-    group.attrs["identity"] = identity.to_json()
-    group.attrs["plan"] = plan
-    offsets = np.concatenate([[0], np.cumsum(rows)]).astype("<i8")
+    group.attrs["identity"] = layout.identity.to_json()
+    group.attrs["plan"] = layout.plan
+    offsets = np.concatenate([[0], np.cumsum(layout.rows)]).astype("<i8")
     group.create_dataset("offsets", data=offsets, track_times=False)
-    group.create_dataset("checksums", data=np.zeros(len(ids), "<u8"), track_times=False)
-    _write_strings(group, "ids", ids)
-    if failed:  # no attribute: HDF5 gives those 64 KB
-        _write_strings(group, "failed", [json.dumps(dict(failed), sort_keys=True, ensure_ascii=False)])
-    return _reserve(group, "values", (int(offsets[-1]), *row_shape), dtype)
+    group.create_dataset("checksums", data=np.zeros(len(layout.ids), "<u8"), track_times=False)
+    _write_strings(group, "ids", layout.ids)
+    if layout.failed:  # no attribute: HDF5 gives those 64 KB
+        _write_strings(group, "failed", [json.dumps(dict(layout.failed), sort_keys=True, ensure_ascii=False)])
+    return _reserve(group, "values", (int(offsets[-1]), *layout.row_shape), layout.dtype)
 
 
 def _reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
@@ -185,7 +199,8 @@ def _copy_part(group: h5py.Group, part: Part) -> tuple[int, int]:
     """Copy a part into `group`; returns (offset, bytes) of its values."""
     dtype: Dtype = "float16" if part.values.dtype.itemsize == 2 else "float32"
     rows = np.diff(part.offsets).tolist()
-    values = lay_out_part(group, part.ids, rows, part.values.shape[1:], dtype, part.identity, part.plan, part.failed)
+    shape = part.values.shape[1:]
+    values = lay_out_part(group, PartLayout(part.ids, rows, shape, dtype, part.identity, part.plan, part.failed))
     group["checksums"][...] = part.checksums
     step = max(1, (64 << 20) // max(1, part.values[:1].nbytes))  # 64 MiB at a time
     for start in range(0, len(part.values), step):

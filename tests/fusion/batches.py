@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
 from fusion.models import build_model, own_arguments
-from fusion.objective import fusion_loss
+from fusion.objective import LossTerms, fusion_loss, head_masks
 from fusion.objective.losses import FUSED, absolute_error, cross_entropy
 
 AUDIO_DIM, TEXT_DIM, CLASSES, DIM, HEADS = 5, 6, 3, 8, 2
@@ -89,21 +89,10 @@ def batch_for(setting: dict[str, Any], turns: list[int] | None = None) -> Batch:
 def total_loss(output: Output, batch: Batch, branches: Any = FUSED) -> Tensor:
     """Of labels, or of scores where the output has room for nothing else."""
     scores = output.logits.shape[1] == 1
-    return fusion_loss(
-        output,
-        batch.scores if scores else batch.labels,
-        torch.ones_like(batch.labels, dtype=torch.bool),
-        batch.audio_present,
-        batch.text_present,
-        head_loss=absolute_error if scores else cross_entropy,
-        auxiliary=0.3,
-        absolute=0.1,
-        relative=0.1,
-        supervised=0.2,
-        temperature=0.1,
-        label_aware=False,
-        branches=branches,
-    ).total
+    masks = head_masks(torch.ones_like(batch.labels, dtype=torch.bool), batch.audio_present, batch.text_present)
+    terms = LossTerms(auxiliary=0.3, absolute=0.1, relative=0.1, supervised=0.2, temperature=0.1)
+    truth, loss = (batch.scores, absolute_error) if scores else (batch.labels, cross_entropy)
+    return fusion_loss(output, truth, masks, loss, terms, branches).total
 
 
 def tensors_of(output: Output) -> dict[str, Tensor]:

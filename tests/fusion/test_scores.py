@@ -24,7 +24,7 @@ from fusion.errors import FeatureError
 from fusion.inference import predict_heads
 from fusion.layers import Ensemble
 from fusion.models import MODELS
-from fusion.objective import Interval, best_epoch, fusion_loss
+from fusion.objective import Interval, LossTerms, best_epoch, fusion_loss, head_masks
 from fusion.objective.losses import absolute_error
 from fusion.objective.metrics import SCORE_METRICS
 from fusion.objective.tasks import ScoreTask
@@ -144,8 +144,8 @@ def test_heads_of_one_modality_learn_scores_where_it_is_there() -> None:
     batch, model = batch_for({}), make("hbaf", classes=1)
     audio = torch.arange(len(batch.scores)) % 2 == 0
     output, counted = model(batch), torch.ones_like(audio)
-    weights = {"auxiliary": 0.5, "absolute": 0.0, "relative": 0.0, "temperature": 0.1}
-    losses = fusion_loss(output, batch.scores, counted, audio, counted, head_loss=absolute_error, **weights)
+    terms = LossTerms(auxiliary=0.5, absolute=0.0, relative=0.0, temperature=0.1)
+    losses = fusion_loss(output, batch.scores, head_masks(counted, audio, counted), absolute_error, terms)
 
     def error(x: Tensor, mask: Tensor) -> Tensor:
         return (x[mask, 0] - batch.scores[mask]).abs().mean()

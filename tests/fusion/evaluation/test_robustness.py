@@ -14,12 +14,23 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+import fusion.evaluation.result_files
+import fusion.evaluation.robustness
+import fusion.evaluation.scores
 from fusion.checkpoint import load_model
 from fusion.cli import evaluate_app
 from fusion.data import load_split
 from fusion.data.rows import Chosen
 from fusion.errors import FeatureError
-from fusion.evaluation import describe_run, evaluate, measure_robustness, read_degraded, write_robustness
+from fusion.evaluation import (
+    describe_run,
+    evaluate,
+    evaluate_all,
+    load_test,
+    measure_robustness,
+    read_degraded,
+    write_robustness,
+)
 from fusion.evaluation.robustness import CLEAN, MISSING_AUDIO, Level, Robustness, _missing
 from fusion.evaluation.robustness_files import scores_csv, table_md
 from fusion.inference import predict
@@ -100,7 +111,7 @@ def degraded(features: Features) -> Path:
 
 @pytest.fixture(scope="module")
 def robustness(features: Features, models: Path, degraded: Path) -> Robustness:
-    return measure_robustness(features, models, PARAMS, read_degraded(None, features), CPU)
+    return measure_robustness(load_test(features, models, CPU), PARAMS, read_degraded(None, features))
 
 
 def study(robustness: Robustness, name: str) -> list[Level]:
@@ -141,6 +152,30 @@ def test_the_clean_level_is_the_evaluation_bit_for_bit(
             assert robustness.floor[name] == summary.floor
 
 
+def test_models_and_the_test_split_are_read_once(
+    features: Features, models: Path, degraded: Path, robustness: Robustness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+
+    def counting(name: str) -> None:
+        original = getattr(fusion.evaluation.scores, name)
+
+        def count(*arguments: Any, **options: Any) -> Any:
+            read.append((name, arguments[1] if name == "load_split" else arguments[0]))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(fusion.evaluation.scores, name, count)
+
+    counting("load_seeds")
+    counting("load_split")
+    for module in (fusion.evaluation.robustness, fusion.evaluation.result_files):
+        assert not {"load_seeds", "load_split"} & set(vars(module))  # nor does another one read by itself
+    evaluation, again = evaluate_all(features, models, PARAMS, read_degraded(degraded, features), CPU)
+    assert read == [("load_seeds", models), ("load_split", "test")]
+    assert again.levels == robustness.levels
+    assert evaluation.summaries == evaluate(features, models, PARAMS, CPU).summaries
+
+
 def test_a_level_is_scored_on_its_own_part(robustness: Robustness, features: Features, models: Path) -> None:
     """Against a feature file whose whole text is the degraded one."""
     ids, rows = rows_of_test(features, "text")
@@ -163,7 +198,7 @@ def test_degraded_audio_is_pooled_as_the_model_was_trained(features: Features, m
     """Unchanged rows of up to 12 frames, pooled to 8, score as the clean split does."""
     write_part(tmp_path, features, "audio-noise-90dB.h5", {"study": "noise", "level": 90.0})
     parts = read_degraded(tmp_path, features)
-    clean, same = measure_robustness(features, models, EvaluateParams(resamples=20), parts, CPU).levels
+    clean, same = measure_robustness(load_test(features, models, CPU), EvaluateParams(resamples=20), parts).levels
     assert same.scores == clean.scores
 
 
@@ -238,7 +273,7 @@ def test_a_model_of_one_modality_has_the_studies_of_that_one(
 ) -> None:
     train_made(features, tmp_path / "text", tiny_recipe({"modalities": "text"}, epochs=1))
     parts = read_degraded(degraded, features)
-    result = measure_robustness(features, tmp_path / "text", PARAMS, parts, CPU)
+    result = measure_robustness(load_test(features, tmp_path / "text", CPU), PARAMS, parts)
     assert {level.study for level in result.levels} == {"word-errors", "recogniser", "missing-text"}
     assert all(name.startswith("text-") for name in result.parts)
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fusion.batch import Output
-from fusion.objective import Losses, fusion_loss
-from fusion.objective.losses import absolute_loss, cross_entropy, relative_loss, supervised_loss
+from fusion.objective import Losses, LossTerms, fusion_loss, head_masks
+from fusion.objective.losses import FUSED, absolute_loss, cross_entropy, relative_loss, supervised_loss
 
 TEMPERATURE = 0.1
 WEIGHTS = {
@@ -54,7 +54,9 @@ def loss_of(
     audio = everyone(len(labels)) if audio is None else audio
     text = everyone(len(labels)) if text is None else text
     loss = partial(cross_entropy, class_weights=changes.pop("class_weights", None))
-    return fusion_loss(output, labels, labels >= 0, audio, text, **(WEIGHTS | {"head_loss": loss} | changes))
+    branches = changes.pop("branches", FUSED)
+    masks, terms = head_masks(labels >= 0, audio, text), LossTerms(**(WEIGHTS | changes))
+    return fusion_loss(output, labels, masks, loss, terms, branches)
 
 
 def gradients(output: Output) -> list[Tensor]:

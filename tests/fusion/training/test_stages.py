@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from fusion.data import encode_split
 from fusion.data.rows import Chosen
 from fusion.models import MODELS
-from fusion.objective.tasks import LabelTask
 from fusion.params import Recipe
 from fusion.training import State, StateFile, build_split_model
 from fusion.training.loop import Fit
-from fusion.training.stage import Criterion, StageRun
+from fusion.training.stage import StageRun, Training
 from tests.fusion.made import Made, make_features, tiny_recipe
 from tests.fusion.models.test_models import SETTINGS
 from tests.fusion.training.test_training import CLASSES, StoppedError, assert_same_weights, splits, train
@@ -35,10 +34,9 @@ def stage_runs(recipe: Recipe) -> Any:
     train_split, validation = splits(FEATURES, recipe)
     torch.manual_seed(0)
     model: Any = build_split_model(train_split, recipe, CLASSES)
-    loss, shuffle = Criterion(recipe.loss, train_split, LabelTask(CLASSES)), torch.Generator().manual_seed(0)
-    history: list[Any] = []
-    for stage in model.stages():
-        yield model, StageRun(stage, train_split, validation, loss, recipe.train, shuffle, history, LabelTask(CLASSES))
+    training = Training(model, train_split, validation, recipe, 0, CLASSES)
+    for stage in training.stages:
+        yield model, StageRun(stage, training)
 
 
 def test_frozen_stages_do_not_move_by_a_bit() -> None:
@@ -69,7 +67,7 @@ def test_every_branch_has_the_weights_of_its_own_best_epoch() -> None:
         epoch = run.advance()
         kept[epoch.number] = {branch: weights_of(module) for branch, module in run.stage.branches.items()}
     run.select()
-    selected = {branch: epoch.number for branch, epoch in run.selected.items()}
+    selected = {branch: epoch.number for branch, epoch in run.training.best_epochs(run.stage).items()}
     assert len(set(selected.values())) == 2, "the branches' best epochs happen to be the same: nothing is shown"
     for branch, number in selected.items():
         scores = {epoch.number: epoch.heads[branch]["weighted_f1"] for epoch in run.epochs}

@@ -11,9 +11,8 @@ from fusion.data import load_split
 from fusion.data.batches import make_plan
 from fusion.layers import primitives
 from fusion.models import MODELS
-from fusion.objective.tasks import LabelTask
 from fusion.training import build_split_model
-from fusion.training.stage import Criterion, StageRun
+from fusion.training.stage import StageRun, Training
 from tests.fusion.made import make_features, tiny_recipe
 
 # what makes Python wait for a GPU: a number, or a shape, that depends on values
@@ -51,10 +50,9 @@ def test_no_step_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch
     lengths = split.audio.lengths, split.text.lengths
     plan = make_plan(torch.arange(3), split.conversations, *lengths, group_rows=10)
     assert len(plan.sizes) > 1
-    task = LabelTask(3)
-    criterion = Criterion(recipe.loss, split, task)
-    for stage in build_split_model(split, recipe, 3).train().stages():
-        run = StageRun(stage, split, split, criterion, recipe.train, torch.Generator(), [], task)
+    training = Training(build_split_model(split, recipe, 3).train(), split, split, recipe, 0, 3)
+    for stage in training.stages:
+        run = StageRun(stage, training)
         with Waits() as waits:
             batch = split._gather_one(plan, plan)
             run.step(stage.encode(batch) if stage.encode else batch)

@@ -18,6 +18,7 @@ from pipeline.extraction import extract_audio, extract_text
 from pipeline.manifest import read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, DegradeParams, TextParams
 from pipeline.preparation import prepare
+from pipeline.settings.closure import closure
 from pipeline.store import Identity, SlotWriter, read_part
 from tests.forked import exit_status, fork
 from tests.pipeline.made import rows_of, sound, write_corpus, write_wav
@@ -239,7 +240,7 @@ def test_other_input_another_seed_other_code_or_damage_is_encoded_anew(
     kept.unlink()
     kept.write_bytes(content)
     assert encoded()
-    monkeypatch.setattr(module, "_code_hash", lambda: "other")
+    monkeypatch.setattr(module, "closure_digest", lambda *entries: "other")
     assert encoded()
 
 
@@ -308,5 +309,6 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_the_sources_that_decide_a_condition_exist() -> None:
-    assert all((module.PACKAGE / name).exists() for name in module.CODE)
+def test_the_code_that_decides_a_condition_is_that_of_degrading_and_encoding() -> None:
+    names = {f"{path.parent.name}/{path.name}" for path in closure(module.CODE)}
+    assert {"degradation/distortions.py", "extraction/engine.py", "encoders/text.py"} <= names
