@@ -10,66 +10,63 @@ version and the commit, which ablations.md spells out.
 """
 
 import hashlib
-import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from fusion.ablation.comparison import Comparison, Row
 from fusion.ablation.variants import BASE, format_value
 from fusion.checkpoint import VERSION
+from fusion.evaluation import BLUE, ORANGE, draw_png, draw_svg, style
 from fusion.objective import METRICS
 from fusion.runtime import write_file
 from fusion.tables import bounds, csv_text, markdown_table, mean_std, number
 
-# of Okabe and Ito, which all kinds of colour vision tell apart
-BASE_COLOUR, ROW_COLOUR, SURE_COLOUR = "#0072B2", "#BBBBBB", "#E69F00"
+ROW_COLOUR = "#BBBBBB"
+WIDTH, STEP = 560, 20  # pixels: inside the axes, and of a row
 
 
-def draw_bars(rows: Sequence[Row], label: str, bounds: tuple[float, float], level: float, kind: str) -> bytes:
-    """The picture as `kind` (svg or png): rows from top to bottom, a dashed line at the first one.
+def draw_bars(rows: Sequence[Row], label: str, bounds: tuple[float, float], level: float) -> Any:
+    """The picture as a chart of altair: rows from top to bottom, a dashed line at the first one.
 
     Args:
         label: below the axis.
         bounds: of the scores that there can be.
         level: rows whose corrected p value is below it have a colour and a star.
     """
-    figure = Figure(figsize=(8, 0.9 + 0.26 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    sure = [row.difference is not None and row.difference.p_holm < level for row in rows]
-    colours = [SURE_COLOUR if one else ROW_COLOUR for one in sure]
-    colours[0] = BASE_COLOUR
-    means = [row.mean for row in rows]
-    widths = [
-        [_drawn(row.mean - row.interval.low) for row in rows],
-        [_drawn(row.interval.high - row.mean) for row in rows],
-    ]
-    axes.barh(range(len(rows)), means, color=colours, height=0.72)
-    axes.errorbar(means, range(len(rows)), xerr=widths, fmt="none", ecolor="black", elinewidth=1, capsize=2.5)
-    axes.axvline(means[0], color=BASE_COLOUR, linestyle="--", linewidth=1)
-    names = [f"{row.variant.name} *" if one else row.variant.name for row, one in zip(rows, sure, strict=True)]
-    axes.set_yticks(range(len(rows)), [name.replace("$", r"\$") for name in names])
-    axes.invert_yaxis()
-    axes.margins(y=0.5 / max(len(rows), 1))
-    ends = [end for row in rows for end in (0.0, row.mean, row.interval.low, row.interval.high) if math.isfinite(end)]
-    axes.set_xlim(max(bounds[0], 1.02 * min(ends)), min(bounds[1], 1.02 * max(ends)))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(f"{label}\n* differs from its base, corrected p < {level:.2g}", fontsize=8)
-    axes.tick_params(labelsize=8)
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "erc-fusion"}):  # else its ids are random
-        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
+    import altair as alt
+
+    values: list[dict[str, Any]] = [
+        {"name": row.variant.name + " *" * _is_sure(row, level), "mean": row.mean,
+         "low": _drawn(row.interval.low, row), "high": _drawn(row.interval.high, row),
+         "colour": BLUE if row is rows[0] else ORANGE if _is_sure(row, level) else ROW_COLOUR}
+        for row in rows
+    ]  # fmt: skip
+    ends = [value[end] for value in values for end in ("mean", "low", "high")] + [0.0]
+    domain = [max(bounds[0], 1.02 * min(ends)), min(bounds[1], 1.02 * max(ends))]
+    title = [label, f"* differs from its base, corrected p < {level:.2g}"]
+    base = alt.Chart(alt.Data(values=values)).encode(
+        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=400))
+    )
+    bars = base.mark_bar(height=STEP * 0.72).encode(
+        x=alt.X(
+            "mean:Q",
+            title=title,
+            scale=alt.Scale(domain=domain, nice=False),
+            axis=alt.Axis(grid=False, labelFlush=False),
+        ),
+        color=alt.Color("colour:N", scale=None),
+    )
+    intervals = base.mark_errorbar(color="black", ticks={"size": 8}).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    line = alt.Chart(alt.Data(values=values[:1])).mark_rule(strokeDash=[4, 3], color=BLUE).encode(x="mean:Q")
+    return style((bars + intervals + line).properties(width=WIDTH, height=alt.Step(STEP)))
 
 
-def _drawn(width: float) -> float:
-    """A width without an end is not drawn: a single conversation says nothing about others."""
-    return width if math.isfinite(width) else math.nan
+def _drawn(end: float, row: Row) -> float:
+    """Of an interval; one without an end, since a single conversation says nothing about others, stops at the mean."""
+    return end if math.isfinite(end) else row.mean
 
 
 LATEX = {
@@ -92,10 +89,8 @@ def write_table(comparison: Comparison, folder: Path, commit: str | None) -> Non
     }
     contents = {name: write(comparison, run).encode() for name, write in writers.items()}
     label = f"{METRICS[comparison.metric].title} on the test split, {_confidence(comparison)} (run {run['id']})"
-    for kind in ("svg", "png"):
-        contents[f"ablations.{kind}"] = draw_bars(
-            comparison.rows, label, METRICS[comparison.metric].bounds, _level(comparison), kind
-        )
+    chart = draw_bars(comparison.rows, label, METRICS[comparison.metric].bounds, _level(comparison))
+    contents |= {"ablations.svg": draw_svg(chart).encode(), "ablations.png": draw_png(chart)}
     for name, content in contents.items():
         write_file(folder / name, content)
 

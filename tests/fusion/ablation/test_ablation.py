@@ -370,7 +370,7 @@ def test_every_file_names_the_run(tmp_path: Path) -> None:
     for kind in ("csv", "md", "tex"):
         assert identity in (tmp_path / "out" / f"ablations.{kind}").read_text(encoding="utf-8")
     assert describe_run(comparison, "abd")["id"] != identity
-    assert (tmp_path / "out" / "ablations.svg").read_bytes().startswith(b"<?xml")
+    assert (tmp_path / "out" / "ablations.svg").read_bytes().startswith(b"<svg")
     assert (tmp_path / "out" / "ablations.png").read_bytes().startswith(b"\x89PNG")
 
 
