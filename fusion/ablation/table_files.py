@@ -9,10 +9,9 @@ Each names in `run` what was run: a hash of the rows' parameters, the seeds, the
 version and the commit, which ablations.md spells out.
 """
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,18 @@ from fusion.ablation.variants import BASE, format_value
 from fusion.checkpoint import VERSION
 from fusion.evaluation import BLUE, ORANGE, draw_png, draw_svg, style
 from fusion.objective import METRICS
-from fusion.runtime import write_file
-from fusion.tables import bounds, csv_text, markdown_table, mean_std, number
+from fusion.runtime import write_files
+from fusion.tables import (
+    bounds,
+    count_seeds,
+    csv_text,
+    escape_latex,
+    identified,
+    latex_table,
+    markdown_table,
+    mean_std,
+    number,
+)
 
 ROW_COLOUR = "#BBBBBB"
 WIDTH, STEP = 560, 20  # pixels: inside the axes, and of a row
@@ -69,12 +78,6 @@ def _drawn(end: float, row: Row) -> float:
     return end if math.isfinite(end) else row.mean
 
 
-LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", **{symbol: "\\" + symbol for symbol in "&%$#_{}"},
-}  # fmt: skip
-
-
 def write_table(comparison: Comparison, folder: Path, commit: str | None) -> None:
     """Write all files into `folder`, made where it is missing; `commit` is that of the code.
 
@@ -82,17 +85,16 @@ def write_table(comparison: Comparison, folder: Path, commit: str | None) -> Non
         OutputError: a file cannot be written.
     """
     run = describe_run(comparison, commit)
-    writers: dict[str, Callable[[Comparison, Mapping[str, Any]], str]] = {
-        "ablations.csv": table_csv,
-        "ablations.md": table_md,
-        "ablations.tex": table_tex,
-    }
-    contents = {name: write(comparison, run).encode() for name, write in writers.items()}
     label = f"{METRICS[comparison.metric].title} on the test split, {_confidence(comparison)} (run {run['id']})"
     chart = draw_bars(comparison.rows, label, METRICS[comparison.metric].bounds, _level(comparison))
-    contents |= {"ablations.svg": draw_svg(chart).encode(), "ablations.png": draw_png(chart)}
-    for name, content in contents.items():
-        write_file(folder / name, content)
+    contents: dict[str, str | bytes] = {
+        "ablations.csv": table_csv(comparison, run),
+        "ablations.md": table_md(comparison, run),
+        "ablations.tex": table_tex(comparison, run),
+        "ablations.svg": draw_svg(chart),
+        "ablations.png": draw_png(chart),
+    }
+    write_files(folder, contents)
 
 
 def headline(comparison: Comparison) -> str:
@@ -101,7 +103,8 @@ def headline(comparison: Comparison) -> str:
     sure = sum(_is_sure(row, _level(comparison)) for row in rest)
     score = mean_std(base.mean, base.std)
     return (
-        f"{len(comparison.rows)} rows of {_seeds(comparison)}, base test {comparison.metric} {score}; "
+        f"{len(comparison.rows)} rows of {count_seeds(len(comparison.ablation.seeds))}, "
+        f"base test {comparison.metric} {score}; "
         f"{sure} of {len(rest)} differ from their base (Holm, {_level(comparison):.2g})"
     )
 
@@ -109,7 +112,7 @@ def headline(comparison: Comparison) -> str:
 def describe_run(comparison: Comparison, commit: str | None) -> dict[str, Any]:
     """What was run; `id` is a short hash of the rest."""
     ablation = comparison.ablation
-    run: dict[str, Any] = {
+    run = {
         "rows": {one.name: [one.base, one.recipe.digest] for one in ablation.variants},
         "seeds": ",".join(str(seed) for seed in ablation.seeds),
         "metric": comparison.metric,
@@ -119,21 +122,14 @@ def describe_run(comparison: Comparison, commit: str | None) -> dict[str, Any]:
         "version": VERSION,
         "commit": commit,
     }
-    return {"id": hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12], **run}
+    return identified(run)
 
 
 def table_csv(comparison: Comparison, run: Mapping[str, Any]) -> str:
     """Every number; empty where there is none."""
     header = ["run", "name", "base", "overrides", "model", "seeds", "metric", "mean", "std", "low", "high"]
-    header += [
-        "validation",
-        "difference",
-        "difference_low",
-        "difference_high",
-        "p",
-        "p_holm",
-        *comparison.ablation.task.metrics,
-    ]
+    header += ["validation", "difference", "difference_low", "difference_high", "p", "p_holm"]
+    header += comparison.ablation.task.metrics
     rows = []
     for row in comparison.rows:
         variant, difference = row.variant, row.difference
@@ -155,14 +151,9 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
     """For readers. A difference is bold only where the corrected test says that it is one."""
     ablation, level = comparison.ablation, _level(comparison)
     others = [name for name in ablation.task.metrics if name != comparison.metric]
-    header = [
-        "row",
-        METRICS[comparison.metric].title,
-        f"{ablation.params.confidence:.0%} interval",
-        "against",
-        "difference",
-    ]
-    header += [f"{ablation.params.confidence:.0%} interval", "p", "p (Holm)", *(METRICS[name].title for name in others)]
+    interval = f"{ablation.params.confidence:.0%} interval"
+    header = ["row", METRICS[comparison.metric].title, interval, "against", "difference", interval, "p", "p (Holm)"]
+    header += [METRICS[name].title for name in others]
     rows = []
     for row in comparison.rows:
         cells = [_escape_md(row.variant.name), mean_std(row.mean, row.std), bounds(row.interval)]
@@ -208,11 +199,9 @@ def table_tex(comparison: Comparison, run: Mapping[str, Any]) -> str:
         f"% erc-fusion {VERSION}, run {run['id']}, seeds {run['seeds']}, {comparison.metric} on the test split,",
         f"% mean and standard deviation over seeds, {_confidence(comparison)}.",
         r"% Needs \usepackage{booktabs}.",
-        r"\begin{tabular}{lllllr}",
-        r"\toprule",
-        f"Setting & {METRICS[comparison.metric].title} & Interval & Difference & Interval & $p$ (Holm) " + r"\\",
-        r"\midrule",
     ]
+    header = ["Setting", METRICS[comparison.metric].title, "Interval", "Difference", "Interval", "$p$ (Holm)"]
+    rows = []
     for row in comparison.rows:
         cells = [escape_latex(row.variant.name), mean_std(row.mean, row.std).replace(" ± ", r" $\pm$ ")]
         cells.append(f"[{bounds(row.interval, separator=', ')}]")
@@ -226,17 +215,8 @@ def table_tex(comparison: Comparison, run: Mapping[str, Any]) -> str:
             cells.append(f"${p}$" if p.startswith("<") else p)
             if row.variant.base != BASE:
                 cells[0] += f" (against {escape_latex(row.variant.base or '')})"
-        lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def escape_latex(text: str) -> str:
-    r"""`text` as LaTeX prints it.
-
-    >>> escape_latex("gate_1 & 50%")
-    'gate\\_1 \\& 50\\%'
-    """
-    return "".join(LATEX.get(symbol, symbol) for symbol in " ".join(text.split()))
+        rows.append(cells)
+    return "\n".join([*lines, *latex_table("lllllr", header, rows), ""])
 
 
 def _explain(comparison: Comparison) -> str:
@@ -247,13 +227,14 @@ def _explain(comparison: Comparison) -> str:
     else:
         drawn = "With a single seed, intervals and tests count other conversations only, not other seeds."
     counted = ablation.task.counted(ablation.task.truth(ablation.test))
+    compared = sum(row.difference is not None for row in comparison.rows)
     lower = [metric.title for metric in ablation.task.metrics.values() if metric.lower_is_better]
     less = f" Of {', '.join(lower)} less is better." * bool(lower)
     return (
-        f"{int(counted.sum())} {ablation.task.counted_are} of {conversations} conversations, mean ± standard deviation "
-        f"of {_seeds(comparison)}. {drawn} p: paired permutation test of no difference; p (Holm): corrected "
-        f"for the {sum(row.difference is not None for row in comparison.rows)} rows that are compared; a difference is "
-        f"bold where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs beside it or not."
+        f"{int(counted.sum())} {ablation.task.counted_are} of {conversations} conversations, "
+        f"mean ± standard deviation of {count_seeds(len(ablation.seeds))}. {drawn} p: paired permutation "
+        f"test of no difference; p (Holm): corrected for the {compared} rows that are compared; a difference is bold "
+        f"where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs beside it or not."
         + less
     )
 
@@ -270,11 +251,6 @@ def _is_sure(row: Row, level: float) -> bool:
 def _confidence(comparison: Comparison) -> str:
     drawn = "conversations and seeds" if len(comparison.ablation.seeds) > 1 else "conversations alone"
     return f"{comparison.ablation.params.confidence:.0%} intervals over {drawn}"
-
-
-def _seeds(comparison: Comparison) -> str:
-    count = len(comparison.ablation.seeds)
-    return f"{count} {'seed' if count == 1 else 'seeds'}"
 
 
 def _p(value: float) -> str:

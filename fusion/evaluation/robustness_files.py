@@ -17,7 +17,7 @@ from typing import Any
 from fusion.evaluation.pictures import BLUE, VERMILION, draw_png, style
 from fusion.evaluation.robustness import CLEAN, MISSING_AUDIO, MISSING_TEXT, NOISE, RECOGNISER, WORDS, Level, Robustness
 from fusion.objective import METRICS
-from fusion.runtime import write_file
+from fusion.runtime import write_files
 from fusion.tables import bounds, csv_text, markdown_table, mean_std, number
 
 BAND = 0.18  # opacity
@@ -52,14 +52,16 @@ def write_robustness(robustness: Robustness, folder: Path, run: Mapping[str, Any
     Raises:
         OutputError: a file cannot be written.
     """
-    contents = {"scores.csv": scores_csv(robustness, run).encode(), "table.md": table_md(robustness, run).encode()}
+    contents: dict[str, str | bytes] = {
+        "scores.csv": scores_csv(robustness, run),
+        "table.md": table_md(robustness, run),
+    }
     contents |= {
         f"{name}.png": picture(robustness, name, run["model"])
         for name in PICTURES
         if _levels(robustness, PICTURES[name][0])
     }
-    for name, content in contents.items():
-        write_file(folder / name, content)
+    write_files(folder, contents)
     for name in PICTURES:
         if f"{name}.png" not in contents:
             (folder / f"{name}.png").unlink(missing_ok=True)
