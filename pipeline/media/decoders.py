@@ -26,7 +26,6 @@ from contextlib import contextmanager
 from multiprocessing import Pipe
 from pathlib import Path
 from threading import BoundedSemaphore, Lock
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -60,9 +59,7 @@ class Decoders:
     def __enter__(self) -> "Decoders":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def close(self) -> None:
