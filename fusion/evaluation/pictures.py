@@ -9,9 +9,10 @@ from typing import Any
 BLUE, SKY, ORANGE, GREEN, VERMILION = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00"
 GREY = "#87909a"  # of intervals: seen on white and on black
 INK = "#222222"  # of text and rules on white
+FONT = "Liberation Sans, Arial, sans-serif"  # vl-convert brings the first along, so no machine's own fonts matter
 
 
-def style(chart: Any, ink: str = INK, background: str = "white", font: str = "sans-serif") -> Any:
+def style(chart: Any, ink: str = INK, background: str = "white", font: str = FONT) -> Any:
     """The chart with `ink` as the colour of its text and rules, and a legend of one column below it."""
     return (
         chart.configure(background=background, font=font)

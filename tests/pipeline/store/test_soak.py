@@ -214,7 +214,7 @@ FULL = """
     import numpy as np
     from pipeline.errors import StoreError
     from pipeline.store import SlotWriter
-    from pipeline.store.writer import read_part, write_joint
+    from pipeline.store import read_part, write_joint
     from tests.pipeline.store.test_soak import layout, table
 
     folder = Path(sys.argv[1])
