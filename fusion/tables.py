@@ -1,18 +1,40 @@
-"""How numbers and tables are written in result files."""
+"""How numbers and tables are written in result files: JSON, CSV, Markdown, LaTeX."""
 
 import csv
+import hashlib
 import io
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fusion.objective import Interval
 
 DIGITS = 6  # behind the point, wherever programs read a number
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", **{symbol: "\\" + symbol for symbol in "&%$#_{}"},
+}  # fmt: skip
 
 
 def rounded(value: float) -> float:
     """A number as JSON files give it."""
     return round(value, DIGITS)
+
+
+def spread(mean: float, std: float | None, interval: Interval | None = None) -> dict[str, float | None]:
+    """A mean as JSON files give it: with its deviation, which a single seed lacks, and its interval."""
+    ends = {} if interval is None else {"low": rounded(interval.low), "high": rounded(interval.high)}
+    return {"mean": rounded(mean), "std": None if std is None else rounded(std), **ends}
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """The content of a JSON file."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def identified(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What was run, with `id`, a short hash of the rest."""
+    return {"id": hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12], **run}
 
 
 def number(value: float | None) -> str:
@@ -22,6 +44,15 @@ def number(value: float | None) -> str:
     ('0.500000', '')
     """
     return "" if value is None else f"{value:.{DIGITS}f}"
+
+
+def count_seeds(count: int) -> str:
+    """A number of seeds, in words.
+
+    >>> count_seeds(1), count_seeds(3)
+    ('1 seed', '3 seeds')
+    """
+    return f"{count} {'seed' if count == 1 else 'seeds'}"
 
 
 def mean_std(mean: float, std: float | None) -> str:
@@ -43,6 +74,22 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
     """The lines of a table whose first column is text and whose others are numbers."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+
+
+def escape_latex(text: str) -> str:
+    r"""`text` as LaTeX prints it.
+
+    >>> escape_latex("gate_1 & 50%")
+    'gate\\_1 \\& 50\\%'
+    """
+    return "".join(LATEX.get(symbol, symbol) for symbol in " ".join(text.split()))
+
+
+def latex_table(columns: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a booktabs tabular of cells that are LaTeX; `columns` are their alignments, such as "lr"."""
+    first, *others = [" & ".join(cells) + r" \\" for cells in (header, *rows)]
+    begin = rf"\begin{{tabular}}{{{columns}}}"
+    return [begin, r"\toprule", first, r"\midrule", *others, r"\bottomrule", r"\end{tabular}"]
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

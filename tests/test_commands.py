@@ -9,18 +9,19 @@ import os
 import re
 import shlex
 import shutil
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import altair
 import nbformat
 import pytest
 import torch
 import yaml
-from matplotlib import pyplot
 from nbclient import NotebookClient
 from typer.testing import CliRunner
 
+from fusion.evaluation import draw_png
 from pipeline.settings import check_section
 from tests.commands import PAGES, ROOT, Command, blocks_of, check_options, commands_in_prose, commands_of, extras
 from tests.demo import write_piece
@@ -115,7 +116,7 @@ def run(command: Command, folder: Path) -> None:
 def run_notebook(path: Path) -> None:
     """Its cells, from which its three figures must come: in this process, or as ERC_JUPYTER=1 asks, by Jupyter itself.
 
-    A kernel has torch and matplotlib to load again.
+    A kernel has torch to load again.
     """
     notebook = nbformat.read(path, 4)
     if os.environ.get("ERC_JUPYTER"):
@@ -123,17 +124,14 @@ def run_notebook(path: Path) -> None:
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
         return
-    names: dict[str, object] = {}
-    pyplot.switch_backend("agg")
-    with contextlib.chdir(path.parent), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")  # of `plt.show()`
-        try:
-            for cell in notebook.cells:
-                if cell.cell_type == "code":
-                    exec(compile(cell.source, str(path), "exec"), names)
-            assert len(pyplot.get_fignums()) == 3
-        finally:
-            pyplot.close("all")
+    shown: list[Any] = []
+    names: dict[str, object] = {"display": shown.append}
+    with contextlib.chdir(path.parent), altair.renderers.enable():
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                exec(compile(cell.source, str(path), "exec"), names)
+    assert len(shown) == 3
+    assert all(draw_png(chart).startswith(b"\x89PNG") for chart in shown)
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ def test_tables_are_well_formed(run: tuple[dict[str, Any], str]) -> None:
     assert len(tables) == 6  # three models, the stages of HCAM, growth, operations
     for header, rule, *rows in tables:
         assert rows
-        assert re.fullmatch(r"\|---(\|--:)+\|", rule)
+        assert re.fullmatch(r"\| ---( \| ---:)+ \|", rule)
         assert {row.count("|") for row in [rule, *rows]} == {header.count("|")}
 
 

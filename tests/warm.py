@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LIBRARIES = (
     "accelerate", "altair", "av", "dvc.cli", "dvc.repo.experiments.queue.celery", "h5py", "huggingface_hub",
-    "matplotlib.pyplot", "pydantic", "scipy.optimize", "scipy.stats", "sklearn.metrics", "tokenizers", "torch._dynamo",
+    "pydantic", "scipy.optimize", "scipy.stats", "sklearn.metrics", "tokenizers", "torch._dynamo",
     "torchaudio", "transformers.models.bert", "transformers.models.wav2vec2", "transformers.trainer", "typer",
     "vl_convert",
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fusion.tables import markdown_table
 from measures.agreement import Agreement
 from measures.encoding import EXACT, NAIVE, REDUCED, SINGLE, CorpusResult
 from measures.extraction_runs import FilesResult, GrowthResult
@@ -67,11 +68,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     >>> print(table(["layout", "s"], [["npy", "1.5"]]))
     | layout | s |
-    |---|--:|
+    | --- | ---: |
     | npy | 1.5 |
     """
-    rule = "|".join(["---", *["--:"] * (len(header) - 1)])
-    return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)])
+    return "\n".join(markdown_table(header, rows))
 
 
 def _encoding_title(corpus: CorpusResult) -> str:

@@ -9,73 +9,73 @@ Each names in `run` what was run: a hash of the rows' parameters, the seeds, the
 version and the commit, which ablations.md spells out.
 """
 
-import hashlib
-import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import matplotlib
-from matplotlib.figure import Figure
 
 from fusion.ablation.comparison import Comparison, Row
 from fusion.ablation.variants import BASE, format_value
 from fusion.checkpoint import VERSION
+from fusion.evaluation import BLUE, ORANGE, draw_png, draw_svg, style
 from fusion.objective import METRICS
-from fusion.runtime import write_file
-from fusion.tables import bounds, csv_text, markdown_table, mean_std, number
+from fusion.runtime import write_files
+from fusion.tables import (
+    bounds,
+    count_seeds,
+    csv_text,
+    escape_latex,
+    identified,
+    latex_table,
+    markdown_table,
+    mean_std,
+    number,
+)
 
-# of Okabe and Ito, which all kinds of colour vision tell apart
-BASE_COLOUR, ROW_COLOUR, SURE_COLOUR = "#0072B2", "#BBBBBB", "#E69F00"
+ROW_COLOUR = "#BBBBBB"
+WIDTH, STEP = 560, 20  # pixels: inside the axes, and of a row
 
 
-def draw_bars(rows: Sequence[Row], label: str, bounds: tuple[float, float], level: float, kind: str) -> bytes:
-    """The picture as `kind` (svg or png): rows from top to bottom, a dashed line at the first one.
+def draw_bars(rows: Sequence[Row], label: str, bounds: tuple[float, float], level: float) -> Any:
+    """The picture as a chart of altair: rows from top to bottom, a dashed line at the first one.
 
     Args:
         label: below the axis.
         bounds: of the scores that there can be.
         level: rows whose corrected p value is below it have a colour and a star.
     """
-    figure = Figure(figsize=(8, 0.9 + 0.26 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    sure = [row.difference is not None and row.difference.p_holm < level for row in rows]
-    colours = [SURE_COLOUR if one else ROW_COLOUR for one in sure]
-    colours[0] = BASE_COLOUR
-    means = [row.mean for row in rows]
-    widths = [
-        [_drawn(row.mean - row.interval.low) for row in rows],
-        [_drawn(row.interval.high - row.mean) for row in rows],
-    ]
-    axes.barh(range(len(rows)), means, color=colours, height=0.72)
-    axes.errorbar(means, range(len(rows)), xerr=widths, fmt="none", ecolor="black", elinewidth=1, capsize=2.5)
-    axes.axvline(means[0], color=BASE_COLOUR, linestyle="--", linewidth=1)
-    names = [f"{row.variant.name} *" if one else row.variant.name for row, one in zip(rows, sure, strict=True)]
-    axes.set_yticks(range(len(rows)), [name.replace("$", r"\$") for name in names])
-    axes.invert_yaxis()
-    axes.margins(y=0.5 / max(len(rows), 1))
-    ends = [end for row in rows for end in (0.0, row.mean, row.interval.low, row.interval.high) if math.isfinite(end)]
-    axes.set_xlim(max(bounds[0], 1.02 * min(ends)), min(bounds[1], 1.02 * max(ends)))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(f"{label}\n* differs from its base, corrected p < {level:.2g}", fontsize=8)
-    axes.tick_params(labelsize=8)
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "erc-fusion"}):  # else its ids are random
-        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
+    import altair as alt
+
+    values: list[dict[str, Any]] = [
+        {"name": row.variant.name + " *" * _is_sure(row, level), "mean": row.mean,
+         "low": _drawn(row.interval.low, row), "high": _drawn(row.interval.high, row),
+         "colour": BLUE if row is rows[0] else ORANGE if _is_sure(row, level) else ROW_COLOUR}
+        for row in rows
+    ]  # fmt: skip
+    ends = [value[end] for value in values for end in ("mean", "low", "high")] + [0.0]
+    domain = [max(bounds[0], 1.02 * min(ends)), min(bounds[1], 1.02 * max(ends))]
+    title = [label, f"* differs from its base, corrected p < {level:.2g}"]
+    base = alt.Chart(alt.Data(values=values)).encode(
+        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=400))
+    )
+    bars = base.mark_bar(height=STEP * 0.72).encode(
+        x=alt.X(
+            "mean:Q",
+            title=title,
+            scale=alt.Scale(domain=domain, nice=False),
+            axis=alt.Axis(grid=False, labelFlush=False),
+        ),
+        color=alt.Color("colour:N", scale=None),
+    )
+    intervals = base.mark_errorbar(color="black", ticks={"size": 8}).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    line = alt.Chart(alt.Data(values=values[:1])).mark_rule(strokeDash=[4, 3], color=BLUE).encode(x="mean:Q")
+    return style((bars + intervals + line).properties(width=WIDTH, height=alt.Step(STEP)))
 
 
-def _drawn(width: float) -> float:
-    """A width without an end is not drawn: a single conversation says nothing about others."""
-    return width if math.isfinite(width) else math.nan
-
-
-LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", **{symbol: "\\" + symbol for symbol in "&%$#_{}"},
-}  # fmt: skip
+def _drawn(end: float, row: Row) -> float:
+    """Of an interval; one without an end, since a single conversation says nothing about others, stops at the mean."""
+    return end if math.isfinite(end) else row.mean
 
 
 def write_table(comparison: Comparison, folder: Path, commit: str | None) -> None:
@@ -85,19 +85,16 @@ def write_table(comparison: Comparison, folder: Path, commit: str | None) -> Non
         OutputError: a file cannot be written.
     """
     run = describe_run(comparison, commit)
-    writers: dict[str, Callable[[Comparison, Mapping[str, Any]], str]] = {
-        "ablations.csv": table_csv,
-        "ablations.md": table_md,
-        "ablations.tex": table_tex,
-    }
-    contents = {name: write(comparison, run).encode() for name, write in writers.items()}
     label = f"{METRICS[comparison.metric].title} on the test split, {_confidence(comparison)} (run {run['id']})"
-    for kind in ("svg", "png"):
-        contents[f"ablations.{kind}"] = draw_bars(
-            comparison.rows, label, METRICS[comparison.metric].bounds, _level(comparison), kind
-        )
-    for name, content in contents.items():
-        write_file(folder / name, content)
+    chart = draw_bars(comparison.rows, label, METRICS[comparison.metric].bounds, _level(comparison))
+    contents: dict[str, str | bytes] = {
+        "ablations.csv": table_csv(comparison, run),
+        "ablations.md": table_md(comparison, run),
+        "ablations.tex": table_tex(comparison, run),
+        "ablations.svg": draw_svg(chart),
+        "ablations.png": draw_png(chart),
+    }
+    write_files(folder, contents)
 
 
 def headline(comparison: Comparison) -> str:
@@ -106,7 +103,8 @@ def headline(comparison: Comparison) -> str:
     sure = sum(_is_sure(row, _level(comparison)) for row in rest)
     score = mean_std(base.mean, base.std)
     return (
-        f"{len(comparison.rows)} rows of {_seeds(comparison)}, base test {comparison.metric} {score}; "
+        f"{len(comparison.rows)} rows of {count_seeds(len(comparison.ablation.seeds))}, "
+        f"base test {comparison.metric} {score}; "
         f"{sure} of {len(rest)} differ from their base (Holm, {_level(comparison):.2g})"
     )
 
@@ -114,7 +112,7 @@ def headline(comparison: Comparison) -> str:
 def describe_run(comparison: Comparison, commit: str | None) -> dict[str, Any]:
     """What was run; `id` is a short hash of the rest."""
     ablation = comparison.ablation
-    run: dict[str, Any] = {
+    run = {
         "rows": {one.name: [one.base, one.recipe.digest] for one in ablation.variants},
         "seeds": ",".join(str(seed) for seed in ablation.seeds),
         "metric": comparison.metric,
@@ -124,21 +122,14 @@ def describe_run(comparison: Comparison, commit: str | None) -> dict[str, Any]:
         "version": VERSION,
         "commit": commit,
     }
-    return {"id": hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12], **run}
+    return identified(run)
 
 
 def table_csv(comparison: Comparison, run: Mapping[str, Any]) -> str:
     """Every number; empty where there is none."""
     header = ["run", "name", "base", "overrides", "model", "seeds", "metric", "mean", "std", "low", "high"]
-    header += [
-        "validation",
-        "difference",
-        "difference_low",
-        "difference_high",
-        "p",
-        "p_holm",
-        *comparison.ablation.task.metrics,
-    ]
+    header += ["validation", "difference", "difference_low", "difference_high", "p", "p_holm"]
+    header += comparison.ablation.task.metrics
     rows = []
     for row in comparison.rows:
         variant, difference = row.variant, row.difference
@@ -160,14 +151,9 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
     """For readers. A difference is bold only where the corrected test says that it is one."""
     ablation, level = comparison.ablation, _level(comparison)
     others = [name for name in ablation.task.metrics if name != comparison.metric]
-    header = [
-        "row",
-        METRICS[comparison.metric].title,
-        f"{ablation.params.confidence:.0%} interval",
-        "against",
-        "difference",
-    ]
-    header += [f"{ablation.params.confidence:.0%} interval", "p", "p (Holm)", *(METRICS[name].title for name in others)]
+    interval = f"{ablation.params.confidence:.0%} interval"
+    header = ["row", METRICS[comparison.metric].title, interval, "against", "difference", interval, "p", "p (Holm)"]
+    header += [METRICS[name].title for name in others]
     rows = []
     for row in comparison.rows:
         cells = [_escape_md(row.variant.name), mean_std(row.mean, row.std), bounds(row.interval)]
@@ -213,11 +199,9 @@ def table_tex(comparison: Comparison, run: Mapping[str, Any]) -> str:
         f"% erc-fusion {VERSION}, run {run['id']}, seeds {run['seeds']}, {comparison.metric} on the test split,",
         f"% mean and standard deviation over seeds, {_confidence(comparison)}.",
         r"% Needs \usepackage{booktabs}.",
-        r"\begin{tabular}{lllllr}",
-        r"\toprule",
-        f"Setting & {METRICS[comparison.metric].title} & Interval & Difference & Interval & $p$ (Holm) " + r"\\",
-        r"\midrule",
     ]
+    header = ["Setting", METRICS[comparison.metric].title, "Interval", "Difference", "Interval", "$p$ (Holm)"]
+    rows = []
     for row in comparison.rows:
         cells = [escape_latex(row.variant.name), mean_std(row.mean, row.std).replace(" ± ", r" $\pm$ ")]
         cells.append(f"[{bounds(row.interval, separator=', ')}]")
@@ -231,17 +215,8 @@ def table_tex(comparison: Comparison, run: Mapping[str, Any]) -> str:
             cells.append(f"${p}$" if p.startswith("<") else p)
             if row.variant.base != BASE:
                 cells[0] += f" (against {escape_latex(row.variant.base or '')})"
-        lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def escape_latex(text: str) -> str:
-    r"""`text` as LaTeX prints it.
-
-    >>> escape_latex("gate_1 & 50%")
-    'gate\\_1 \\& 50\\%'
-    """
-    return "".join(LATEX.get(symbol, symbol) for symbol in " ".join(text.split()))
+        rows.append(cells)
+    return "\n".join([*lines, *latex_table("lllllr", header, rows), ""])
 
 
 def _explain(comparison: Comparison) -> str:
@@ -252,13 +227,14 @@ def _explain(comparison: Comparison) -> str:
     else:
         drawn = "With a single seed, intervals and tests count other conversations only, not other seeds."
     counted = ablation.task.counted(ablation.task.truth(ablation.test))
+    compared = sum(row.difference is not None for row in comparison.rows)
     lower = [metric.title for metric in ablation.task.metrics.values() if metric.lower_is_better]
     less = f" Of {', '.join(lower)} less is better." * bool(lower)
     return (
-        f"{int(counted.sum())} {ablation.task.counted_are} of {conversations} conversations, mean ± standard deviation "
-        f"of {_seeds(comparison)}. {drawn} p: paired permutation test of no difference; p (Holm): corrected "
-        f"for the {sum(row.difference is not None for row in comparison.rows)} rows that are compared; a difference is "
-        f"bold where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs beside it or not."
+        f"{int(counted.sum())} {ablation.task.counted_are} of {conversations} conversations, "
+        f"mean ± standard deviation of {count_seeds(len(ablation.seeds))}. {drawn} p: paired permutation "
+        f"test of no difference; p (Holm): corrected for the {compared} rows that are compared; a difference is bold "
+        f"where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs beside it or not."
         + less
     )
 
@@ -275,11 +251,6 @@ def _is_sure(row: Row, level: float) -> bool:
 def _confidence(comparison: Comparison) -> str:
     drawn = "conversations and seeds" if len(comparison.ablation.seeds) > 1 else "conversations alone"
     return f"{comparison.ablation.params.confidence:.0%} intervals over {drawn}"
-
-
-def _seeds(comparison: Comparison) -> str:
-    count = len(comparison.ablation.seeds)
-    return f"{count} {'seed' if count == 1 else 'seeds'}"
 
 
 def _p(value: float) -> str:

@@ -15,7 +15,6 @@ table.md          the same for readers
 """
 
 import csv
-import hashlib
 import io
 import json
 from collections import Counter
@@ -28,6 +27,7 @@ import numpy as np
 
 from fusion.errors import ResultError
 from fusion.evaluation.predictions import class_table, describe_classes
+from fusion.evaluation.result_files import AGAIN, read_result
 from fusion.evaluation.scores import sample_std
 from fusion.objective import (
     LABEL_METRICS,
@@ -40,14 +40,13 @@ from fusion.objective import (
     percentile_interval,
 )
 from fusion.params import EvaluateParams
-from fusion.runtime import write_file
-from fusion.tables import bounds, csv_text, markdown_table, mean_std, rounded
+from fusion.runtime import write_files
+from fusion.tables import bounds, csv_text, identified, json_text, markdown_table, mean_std, rounded, spread
 from pipeline.store import UNLABELLED
 
 COLUMNS = ("run", "seed", "utterance", "conversation", "split", "true", "predicted")
 PROBABILITY = "p_"  # before a label
 SAME = ("model", "modalities", "params", "encoders", "seeds", "version")  # of what was run, in every fold
-MEND = "run fusion-evaluate again"
 
 
 @dataclass(frozen=True)
@@ -123,9 +122,9 @@ def read_fold(folder: Path) -> Fold:
         by_seed.setdefault(row[1], []).append(row)
     first = next(iter(by_seed.values()))
     if any([row[2:6] for row in group] != [row[2:6] for row in first] for group in by_seed.values()):
-        raise ResultError(f"{path}: seeds {', '.join(by_seed)} do not list the same utterances; {MEND}")
+        raise ResultError(f"{path}: seeds {', '.join(by_seed)} do not list the same utterances; {AGAIN}")
     if {row[0] for row in rows} != {details["run"]["id"]}:
-        raise ResultError(f"{path}: is not of run {details['run']['id']}, as details.json beside it; {MEND}")
+        raise ResultError(f"{path}: is not of run {details['run']['id']}, as details.json beside it; {AGAIN}")
     return Fold(
         name=folder.name,
         run=details["run"],
@@ -142,13 +141,13 @@ def read_fold(folder: Path) -> Fold:
 
 def _read_details(path: Path) -> Mapping[str, Any]:
     try:
-        details: Mapping[str, Any] = json.loads(_read_text(path))
+        details: Mapping[str, Any] = json.loads(read_result(path))
         str(details["run"]["id"])
         for name in LABEL_METRICS:
             float(details["test"][name]["floor"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ResultError(
-            f"{path}: not the details of an evaluation of labels, which are all that is joined; {MEND}"
+            f"{path}: not the details of an evaluation of labels, which are all that is joined; {AGAIN}"
         ) from None
     return details
 
@@ -156,27 +155,18 @@ def _read_details(path: Path) -> Mapping[str, Any]:
 def _read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The header and the rows of predictions.csv, all as wide as it."""
     try:
-        header, *rows = [tuple(row) for row in csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)]
+        header, *rows = [tuple(row) for row in csv.reader(io.StringIO(read_result(path), newline=""), strict=True)]
     except (csv.Error, ValueError):
-        raise ResultError(f"{path}: holds no table of predictions; {MEND}") from None
+        raise ResultError(f"{path}: holds no table of predictions; {AGAIN}") from None
     labels = header[len(COLUMNS) :]
     if header[: len(COLUMNS)] != COLUMNS or not labels or any(not name.startswith(PROBABILITY) for name in labels):
         raise ResultError(
             f"{path}: expected the columns {', '.join(COLUMNS)} and a probability of each label, "
-            f"found {', '.join(header)}; {MEND}"
+            f"found {', '.join(header)}; {AGAIN}"
         )
     if not rows or any(len(row) != len(header) for row in rows):
-        raise ResultError(f"{path}: truncated, or not a table of {len(header)} columns; {MEND}")
+        raise ResultError(f"{path}: truncated, or not a table of {len(header)} columns; {AGAIN}")
     return header, rows
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ResultError(f"{path}: not there; name folders that fusion-evaluate wrote") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultError(f"{path}: cannot be read ({error}); {MEND}") from None
 
 
 def _positions(names: Sequence[str], labels: Sequence[str], path: Path) -> np.ndarray:
@@ -184,7 +174,7 @@ def _positions(names: Sequence[str], labels: Sequence[str], path: Path) -> np.nd
     known = {label: UNLABELLED if label == "" else position for position, label in enumerate(labels)}
     for name in names:
         if name not in known:
-            raise ResultError(f"{path}: label '{name[:60]}' is none of {', '.join(labels)}; {MEND}")
+            raise ResultError(f"{path}: label '{name[:60]}' is none of {', '.join(labels)}; {AGAIN}")
     return np.array([known[name] for name in names])
 
 
@@ -261,8 +251,7 @@ def write_folds(joined: Joined, folder: Path) -> None:
         "predictions.csv": predictions_csv(joined),
         "table.md": table_md(joined),
     }
-    for name, content in contents.items():
-        write_file(folder / name, content.encode())
+    write_files(folder, contents)
 
 
 def folds_headline(joined: Joined) -> str:
@@ -277,12 +266,12 @@ def folds_headline(joined: Joined) -> str:
 def describe_join(joined: Joined) -> dict[str, Any]:
     """What the folds have in common, and the run of each; `id` is a short hash of the rest."""
     first = joined.folds[0].run
-    run: dict[str, Any] = {
+    run = {
         **{key: first.get(key) for key in SAME},
         "folds": {fold.name: fold.run["id"] for fold in joined.folds},
         "intervals": joined.params.model_dump(mode="json"),
     }
-    return {"id": hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12], **run}
+    return identified(run)
 
 
 def details_json(joined: Joined) -> str:
@@ -290,14 +279,8 @@ def details_json(joined: Joined) -> str:
     scores = {
         name: {
             "folds": {fold.name: rounded(value) for fold, value in zip(joined.folds, score.folds, strict=True)},
-            "mean": rounded(score.mean),
-            "std": None if score.std is None else rounded(score.std),
-            "pooled": {
-                "mean": rounded(score.pooled),
-                "std": None if score.pooled_std is None else rounded(score.pooled_std),
-                "low": rounded(score.interval.low),
-                "high": rounded(score.interval.high),
-            },
+            **spread(score.mean, score.std),
+            "pooled": spread(score.pooled, score.pooled_std, score.interval),
             "floor": rounded(score.floor),
         }
         for name, score in joined.scores.items()
@@ -307,7 +290,7 @@ def details_json(joined: Joined) -> str:
         "run": describe_join(joined),
         "test": {**scores, "per_class": describe_classes(joined.folds[0].labels, joined.classes), "utterances": counts},
     }
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return json_text(content)
 
 
 def predictions_csv(joined: Joined) -> str:

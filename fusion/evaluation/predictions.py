@@ -9,7 +9,7 @@ import numpy as np
 
 from fusion.evaluation.scores import Evaluation, sample_std
 from fusion.objective import ClassScores, to_seven
-from fusion.tables import csv_text, markdown_table, mean_std, number, rounded
+from fusion.tables import csv_text, markdown_table, mean_std, number, spread
 
 SHOWN = ("precision", "recall", "f1")
 
@@ -21,24 +21,28 @@ def stack_seeds(by_seed: Sequence[ClassScores]) -> ClassScores:
 
 def describe_classes(labels: Sequence[str], classes: ClassScores) -> dict[str, dict[str, Any]]:
     """By label; `classes` holds arrays (seeds, classes), whose support is the same for every seed."""
-    described: dict[str, dict[str, Any]] = {}
-    for index, label in enumerate(labels):
-        scores: dict[str, Any] = {}
-        for name in SHOWN:
-            values = getattr(classes, name)[:, index].tolist()
-            std = sample_std(values)
-            scores[name] = {"mean": rounded(float(np.mean(values))), "std": None if std is None else rounded(std)}
-        described[label] = scores | {"support": int(classes.support[0, index])}
-    return described
+    return {
+        label: {name: _over_seeds(getattr(classes, name)[:, index].tolist()) for name in SHOWN}
+        | {"support": int(classes.support[0, index])}
+        for index, label in enumerate(labels)
+    }
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, float | None]:
+    return spread(float(np.mean(values)), sample_std(values))
+
+
+def class_rows(described: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The cells of what `describe_classes` returns: label, scores, support."""
+    return [
+        [label, *(mean_std(scores[name]["mean"], scores[name]["std"]) for name in SHOWN), str(scores["support"])]
+        for label, scores in described.items()
+    ]
 
 
 def class_table(described: Mapping[str, Mapping[str, Any]], title: str = "label") -> list[str]:
     """The lines of a table of what `describe_classes` returns."""
-    rows = [
-        [label, *(mean_std(scores[name]["mean"], scores[name]["std"]) for name in SHOWN), str(scores["support"])]
-        for label, scores in described.items()
-    ]
-    return markdown_table([title, *SHOWN, "support"], rows)
+    return markdown_table([title, *SHOWN, "support"], class_rows(described))
 
 
 def predictions_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:

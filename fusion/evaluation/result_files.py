@@ -11,20 +11,32 @@ The CSV files and metrics.json name in `run` the `run.id` of details.json, which
 the hashes of the feature files and the commit given there.
 """
 
-import hashlib
-import json
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fusion.errors import ResultError
 from fusion.evaluation.predictions import class_table, confusion_csv, describe_classes, predictions_csv, stack_seeds
 from fusion.evaluation.scores import Evaluation, SeedScores, Summary, sample_std
-from fusion.runtime import write_file
-from fusion.tables import bounds, csv_text, markdown_table, mean_std, number, rounded
+from fusion.runtime import write_files
+from fusion.tables import (
+    bounds,
+    count_seeds,
+    csv_text,
+    identified,
+    json_text,
+    markdown_table,
+    mean_std,
+    number,
+    rounded,
+    spread,
+)
+
+AGAIN = "run fusion-evaluate again"
 
 
 def write_report(evaluation: Evaluation, folder: Path, commit: str | None) -> None:
@@ -34,26 +46,37 @@ def write_report(evaluation: Evaluation, folder: Path, commit: str | None) -> No
         OutputError: a file cannot be written.
     """
     run = describe_run(evaluation, commit)
-    writers: dict[str, Callable[[Evaluation, Mapping[str, Any]], str]] = {
-        "metrics.json": metrics_json,
-        "details.json": details_json,
-        "predictions.csv": predictions_csv,
-        "confusion.csv": confusion_csv,
-        "curves.csv": curves_csv,
-        "table.md": table_md,
+    contents = {
+        "metrics.json": metrics_json(evaluation, run),
+        "details.json": details_json(evaluation, run),
+        "predictions.csv": predictions_csv(evaluation, run),
+        "confusion.csv": confusion_csv(evaluation, run),
+        "curves.csv": curves_csv(evaluation, run),
+        "table.md": table_md(evaluation, run),
     }
-    contents = {name: write(evaluation, run) for name, write in writers.items()}
-    for name, content in contents.items():
-        write_file(folder / name, content.encode())
+    write_files(folder, contents)
+
+
+def read_result(path: Path) -> str:
+    """The text of a file that `write_report` wrote.
+
+    Raises:
+        ResultError: it is missing, cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ResultError(f"{path}: no such result file; {AGAIN}, or name a folder that it wrote") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path}: cannot be read ({error}); {AGAIN}") from None
 
 
 def headline(evaluation: Evaluation) -> str:
     """One line: the metric that training selected on, on the test split."""
     metric = evaluation.seeds[0].provenance.recipe.train.metric
     summary = evaluation.summaries[metric]
-    count = len(evaluation.seeds)
     return (
-        f"test {metric} {mean_std(summary.mean, summary.std)} over {count} {'seed' if count == 1 else 'seeds'} "
+        f"test {metric} {mean_std(summary.mean, summary.std)} over {count_seeds(len(evaluation.seeds))} "
         f"({evaluation.params.confidence:.0%} interval {bounds(summary.interval)}, floor {summary.floor:.3f})"
     )
 
@@ -70,7 +93,7 @@ def current_commit() -> str | None:
 def describe_run(evaluation: Evaluation, commit: str | None) -> dict[str, Any]:
     """What was run; `id` is a short hash of the rest."""
     first = evaluation.seeds[0].provenance
-    run: dict[str, Any] = {
+    run = {
         "model": first.recipe.model.name,
         "target": first.recipe.train.target,
         "modalities": first.recipe.model.modalities,
@@ -83,7 +106,7 @@ def describe_run(evaluation: Evaluation, commit: str | None) -> dict[str, Any]:
         "version": first.version,
         "commit": commit,
     }
-    return {"id": hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12], **run}
+    return identified(run)
 
 
 def metrics_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
@@ -93,7 +116,7 @@ def metrics_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     content: dict[str, Any] = {name: {key: score[key] for key in ("mean", "std")} for name, score in scores.items()}
     seeds = {str(seed.provenance.seed): _seed(seed)["test"][first]["value"] for seed in evaluation.seeds}
     content |= {"floor": {first: scores[first]["floor"]}, "seeds": {first: seeds}, "run": run["id"]}
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return json_text(content)
 
 
 def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
@@ -119,7 +142,7 @@ def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         },
         "seeds": {str(seed.provenance.seed): _seed(seed) for seed in evaluation.seeds},
     }
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return json_text(content)
 
 
 def curves_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
@@ -243,13 +266,7 @@ def _calibration(evaluation: Evaluation) -> list[str]:
 
 
 def _summary(summary: Summary) -> dict[str, float | None]:
-    return {
-        "mean": rounded(summary.mean),
-        "std": None if summary.std is None else rounded(summary.std),
-        "low": rounded(summary.interval.low),
-        "high": rounded(summary.interval.high),
-        "floor": rounded(summary.floor),
-    }
+    return spread(summary.mean, summary.std, summary.interval) | {"floor": rounded(summary.floor)}
 
 
 def _seed(seed: SeedScores) -> dict[str, Any]:

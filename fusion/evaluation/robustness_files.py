@@ -9,22 +9,21 @@
 A study that was not asked for has no rows and no picture. The first two files are always there.
 """
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fusion.evaluation.pictures import BLUE, VERMILION, draw_png, style
 from fusion.evaluation.robustness import CLEAN, MISSING_AUDIO, MISSING_TEXT, NOISE, RECOGNISER, WORDS, Level, Robustness
 from fusion.objective import METRICS
-from fusion.runtime import write_file
+from fusion.runtime import write_files
 from fusion.tables import bounds, csv_text, markdown_table, mean_std, number
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
 BAND = 0.18  # opacity
+WIDTH, HEIGHT = 470, 290  # pixels inside the axes
+FLOOR, SPREAD = "#666666", "#CCCCCC"
+DASHES = "M-1,-.08H-.2V.08H-1ZM.2,-.08H1V.08H.2Z"  # the symbol of a dashed line in a legend
 TITLES = {
     WORDS: "Word errors in the transcripts",
     RECOGNISER: "Transcripts of a speech recogniser",
@@ -38,13 +37,12 @@ PICTURES = {
     "missing": ((MISSING_AUDIO, MISSING_TEXT), "A modality missing", "share of utterances without it"),
 }  # by name: studies, title, x axis
 AXES = {study: axis for studies, _, axis in PICTURES.values() for study in studies}
-# Okabe and Ito's colours, told apart by colour-blind readers, each with a marker of its own
 STYLES = {
-    WORDS: ("#0072B2", "o", "injected errors"),
-    RECOGNISER: ("#D55E00", "D", "recogniser"),
-    NOISE: ("#0072B2", "o", "noise"),
-    MISSING_AUDIO: ("#0072B2", "o", "audio missing"),
-    MISSING_TEXT: ("#D55E00", "s", "text missing"),
+    WORDS: (BLUE, "circle", "injected errors"),
+    RECOGNISER: (VERMILION, "diamond", "recogniser"),
+    NOISE: (BLUE, "circle", "noise"),
+    MISSING_AUDIO: (BLUE, "circle", "audio missing"),
+    MISSING_TEXT: (VERMILION, "square", "text missing"),
 }
 
 
@@ -54,14 +52,16 @@ def write_robustness(robustness: Robustness, folder: Path, run: Mapping[str, Any
     Raises:
         OutputError: a file cannot be written.
     """
-    contents = {"scores.csv": scores_csv(robustness, run).encode(), "table.md": table_md(robustness, run).encode()}
+    contents: dict[str, str | bytes] = {
+        "scores.csv": scores_csv(robustness, run),
+        "table.md": table_md(robustness, run),
+    }
     contents |= {
         f"{name}.png": picture(robustness, name, run["model"])
         for name in PICTURES
         if _levels(robustness, PICTURES[name][0])
     }
-    for name, content in contents.items():
-        write_file(folder / name, content)
+    write_files(folder, contents)
     for name in PICTURES:
         if f"{name}.png" not in contents:
             (folder / f"{name}.png").unlink(missing_ok=True)
@@ -158,50 +158,52 @@ def _levels(robustness: Robustness, studies: Sequence[str]) -> list[Level]:
 
 def picture(robustness: Robustness, name: str, model: str) -> bytes:
     """One of PICTURES as PNG: mean and deviation over seeds, the mean's interval as a band, the floor dashed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
+    import altair as alt
 
-    studies, title, axis = PICTURES[name]
-    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for study in studies:
-        _draw(axes, _levels(robustness, (study,)), robustness.metric)
-    floor = robustness.floor[robustness.metric]
-    axes.axhline(floor, color="0.4", linestyle="--", linewidth=1, label=robustness.task.floor_is)
-    band = Patch(color="0.5", alpha=BAND, linewidth=0, label=f"{robustness.confidence:.0%} interval of the mean")
-    lowest, highest = METRICS[robustness.metric].bounds
-    axes.set(title=f"{title}: {model}", xlabel=axis, ylabel=f"test {robustness.metric}, mean ± std over seeds")
-    axes.set_ylim(lowest, highest if math.isfinite(highest) else None)
-    axes.grid(axis="y", color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(handles=[*axes.get_legend_handles_labels()[0], band], frameon=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
-    return content.getvalue()
-
-
-def _draw(axes: "Axes", levels: Sequence[Level], metric: str) -> None:
-    if not levels:
-        return
-    study = levels[0].study
-    colour, marker, label = STYLES[study]
-    shown = levels[1:] if study == RECOGNISER else levels  # its clean level is that of the curve
-    scores = [level.scores[metric] for level in shown]
-    places = [float(index) for index in range(len(shown))] if study == NOISE else [_place(level) for level in shown]
-    low, high = [score.interval.low for score in scores], [score.interval.high for score in scores]
-    if study == RECOGNISER:
-        axes.vlines(places, low, high, color=colour, alpha=BAND, linewidth=8)
-    else:
-        axes.fill_between(places, low, high, color=colour, alpha=BAND, linewidth=0)
-    means, deviations = [score.mean for score in scores], [score.std or 0.0 for score in scores]
-    axes.errorbar(places, means, deviations, color=colour, marker=marker, capsize=3, label=label)
-    if study == NOISE:  # from clean to loud, evenly spaced: clean has no place on a scale of dB
-        axes.set_xticks(places, [level_name(study, level.level).removesuffix(" dB") for level in shown])
+    (studies, title, axis), metric = PICTURES[name], robustness.metric
+    drawn = [study for study in studies if _levels(robustness, (study,))]
+    looks = {STYLES[study][2]: STYLES[study][:2] for study in drawn}
+    looks |= {
+        robustness.task.floor_is: (FLOOR, DASHES),
+        f"{robustness.confidence:.0%} interval of the mean": (SPREAD, "square"),
+    }
+    colour, shape = (alt.Scale(domain=list(looks), range=[look[place] for look in looks.values()]) for place in (0, 1))
+    lowest, highest = METRICS[metric].bounds
+    limits = {"domain": [lowest, highest]} if math.isfinite(highest) else {"domainMin": lowest}
+    legend = alt.Legend(symbolOpacity=1, symbolStrokeWidth=0, labelLimit=0)
+    points = [point for study in drawn for point in _points(_levels(robustness, (study,)), metric)]
+    base = alt.Chart(alt.Data(values=points)).encode(
+        x=alt.X("place", type="nominal" if name == "noise" else "quantitative", sort=None, title=axis,
+                axis=alt.Axis(grid=False, labelAngle=0, labelFlush=False)),
+        color=alt.Color("study:N", scale=colour, legend=legend),
+    )  # fmt: skip
+    y = alt.Y("mean:Q", title=f"test {metric}, mean ± std over seeds", scale=alt.Scale(nice=False, **limits))
+    lone, curves = alt.datum.study == STYLES[RECOGNISER][2], alt.datum.study != STYLES[RECOGNISER][2]
+    floor = alt.Chart(alt.Data(values=[{"floor": robustness.floor[metric]}]))
+    chart = (
+        floor.mark_rule(strokeDash=[5, 3], color=FLOOR).encode(y="floor:Q")
+        + base.mark_area(opacity=BAND).encode(y="low:Q", y2="high:Q").transform_filter(curves)
+        + base.mark_rule(opacity=BAND, strokeWidth=10).encode(y="low:Q", y2="high:Q").transform_filter(lone)
+        + base.mark_line(strokeWidth=1.5).encode(y=y)
+        + base.mark_errorbar(ticks={"size": 7}).encode(y=alt.Y("least:Q", title=""), y2="most:Q")
+        + base.mark_point(filled=True, opacity=1, size=55).encode(
+            y=y, shape=alt.Shape("study:N", scale=shape, legend=legend)
+        )
+    )
+    return draw_png(style(chart.properties(title=f"{title}: {model}", width=WIDTH, height=HEIGHT)))
 
 
-def _place(level: Level) -> float:
-    """Where a level lies on the x axis."""
-    place = level.word_error_rate if level.word_error_rate is not None else level.level
-    return math.nan if place is None else place
+def _points(levels: Sequence[Level], metric: str) -> list[dict[str, Any]]:
+    """What is drawn of the levels of one study."""
+    study, points = levels[0].study, []
+    for level in levels[1:] if study == RECOGNISER else levels:  # its clean level is that of the curve
+        score = level.scores[metric]
+        place: float | str | None = level.level if level.word_error_rate is None else level.word_error_rate
+        if study == NOISE:  # from clean to loud, evenly spaced: clean has no place on a scale of dB
+            place = level_name(study, level.level).removesuffix(" dB")
+        std, interval = score.std or 0.0, score.interval
+        points.append(
+            {"study": STYLES[study][2], "place": place, "mean": score.mean, "low": interval.low, "high": interval.high,
+             "least": score.mean - std, "most": score.mean + std}
+        )  # fmt: skip
+    return points

@@ -1,11 +1,9 @@
 """The pictures of the overview, drawn when the page is written: altair's charts as SVG, of no script and no network.
 
-Text and rules take the colour of the page, so that they suit light and dark. Colours are Okabe and Ito's, which all
-kinds of colour vision tell apart, and shapes or dashes tell the same.
+Text and rules take the colour of the page, so that they suit light and dark. Shapes or dashes say the same as colours.
 """
 
 import html
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,14 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from fusion.evaluation import AXES, TITLES, level_name
+from fusion.evaluation import (
+    AXES,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY,
+    TITLES,
+    VERMILION,
+    draw_svg,
+    level_name,
+    style,
+)
 from fusion.objective import METRICS
 from fusion.report.results import Results, Row
 from pipeline.store import CorpusNote
 
 INK = "currentColor"
-BLUE, SKY, ORANGE, GREEN, VERMILION = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00"
-GREY = "#87909a"  # of intervals: seen on white and on black
 WHISKER = "M-1,-.5H-.85V-.1H.85V-.5H1V.5H.85V.1H-.85V.5H-1Z"  # the symbol of an interval in a legend
 WIDTH = 230  # pixels beside the axis: a phone shows a chart without shrinking its letters
 CELLS = 24  # along each side of the picture of scores
@@ -28,23 +36,7 @@ CELLS = 24  # along each side of the picture of scores
 
 def svg(chart: Any, name: str, told: str) -> str:
     """The chart as an SVG element, whose ids begin with `name`; `told` is what a screen reader says."""
-    import vl_convert
-
-    styled = (
-        chart.configure(background="transparent", font="system-ui, sans-serif")
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor=INK, titleColor=INK, domainColor=INK, tickColor=INK, gridColor=INK, gridOpacity=0.15,
-            labelFontSize=11, titleFontSize=11, titleFontWeight="normal", labelLimit=150,
-        )
-        .configure_legend(
-            labelColor=INK, titleColor=INK, orient="bottom", direction="vertical", labelFontSize=11, title=None,
-            symbolStrokeWidth=2,
-        )
-        .configure_header(labelColor=INK, titleColor=INK)
-        .configure_title(color=INK, anchor="start", fontSize=12)
-    )  # fmt: skip
-    drawn: str = vl_convert.vegalite_to_svg(json.dumps(styled.to_dict()))
+    drawn = draw_svg(style(chart, INK, "transparent", "system-ui, sans-serif"))
     drawn = re.sub(r'\bid="([\w-]+)"', rf'id="{name}-\1"', drawn)
     drawn = re.sub(r"url\(#([\w-]+)\)", rf"url(#{name}-\1)", drawn)
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{html.escape(told)}" ', 1)

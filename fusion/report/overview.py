@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fusion.checkpoint import LoadedModel
-from fusion.evaluation import TITLES
+from fusion.evaluation import TITLES, class_rows
 from fusion.objective import METRICS, find_task
 from fusion.report import charts
 from fusion.report.results import Results, Row
 from fusion.report.utterances import Record
-from fusion.tables import mean_std
+from fusion.tables import count_seeds, mean_std
 from pipeline.store import UNLABELLED, Features
 
 Cells = list[list[str]]
@@ -26,13 +26,12 @@ def describe_results(results: Results, models: Sequence[LoadedModel], features: 
     task = find_task(recipe.train.target, len(features.label_names))
     corpus = features.corpus
     confidence = f"{float(run['intervals']['confidence']):.0%} interval"
-    seeds = len(models)
     return {
         "title": f"{run['model']} on the test split" + (f" of {corpus.name}" if corpus and corpus.name else ""),
         "subtitle": f"Modalities: {run['modalities']}. Encoders: {run['encoders']}. Seeds: {run['seeds']}.",
         "licence": corpus.licence if corpus else NO_LICENCE,
         "run": run,
-        "seed_count": f"{seeds} {'seed' if seeds == 1 else 'seeds'}",
+        "seed_count": count_seeds(len(models)),
         "headline": _headline(details["test"], recipe.train.metric, confidence, task.floor_is),
         "metric_title": METRICS[recipe.train.metric].title,
         "interval_title": confidence,
@@ -125,18 +124,13 @@ def _calibration(seeds: Mapping[str, Mapping[str, float]]) -> str:
 
 def _errors(results: Results, labels: Sequence[str]) -> dict[str, Any]:
     """Confusion and classes of labels; where scores are told, pictures of truth and prediction."""
-    per_class = results.details["test"]["per_class"]
     if results.run["target"] == "score":
         return {"truth_charts": charts.truth_charts(results)}
     counts = Counter((row["actual"], row["predicted"]) for row in results.confusion)
     return {
         "labels": labels,
         "confusion": [{"label": label, "cells": _confusion_cells(counts, label, labels)} for label in labels],
-        "class_rows": [
-            [label, *(mean_std(own[name]["mean"], own[name]["std"]) for name in ("precision", "recall", "f1")),
-             str(own["support"])]
-            for label, own in per_class.items()
-        ],
+        "class_rows": class_rows(results.details["test"]["per_class"]),
         "class_chart": charts.class_chart(results),
     }  # fmt: skip
 
@@ -162,16 +156,8 @@ def _confusion_cells(
 def _ablations(rows: Sequence[Row], confidence: str) -> dict[str, Any]:
     if not rows:
         return {}
-    header = [
-        "row",
-        _title(rows[0]["metric"]),
-        confidence,
-        "against",
-        "difference",
-        confidence,
-        "p (Holm)",
-        "overrides",
-    ]
+    score = _title(rows[0]["metric"])
+    header = ["row", score, confidence, "against", "difference", confidence, "p (Holm)", "overrides"]
     cells = []
     for row in rows:
         std = float(row["std"]) if row.get("std") else None

@@ -10,9 +10,10 @@ from typing import Any
 
 from fusion.checkpoint import LoadedModel
 from fusion.errors import ResultError
+from fusion.evaluation import read_result
 from pipeline.store import Features
 
-MEND = "run fusion-evaluate with these models and features, or dvc repro"
+AGAIN = "run fusion-evaluate with these models and features, or dvc repro"
 Row = Mapping[str, str]  # of a CSV file, by column
 
 
@@ -60,14 +61,14 @@ def read_results(folder: Path, models: Sequence[LoadedModel], features: Features
 
 def _read_details(path: Path) -> Mapping[str, Any]:
     try:
-        details: Mapping[str, Any] = json.loads(_read_text(path))
+        details: Mapping[str, Any] = json.loads(read_result(path))
         for name in details["validation"]:
             float(details["test"][name]["mean"])
         for name in ("id", "params", "seeds", "features", "trained_on", "model", "target"):
             str(details["run"][name])
         dict(details["test"]["per_class"]), dict(details["heads"]), dict(details["seeds"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResultError(f"{path}: damaged, or not of fusion-evaluate ({error!r}); {MEND}") from None
+        raise ResultError(f"{path}: damaged, or not of fusion-evaluate ({error!r}); {AGAIN}") from None
     return details
 
 
@@ -83,31 +84,20 @@ def _check_same(folder: Path, run: Mapping[str, Any], models: Sequence[LoadedMod
         if run[name] != value:
             raise ResultError(
                 f"{folder / 'details.json'}: of another evaluation than {models[0].folder.parent} on {features.path} "
-                f"({name} {str(run[name])[:12]}, expected {value[:12]}); {MEND}"
+                f"({name} {str(run[name])[:12]}, expected {value[:12]}); {AGAIN}"
             )
 
 
 def _read_rows(path: Path, columns: Sequence[str], run: str | None) -> list[Row]:
-    rows = list(csv.DictReader(io.StringIO(_read_text(path))))
+    rows = list(csv.DictReader(io.StringIO(read_result(path))))
     if rows and (missing := [name for name in columns if name not in rows[0]]):
-        raise ResultError(f"{path}: has no column '{missing[0]}'; {MEND}")
+        raise ResultError(f"{path}: has no column '{missing[0]}'; {AGAIN}")
     if any(None in row or None in row.values() for row in rows):
-        raise ResultError(f"{path}: a row is longer or shorter than the header; {MEND}")
+        raise ResultError(f"{path}: a row is longer or shorter than the header; {AGAIN}")
     if run is not None and (others := {row["run"] for row in rows} - {run}):
-        raise ResultError(f"{path}: of run {min(others)}, but details.json is of run {run}; {MEND}")
+        raise ResultError(f"{path}: of run {min(others)}, but details.json is of run {run}; {AGAIN}")
     return list(rows)
 
 
 def _read_optional(path: Path, columns: Sequence[str], run: str | None) -> list[Row]:
     return _read_rows(path, columns, run) if path.exists() else []
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ResultError(f"{path}: no such result file; {MEND}, or name its folder with --results") from None
-    except OSError as error:
-        raise ResultError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ResultError(f"{path}: not UTF-8; {MEND}") from None

@@ -4,7 +4,7 @@ without loading them, so that a wrong name is told at once.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +41,12 @@ def write_file(path: Path, content: bytes) -> None:
         except OSError:
             partial.unlink(missing_ok=True)  # what did not fit should not go on filling the disk
             raise
+
+
+def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Write `contents`, by name, into `folder`, each as `write_file` does."""
+    for name, content in contents.items():
+        write_file(folder / name, content.encode() if isinstance(content, str) else content)
 
 
 def try_place(path: Path) -> None:

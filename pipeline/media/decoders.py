@@ -9,6 +9,11 @@ for them. What goes wrong there comes back as an issue, whose names `pipeline.ma
 
 Processes are started with a command, not by a fork: callers may hold threads and GPUs, and need no __main__ guard.
 They end with this process, also when it is killed.
+
+Why no pool of a library: pebble's (5.2) limits the time of a whole task, so that a long film would be given up amid
+progress; a task has one result, so that the stretches before a crash would be lost, and it is pickled through a pipe
+that all processes share; a process that hangs in native code outlives its killed parent; and processes are forks of the
+caller or import its __main__ again.
 """
 
 import contextlib
@@ -21,7 +26,6 @@ from contextlib import contextmanager
 from multiprocessing import Pipe
 from pathlib import Path
 from threading import BoundedSemaphore, Lock
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -55,9 +59,7 @@ class Decoders:
     def __enter__(self) -> "Decoders":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def close(self) -> None:

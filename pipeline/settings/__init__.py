@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         deterministic,
         full_float32,
         repeatably,
+        settle_cublas,
     )
     from pipeline.settings.sections import (
         SECTION_NAMES,

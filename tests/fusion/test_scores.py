@@ -21,6 +21,7 @@ from fusion.checkpoint import check_compatible, load_model
 from fusion.cli import ablate_app, evaluate_app, train_app
 from fusion.data import load_split
 from fusion.errors import FeatureError
+from fusion.evaluation import draw_png
 from fusion.inference import predict_heads
 from fusion.layers import Ensemble
 from fusion.models import MODELS
@@ -358,7 +359,7 @@ def test_a_picture_is_drawn_where_an_interval_has_no_end() -> None:
     """A single conversation says nothing about others, and an error has no upper bound."""
     variant = Variant(BASE, None, {}, score_recipe())
     row = Row(variant, 0.9, None, Interval(0.0, math.inf), 0.8, None, {}, 100, None)
-    assert draw_bars([row], "MAE", SCORE_METRICS["mae"].bounds, 0.05, "png").startswith(b"\x89PNG")
+    assert draw_png(draw_bars([row], "MAE", SCORE_METRICS["mae"].bounds, 0.05)).startswith(b"\x89PNG")
 
 
 def test_rows_of_one_table_share_a_target(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

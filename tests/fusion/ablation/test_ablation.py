@@ -20,7 +20,7 @@ from fusion.ablation import ablate, compare, headline, read_variants, write_tabl
 from fusion.ablation.comparison import Comparison
 from fusion.ablation.single_run import Result
 from fusion.ablation.study import Ablation
-from fusion.ablation.table_files import describe_run, escape_latex, table_csv, table_md, table_tex
+from fusion.ablation.table_files import describe_run, table_csv, table_md, table_tex
 from fusion.ablation.variants import Variant
 from fusion.cli import ablate_app
 from fusion.data import Resident, load_split, withhold
@@ -29,6 +29,7 @@ from fusion.inference import score_answers
 from fusion.objective import holm
 from fusion.objective.tasks import LabelTask
 from fusion.params import EvaluateParams
+from fusion.tables import escape_latex
 from pipeline.settings import SettingsError
 from pipeline.store import Features, read_features
 from tests.fusion.batches import tensors_in
@@ -370,7 +371,7 @@ def test_every_file_names_the_run(tmp_path: Path) -> None:
     for kind in ("csv", "md", "tex"):
         assert identity in (tmp_path / "out" / f"ablations.{kind}").read_text(encoding="utf-8")
     assert describe_run(comparison, "abd")["id"] != identity
-    assert (tmp_path / "out" / "ablations.svg").read_bytes().startswith(b"<?xml")
+    assert (tmp_path / "out" / "ablations.svg").read_bytes().startswith(b"<svg")
     assert (tmp_path / "out" / "ablations.png").read_bytes().startswith(b"\x89PNG")
 
 

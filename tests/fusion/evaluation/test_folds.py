@@ -152,8 +152,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "labels": (lambda f: edit_predictions(f, "joy", "glee"), "fold-2 has the labels anger, glee, neutral, but fold-1"),
     "conversation": (lambda f: edit_predictions(f, ",2/test/001,", ",1/test/001,"), "'1/test/001' is tested in fold-1"),
     "run": (lambda f: edit_run(f, id="123"), "predictions.csv: is not of run 123, as details.json beside it"),
-    "no predictions": (lambda f: (f / "predictions.csv").unlink(), "predictions.csv: not there; name folders"),
-    "no details": (lambda f: (f / "details.json").unlink(), "details.json: not there; name folders"),
+    "no predictions": (
+        lambda f: (f / "predictions.csv").unlink(),
+        "predictions.csv: no such result file; run fusion-evaluate",
+    ),
+    "no details": (lambda f: (f / "details.json").unlink(), "details.json: no such result file; run fusion-evaluate"),
     "broken details": (lambda f: (f / "details.json").write_text("{"), "not the details of an evaluation"),
     "unknown label": (lambda f: edit_predictions(f, "test,joy,", "test,glee,"), "label 'glee' is none of anger"),
     "another seed": (lambda f: edit_predictions(f, ",11,", ",12,", 1), "do not list the same utterances"),
