@@ -18,7 +18,7 @@ from typing import Any
 from fusion.ablation.comparison import Comparison, Row
 from fusion.ablation.variants import BASE, format_value
 from fusion.checkpoint import VERSION
-from fusion.evaluation import BLUE, ORANGE, draw_png, draw_svg, style
+from fusion.evaluation import BLUE, ORANGE, draw_png, draw_svg
 from fusion.objective import METRICS
 from fusion.runtime import write_files
 from fusion.tables import (
@@ -70,7 +70,7 @@ def draw_bars(rows: Sequence[Row], label: str, bounds: tuple[float, float], leve
     )
     intervals = base.mark_errorbar(color="black", ticks={"size": 8}).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     line = alt.Chart(alt.Data(values=values[:1])).mark_rule(strokeDash=[4, 3], color=BLUE).encode(x="mean:Q")
-    return style((bars + intervals + line).properties(width=WIDTH, height=alt.Step(STEP)))
+    return (bars + intervals + line).properties(width=WIDTH, height=alt.Step(STEP))
 
 
 def _drawn(end: float, row: Row) -> float:

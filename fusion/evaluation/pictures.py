@@ -12,9 +12,25 @@ INK = "#222222"  # of text and rules on white
 FONT = "Liberation Sans, Arial, sans-serif"  # vl-convert brings the first along, so no machine's own fonts matter
 
 
-def style(chart: Any, ink: str = INK, background: str = "white", font: str = FONT) -> Any:
-    """The chart with `ink` as the colour of its text and rules, and a legend of one column below it."""
-    return (
+def draw_svg(chart: Any, ink: str = INK, background: str = "white", font: str = FONT) -> str:
+    """The chart as SVG, which escapes its text and holds no script; `ink` is the colour of text and rules."""
+    import vl_convert
+
+    drawn: str = vl_convert.vegalite_to_svg(_specify(chart, ink, background, font))
+    return drawn
+
+
+def draw_png(chart: Any) -> bytes:
+    """The chart as PNG, two pixels for each of its own."""
+    import vl_convert
+
+    drawn: bytes = vl_convert.vegalite_to_png(_specify(chart, INK, "white", FONT), scale=2)
+    return drawn
+
+
+def _specify(chart: Any, ink: str, background: str, font: str) -> str:
+    """The chart in Vega-Lite, with a legend of one column below it."""
+    styled = (
         chart.configure(background=background, font=font)
         .configure_view(stroke=None)
         .configure_axis(
@@ -28,19 +44,4 @@ def style(chart: Any, ink: str = INK, background: str = "white", font: str = FON
         .configure_header(labelColor=ink, titleColor=ink)
         .configure_title(color=ink, anchor="start", fontSize=12)
     )  # fmt: skip
-
-
-def draw_svg(styled: Any) -> str:
-    """What `style` returns as SVG, which escapes its text and holds no script."""
-    import vl_convert
-
-    drawn: str = vl_convert.vegalite_to_svg(json.dumps(styled.to_dict()))
-    return drawn
-
-
-def draw_png(styled: Any) -> bytes:
-    """What `style` returns as PNG, two pixels for each of the chart's."""
-    import vl_convert
-
-    drawn: bytes = vl_convert.vegalite_to_png(json.dumps(styled.to_dict()), scale=2)
-    return drawn
+    return json.dumps(styled.to_dict())

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusion.evaluation.pictures import BLUE, VERMILION, draw_png, style
+from fusion.evaluation.pictures import BLUE, VERMILION, draw_png
 from fusion.evaluation.robustness import CLEAN, MISSING_AUDIO, MISSING_TEXT, NOISE, RECOGNISER, WORDS, Level, Robustness
 from fusion.objective import METRICS
 from fusion.runtime import write_files
@@ -190,7 +190,7 @@ def picture(robustness: Robustness, name: str, model: str) -> bytes:
             y=y, shape=alt.Shape("study:N", scale=shape, legend=legend)
         )
     )
-    return draw_png(style(chart.properties(title=f"{title}: {model}", width=WIDTH, height=HEIGHT)))
+    return draw_png(chart.properties(title=f"{title}: {model}", width=WIDTH, height=HEIGHT))
 
 
 def _points(levels: Sequence[Level], metric: str) -> list[dict[str, Any]]:

@@ -11,19 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion.evaluation import (
-    AXES,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    SKY,
-    TITLES,
-    VERMILION,
-    draw_svg,
-    level_name,
-    style,
-)
+from fusion.evaluation import AXES, BLUE, GREEN, GREY, ORANGE, SKY, TITLES, VERMILION, draw_svg, level_name
 from fusion.objective import METRICS
 from fusion.report.results import Results, Row
 from pipeline.store import CorpusNote
@@ -36,7 +24,7 @@ CELLS = 24  # along each side of the picture of scores
 
 def svg(chart: Any, name: str, told: str) -> str:
     """The chart as an SVG element, whose ids begin with `name`; `told` is what a screen reader says."""
-    drawn = draw_svg(style(chart, INK, "transparent", "system-ui, sans-serif"))
+    drawn = draw_svg(chart, INK, "transparent", "system-ui, sans-serif")
     drawn = re.sub(r'\bid="([\w-]+)"', rf'id="{name}-\1"', drawn)
     drawn = re.sub(r"url\(#([\w-]+)\)", rf"url(#{name}-\1)", drawn)
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{html.escape(told)}" ', 1)
