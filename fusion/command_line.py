@@ -19,10 +19,10 @@ if "COMP_WORDS" in os.environ:  # bash asks what a command line may go on with
     join_words(os.environ)
 
 
-def complete_set(begun: str) -> list[str]:
-    """What `--set` may go on with."""
+def complete_set(context: typer.Context, begun: str) -> list[str]:
+    """What `--set` may go on with; the groups of models as params.yaml has them, since their classes load torch."""
     from fusion.params import EvaluateParams, LossParams, ModelParams, TrainParams
-    from pipeline.settings import ClusterParams, Section, complete_override
+    from pipeline.settings import ClusterParams, Section, complete_override, groups_of_section
 
     sections: dict[str, type[Section]] = {
         "model": ModelParams,
@@ -31,7 +31,8 @@ def complete_set(begun: str) -> list[str]:
         "evaluate": EvaluateParams,
         "cluster": ClusterParams,
     }
-    return complete_override(begun, sections)
+    groups = groups_of_section(context.params.get("params") or Path("params.yaml"), "model")
+    return complete_override(begun, sections | groups)
 
 
 def complete_only(context: typer.Context, begun: str) -> list[str]:

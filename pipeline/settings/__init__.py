@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pipeline.errors import ErcError
     from pipeline.settings.closure import closure_digest
     from pipeline.settings.cluster import Cluster, ClusterError, ClusterParams, connect
-    from pipeline.settings.completion import complete_override, complete_set_name, join_words
+    from pipeline.settings.completion import complete_override, complete_set_name, groups_of_section, join_words
     from pipeline.settings.machine import (
         Threads,
         count_cores,

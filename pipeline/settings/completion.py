@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import create_model
 from pydantic.fields import FieldInfo
 
 from pipeline.settings.sections import Section, SettingsError, read_document
@@ -45,6 +46,20 @@ def complete_set_name(params: Path) -> list[str]:
         return []
     in_bash = "COMP_WORDS" in os.environ  # which puts what it is given on the command line as it is
     return ["base", *(str(name).replace(" ", "\\ ") if in_bash else str(name) for name in sets)]
+
+
+def groups_of_section(params: Path, section: str) -> dict[str, type[Section]]:
+    """Groups of keys in a section of the YAML file at `params`, by `section.group`; the values there as defaults."""
+    try:
+        content = read_document(params).get(section)
+    except SettingsError:
+        return {}
+    found: dict[str, type[Section]] = {}
+    for name, group in content.items() if isinstance(content, dict) else ():
+        if isinstance(group, dict):
+            keys: dict[str, Any] = {str(key): (type(value), value) for key, value in group.items()}
+            found[f"{section}.{name}"] = create_model(str(name), __base__=Section, **keys)
+    return found
 
 
 def join_words(environment: MutableMapping[str, str]) -> None:
