@@ -1,8 +1,9 @@
 """What goes into a model and what comes out of it: whole conversations in, one row of numbers an utterance out.
 
 Utterances lie flat, conversation by conversation and turn by turn. Their frames and tokens come in groups of utterances
-of like length, so that little is padded: what a model does with positions it does group by group (`Batch.each`), and
-what turns have to do with each other on all of them. Masks are boolean, true = real.
+of like length, so that little is padded. That is the batch's own business: a model says what is done with the positions
+of some utterances (`Batch.each`, `Batch.encoded`), and what turns have to do with each other for all of them. Masks are
+boolean, true = real.
 
 `Turns` says where utterances stand in their conversations. Nothing here asks the device for a number, so that a step
 of training never waits for it.
@@ -11,6 +12,7 @@ of training never waits for it.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -173,17 +175,36 @@ class Batch:
         group = Group(everyone, audio, audio_mask, text, text_mask)
         return cls([group], everyone, labels, scores, Turns.of(turn_mask))
 
-    def each(self, encode: Callable[[Group], Tensor]) -> Tensor:
-        """What `encode` makes of the groups, (n, ...) each, as (utterances, ...)."""
-        return self.gather([encode(group) for group in self.groups])
+    @overload
+    def each(self, encode: Callable[..., Tensor], *rows: Sequence[object]) -> Tensor: ...
 
-    def gather(self, rows: Sequence[Tensor]) -> Tensor:
-        """Rows (n, ...) of each group -> (utterances, ...)."""
-        return rows[0] if len(rows) == 1 else take_rows(torch.cat(list(rows)), self.order)
+    @overload
+    def each(self, encode: Callable[..., tuple[Tensor, ...]], *rows: Sequence[object]) -> tuple[Tensor, ...]: ...
 
-    def of_group(self, group: Group, x: Tensor) -> Tensor:
-        """The rows (n, ...) of `group`, one of this batch, out of (utterances, ...)."""
-        return x if len(self.groups) == 1 else take_rows(x, group.utterances)
+    def each(
+        self, encode: Callable[..., Tensor | tuple[Tensor, ...]], *rows: Sequence[object]
+    ) -> Tensor | tuple[Tensor, ...]:
+        """What `encode` makes of the groups, one tensor (n, ...) or several, as (utterances, ...).
+
+        Args:
+            encode: is called with a group, and what each of `rows` has for it.
+            rows: from `by_group`.
+        """
+        found = [encode(group, *of_group) for group, *of_group in zip(self.groups, *rows, strict=True)]
+        single = [rows for rows in found if isinstance(rows, Tensor)]
+        several = [rows for rows in found if not isinstance(rows, Tensor)]
+        return self._gather(single) if single else tuple(self._gather(part) for part in zip(*several, strict=True))
+
+    def encoded(self, encode: Callable[[Group], tuple[Tensor, Tensor]]) -> "Batch":
+        """The same utterances with the audio and text that `encode` makes of each group."""
+        pairs = [(group, *encode(group)) for group in self.groups]
+        return replace(self, groups=[replace(group, audio=audio, text=text) for group, audio, text in pairs])
+
+    def by_group(self, *xs: Tensor) -> list[tuple[Tensor, ...]]:
+        """The rows of each group out of tensors (utterances, ...), for `each`."""
+        if len(self.groups) == 1:
+            return [xs]
+        return [tuple(take_rows(x, group.utterances) for x in xs) for group in self.groups]
 
     def joined(self) -> "Batch":
         """The same in one group, padded to the longest utterance of all."""
@@ -227,6 +248,10 @@ class Batch:
         rest = {name: getattr(self, name).to(device) for name in ("order", "labels", "scores", "turns")}
         return Batch(groups, **rest)
 
+    def _gather(self, rows: Sequence[Tensor]) -> Tensor:
+        """Rows (n, ...) of each group -> (utterances, ...)."""
+        return rows[0] if len(rows) == 1 else take_rows(torch.cat(list(rows)), self.order)
+
     def _join(self, modality: str) -> tuple[Tensor, Tensor]:
         """Features and mask of all utterances, padded to the longest."""
         both = [group.modality(modality) for group in self.groups]
@@ -235,7 +260,7 @@ class Batch:
         def widen(x: Tensor) -> Tensor:
             return F.pad(x, [0, 0] * (x.dim() - 2) + [0, longest - x.shape[1]])
 
-        return self.gather([widen(x) for x, _ in both]), self.gather([widen(mask) for _, mask in both])
+        return self._gather([widen(x) for x, _ in both]), self._gather([widen(mask) for _, mask in both])
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,15 +7,17 @@ Models and metrics, which load torch, are imported when a value is checked: shel
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from fusion.models import ConversationEncoding, Heads, SharedParams, Wanted
 from fusion.objective import Target
-from pipeline.settings import Precision, Section, read_section
+from pipeline.settings import Precision, Section, SettingsError, check_section, read_section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
@@ -23,7 +25,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Modalities = Literal["both", "audio", "text"]
 
 GENERAL = ("name", "modalities", "audio_frames")  # what every model depends on
-LOSSES = {  # the keys of section `loss` that need a part of the model, by the argument that builds the part
+LOSSES = {  # the keys of section `loss` that need a part of the model, by the attribute of `Wanted` that asks for it
     "auxiliary": ("auxiliary",),
     "contrastive": ("absolute", "relative", "label_aware", "temperature"),
     "supervised": ("supervised", "temperature"),
@@ -31,39 +33,20 @@ LOSSES = {  # the keys of section `loss` that need a part of the model, by the a
 OF_LABELS = {"supervised", "label_aware", "label_smoothing", "class_weights"}  # of section `loss`: no use with scores
 
 
-class ModelParams(Section):
-    """Section `model`: what the model is given, and the arguments of all models with the switch of each part.
+class ModelParams(SharedParams):
+    """Section `model`: the keys that models share; and a group for each model that has keys besides, by its name.
 
-    A model takes the arguments that its class has (`fusion.models.own_arguments`), and does not look at the others.
+    The groups are read by the models alone: `own_params` makes of this section what the model named is built from.
     """
 
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[str, Any]
     name: Literal["hbaf", "hcam", "audio", "text", "concat", "crossmodal"] = "hbaf"
     modalities: Modalities = "both"  # given to the model; a withheld one is empty in every utterance
     audio_frames: int = Field(128, ge=1, le=100_000)  # longer utterances are average-pooled to it, nothing is cut
-    dim: int = Field(64, ge=2, le=4096)  # width of every layer; a multiple of `heads`
-    heads: int = Field(4, ge=1, le=64)  # of each attention
-    dropout: Fraction = 0.3  # share of activations
-    context: Literal["none", "text", "conversation", "both"] = "both"  # what audio frames look up
-    context_turns: int = Field(4, ge=0, le=1000)  # turns on each side whose summaries are context
-    direction: Literal["past", "both"] = "both"  # past: no turn sees a later one
-    levels: Literal["both", "raw", "context"] = "both"  # of fusion
-    self_attention: bool = True  # intra-modal relations; hcam: in all stages; crossmodal: behind the directions
-    cross_attention: bool = True  # inter-modal relations
-    gate: bool = True  # per dimension, between the two relations
-    relevance: bool = True  # per position, may close a false cross-modal relation
-    residual: bool = True
-    conversation_encoder: Literal["gru", "none"] = "gru"
-    stages: Annotated[tuple[Literal["utterance", "conversation", "fusion"], ...], Field(min_length=1)] = (
-        "utterance",
-        "conversation",
-        "fusion",
-    )
-    training: Literal["hierarchical", "joint"] = "hierarchical"  # stage by stage, or all at once
-    freeze: bool = True  # earlier stages, while a later one is trained
-    co_attention: Literal["both", "audio", "text", "none"] = "both"  # audio: audio looks at text
-    blocks: int = Field(2, ge=0, le=100)  # of co-attention, or of cross-modal attention in each direction
-    recurrent_layers: int = Field(1, ge=1, le=10)  # along frames and tokens
-    ensemble: bool = False  # of what all heads say, by weights chosen on validation
+    heads: Heads = 4  # of each attention
+    conversation_encoder: ConversationEncoding = "gru"  # none: utterances by themselves
 
     @property
     def looks_at(self) -> tuple[str, ...]:
@@ -71,13 +54,10 @@ class ModelParams(Section):
         only = self.name if self.name in ("audio", "text") else self.modalities
         return ("audio", "text") if only == "both" else (only,)
 
-    @field_validator("stages")
-    @classmethod
-    def _in_order(cls, stages: tuple[str, ...]) -> tuple[str, ...]:
-        order = ("utterance", "conversation", "fusion")
-        if stages != tuple(name for name in order if name in stages):
-            raise ValueError(f"must name some of {', '.join(order)}, each once, in this order")
-        return stages
+    @property
+    def group(self) -> dict[str, Any]:
+        """What stands under the model's name."""
+        return self.__pydantic_extra__.get(self.name) or {}
 
     @field_validator("modalities")
     @classmethod
@@ -89,11 +69,65 @@ class ModelParams(Section):
 
     @field_validator("heads")
     @classmethod
-    def _divides_dim(cls, heads: int, info: Any) -> int:
+    def _divide_dim(cls, heads: int, info: Any) -> int:
         dim = info.data.get("dim")
         if dim is not None and dim % heads:
             raise ValueError(f"must divide model.dim, which is {dim}")
         return heads
+
+    @model_validator(mode="after")
+    def _knows_its_groups(self) -> "ModelParams":
+        for key, value in self.__pydantic_extra__.items():
+            if key not in MODEL_NAMES:
+                raise ValueError(_unknown(key))
+            if not isinstance(value, dict | None):
+                raise ValueError(f"'model.{key}' is {value!r}: expected a group of keys and values")
+        return self
+
+
+MODEL_NAMES: tuple[str, ...] = get_args(ModelParams.model_fields["name"].annotation)
+
+
+def own_params(model: ModelParams, source: str, overrides: Sequence[str] = ()) -> SharedParams:
+    """What the model named is built from: its group, and the shared keys that it takes.
+
+    Raises:
+        SettingsError: a key or value of the group is not accepted; `source` and `overrides` as of `check_section`.
+    """
+    from fusion.models import MODELS
+
+    params, shared = MODELS[model.name].Params, ModelParams.model_fields
+    for key in model.group:
+        if key in shared:
+            raise SettingsError(f"{source}: 'model.{model.name}.{key}' is shared by all models; set 'model.{key}'")
+    taken = model.model_dump(mode="json", include={*shared} & {*params.model_fields})
+    return check_section(taken | model.group, f"model.{model.name}", params, source, overrides)
+
+
+def check_model_named(name: str, keys: Iterable[str], source: str) -> None:
+    """Raise SettingsError where one of `keys` (`section.key`) is in the group of another model than `name`."""
+    for key in keys:
+        section, group, *inside = f"{key}.".split(".")
+        if section == "model" and inside and group in MODEL_NAMES and group != name:
+            raise SettingsError(
+                f"{source}: '{key}' is of model {group}, but model.name is {name}, which does not look at it; "
+                f"set model.name to {group}, or leave the key out"
+            )
+
+
+def _unknown(key: str) -> str:
+    """What is wrong with a key of section `model` that is neither shared nor a model's name."""
+    from fusion.models import MODELS
+
+    groups = {name: {*one.Params.model_fields} - {*ModelParams.model_fields} for name, one in MODELS.items()}
+    moved = [f"'model.{name}.{key}'" for name, keys in groups.items() if key in keys]
+    if moved:
+        return f"'model.{key}' is now {' or '.join(moved)}"
+    known = [*ModelParams.model_fields, *MODELS, *(f"{name}.{one}" for name, keys in groups.items() for one in keys)]
+    ends = {one.rpartition(".")[2]: one for one in reversed(known)}
+    close = difflib.get_close_matches(key, ends, n=1)
+    hint = f"did you mean 'model.{ends[close[0]]}'?" if close else f"known here: {', '.join(sorted(known))}"
+    return f"unknown key 'model.{key}'; {hint}"
 
 
 class LossParams(Section):
@@ -213,14 +247,31 @@ class Recipe:
     loss: LossParams
     train: TrainParams
 
+    @cached_property
+    def own(self) -> SharedParams:
+        """What the model is built from, an instance of its `Params`."""
+        return own_params(self.model, "model")
+
+    @property
+    def wanted(self) -> Wanted:
+        """The parts of a model that some loss trains."""
+        loss, scores = self.loss, self.train.target == "score"
+        return Wanted(
+            auxiliary=loss.auxiliary > 0,
+            contrastive=loss.absolute > 0 or loss.relative > 0,
+            supervised=loss.supervised > 0 and not scores,
+            scores=scores,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values by section, those alone that the model takes; `train.seeds` is left out, a model has one;
         so is `train.memory`, which decides no number."""
-        from fusion.models import own_arguments
-
+        name, shared, own = self.model.name, {*ModelParams.model_fields}, {*type(self.own).model_fields}
+        model = self.model.model_dump(mode="json", include={*GENERAL, *(shared & own)})
+        group = self.own.model_dump(mode="json", exclude=shared)
         return {
-            "model": self.model.model_dump(mode="json", include={*GENERAL, *own_arguments(self.model.name)}),
-            "loss": self.loss.model_dump(mode="json", include=_own_losses(self.model.name, self.train.target)),
+            "model": model | ({name: group} if group else {}),
+            "loss": self.loss.model_dump(mode="json", include=_own_losses(name, self.train.target)),
             "train": self.train.model_dump(mode="json", exclude={"seeds", "memory"}),
         }
 
@@ -232,26 +283,15 @@ class Recipe:
 
 def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """The sections `model`, `loss` and `train` of the file at `path`; raises SettingsError."""
-    return Recipe(
+    recipe = Recipe(
         read_section(path, "model", ModelParams, overrides),
         read_section(path, "loss", LossParams, overrides),
         read_section(path, "train", TrainParams, overrides),
     )
-
-
-def model_arguments(recipe: Recipe) -> dict[str, Any]:
-    """Keyword arguments of the model's constructor; heads and projections that no loss would train are left out."""
-    from fusion.models import own_arguments
-
-    loss, scores = recipe.loss, recipe.train.target == "score"
-    decided = {
-        "auxiliary": loss.auxiliary > 0,
-        "contrastive": loss.absolute > 0 or loss.relative > 0,
-        "supervised": loss.supervised > 0 and not scores,
-        "scores": scores,
-    }
-    values = recipe.model.model_dump() | decided
-    return {name: values[name] for name in own_arguments(recipe.model.name)}
+    for override in overrides:
+        check_model_named(recipe.model.name, [override.partition("=")[0].strip()], f"override {override!r}")
+    own_params(recipe.model, str(path or "defaults"), overrides)
+    return recipe
 
 
 def losses_of(target: Target) -> set[str]:
@@ -261,8 +301,8 @@ def losses_of(target: Target) -> set[str]:
 
 def _own_losses(name: str, target: Target) -> set[str]:
     """Keys of section `loss` that make a difference to the model called `name`."""
-    from fusion.models import own_arguments
+    from fusion.models import MODELS
 
     parts = {argument: keys for argument, keys in LOSSES.items() if not (target == "score" and argument in OF_LABELS)}
-    taken = {key for argument in own_arguments(name) for key in parts.get(argument, ())}
+    taken = {key for argument in MODELS[name].losses for key in parts.get(argument, ())}
     return losses_of(target) - ({key for keys in LOSSES.values() for key in keys} - taken)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fusion.cli import evaluate_app, train_app
 from fusion.models import MODELS
-from fusion.params import ModelParams
+from fusion.params import MODEL_NAMES, ModelParams
 from tests.fusion.made import write_made
 from tests.fusion.models import test_models as every_model
 
@@ -26,8 +26,8 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-class GatedParams(ModelParams):
-    """The parameters with the page's name among the models."""
+class WithGated(ModelParams):
+    """The section with the page's name among the models."""
 
     name: str = "gated"  # type: ignore[assignment]
 
@@ -40,7 +40,8 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fusion.models.gated", module)
     monkeypatch.setitem(MODELS, "gated", module.Gated)
     for place in ("fusion.params", "fusion.checkpoint.provenance", "tests.fusion.made"):
-        monkeypatch.setattr(f"{place}.ModelParams", GatedParams)
+        monkeypatch.setattr(f"{place}.ModelParams", WithGated)
+    monkeypatch.setattr("fusion.params.MODEL_NAMES", (*MODEL_NAMES, "gated"))
 
 
 def names() -> dict[str, Any]:

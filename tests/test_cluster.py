@@ -46,7 +46,7 @@ model: {dim: 4, heads: 2, audio_frames: 4}
 train: {seeds: [0, 1, 2], epochs: 2}
 evaluate: {resamples: 50, permutations: 99}
 ablations:
-  no gate: {model.gate: false}
+  no gate: {model.hbaf.gate: false}
   more frames: {model.audio_frames: 6}
   audio withheld: {model.modalities: text}
 """

@@ -47,20 +47,24 @@ def test_options_are_completed() -> None:
 
 
 def test_keys_of_parameters_are_completed() -> None:
-    assert in_bash("fusion-train", "--set", "model.co") == [
-        "model.context=",
-        "model.context_turns=",
-        "model.conversation_encoder=",
-        "model.co_attention=",
-    ]
+    assert in_bash("fusion-train", "--set", "model.d") == ["model.dim=", "model.dropout=", "model.direction="]
     assert in_bash("pipeline-audio", "--set", "audio.finetune.mask") == [
         "audio.finetune.mask_time=",
         "audio.finetune.mask_features=",
     ]
 
 
+def test_keys_of_a_model_are_completed_as_params_yaml_has_them(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("model: {hbaf: {gate: true, context: both, context_turns: 4}, hcam: }\n")
+    found = in_bash("fusion-train", "--set", "model.hbaf.c", folder=tmp_path)
+    assert found == ["model.hbaf.context=", "model.hbaf.context_turns="]
+    found = in_bash("fusion-train", "--set", "model.hbaf.g", folder=tmp_path)
+    assert found == ["model.hbaf.gate=true", "model.hbaf.gate=false"]
+    (tmp_path / "params.yaml").write_text("model: [")
+    assert in_bash("fusion-train", "--set", "model.hbaf.g", folder=tmp_path) == [""]
+
+
 def test_the_one_key_that_is_left_comes_with_its_values() -> None:
-    assert in_bash("fusion-train", "--set", "model.g") == ["model.gate=true", "model.gate=false"]
     assert in_bash("fusion-train", "--set", "train.see") == ["train.seeds=[0,1,2]"]
 
 
@@ -80,7 +84,7 @@ def test_other_shells_are_given_whole_words() -> None:
 
 
 def test_sets_of_params_yaml_are_completed(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("ablations: {no gate: {model.gate: false}, hcam: {model.name: hcam}}\n")
+    (tmp_path / "params.yaml").write_text("ablations: {no gate: {model.hbaf.gate: false}, hcam: {model.name: hcam}}\n")
     assert in_bash("fusion-ablate", "--only", "", folder=tmp_path) == ["base", "no\\ gate", "hcam"]
     assert in_bash("fusion-ablate", "--only", "h", folder=tmp_path) == ["hcam"]
     (tmp_path / "params.yaml").write_text("ablations: [\n")

@@ -13,6 +13,7 @@ import h5py
 import pytest
 
 import pipeline.manifest
+from fusion.models import MODELS
 from fusion.params import LossParams, ModelParams
 from pipeline.datasets import meld, mosi
 from pipeline.params import DatasetParams
@@ -151,7 +152,8 @@ def test_the_page_of_the_feature_file_names_all_that_is_in_one(tmp_path: Path) -
 
 def test_the_page_of_models_names_every_switch() -> None:
     page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    for key in [*ModelParams.model_fields, *LossParams.model_fields]:
+    own = [key for one in MODELS.values() for key in one.Params.model_fields]
+    for key in [*ModelParams.model_fields, *own, *LossParams.model_fields]:
         assert re.search(rf"\b{key}\b", page), key
 
 

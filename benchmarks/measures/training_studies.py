@@ -23,16 +23,16 @@ from measures.training_runs import environment, in_own_process
 from pipeline.store import read_features
 
 STUDY: Mapping[str, Mapping[str, Any]] = {  # rows beside the base row, HBAF with a part less
-    "context none": {"model.context": "none"},
-    "context text": {"model.context": "text"},
-    "context conversation": {"model.context": "conversation"},
-    "level raw": {"model.levels": "raw"},
-    "level context": {"model.levels": "context"},
-    "no self-attention": {"model.self_attention": False},
-    "no cross-attention": {"model.cross_attention": False},
-    "no gate": {"model.gate": False},
-    "no relevance": {"model.relevance": False},
-    "no residual": {"model.residual": False},
+    "context none": {"model.hbaf.context": "none"},
+    "context text": {"model.hbaf.context": "text"},
+    "context conversation": {"model.hbaf.context": "conversation"},
+    "level raw": {"model.hbaf.levels": "raw"},
+    "level context": {"model.hbaf.levels": "context"},
+    "no self-attention": {"model.hbaf.self_attention": False},
+    "no cross-attention": {"model.hbaf.cross_attention": False},
+    "no gate": {"model.hbaf.gate": False},
+    "no relevance": {"model.hbaf.relevance": False},
+    "no residual": {"model.hbaf.residual": False},
     "no conversation encoder": {"model.conversation_encoder": "none"},
 }
 FIRST_STEP = """

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from fusion.batch import Batch
 from fusion.data import pool
-from fusion.models import Stage, build_model
+from fusion.models import Sizes, Stage, build_model
 from fusion.objective import Task, compute_all, find_task
-from fusion.params import Recipe, model_arguments
+from fusion.params import Recipe
 from fusion.training.stage import Criterion
 from measures.epochs import EpochTime, Training, count_padding
 from pipeline.store import Features, Part
@@ -149,15 +149,9 @@ def train_usual(
 def _model(features: Features, recipe: Recipe, classes: int) -> nn.Module:
     assert features.audio is not None
     assert features.text is not None
-    return build_model(
-        recipe.model.name,
-        audio_dim=features.audio.values.shape[-1],
-        text_dim=features.text.values.shape[-1],
-        audio_layers=1,
-        text_layers=1,
-        classes=classes,
-        **model_arguments(recipe),
-    )
+    sizes = Sizes(audio_dim=features.audio.values.shape[-1], text_dim=features.text.values.shape[-1], classes=classes)
+    model: nn.Module = build_model(recipe.model.name, recipe.own, sizes, recipe.wanted)
+    return model
 
 
 def _train_stage(

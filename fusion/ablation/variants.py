@@ -1,8 +1,8 @@
 """The rows of an ablation table: section `ablations` of params.yaml, every set checked before the first run.
 
     ablations:
-      no gate: {model.gate: false}
-      no gate, raw: {base: no gate, model.levels: raw}        # no gate's overrides too, and compared with that row
+      no gate: {model.hbaf.gate: false}
+      no gate, raw: {base: no gate, model.hbaf.levels: raw}        # no gate's overrides too, and compared with that row
       width: {grid: {model.dim: [32, 128]}}                   # rows 'width model.dim=32' and 'width model.dim=128'
 
 The base row, which is params.yaml with the overrides of the command, is always there. A combination of a grid that is
@@ -17,7 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusion.params import AblationParams, AblationSet, LossParams, ModelParams, Recipe, TrainParams, read_recipe
+from fusion.params import (
+    AblationParams,
+    AblationSet,
+    LossParams,
+    ModelParams,
+    Recipe,
+    TrainParams,
+    check_model_named,
+    own_params,
+    read_recipe,
+)
 from pipeline.settings import SettingsError, check_section, read_section
 
 BASE = "base"
@@ -67,6 +77,10 @@ def read_variants(path: Path | None, overrides: Sequence[str] = (), only: Sequen
     variants = {BASE: base} | {name: _build(row, rows, recipe, source) for name, row in rows.items()}
     chosen = _choose(variants, rows, only, source)
     variants = {name: one for name, one in variants.items() if name in chosen}
+    for row in rows.values():
+        if row.name in chosen:
+            place = f"{source}: 'ablations.{row.set_name}'"
+            check_model_named(variants[row.name].recipe.model.name, variants[row.name].overrides, place)
     kept = _drop_grid_bases(variants, [row for row in rows.values() if row.name in chosen], source)
     _check_differ(kept, source)
     return list(kept.values())
@@ -114,18 +128,32 @@ def _override(recipe: Recipe, overrides: Mapping[str, Any], source: str) -> Reci
     """`recipe` with some keys set, read as strictly as the file itself."""
     contents = {name: getattr(recipe, name).model_dump(mode="json") for name in SECTIONS}
     for key, value in overrides.items():
-        section, _, name = key.partition(".")
-        if section not in contents or not name:
+        section, *names = key.split(".")
+        if section not in contents or not all([*names, names]):
             expected = f"expected a key of {', '.join(SECTIONS)}, such as model.dropout, or base, or grid"
             raise SettingsError(f"{source}: unknown key '{key}': {expected}{_hint(section, contents)}")
         if key in SHARED:
-            raise SettingsError(f"{source}: {key} cannot be set here: all rows share the {name} of section train")
-        contents[section][name] = value
-    return Recipe(
+            raise SettingsError(f"{source}: {key} cannot be set here: all rows share the {names[0]} of section train")
+        _put(contents[section], names, value, f"{source}: '{key}'")
+    changed = Recipe(
         check_section(contents["model"], "model", ModelParams, source),
         check_section(contents["loss"], "loss", LossParams, source),
         check_section(contents["train"], "train", TrainParams, source),
     )
+    own_params(changed.model, source)
+    return changed
+
+
+def _put(content: dict[str, Any], names: Sequence[str], value: Any, what: str) -> None:
+    """Set one key, which may be inside a group."""
+    *groups, last = names
+    for group in groups:
+        if content.get(group) is None:
+            content[group] = {}
+        content = content[group]
+        if not isinstance(content, dict):
+            raise SettingsError(f"{what}: '{group}' is not a group of keys")
+    content[last] = value
 
 
 def _choose(variants: Mapping[str, Variant], rows: Mapping[str, _Row], only: Sequence[str], source: str) -> set[str]:
@@ -147,7 +175,7 @@ def _drop_grid_bases(variants: Mapping[str, Variant], rows: Sequence[_Row], sour
             raise SettingsError(
                 f"{source}: 'ablations.{row.set_name}' changes nothing of '{row.base}': "
                 "the chosen model does not take these keys, for this train.target, or they have these values already; "
-                "mend it, take it out, or name the sets that are wanted with --only"
+                "change it, take it out, or name the sets that are wanted with --only"
             )
     return kept
 

@@ -132,10 +132,10 @@ class Method:
 
     title: str
     summary: str
-    module: str  # of fusion.models.registry
     class_name: str
     reading: str = OWN  # how the paper, if there is one, relates to the code
     paper: str | None = None
+    module: str = "fusion.models"
 
 
 METHODS = {
@@ -143,7 +143,6 @@ METHODS = {
         "HBAF",
         "Heterogeneous bimodal attention fusion: frames and tokens meet by gated attention on two levels, with what "
         "the conversation says around them.",
-        "hbaf",
         "HBAF",
         ABSTRACTS,
         "Heterogeneous bimodal attention fusion, arXiv 2503.06405",
@@ -151,24 +150,16 @@ METHODS = {
     "hcam": Method(
         "HCAM",
         "Hierarchical cross-attention model: each modality alone, along the conversation, then both by co-attention.",
-        "hcam",
         "HCAM",
         ABSTRACTS,
         "Hierarchical cross-attention model, arXiv 2304.06910",
     ),
-    "audio": Method(
-        "Audio baseline", "Recordings alone, with a recurrent encoder of the turns.", "baselines", "SingleModality"
-    ),
-    "text": Method(
-        "Text baseline", "Transcripts alone, with a recurrent encoder of the turns.", "baselines", "SingleModality"
-    ),
-    "concat": Method(
-        "Late fusion baseline", "Audio and text side by side, into one classifier.", "baselines", "Concat"
-    ),
+    "audio": Method("Audio baseline", "Recordings alone, with a recurrent encoder of the turns.", "AudioAlone"),
+    "text": Method("Text baseline", "Transcripts alone, with a recurrent encoder of the turns.", "TextAlone"),
+    "concat": Method("Late fusion baseline", "Audio and text side by side, into one classifier.", "Concat"),
     "crossmodal": Method(
         "Cross-modal baseline",
         "Directional cross-modal transformers between audio and text.",
-        "baselines",
         "CrossModal",
         "After the idea of this paper; widths and depths are erc-fusion's.",
         "MulT, Tsai et al., arXiv 1906.00295",
@@ -182,10 +173,9 @@ def _method(name: str) -> Method:
     """Of a model without an entry here, such as a user's own, what its class says of itself."""
     if name in METHODS:
         return METHODS[name]
-    made: Any = MODELS[name]
-    own = getattr(made, "func", made)  # of a partial
+    own = MODELS[name]
     summary = (inspect.getdoc(own) or f"{own.__name__}.").split("\n\n")[0]
-    return Method(name, " ".join(summary.split()), own.__module__.split(".")[-1], own.__name__, UNNAMED)
+    return Method(name, " ".join(summary.split()), own.__name__, UNNAMED, module=own.__module__)
 
 
 def model_card(provenance: Provenance, scores: SharedScores | None = None, onnx: bool = False) -> str:

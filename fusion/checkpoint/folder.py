@@ -1,8 +1,8 @@
 """Model folders: `models/<model>/seed-<n>/`, as huggingface_hub's mixin writes and reads them.
 
 model.safetensors   weights
-config.json         constructor arguments at the top, where `from_pretrained` looks; all else under the key `erc`,
-                    the SHA-256 of model.safetensors among it
+config.json         constructor arguments (`params`, `sizes`, `wanted`) at the top, where `from_pretrained` looks; all
+                    else under the key `erc`, the SHA-256 of model.safetensors among it
 history.json        what training wrote down of every epoch
 README.md           model card
 """
@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import nn
 from fusion.checkpoint.card import model_card
 from fusion.checkpoint.provenance import VERSION, Provenance, provenance_from_json
 from fusion.errors import ModelError, OutputError
-from fusion.models import MODELS
+from fusion.models import MODELS, Sizes, build_model
 from fusion.objective import Epoch, find_task, history_from_json, history_to_json
 from fusion.runtime import check_model_folder, write_file, writing
 from pipeline.settings import SettingsError
@@ -87,15 +87,18 @@ def read_provenance(folder: Path) -> Provenance:
         raise ModelError(f"{folder}: incomplete, {', '.join(missing)} is missing; train it again with fusion-train")
     path = folder / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))[EXTRA]
+        config = json.loads(path.read_text(encoding="utf-8"))
+        content = config[EXTRA]
         name = content["model"]
-        if name in MODELS:
+        if name in MODELS and "sizes" in config:
             return provenance_from_json(content, path)
     except DAMAGE as error:
         reason = f"{type(error).__name__}: {_one_line(error)}"
         raise ModelError(f"{path}: damaged, or not of erc-fusion ({reason}); train it again") from error
     except SettingsError as error:
         raise ModelError(f"{error} (the model is of version {content.get('version')}, this is {VERSION})") from error
+    if name in MODELS:
+        raise ModelError(f"{path}: of an earlier version, whose models took other arguments; train it again")
     raise ModelError(f"{path}: unknown model '{name}'; this version ({VERSION}) knows {', '.join(MODELS)}")
 
 
@@ -110,14 +113,20 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
         # not the mixin's `from_pretrained`: that one prints, and takes an unknown argument or weight for nothing
         arguments = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         expected = arguments.pop(EXTRA)[WEIGHTS]
-        outputs = find_task(provenance.recipe.train.target, len(provenance.labels)).outputs
-        if arguments["classes"] != outputs:
-            raise ValueError(f"classes is {arguments['classes']}, but there are {outputs}")
-        model = MODELS[provenance.recipe.model.name](**arguments)
+        recipe, sizes = provenance.recipe, Sizes(**arguments["sizes"])
+        outputs = find_task(recipe.train.target, len(provenance.labels)).outputs
+        if sizes.classes != outputs:
+            raise ValueError(f"classes is {sizes.classes}, but there are {outputs}")
+        expected_arguments = {"params": recipe.own.model_dump(mode="json"), "sizes": asdict(sizes)}
+        if MODELS[recipe.model.name].losses:
+            expected_arguments["wanted"] = asdict(recipe.wanted)
+        if arguments != expected_arguments:
+            raise ValueError("the constructor's arguments are not those of the training")
+        model: nn.Module = build_model(recipe.model.name, recipe.own, sizes, recipe.wanted)
         load_weights(model, folder / "model.safetensors", strict=True)  # before cuDNN lays weights into one storage
         if _hash(folder / "model.safetensors") != expected:
-            raise ValueError("model.safetensors is not the file that config.json tells of")
-        stored = {name: (int(arguments[f"{name}_layers"]), int(arguments[f"{name}_dim"])) for name in MODALITIES}
+            raise ValueError("model.safetensors is not the file that config.json names")
+        stored = {"audio": (sizes.audio_layers, sizes.audio_dim), "text": (sizes.text_layers, sizes.text_dim)}
         history = history_from_json(json.loads((folder / "history.json").read_text(encoding="utf-8")))
     except (*DAMAGE, SafetensorError, MemoryError, AssertionError) as error:
         raise ModelError(

@@ -14,7 +14,7 @@ import numpy as np
 from fusion.data import Split
 from fusion.inference import split_tallies
 from fusion.objective import Calibration, Interval, Task, bootstrap, percentile_interval
-from fusion.params import LossParams, ModelParams, Recipe, TrainParams
+from fusion.params import LossParams, ModelParams, Recipe, TrainParams, own_params
 from pipeline.settings import check_section
 from pipeline.store import CorpusNote, Identity
 
@@ -121,12 +121,14 @@ def provenance_from_json(content: Mapping[str, Any], path: Path) -> Provenance:
     _check(content)
     params = content["params"]
     train = params["train"] | {"seeds": [content["seed"]]}
+    recipe = Recipe(
+        check_section(params["model"], "model", ModelParams, str(path)),
+        check_section(params["loss"], "loss", LossParams, str(path)),
+        check_section(train, "train", TrainParams, str(path)),
+    )
+    own_params(recipe.model, str(path))
     return Provenance(
-        recipe=Recipe(
-            check_section(params["model"], "model", ModelParams, str(path)),
-            check_section(params["loss"], "loss", LossParams, str(path)),
-            check_section(train, "train", TrainParams, str(path)),
-        ),
+        recipe=recipe,
         seed=content["seed"],
         labels=tuple(content["labels"]),
         audio=_identity(content["audio"]),

@@ -5,8 +5,16 @@ from typing import TYPE_CHECKING
 from pipeline.settings import door
 
 if TYPE_CHECKING:
-    from fusion.data.dataset import FeatureDataset, FeatureItem
     from fusion.data.rows import Ragged, Resident, map_rows, pool
-    from fusion.data.split import Split, conversation_offsets, encode_split, hold, load_split, withhold
+    from fusion.data.split import (
+        FeatureDataset,
+        FeatureItem,
+        Split,
+        conversation_offsets,
+        encode_split,
+        hold,
+        load_split,
+        withhold,
+    )
 else:
     __getattr__ = door(__name__, __file__)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Embedding,
         Gate,
         InputProjection,
+        Parts,
         SequenceDropout,
         Unchanged,
         WeightedMix,

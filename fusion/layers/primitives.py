@@ -2,10 +2,10 @@
 a part that is switched off, and how a model is looked into while it runs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from contextlib import ExitStack, contextmanager
 from functools import reduce
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +109,19 @@ class Unchanged(nn.Module):
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         return x
+
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+class Parts(nn.ModuleDict, Generic[Part]):
+    """`nn.ModuleDict` whose parts are of one type, by name."""
+
+    def values(self) -> ValuesView[Part]:
+        return cast(ValuesView[Part], super().values())
+
+    def items(self) -> ItemsView[str, Part]:
+        return cast(ItemsView[str, Part], super().items())
 
 
 class InputProjection(nn.Module):

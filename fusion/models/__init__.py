@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 from pipeline.settings import door
 
 if TYPE_CHECKING:
-    from fusion.models.baselines import Concat, CrossModal, SingleModality
-    from fusion.models.hbaf import HBAF
-    from fusion.models.hcam import HCAM
-    from fusion.models.interface import Stage
-    from fusion.models.registry import MODELS, build_model, own_arguments
+    from fusion.models.baselines import AudioAlone, Concat, CrossModal, CrossModalParams, TextAlone
+    from fusion.models.hbaf import HBAF, HBAFParams
+    from fusion.models.hcam import HCAM, HCAMParams
+    from fusion.models.interface import HubModel, Stage
+    from fusion.models.registry import MODELS, build_model
+    from fusion.models.shared import ConversationEncoding, Heads, SharedParams, Sizes, Wanted
 else:
     __getattr__ = door(__name__, __file__)

@@ -9,19 +9,16 @@ They share input projection, pooling, conversation encoder and classifier with t
 between two rows of a table is that of the fusion. All widths and depths are ours.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
 from fusion.layers import (
     AttentionPooling,
     ConversationEncoder,
-    ConversationEncoding,
-    Direction,
     InputProjection,
     KeyMask,
     MultiHeadAttention,
@@ -31,29 +28,32 @@ from fusion.layers import (
     collect_views,
     feed_forward,
 )
-from fusion.models.interface import HubModel, Stage, check_choices, check_width, whole
-from pipeline.settings import SettingsError
+from fusion.models.interface import HubModel, Stage, whole
+from fusion.models.shared import ConversationEncoding, Heads, SharedParams, Sizes
 
-CHOICES = {"direction": Direction, "conversation_encoder": ConversationEncoding}
+
+class BaselineParams(SharedParams):
+    """What each baseline takes."""
+
+    conversation_encoder: ConversationEncoding = "gru"  # none: utterances by themselves
+
+
+class CrossModalParams(BaselineParams):
+    """Group `model.crossmodal`, and the shared keys that the model takes."""
+
+    heads: Heads = 4  # of every attention
+    blocks: int = Field(2, ge=1, le=100)  # layers of cross-modal attention in each direction
+    self_attention: bool = True  # a layer of it behind them
 
 
 class Utterances(nn.Module):
-    """The positions of one modality to one vector an utterance, which the conversation encoder tells of the others.
+    """One vector an utterance from the positions of one modality (`pool`), enriched with other turns (`encoder`)."""
 
-    Shape:
-        xs: (utterances, positions, dim) of each group of the batch
-        returns: (utterances, dim)
-    """
-
-    def __init__(self, dim: int, direction: Direction, encoding: ConversationEncoding, dropout: float) -> None:
+    def __init__(self, params: BaselineParams) -> None:
         super().__init__()
-        self.pool = AttentionPooling(dim)
-        self.encoder = ConversationEncoder(dim, direction, dropout) if encoding == "gru" else Unchanged()
-
-    def forward(self, xs: Sequence[Tensor], batch: Batch, modality: str) -> Tensor:
-        masks = [group.modality(modality)[1] for group in batch.groups]
-        pooled = batch.gather([self.pool(x, mask) for x, mask in zip(xs, masks, strict=True)])
-        return self.encoder(pooled, batch.turns)
+        self.pool = AttentionPooling(params.dim)
+        encodes = params.conversation_encoder == "gru"
+        self.encoder = ConversationEncoder(params.dim, params.direction, params.dropout) if encodes else Unchanged()
 
 
 class TransformerLayer(nn.Module):
@@ -82,44 +82,18 @@ class TransformerLayer(nn.Module):
         return {"attention": self.attention.weights(x, y, y_mask)}
 
 
-class SingleModality(nn.Module, HubModel, library_name="erc-fusion"):
-    """One modality alone. `forward` takes a `Batch`, whose other modality it does not look at, and returns an `Output`.
+class _SingleModality(nn.Module, HubModel):
+    """One modality alone. `forward` takes a `Batch`, ignores its other modality, and returns an `Output`."""
 
-    Args:
-        modality: which one.
-        audio_dim, text_dim: width of the stored features.
-        audio_layers, text_layers: stored layers; more than one are mixed by learned weights.
-        classes: how many labels there are; 1 for a score.
-        dim: width of everything inside; even for `direction` both.
-        dropout: share dropped of the inputs, of what the conversation encoder adds, and in the classifier.
-        direction: `past` for turns that have been, `both` for the whole conversation.
-        conversation_encoder: gru, or none for utterances by themselves.
+    Params = BaselineParams
+    modality: Literal["audio", "text"]
 
-    Raises:
-        SettingsError: the arguments do not fit each other.
-    """
-
-    def __init__(
-        self,
-        *,
-        modality: Literal["audio", "text"],
-        audio_dim: int,
-        text_dim: int,
-        audio_layers: int = 1,
-        text_layers: int = 1,
-        classes: int,
-        dim: int = 64,
-        dropout: float = 0.3,
-        direction: Direction = "both",
-        conversation_encoder: ConversationEncoding = "gru",
-    ) -> None:
+    def __init__(self, params: BaselineParams, sizes: Sizes) -> None:
         super().__init__()
-        _check(dim, 1, direction, conversation_encoder)
-        self.modality = modality
-        features, layers = {"audio": (audio_dim, audio_layers), "text": (text_dim, text_layers)}[modality]
-        self.input = InputProjection(features, layers, dim, dropout)
-        self.utterances = Utterances(dim, direction, conversation_encoder, dropout)
-        self.classifier = classifier(dim, dim, classes, dropout)
+        stored = {"audio": (sizes.audio_dim, sizes.audio_layers), "text": (sizes.text_dim, sizes.text_layers)}
+        self.input = InputProjection(*stored[self.modality], params.dim, params.dropout)
+        self.utterances = Utterances(params)
+        self.classifier = classifier(params.dim, params.dim, sizes.classes, params.dropout)
 
     def stages(self) -> list[Stage]:
         """Trained in one piece."""
@@ -128,34 +102,40 @@ class SingleModality(nn.Module, HubModel, library_name="erc-fusion"):
     def forward(self, batch: Batch, views: bool = False) -> Output:
         batch = batch.joined() if views else batch
         with collect_views(self, views) as shown:
-            inputs = [self.input(group.modality(self.modality)[0]) for group in batch.groups]
-            x = self.utterances(inputs, batch, self.modality)  # (utterances, dim)
+            x = batch.each(self._pool)  # (utterances, dim)
+            x = self.utterances.encoder(x, batch.turns)
             return Output(logits=self.classifier(x), views=shown)
 
+    def _pool(self, group: Group) -> Tensor:
+        x, mask = group.modality(self.modality)  # (utterances, positions, features)
+        return self.utterances.pool(self.input(x), mask)
 
-class Concat(nn.Module, HubModel, library_name="erc-fusion"):
-    """Late fusion: both modalities side by side; arguments as of `SingleModality`."""
 
-    def __init__(
-        self,
-        *,
-        audio_dim: int,
-        text_dim: int,
-        audio_layers: int = 1,
-        text_layers: int = 1,
-        classes: int,
-        dim: int = 64,
-        dropout: float = 0.3,
-        direction: Direction = "both",
-        conversation_encoder: ConversationEncoding = "gru",
-    ) -> None:
+class AudioAlone(_SingleModality):
+    """Audio alone."""
+
+    modality = "audio"
+
+
+class TextAlone(_SingleModality):
+    """Text alone."""
+
+    modality = "text"
+
+
+class Concat(nn.Module, HubModel):
+    """Late fusion: both modalities side by side."""
+
+    Params = BaselineParams
+
+    def __init__(self, params: BaselineParams, sizes: Sizes) -> None:
         super().__init__()
-        _check(dim, 1, direction, conversation_encoder)
-        self.audio_input = InputProjection(audio_dim, audio_layers, dim, dropout)
-        self.text_input = InputProjection(text_dim, text_layers, dim, dropout)
-        self.audio_utterances = Utterances(dim, direction, conversation_encoder, dropout)
-        self.text_utterances = Utterances(dim, direction, conversation_encoder, dropout)
-        self.classifier = classifier(2 * dim, dim, classes, dropout)
+        dim, dropout = params.dim, params.dropout
+        self.audio_input = InputProjection(sizes.audio_dim, sizes.audio_layers, dim, dropout)
+        self.text_input = InputProjection(sizes.text_dim, sizes.text_layers, dim, dropout)
+        self.audio_utterances = Utterances(params)
+        self.text_utterances = Utterances(params)
+        self.classifier = classifier(2 * dim, dim, sizes.classes, dropout)
 
     def stages(self) -> list[Stage]:
         """Trained in one piece."""
@@ -164,78 +144,62 @@ class Concat(nn.Module, HubModel, library_name="erc-fusion"):
     def forward(self, batch: Batch, views: bool = False) -> Output:
         batch = batch.joined() if views else batch
         with collect_views(self, views) as shown:
-            audio = self.audio_utterances([self.audio_input(group.audio) for group in batch.groups], batch, "audio")
-            text = self.text_utterances([self.text_input(group.text) for group in batch.groups], batch, "text")
-            return Output(logits=self.classifier(torch.cat([audio, text], dim=-1)), views=shown)
+            a = batch.each(self._pool_audio)  # (utterances, dim)
+            a = self.audio_utterances.encoder(a, batch.turns)
+            t = batch.each(self._pool_text)
+            t = self.text_utterances.encoder(t, batch.turns)
+            return Output(logits=self.classifier(torch.cat([a, t], dim=-1)), views=shown)
+
+    def _pool_audio(self, group: Group) -> Tensor:
+        return self.audio_utterances.pool(self.audio_input(group.audio), group.audio_mask)
+
+    def _pool_text(self, group: Group) -> Tensor:
+        return self.text_utterances.pool(self.text_input(group.text), group.text_mask)
 
 
-class CrossModal(nn.Module, HubModel, library_name="erc-fusion"):
-    """Directional cross-modal transformers; arguments as of `SingleModality`, and
+class CrossModal(nn.Module, HubModel):
+    """Directional cross-modal transformers between the positions of both modalities."""
 
-    Args:
-        heads: of every attention; divides `dim`.
-        blocks: layers of cross-modal attention in each direction; one of self-attention follows.
-        self_attention: whether it does.
-    """
+    Params = CrossModalParams
 
-    def __init__(
-        self,
-        *,
-        audio_dim: int,
-        text_dim: int,
-        audio_layers: int = 1,
-        text_layers: int = 1,
-        classes: int,
-        dim: int = 64,
-        heads: int = 4,
-        dropout: float = 0.3,
-        direction: Direction = "both",
-        conversation_encoder: ConversationEncoding = "gru",
-        blocks: int = 2,
-        self_attention: bool = True,
-    ) -> None:
+    def __init__(self, params: CrossModalParams, sizes: Sizes) -> None:
         super().__init__()
-        _check(dim, heads, direction, conversation_encoder)
-        if blocks < 1:
-            raise SettingsError(
-                f"model.blocks is {blocks}: crossmodal needs at least 1; for none, set model.name to concat"
-            )
-        self.audio_input = InputProjection(audio_dim, audio_layers, dim, dropout)
-        self.text_input = InputProjection(text_dim, text_layers, dim, dropout)
-        self.audio_to_text = nn.ModuleList(TransformerLayer(dim, heads, dropout) for _ in range(blocks))
-        self.text_to_audio = nn.ModuleList(TransformerLayer(dim, heads, dropout) for _ in range(blocks))
-        self.audio_to_audio = TransformerLayer(dim, heads, dropout) if self_attention else Unchanged()
-        self.text_to_text = TransformerLayer(dim, heads, dropout) if self_attention else Unchanged()
-        self.audio_utterances = Utterances(dim, direction, conversation_encoder, dropout)
-        self.text_utterances = Utterances(dim, direction, conversation_encoder, dropout)
-        self.classifier = classifier(2 * dim, dim, classes, dropout)
+        dim, dropout = params.dim, params.dropout
+
+        def layer(wanted: bool = True) -> nn.Module:
+            return TransformerLayer(dim, params.heads, dropout) if wanted else Unchanged()
+
+        self.audio_input = InputProjection(sizes.audio_dim, sizes.audio_layers, dim, dropout)
+        self.text_input = InputProjection(sizes.text_dim, sizes.text_layers, dim, dropout)
+        self.audio_to_text = nn.ModuleList(layer() for _ in range(params.blocks))
+        self.text_to_audio = nn.ModuleList(layer() for _ in range(params.blocks))
+        self.audio_to_audio = layer(params.self_attention)
+        self.text_to_text = layer(params.self_attention)
+        self.audio_utterances = Utterances(params)
+        self.text_utterances = Utterances(params)
+        self.classifier = classifier(2 * dim, dim, sizes.classes, dropout)
 
     def stages(self) -> list[Stage]:
         """Trained in one piece."""
         return [whole(self)]
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
+        batch = batch.joined() if views else batch
         with collect_views(self, views) as shown:
-            return replace(self._fuse(batch.joined() if views else batch), views=shown)
-
-    def _fuse(self, batch: Batch) -> Output:
-        audios, texts = zip(*(self._attend(group) for group in batch.groups), strict=True)
-        a = self.audio_utterances(audios, batch, "audio")  # (utterances, dim)
-        t = self.text_utterances(texts, batch, "text")
-        return Output(logits=self.classifier(torch.cat([a, t], dim=-1)))
+            a, t = batch.each(self._attend)  # (utterances, dim)
+            a = self.audio_utterances.encoder(a, batch.turns)
+            t = self.text_utterances.encoder(t, batch.turns)
+            return Output(logits=self.classifier(torch.cat([a, t], dim=-1)), views=shown)
 
     def _attend(self, group: Group) -> tuple[Tensor, Tensor]:
-        """Audio (n, frames, dim) and text (n, tokens, dim), each told by the other."""
-        audio = a = self.audio_input(group.audio)
-        text = t = self.text_input(group.text)
+        """Audio and text of some utterances, each enriched with the other and pooled: (utterances, dim) twice."""
+        audio = a = self.audio_input(group.audio)  # (utterances, frames, dim)
+        text = t = self.text_input(group.text)  # (utterances, tokens, dim)
         audio_mask, text_mask = KeyMask(group.audio_mask), KeyMask(group.text_mask)
         for layer in self.audio_to_text:
             a = layer(a, text, text_mask)
         for layer in self.text_to_audio:
             t = layer(t, audio, audio_mask)
-        return self.audio_to_audio(a, a, audio_mask), self.text_to_text(t, t, text_mask)
-
-
-def _check(dim: int, heads: int, direction: Direction, conversation_encoder: ConversationEncoding) -> None:
-    check_choices(CHOICES, direction=direction, conversation_encoder=conversation_encoder)
-    check_width(dim, heads, halves=direction == "both")
+        a = self.audio_to_audio(a, a, audio_mask)
+        t = self.text_to_text(t, t, text_mask)
+        return self.audio_utterances.pool(a, audio_mask.real), self.text_utterances.pool(t, text_mask.real)

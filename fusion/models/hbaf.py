@@ -5,15 +5,14 @@ The paper's body was not at hand: its abstract and public notes name the parts, 
 Stated                                                          Here
 -----------------------------------------------------------     ----------------------------------------------------
 uni-modal representation of low-level audio, high-level text    `InputProjection` of each
-an audio context network brings contextual content into the     `AudioContext`, fed by `TokenContent` and
-    audio, to bridge the gap between the two                        `ConversationContent`
+an audio context network brings contextual content into the     `AudioContext`, which looks at the content of `Tokens`
+    audio, to bridge the gap between the two                        and `Neighbours`
 multi-level fusion                                              `Level` raw and `Level` context, their learned mix
 dynamic bimodal attention to intra- and inter-modal             `BimodalAttention`, one for each level and direction;
     interactions, with dynamic gating that filters incorrect        its gate and its relevance
     cross-modal relations
 inter-modal contrastive learning of absolute and relative       `Embedding` of each; the losses are in
-`fusion.objective.losses`
-    interactions
+    interactions                                                    `fusion.objective.losses`
 
 Our choices:
 
@@ -36,12 +35,11 @@ And what each switch leaves:
 - `direction: past` lets no later turn influence an earlier one, anywhere in the model.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
@@ -49,13 +47,13 @@ from fusion.layers import (
     AttentionPooling,
     Constant,
     ConversationEncoder,
-    ConversationEncoding,
     Direction,
     Embedding,
     Gate,
     InputProjection,
     KeyMask,
     MultiHeadAttention,
+    Parts,
     SequenceDropout,
     TurnGRU,
     Unchanged,
@@ -66,39 +64,51 @@ from fusion.layers import (
     gather_neighbours,
     zero_padding,
 )
-from fusion.models.interface import HubModel, Stage, check_choices, check_width, whole
-from pipeline.settings import SettingsError
+from fusion.models.interface import HubModel, Stage, whole
+from fusion.models.shared import EVERYTHING, ConversationEncoding, Heads, SharedParams, Sizes, Wanted
 
-Context = Literal["none", "text", "conversation", "both"]
-Levels = Literal["both", "raw", "context"]
+
+class HBAFParams(SharedParams):
+    """Group `model.hbaf`, and the shared keys that the model takes; see the module for what each switch leaves."""
+
+    heads: Heads = 4  # of every attention
+    conversation_encoder: ConversationEncoding = "gru"
+    context: Literal["none", "text", "conversation", "both"] = "both"  # what audio frames look up
+    context_turns: int = Field(4, ge=1, le=1000)  # turns on each side whose summaries are context
+    levels: Literal["both", "raw", "context"] = "both"  # of fusion
+    self_attention: bool = True  # intra-modal relations
+    cross_attention: bool = True  # inter-modal relations
+    gate: bool = True  # per dimension, between the two relations
+    relevance: bool = True  # per position, may close a false cross-modal relation
+    residual: bool = True
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> "HBAFParams":
+        if not (self.self_attention or self.cross_attention):
+            raise ValueError("self_attention and cross_attention are both false: nothing is left to fuse")
+        return self
+
+
 Keys = tuple[Tensor, Tensor]  # (utterances, keys, dim) and their mask (utterances, keys)
-CHOICES = {"context": Context, "direction": Direction, "levels": Levels, "conversation_encoder": ConversationEncoding}
+Content = Sequence[Keys]  # of each source
 
 
-class TokenContent(nn.Module):
-    """What an utterance says itself: its tokens.
+class Tokens(nn.Module):
+    """Content from an utterance itself: its tokens.
 
     Shape:
-        text: (utterances, tokens, dim)
-        text_mask: (utterances, tokens)
-        around: not looked at
-        returns: keys (utterances, tokens, dim) and their mask (utterances, tokens)
+        returns: of each group of `batch`, keys (utterances, tokens, dim) and their mask (utterances, tokens)
     """
 
-    def forward(self, text: Tensor, text_mask: Tensor, around: Keys | None) -> Keys:
-        return text, text_mask
+    def forward(self, batch: Batch) -> list[Keys]:
+        return [(group.text, group.text_mask) for group in batch.groups]
 
 
-class ConversationContent(nn.Module):
-    """What is said around an utterance: summaries of the nearest turns, passed along the conversation by a GRU.
-
-    `look_around` finds it for all utterances of a batch at once, `forward` takes it for some of them.
+class Neighbours(nn.Module):
+    """Content from around an utterance: summaries of the nearest turns, passed along the conversation by a GRU.
 
     Shape:
-        text: (utterances, tokens, dim)
-        text_mask: (utterances, tokens)
-        around: keys (utterances, neighbours, dim) and their mask (utterances, neighbours)
-        returns: these
+        returns: of each group of `batch`, keys (utterances, neighbours, dim) and their mask (utterances, neighbours)
     """
 
     offsets: Tensor
@@ -110,14 +120,11 @@ class ConversationContent(nn.Module):
         self.pool = AttentionPooling(dim)
         self.pass_along = TurnGRU(dim, direction)
 
-    def forward(self, text: Tensor, text_mask: Tensor, around: Keys | None) -> Keys:
-        assert around is not None
-        return around
-
-    def look_around(self, inputs: Sequence["Inputs"], batch: Batch) -> Keys:
-        """Keys (utterances, neighbours, dim) and their mask (utterances, neighbours), of all groups of `batch`."""
-        pooled = batch.gather([self.pool(one.text, one.text_mask.real) for one in inputs])
-        return gather_neighbours(self.pass_along(pooled, batch.turns), batch.turns, self.offsets)
+    def forward(self, batch: Batch) -> list[Keys]:
+        summaries = batch.each(lambda group: self.pool(group.text, group.text_mask))  # (utterances, dim)
+        summaries = self.pass_along(summaries, batch.turns)
+        keys, exist = gather_neighbours(summaries, batch.turns, self.offsets)
+        return [(keys, exist) for keys, exist in batch.by_group(keys, exist)]
 
 
 class AudioContext(nn.Module):
@@ -125,57 +132,55 @@ class AudioContext(nn.Module):
 
     Shape:
         audio: (utterances, frames, dim)
-        text: (utterances, tokens, dim)
-        masks: (utterances, frames) for `views` alone, (utterances, tokens)
-        around: keys (utterances, neighbours, dim) and their mask (utterances, neighbours)
+        audio_mask: (utterances, frames), for `views` alone
+        content: from `look_up`, of these utterances
         returns: (utterances, frames, dim)
     """
 
-    def __init__(self, sources: dict[str, nn.Module], dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, params: HBAFParams) -> None:
         super().__init__()
-        self.sources = nn.ModuleDict(sources)
-        self.attention = MultiHeadAttention(dim, heads)
+        dim = params.dim
+        self.sources: Parts[Tokens | Neighbours] = Parts()
+        if params.context in ("text", "both"):
+            self.sources["text"] = Tokens()
+        if params.context in ("conversation", "both"):
+            self.sources["conversation"] = Neighbours(dim, params.context_turns, params.direction)
+        self.attention = MultiHeadAttention(dim, params.heads)
         self.gate = Gate(dim, width=dim)
-        self.dropout = SequenceDropout(dropout)
+        self.dropout = SequenceDropout(params.dropout)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(
-        self, audio: Tensor, text: Tensor, audio_mask: Tensor, text_mask: Tensor, around: Keys | None
-    ) -> Tensor:
-        keys, key_mask = self._content(text, text_mask, around)
-        content = self.attention(audio, keys, key_mask)
-        gate = self.gate(audio, content)
-        return self.norm(audio + self.dropout(gate * content))
+    def look_up(self, batch: Batch) -> list[Content]:
+        """What all sources hold, of each group of `batch`."""
+        return list(zip(*(source(batch) for source in self.sources.values()), strict=True))
 
-    def views(
-        self, audio: Tensor, text: Tensor, audio_mask: Tensor, text_mask: Tensor, around: Keys | None
-    ) -> dict[str, Tensor]:
-        keys, key_mask = self._content(text, text_mask, around)
+    def forward(self, audio: Tensor, audio_mask: Tensor, content: Content) -> Tensor:
+        keys, key_mask = _side_by_side(content)  # [Ht ; c_(u-K) .. c_(u+K)]
+        heard = self.attention(audio, keys, key_mask)
+        gate = self.gate(audio, heard)
+        return self.norm(audio + self.dropout(gate * heard))
+
+    def views(self, audio: Tensor, audio_mask: Tensor, content: Content) -> dict[str, Tensor]:
+        keys, key_mask = _side_by_side(content)
         gate = self.gate(audio, self.attention(audio, keys, key_mask))
         weights = self.attention.weights(audio, keys, key_mask)
         return {"gate": gate * audio_mask[:, :, None], "attention": weights * audio_mask[:, None, :, None]}
 
-    def look_around(self, inputs: Sequence["Inputs"], batch: Batch) -> Keys | None:
-        """What the conversation says around each utterance of the batch, if that is asked for."""
-        if "conversation" not in self.sources:
-            return None
-        source: Any = self.sources["conversation"]
-        return source.look_around(inputs, batch)
 
-    def _content(self, text: Tensor, text_mask: Tensor, around: Keys | None) -> Keys:
-        keys, masks = zip(*(source(text, text_mask, around) for source in self.sources.values()), strict=True)
-        return torch.cat(keys, dim=1), torch.cat(masks, dim=1)
+def _side_by_side(content: Content) -> Keys:
+    keys, masks = zip(*content, strict=True)
+    return torch.cat(keys, dim=1), torch.cat(masks, dim=1)
 
 
 class NoContext(Unchanged):
     """Takes the place of the audio context network."""
 
-    def look_around(self, inputs: Sequence["Inputs"], batch: Batch) -> None:
-        return None
+    def look_up(self, batch: Batch) -> list[None]:
+        return [None for _ in batch.groups]
 
 
 class BimodalAttention(nn.Module):
-    """Dynamic bimodal attention: one modality x, told by itself and by the other modality y.
+    """Dynamic bimodal attention: one modality x, enriched with itself and with the other modality y.
 
         S = MHA(x; x)    K = MHA(x; y)    r = sigmoid(w [x; K])    g = sigmoid(W [S; K])
         z = LN(x + g * S + (1 - g) * r * K)
@@ -189,27 +194,17 @@ class BimodalAttention(nn.Module):
         returns: (utterances, positions, dim)
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        dropout: float,
-        *,
-        self_attention: bool,
-        cross_attention: bool,
-        gate: bool,
-        relevance: bool,
-        residual: bool,
-    ) -> None:
+    def __init__(self, params: HBAFParams) -> None:
         super().__init__()
-        self.intra = MultiHeadAttention(dim, heads) if self_attention else Constant(0.0)
-        self.inter = MultiHeadAttention(dim, heads) if cross_attention else Constant(0.0)
-        self.relevance = Gate(dim, width=1) if cross_attention and relevance else Constant(1.0)
-        if self_attention and cross_attention:
-            self.gate = Gate(dim, width=dim) if gate else Constant(0.5)
+        dim, heads, dropout = params.dim, params.heads, params.dropout
+        self.intra = MultiHeadAttention(dim, heads) if params.self_attention else Constant(0.0)
+        self.inter = MultiHeadAttention(dim, heads) if params.cross_attention else Constant(0.0)
+        self.relevance = Gate(dim, width=1) if params.cross_attention and params.relevance else Constant(1.0)
+        if params.self_attention and params.cross_attention:
+            self.gate = Gate(dim, width=dim) if params.gate else Constant(0.5)
         else:
-            self.gate = Constant(1.0 if self_attention else 0.0)
-        self.residual = Unchanged() if residual else Constant(0.0)
+            self.gate = Constant(1.0 if params.self_attention else 0.0)
+        self.residual = Unchanged() if params.residual else Constant(0.0)
         self.dropout = SequenceDropout(dropout)
         self.norm = nn.LayerNorm(dim)
         self.feed_forward = feed_forward(dim, dropout)
@@ -236,41 +231,28 @@ class Level(nn.Module):
     """One level of fusion: both directions of bimodal attention, between audio as `augment` leaves it and text.
 
     Shape:
-        inputs: of one group
-        around: what `augment.look_around` finds, of the utterances of that group
-        returns: audio (utterances, frames, dim) and text (utterances, tokens, dim)
-    """
-
-    def __init__(self, augment: AudioContext | NoContext, audio: BimodalAttention, text: BimodalAttention) -> None:
-        super().__init__()
-        self.augment: Any = augment
-        self.audio = audio
-        self.text = text
-
-    def forward(self, inputs: "Inputs", around: Keys | None) -> tuple[Tensor, Tensor]:
-        audio_mask, text, text_mask = inputs.audio_mask, inputs.text, inputs.text_mask
-        audio = self.augment(inputs.audio, text, audio_mask.real, text_mask.real, around)
-        return self.audio(audio, text, audio_mask, text_mask), self.text(text, audio, text_mask, audio_mask)
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """A group of utterances as fusion sees them.
-
-    Shape:
         audio: (utterances, frames, dim)
         audio_mask: of (utterances, frames)
         text: (utterances, tokens, dim)
         text_mask: of (utterances, tokens)
+        content: from `augment.look_up`, of these utterances
+        returns: audio (utterances, frames, dim) and text (utterances, tokens, dim)
     """
 
-    audio: Tensor
-    audio_mask: KeyMask
-    text: Tensor
-    text_mask: KeyMask
+    def __init__(self, augment: AudioContext | NoContext, params: HBAFParams) -> None:
+        super().__init__()
+        self.augment = augment
+        self.audio = BimodalAttention(params)
+        self.text = BimodalAttention(params)
+
+    def forward(
+        self, audio: Tensor, audio_mask: KeyMask, text: Tensor, text_mask: KeyMask, content: Content | None
+    ) -> tuple[Tensor, Tensor]:
+        audio = self.augment(audio, audio_mask.real, content)  # Hc
+        return self.audio(audio, text, audio_mask, text_mask), self.text(text, audio, text_mask, audio_mask)
 
 
-class HBAF(nn.Module, HubModel, library_name="erc-fusion", paper_url="https://arxiv.org/abs/2503.06405"):
+class HBAF(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2503.06405"):
     """Heterogeneous bimodal attention fusion. `forward` takes a `Batch` and returns an `Output`.
 
     With `views=True` the output also shows, under the names of the parts and where these exist, zero at padding:
@@ -287,148 +269,70 @@ class HBAF(nn.Module, HubModel, library_name="erc-fusion", paper_url="https://ar
         <modality>_pool.weights                (utterances, positions)
 
     where <level> is raw or context, <modality> is audio or text, and positions are its frames or tokens.
-
-    Args:
-        audio_dim, text_dim: width of the stored features.
-        audio_layers, text_layers: stored layers; more than one are mixed by learned weights.
-        classes: how many labels there are; 1 for a score.
-        dim: width of everything inside; a multiple of `heads`, and of 2 for `direction` both.
-        heads: of every attention.
-        dropout: share dropped of the inputs, of what each part adds to its input, and in the classifier.
-        context: where the audio context network looks.
-        context_turns: how many turns it sees on each side.
-        direction: `past` for turns that have been, `both` for the whole conversation.
-        levels, self_attention, cross_attention, gate, relevance, residual, conversation_encoder: see the module.
-        auxiliary: whether each modality has a classifier of its own.
-        contrastive: whether there are embeddings for the contrastive losses.
-
-    Raises:
-        SettingsError: the arguments do not fit each other.
     """
 
-    def __init__(
-        self,
-        *,
-        audio_dim: int,
-        text_dim: int,
-        audio_layers: int = 1,
-        text_layers: int = 1,
-        classes: int,
-        dim: int = 64,
-        heads: int = 4,
-        dropout: float = 0.3,
-        context: Context = "both",
-        context_turns: int = 4,
-        direction: Direction = "both",
-        levels: Levels = "both",
-        self_attention: bool = True,
-        cross_attention: bool = True,
-        gate: bool = True,
-        relevance: bool = True,
-        residual: bool = True,
-        conversation_encoder: ConversationEncoding = "gru",
-        auxiliary: bool = True,
-        contrastive: bool = True,
-    ) -> None:
-        super().__init__()
-        check_choices(
-            CHOICES, context=context, direction=direction, levels=levels, conversation_encoder=conversation_encoder
-        )
-        check_width(dim, heads, halves=direction == "both")
-        _check(context_turns, self_attention, cross_attention)
-        augment: dict[str, Callable[[], AudioContext | NoContext]] = {
-            "raw": NoContext,
-            "context": partial(_audio_context, context, context_turns, direction, dim, heads, dropout),
-        }
-        attend = partial(
-            BimodalAttention,
-            dim,
-            heads,
-            dropout,
-            self_attention=self_attention,
-            cross_attention=cross_attention,
-            gate=gate,
-            relevance=relevance,
-            residual=residual,
-        )
-        names = ["raw", "context"] if levels == "both" else [levels]
+    Params = HBAFParams
+    losses = ("auxiliary", "contrastive")
 
-        self.audio_input = InputProjection(audio_dim, audio_layers, dim, dropout)
-        self.text_input = InputProjection(text_dim, text_layers, dim, dropout)
-        self.levels: Any = nn.ModuleDict({name: Level(augment[name](), attend(), attend()) for name in names})
+    def __init__(self, params: HBAFParams, sizes: Sizes, wanted: Wanted = EVERYTHING) -> None:
+        super().__init__()
+        dim, dropout, classes = params.dim, params.dropout, sizes.classes
+        names = ["raw", "context"] if params.levels == "both" else [params.levels]
+
+        def level(name: str) -> Level:
+            augments = name == "context" and params.context != "none"
+            return Level(AudioContext(params) if augments else NoContext(), params)
+
+        def encoder() -> nn.Module:
+            encodes = params.conversation_encoder == "gru"
+            return ConversationEncoder(dim, params.direction, dropout) if encodes else Unchanged()
+
+        self.audio_input = InputProjection(sizes.audio_dim, sizes.audio_layers, dim, dropout)
+        self.text_input = InputProjection(sizes.text_dim, sizes.text_layers, dim, dropout)
+        self.levels: Parts[Level] = Parts({name: level(name) for name in names})
         self.audio_mix = WeightedMix(len(names)) if len(names) > 1 else Unchanged()
         self.text_mix = WeightedMix(len(names)) if len(names) > 1 else Unchanged()
         self.audio_pool = AttentionPooling(dim)
         self.text_pool = AttentionPooling(dim)
-        encodes = conversation_encoder == "gru"
-        self.audio_encoder = ConversationEncoder(dim, direction, dropout) if encodes else Unchanged()
-        self.text_encoder = ConversationEncoder(dim, direction, dropout) if encodes else Unchanged()
+        self.audio_encoder = encoder()
+        self.text_encoder = encoder()
         self.classifier = classifier(3 * dim, dim, classes, dropout)
-        self.audio_head = nn.Linear(dim, classes) if auxiliary else Constant(None)
-        self.text_head = nn.Linear(dim, classes) if auxiliary else Constant(None)
-        self.audio_embedding = Embedding(dim) if contrastive else Constant(None)
-        self.text_embedding = Embedding(dim) if contrastive else Constant(None)
+        self.audio_head = nn.Linear(dim, classes) if wanted.auxiliary else Constant(None)
+        self.text_head = nn.Linear(dim, classes) if wanted.auxiliary else Constant(None)
+        self.audio_embedding = Embedding(dim) if wanted.contrastive else Constant(None)
+        self.text_embedding = Embedding(dim) if wanted.contrastive else Constant(None)
 
     def stages(self) -> list[Stage]:
         """Trained in one piece."""
         return [whole(self)]
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
+        batch = batch.joined() if views else batch
         with collect_views(self, views) as shown:
-            return replace(self._fuse(batch.joined() if views else batch), views=shown)
+            h = batch.encoded(self._project)  # Ha = LN(Wa xa), Ht = LN(Wt xt)
+            contents = [level.augment.look_up(h) for level in self.levels.values()]  # Ht and c
+            a, t = h.each(self._fuse, *contents)  # (utterances, dim)
+            a = self.audio_encoder(a, batch.turns)  # a = LN(a + GRU(a))
+            t = self.text_encoder(t, batch.turns)
+            return Output(
+                logits=self.classifier(torch.cat([a, t, a * t], dim=-1)),  # MLP([a; t; a * t])
+                audio_logits=self.audio_head(a),
+                text_logits=self.text_head(t),
+                audio=self.audio_embedding(a),
+                text=self.text_embedding(t),
+                views=shown,
+            )
 
-    def _fuse(self, batch: Batch) -> Output:
-        inputs = [self._project(group) for group in batch.groups]
-        arounds = [level.augment.look_around(inputs, batch) for level in self.levels.values()]
-        pooled = [
-            self._pool(one, [_of_group(around, group, batch) for around in arounds])
-            for one, group in zip(inputs, batch.groups, strict=True)
+    def _project(self, group: Group) -> tuple[Tensor, Tensor]:
+        return self.audio_input(group.audio), self.text_input(group.text)
+
+    def _fuse(self, group: Group, *contents: Content | None) -> tuple[Tensor, Tensor]:
+        """Both modalities of some utterances on all levels, pooled: (utterances, dim) twice."""
+        audio_mask, text_mask = KeyMask(group.audio_mask), KeyMask(group.text_mask)
+        levels = [
+            level(group.audio, audio_mask, group.text, text_mask, content)
+            for level, content in zip(self.levels.values(), contents, strict=True)
         ]
-        a, t = (batch.gather(rows) for rows in zip(*pooled, strict=True))
-        a = self.audio_encoder(a, batch.turns)
-        t = self.text_encoder(t, batch.turns)
-        return Output(
-            logits=self.classifier(torch.cat([a, t, a * t], dim=-1)),
-            audio_logits=self.audio_head(a),
-            text_logits=self.text_head(t),
-            audio=self.audio_embedding(a),
-            text=self.text_embedding(t),
-        )
-
-    def _project(self, group: Group) -> Inputs:
-        audio, text = self.audio_input(group.audio), self.text_input(group.text)
-        return Inputs(audio, KeyMask(group.audio_mask), text, KeyMask(group.text_mask))
-
-    def _pool(self, inputs: Inputs, arounds: Sequence[Keys | None]) -> tuple[Tensor, Tensor]:
-        """The utterances of one group, each modality told by the other: (utterances, dim) twice."""
-        levels = [level(inputs, around) for level, around in zip(self.levels.values(), arounds, strict=True)]
-        audios, texts = zip(*levels, strict=True)
-        audio = self.audio_pool(self.audio_mix(*audios), inputs.audio_mask.real)
-        return audio, self.text_pool(self.text_mix(*texts), inputs.text_mask.real)
-
-
-def _of_group(around: Keys | None, group: Group, batch: Batch) -> Keys | None:
-    if around is None:
-        return None
-    keys, exist = around
-    return batch.of_group(group, keys), batch.of_group(group, exist)
-
-
-def _audio_context(
-    context: Context, turns: int, direction: Direction, dim: int, heads: int, dropout: float
-) -> AudioContext | NoContext:
-    sources: dict[str, nn.Module] = {}
-    if context in ("text", "both"):
-        sources["text"] = TokenContent()
-    if context in ("conversation", "both"):
-        sources["conversation"] = ConversationContent(dim, turns, direction)
-    return AudioContext(sources, dim, heads, dropout) if sources else NoContext()
-
-
-def _check(turns: int, self_attention: bool, cross_attention: bool) -> None:
-    if turns < 1:
-        raise SettingsError(f"model.context_turns is {turns}: expected at least 1; for none, set model.context to text")
-    if not (self_attention or cross_attention):
-        raise SettingsError(
-            "model.self_attention and model.cross_attention are both false: nothing is left to fuse; switch one on"
-        )
+        audios, texts = zip(*levels, strict=True)  # of each level: (utterances, positions, dim)
+        audio = self.audio_pool(self.audio_mix(*audios), audio_mask.real)
+        return audio, self.text_pool(self.text_mix(*texts), text_mask.real)

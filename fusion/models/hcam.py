@@ -25,7 +25,7 @@ Our choices:
 - Stages II and III drop a share of the vectors that they are given, as stage I does of the features.
 - An utterance without a modality has no vector of it in any stage: zeros, to which nobody attends.
 - Where the two heads of a stage are to speak with one voice, log posteriors of what is present are averaged, of
-  models that tell scores the scores.
+  scores the scores themselves.
 
 And what each switch leaves:
 
@@ -43,9 +43,10 @@ And what each switch leaves:
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Output, Turns
@@ -60,6 +61,7 @@ from fusion.layers import (
     KeyMask,
     MeanPooling,
     MultiHeadAttention,
+    Parts,
     SequenceDropout,
     SequenceGRU,
     TurnAttention,
@@ -69,14 +71,39 @@ from fusion.layers import (
     feed_forward,
     turn_keys,
 )
-from fusion.models.interface import HubModel, Stage, check_choices, check_width
-from pipeline.settings import SettingsError
+from fusion.models.interface import HubModel, Stage
+from fusion.models.shared import EVERYTHING, Heads, SharedParams, Sizes, Wanted
 
 StageName = Literal["utterance", "conversation", "fusion"]
-Training = Literal["hierarchical", "joint"]
 CoAttention = Literal["both", "audio", "text", "none"]
-CHOICES = {"training": Training, "co_attention": CoAttention, "direction": Direction}
-STAGES: tuple[StageName, ...] = get_args(StageName)
+STAGES: tuple[StageName, ...] = ("utterance", "conversation", "fusion")
+
+
+class HCAMParams(SharedParams):
+    """Group `model.hcam`, and the shared keys that the model takes; see the module for what each switch leaves."""
+
+    heads: Heads = 4  # of every attention
+    stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = STAGES
+    training: Literal["hierarchical", "joint"] = "hierarchical"  # stage by stage, or all at once
+    freeze: bool = True  # earlier stages, while a later one is trained
+    self_attention: bool = True  # in all stages
+    co_attention: CoAttention = "both"  # audio: audio looks at text
+    blocks: int = Field(2, ge=0, le=100)  # of co-attention
+    recurrent_layers: int = Field(1, ge=1, le=10)  # along frames and tokens
+    ensemble: bool = False  # of what all heads say, by weights chosen on validation
+
+    @field_validator("stages")
+    @classmethod
+    def _in_order(cls, stages: tuple[StageName, ...]) -> tuple[StageName, ...]:
+        if stages != tuple(name for name in STAGES if name in stages):
+            raise ValueError(f"must name some of {', '.join(STAGES)}, each once, in this order")
+        return stages
+
+    @model_validator(mode="after")
+    def _halves(self) -> "HCAMParams":
+        if self.dim % 2:
+            raise ValueError(f"dim is {self.dim}: must be even for hcam, since GRUs along frames run both ways")
+        return self
 
 
 class RecurrentLayer(nn.Module):
@@ -141,7 +168,7 @@ class UtteranceEncoder(nn.Module):
 
 
 class ContextEncoder(nn.Module):
-    """Stage II for one modality: the vectors of a conversation's utterances, each told by the others.
+    """Stage II for one modality: the vectors of a conversation's utterances, each enriched with the others.
 
     Shape:
         returns: (utterances, dim), zeros where the utterance lacks the modality
@@ -187,7 +214,7 @@ class Modality(nn.Module):
     def __init__(self, encoder: nn.Module, head: Head | None) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head: Any = head
+        self.head = head
 
 
 class Unimodal(nn.Module):
@@ -208,6 +235,8 @@ class Unimodal(nn.Module):
         return batch.of_vectors(self.audio.encoder(batch, "audio"), self.text.encoder(batch, "text"))
 
     def classify(self, batch: Batch) -> Output:
+        assert self.audio.head is not None
+        assert self.text.head is not None
         audio_logits, audio_embedding = self.audio.head(batch.vectors("audio"))
         text_logits, text_embedding = self.text.head(batch.vectors("text"))
         embeddings = {"audio": audio_embedding, "text": text_embedding}
@@ -228,26 +257,18 @@ class CoAttentionBlock(nn.Module):
         returns: audio and text, (utterances, dim)
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        dropout: float,
-        *,
-        co_attention: CoAttention,
-        self_attention: bool,
-    ) -> None:
+    def __init__(self, params: HCAMParams) -> None:
         super().__init__()
 
         def attention(wanted: bool) -> nn.Module:
-            return TurnAttention(dim, heads, dropout) if wanted else Unchanged()
+            return TurnAttention(params.dim, params.heads, params.dropout) if wanted else Unchanged()
 
-        self.audio_to_text = attention(co_attention in ("both", "audio"))
-        self.text_to_audio = attention(co_attention in ("both", "text"))
-        self.audio_to_audio = attention(self_attention)
-        self.text_to_text = attention(self_attention)
-        self.audio_feed_forward = _FeedForward(dim, dropout)
-        self.text_feed_forward = _FeedForward(dim, dropout)
+        self.audio_to_text = attention(params.co_attention in ("both", "audio"))
+        self.text_to_audio = attention(params.co_attention in ("both", "text"))
+        self.audio_to_audio = attention(params.self_attention)
+        self.text_to_text = attention(params.self_attention)
+        self.audio_feed_forward = _FeedForward(params.dim, params.dropout)
+        self.text_feed_forward = _FeedForward(params.dim, params.dropout)
 
     def forward(
         self, audio: Tensor, text: Tensor, audio_keys: KeyMask, text_keys: KeyMask, turns: Turns
@@ -272,7 +293,7 @@ class _FeedForward(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Stage III: the two sequences of utterances, told by each other, of a batch that stage II or I has encoded."""
+    """Stage III: both sequences of utterances, each enriched with the other, of a batch that stage II or I encoded."""
 
     classifies = True
 
@@ -304,11 +325,11 @@ class Chain(nn.Module):
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
         super().__init__()
-        self.parts = nn.ModuleDict(parts)
+        self.parts: Parts[Part] = Parts(parts)
 
     def forward(self, batch: Batch) -> Output:
         outputs = {}
-        for name, part in self._parts():
+        for name, part in self.parts.items():
             batch = part.encode(batch)
             if part.classifies:
                 outputs[name] = part.classify(batch)
@@ -316,22 +337,19 @@ class Chain(nn.Module):
         return replace(outputs[last], earlier={name: outputs[name] for name in earlier})
 
     def encode(self, batch: Batch) -> Batch:
-        for _, part in self._parts():
+        for part in self.parts.values():
             batch = part.encode(batch)
         return batch
 
     def branches(self) -> dict[str, nn.Module]:
         """The heads of the last stage, each with the weights behind it."""
-        parts = [part for _, part in self._parts()]
+        parts = list(self.parts.values())
         if isinstance(parts[-1], Fusion):
             return {"fused": self}
         return {name: nn.ModuleList(getattr(part, name) for part in parts) for name in ("audio", "text")}
 
-    def _parts(self) -> list[tuple[str, Any]]:
-        return list(self.parts.items())
 
-
-class HCAM(nn.Module, HubModel, library_name="erc-fusion", paper_url="https://arxiv.org/abs/2304.06910"):
+class HCAM(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2304.06910"):
     """Hierarchical cross-attention model. `forward` takes a `Batch` and returns an `Output`.
 
     The output's `earlier` holds what stages I and II return, under `utterance` and `conversation`; with `ensemble`
@@ -343,98 +361,57 @@ class HCAM(nn.Module, HubModel, library_name="erc-fusion", paper_url="https://ar
         chain.parts.fusion.blocks.<n>.<one>_to_<other>.attention        (utterances, heads, turns)
 
     where <modality>, <one> and <other> are audio or text, and `audio_to_text` is audio looking at text.
-
-    Args:
-        audio_dim, text_dim: width of the stored features.
-        audio_layers, text_layers: stored layers; more than one are mixed by learned weights.
-        classes: how many labels there are; 1 for a score.
-        dim: width of everything inside; even, and a multiple of `heads`.
-        heads: of every attention.
-        dropout: share dropped of the inputs, of what each part adds to its input, and in the classifiers.
-        direction: `past` for turns that have been, `both` for the whole conversation.
-        stages: which of the three there are, in their order.
-        training: the stages one after the other, or at once.
-        freeze: whether earlier stages stay as they are while a later one is trained.
-        self_attention: in all stages.
-        co_attention, blocks: of stage III, see the module.
-        recurrent_layers: of the bidirectional GRU of stage I.
-        ensemble: whether what all heads say is averaged by weights chosen on validation.
-        auxiliary: whether, trained jointly, the earlier stages have heads.
-        supervised: whether there are embeddings for the supervised contrast.
-        scores: whether the one output of each head is a score.
-
-    Raises:
-        SettingsError: the arguments do not fit each other.
     """
 
-    def __init__(
-        self,
-        *,
-        audio_dim: int,
-        text_dim: int,
-        audio_layers: int = 1,
-        text_layers: int = 1,
-        classes: int,
-        dim: int = 64,
-        heads: int = 4,
-        dropout: float = 0.3,
-        direction: Direction = "both",
-        stages: Sequence[StageName] = STAGES,
-        training: Training = "hierarchical",
-        freeze: bool = True,
-        self_attention: bool = True,
-        co_attention: CoAttention = "both",
-        blocks: int = 2,
-        recurrent_layers: int = 1,
-        ensemble: bool = False,
-        auxiliary: bool = True,
-        supervised: bool = True,
-        scores: bool = False,
-    ) -> None:
-        super().__init__()
-        check_choices(CHOICES, training=training, co_attention=co_attention, direction=direction)
-        check_width(dim, heads, halves=True)
-        _check_stages(stages)
-        self.training_of_stages, self.freeze = training, freeze
-        last = stages[-1]
+    Params = HCAMParams
+    losses = ("auxiliary", "supervised")
 
-        def head(stage: StageName, features: int) -> Head | None:
-            silent = stage not in stages or (training == "joint" and not auxiliary and stage != last)
-            return None if silent else Head(features, dim, classes, dropout, supervised)
+    def __init__(self, params: HCAMParams, sizes: Sizes, wanted: Wanted = EVERYTHING) -> None:
+        super().__init__()
+        self.training_of_stages, self.freeze = params.training, params.freeze
+        dim, heads, dropout, direction = params.dim, params.heads, params.dropout, params.direction
+        stages, last = params.stages, params.stages[-1]
+
+        def classify(features: int) -> Head:
+            return Head(features, dim, sizes.classes, dropout, wanted.supervised)
+
+        def head(stage: StageName) -> Head | None:
+            silent = stage not in stages or (params.training == "joint" and not wanted.auxiliary and stage != last)
+            return None if silent else classify(dim)
 
         def utterance(features: int, layers: int) -> Modality:
             project = InputProjection(features, layers, dim, dropout)
             if "utterance" not in stages:
                 return Modality(UtteranceEncoder(project, [], MeanPooling()), None)
-            inner: list[nn.Module] = [RecurrentLayer(dim, dropout) for _ in range(recurrent_layers)]
-            inner += [SelfAttention(dim, heads, dropout)] if self_attention else []
-            return Modality(UtteranceEncoder(project, inner, AttentionPooling(dim)), head("utterance", dim))
+            inner: list[nn.Module] = [RecurrentLayer(dim, dropout) for _ in range(params.recurrent_layers)]
+            inner += [SelfAttention(dim, heads, dropout)] if params.self_attention else []
+            return Modality(UtteranceEncoder(project, inner, AttentionPooling(dim)), head("utterance"))
 
         def conversation() -> Modality:
-            attention = TurnAttention(dim, heads, dropout) if self_attention else Unchanged()
+            attention = TurnAttention(dim, heads, dropout) if params.self_attention else Unchanged()
             encoder = ContextEncoder(ConversationEncoder(dim, direction, dropout), attention, direction, dropout)
-            return Modality(encoder, head("conversation", dim))
+            return Modality(encoder, head("conversation"))
 
-        def block() -> CoAttentionBlock:
-            return CoAttentionBlock(dim, heads, dropout, co_attention=co_attention, self_attention=self_attention)
-
-        voice = Unchanged() if scores else nn.LogSoftmax(dim=-1)
+        voice = Unchanged() if wanted.scores else nn.LogSoftmax(dim=-1)
         parts: dict[str, Part] = {
-            "utterance": Unimodal(utterance(audio_dim, audio_layers), utterance(text_dim, text_layers), voice)
+            "utterance": Unimodal(
+                utterance(sizes.audio_dim, sizes.audio_layers), utterance(sizes.text_dim, sizes.text_layers), voice
+            )
         }
         if "conversation" in stages:
             parts["conversation"] = Unimodal(conversation(), conversation(), voice)
         if "fusion" in stages:
-            last_head = Head(2 * dim, dim, classes, dropout, supervised)
-            parts["fusion"] = Fusion([block() for _ in range(blocks)], last_head, direction, dropout)
+            last_head = classify(2 * dim)  # before the blocks: the order decides which random weights each part gets
+            blocks = [CoAttentionBlock(params) for _ in range(params.blocks)]
+            parts["fusion"] = Fusion(blocks, last_head, direction, dropout)
         self.chain = Chain(parts)
-        self.ensemble = Ensemble(_head_names(parts), scores) if ensemble else Unchanged()
+        self.ensemble = Ensemble(_head_names(parts), wanted.scores) if params.ensemble else Unchanged()
 
     def stages(self) -> list[Stage]:
         """Hierarchical training: each stage that classifies, behind those before it; joint training: all at once."""
         if self.training_of_stages == "joint":
             return [Stage("joint", self.chain, self.chain.branches())]
-        parts: dict[str, Any] = dict(self.chain.parts.items())
+        parts = dict(self.chain.parts.items())
         names = list(parts)
         ends = [index + 1 for index, name in enumerate(names) if parts[name].classifies]
         stages = []
@@ -463,11 +440,3 @@ def _head_names(parts: Mapping[str, Part]) -> list[str]:
     *earlier, last = [name for name, part in parts.items() if part.classifies]
     names = [f"{name}.{modality}" for name in earlier for modality in ("audio", "text")]
     return [*names, "fused"] if isinstance(parts[last], Fusion) else [*names, "audio", "text", "fused"]
-
-
-def _check_stages(stages: Sequence[str]) -> None:
-    if not stages or list(stages) != [name for name in STAGES if name in stages]:
-        raise SettingsError(
-            f"model.stages is [{', '.join(map(str, stages))}]: expected some of {', '.join(STAGES)}, each once, "
-            "in this order"
-        )

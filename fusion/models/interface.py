@@ -1,29 +1,46 @@
-"""What every model has: `save_pretrained`, `from_pretrained` and `push_to_hub` of the Hugging Face hub, what it
-refuses of its arguments, and the stages in which it is trained, one after the other; most models have one.
+"""What every model has: its params class, `save_pretrained`, `from_pretrained` and `push_to_hub` of the Hugging Face
+hub, and the stages in which it is trained, one after the other; most models have one.
 
 A model says by `stages()` how it is trained. The trainer takes each stage by itself: it optimises the weights of the
 stage's branches, and each branch keeps those of its own best epoch on validation.
 """
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar
 
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from fusion.batch import Batch
-from pipeline.settings import SettingsError
+from fusion.models.shared import SharedParams
 
 
 class HubModel(PyTorchModelHubMixin):
-    """huggingface_hub's mixin, which by itself takes a weight that is missing or too many for nothing.
+    """huggingface_hub's mixin, which by itself ignores a weight that is missing or too many.
 
     Nor does it save a model whose GRUs are on a GPU: cuDNN lays their weights into one storage, which safetensors takes
-    for weights that are shared.
+    for weights that are shared. A model's constructor takes `(params, sizes)`, and `wanted` where it has `losses`.
+
+    Attributes:
+        Params: the class of `params`; its fields that section `model` lacks are the keys of `model.<name>`.
+        losses: attributes of `Wanted` for which the model has a part.
     """
+
+    Params: ClassVar[type[SharedParams]]
+    losses: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **info: Any) -> None:
+        coders = {cls.Params: (_plain, cls.Params.model_validate_json)}
+        super().__init_subclass__(library_name="erc-fusion", coders=coders, **info)
+
+    @classmethod
+    def _decode_arg(cls, expected_type: type, value: Any) -> Any:
+        is_params = isinstance(expected_type, type) and issubclass(expected_type, SharedParams)
+        return super()._decode_arg(expected_type, json.dumps(value) if is_params else value)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         own: Any = copy.deepcopy(self)  # every weight in a storage of its own
@@ -34,20 +51,8 @@ class HubModel(PyTorchModelHubMixin):
         return super()._from_pretrained(strict=strict, **arguments)
 
 
-def check_choices(choices: Mapping[str, Any], **found: str) -> None:
-    """Raise SettingsError unless each of `found` is among its literal type in `choices`."""
-    for name, value in found.items():
-        accepted = get_args(choices[name])
-        if value not in accepted:
-            raise SettingsError(f"model.{name} is {value!r}: expected one of {', '.join(accepted)}")
-
-
-def check_width(dim: int, heads: int, *, halves: bool) -> None:
-    """Raise SettingsError unless `heads` attention heads, and two directions where it has `halves`, share `dim`."""
-    if dim % heads or (halves and dim % 2):
-        raise SettingsError(
-            f"model.dim is {dim}: expected a multiple of model.heads ({heads}), and even; change either"
-        )
+def _plain(params: SharedParams) -> dict[str, Any]:
+    return params.model_dump(mode="json")
 
 
 @dataclass(frozen=True, eq=False)

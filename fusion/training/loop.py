@@ -16,9 +16,9 @@ from tqdm import tqdm
 from fusion.data import Split
 from fusion.errors import TrainingError
 from fusion.inference import fit_ensembles, predict_heads, score_heads
-from fusion.models import build_model
+from fusion.models import Sizes, build_model
 from fusion.objective import Calibration, Epoch, find_task, history_from_json
-from fusion.params import Recipe, model_arguments
+from fusion.params import Recipe
 from fusion.runtime import place, reproducible
 from fusion.training.resume import StateFile
 from fusion.training.stage import StageRun, Training
@@ -44,15 +44,14 @@ class Fit:
 
 def build_split_model(split: Split, recipe: Recipe, classes: int) -> nn.Module:
     """A new model of `recipe` for the features of `split`, on its device; its heads know so many `classes`."""
-    model = build_model(
-        recipe.model.name,
+    sizes = Sizes(
         audio_dim=split.audio.dim,
         text_dim=split.text.dim,
         audio_layers=split.audio.layers,
         text_layers=split.text.layers,
         classes=find_task(recipe.train.target, classes).outputs,
-        **model_arguments(recipe),
     )
+    model: nn.Module = build_model(recipe.model.name, recipe.own, sizes, recipe.wanted)
     return model.to(split.device)
 
 

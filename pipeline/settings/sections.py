@@ -268,7 +268,7 @@ def _describe(problems: Sequence[Any], name: str, section: type[Section]) -> str
     message = " or ".join([message, *(other.removeprefix("input should be ") for other in others)])
     found = problem["input"]
     if isinstance(found, dict | BaseModel):  # a rule over several keys: its message names them
-        return f"'{key}': {message}"
+        return message if f"'{key}." in message else f"'{key}': {message}"
     hint = ""
     if problem["type"] == "literal_error" and isinstance(found, str):
         accepted = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")

@@ -1,13 +1,14 @@
 """Small random batches and models, and what tests ask of them."""
 
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
-from fusion.models import build_model, own_arguments
+from fusion.models import MODELS, Sizes, Wanted, build_model
 from fusion.objective import LossTerms, fusion_loss, head_masks
 from fusion.objective.losses import FUSED, absolute_error, cross_entropy
 
@@ -22,8 +23,22 @@ def name_of(setting: dict[str, Any]) -> str:
 def make(name: str, **arguments: Any) -> Any:
     """The model called `name`, small, always with the same weights, in evaluation mode."""
     torch.manual_seed(0)
-    small = {key: value for key, value in {"dim": DIM, "heads": HEADS}.items() if key in own_arguments(name)}
-    return build_model(name, **(SIZES | small | arguments)).eval()
+    small = {
+        key: value for key, value in {"dim": DIM, "heads": HEADS}.items() if key in MODELS[name].Params.model_fields
+    }
+    return build(name, **(small | arguments)).eval()
+
+
+def build(name: str, **arguments: Any) -> Any:
+    """The model called `name`; keywords are fields of its params, of `Sizes` and of `Wanted`."""
+    sizes, wanted = ({one.name for one in fields(record)} for record in (Sizes, Wanted))
+    own = {key: value for key, value in arguments.items() if key not in sizes | wanted}
+    return build_model(
+        name,
+        MODELS[name].Params.model_validate_json(json.dumps(own)),
+        Sizes(**SIZES | {key: value for key, value in arguments.items() if key in sizes}),
+        Wanted(**{key: value for key, value in arguments.items() if key in wanted}),
+    )
 
 
 def make_batch(

@@ -44,10 +44,17 @@ class Made:
 def tiny_recipe(
     model: Mapping[str, Any] = MappingProxyType({}), loss: Mapping[str, Any] = MappingProxyType({}), **train: Any
 ) -> Recipe:
-    """A recipe that trains in a second; keywords are keys of section `train`."""
+    """A recipe that trains in a second; keywords are keys of section `train`, `model` has the model's own keys too."""
     small: dict[str, Any] = {"dim": 8, "heads": 2, "dropout": 0.1, "audio_frames": 8}
     short: dict[str, Any] = {"seeds": (0,), "epochs": 3, "conversations": 4, "learning_rate": 1e-2}
-    return Recipe(ModelParams(**small | dict(model)), LossParams(**loss), TrainParams(**short | train))
+    return Recipe(model_params(**small | dict(model)), LossParams(**loss), TrainParams(**short | train))
+
+
+def model_params(name: str = "hbaf", **values: Any) -> ModelParams:
+    """Section `model`, with the keys that are the model's own put into its group."""
+    own = {key: value for key, value in values.items() if key not in ModelParams.model_fields}
+    shared = {key: value for key, value in values.items() if key in ModelParams.model_fields}
+    return ModelParams(name=name, **shared, **({name: own} if own else {}))  # type: ignore[arg-type]
 
 
 def train_made(features: Features | Path, output: Path, recipe: Recipe, jobs: int | None = None) -> list[Provenance]:

@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fusion.params import LossParams, ModelParams, Recipe, TrainParams
+from fusion.params import LossParams, Recipe, TrainParams
 from pipeline.extraction import extract_audio, extract_text
 from pipeline.join import join
 from pipeline.manifest import Utterance, write_manifest
 from pipeline.params import AudioParams, TextParams
 from pipeline.store import Features
 from tests.demo import DEMO, conversations, prepared
-from tests.fusion.made import train_made
+from tests.fusion.made import model_params, train_made
 
 SHARES = {"train": 3, "validation": 1, "test": 2}  # conversations
 
@@ -35,7 +35,7 @@ class Recorded:
         folder = self.folder / "models" / key
         if not folder.exists():
             recipe = Recipe(
-                ModelParams(name=name, **{"dim": 8, "heads": 2, "audio_frames": 16} | model),  # type: ignore[arg-type]
+                model_params(name, **{"dim": 8, "heads": 2, "audio_frames": 16} | model),
                 LossParams(),
                 TrainParams(epochs=2, seeds=seeds, target=target, learning_rate=1e-2),  # type: ignore[arg-type]
             )

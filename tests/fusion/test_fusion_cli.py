@@ -50,9 +50,9 @@ def test_train_and_evaluate_need_nothing_but_the_feature_file(project: Path) -> 
 def test_paths_and_parameters_can_be_given(project: Path) -> None:
     (project / "other.yaml").write_text("train: {epochs: 1, seeds: [7]}\nmodel: {dim: 8, heads: 2}\n")
     common = ["--features", "data/feats.h5", "--params", "other.yaml", "--device", "cpu"]
-    assert run(train_app, *common, "--set", "model.context=none", "--output", "out/plain").exit_code == 0
+    assert run(train_app, *common, "--set", "model.hbaf.context=none", "--output", "out/plain").exit_code == 0
     config = json.loads((project / "out" / "plain" / "seed-7" / "config.json").read_text())
-    assert config["context"] == "none"
+    assert config["params"]["context"] == "none"
     assert run(evaluate_app, *common, "--models", "out/plain", "--output", "out/scores").exit_code == 0
     assert (project / "out" / "scores" / "metrics.json").exists()
 
@@ -77,7 +77,7 @@ def test_without_params_yaml_defaults_are_used_and_this_is_said(project: Path) -
 def test_ctrl_c_is_one_line_also_with_processes_that_train(project: Path) -> None:
     """A terminal gives it to all of them."""
     command = ["fusion-ablate", "--features", "data/feats.h5", "--device", "cpu", "--jobs", "2"]
-    sets = ["train.epochs=2000", "train.patience=2000", "ablations.plain={model.gate: false}"]
+    sets = ["train.epochs=2000", "train.patience=2000", "ablations.plain={model.hbaf.gate: false}"]
     command += [argument for one in sets for argument in ("--set", one)]
     assert interrupted(command, project, lambda process: len(children(process)) >= 2) == (130, KEPT)
 
@@ -90,7 +90,7 @@ REFUSED = [
     (train_app, ["--features", "data/none.h5"], "data/none.h5: no such feature file"),
     (train_app, ["--features", "params.yaml"], "params.yaml: not a feature file of this project"),
     (train_app, ["--features", "data/feats.h5", "--params", "none.yaml"], "none.yaml: no such file"),
-    (train_app, ["--features", "data/feats.h5", "--set", "model.contxt=none"], "did you mean 'model.context'"),
+    (train_app, ["--features", "data/feats.h5", "--set", "model.contxt=none"], "did you mean 'model.hbaf.context'"),
     (train_app, ["--features", "data/feats.h5", "--set", "model.name=hcma"], "'model.name' is 'hcma'"),
     (train_app, ["--features", "data/feats.h5", "--device", "tpu"], "device 'tpu': no such device; here are auto, cpu"),
     (train_app, ["--features", "data/feats.h5", "--output", "."], "exists and is not a folder of models alone"),

@@ -1,13 +1,13 @@
 """The sections of params.yaml that fusion owns: what they accept, and that they are the model's own arguments."""
 
-import inspect
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from fusion.models import MODELS, own_arguments
+from fusion.models import MODELS, HBAFParams, HCAMParams
 from fusion.params import (
     GENERAL,
     EvaluateParams,
@@ -15,7 +15,7 @@ from fusion.params import (
     ModelParams,
     Recipe,
     TrainParams,
-    model_arguments,
+    own_params,
     read_recipe,
 )
 from pipeline.settings import Section, SettingsError, check_section
@@ -35,12 +35,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("model", {"dim": 10, "heads": 4}, "'model.heads' is 4: must divide model.dim, which is 10"),
     ("model", {"dropout": 1.0}, "'model.dropout' is 1.0.*less than 1"),
     ("model", {"dropout": "0.3"}, "'model.dropout' is '0.3'"),
-    ("model", {"stages": []}, "'model.stages'"),
-    ("model", {"stages": ["fusion", "utterance"]}, "'model.stages'.*each once, in this order"),
-    ("model", {"blocks": -1}, "'model.blocks' is -1"),
+    ("model", {"dim": 9, "heads": 3}, "dim is 9: must be even"),
+    ("model", {"hbaf": 3}, "'model.hbaf' is 3: expected a group of keys and values"),
+    ("model", {"gate": True}, "'model.gate' is now 'model.hbaf.gate'"),
+    ("model", {"blocks": 1}, "'model.blocks' is now 'model.hcam.blocks' or 'model.crossmodal.blocks'"),
+    ("model", {"hbfa": {}}, "unknown key 'model.hbfa'; did you mean 'model.hbaf'"),
     ("loss", {"supervised": 1.5}, "'loss.supervised' is 1.5.*less than or equal to 1"),
-    ("model", {"gate": 1}, "'model.gate' is 1.*boolean"),
-    ("model", {"contxt": "none"}, "unknown key 'model.contxt'; did you mean 'model.context'"),
+    ("model", {"contxt": "none"}, "unknown key 'model.contxt'; did you mean 'model.hbaf.context'"),
     ("loss", {"auxiliary": -0.1}, "'loss.auxiliary' is -0.1"),
     ("loss", {"temperature": 0.0}, "'loss.temperature' is 0.0.*greater than 0"),
     ("loss", {"absolute": float("nan")}, "'loss.absolute'"),
@@ -71,40 +72,85 @@ def test_every_model_is_in_the_section() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_model_section_is_what_the_model_takes_with_the_same_defaults(name: str) -> None:
-    parameters = inspect.signature(MODELS[name]).parameters
-    own = {key: one.default for key, one in parameters.items() if key in own_arguments(name)}
-    assert model_arguments(Recipe(ModelParams(name=name), LossParams(), TrainParams())) == own
+def test_a_model_takes_shared_keys_with_the_same_defaults(name: str) -> None:
+    model = ModelParams(name=name)  # type: ignore[arg-type]
+    assert own_params(model, "model") == MODELS[name].Params()
 
 
 def test_every_key_of_the_model_section_is_taken_by_some_model() -> None:
-    taken = {key for name in MODELS for key in own_arguments(name)}
+    taken = {key for one in MODELS.values() for key in one.Params.model_fields}
     assert set(ModelParams.model_fields) - taken == set(GENERAL)
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "message"),
+    [
+        ("hbaf", {"gate": 1}, "params.yaml: 'model.hbaf.gate' is 1.*boolean"),
+        ("hbaf", {"gates": True}, "unknown key 'model.hbaf.gates'; did you mean 'model.hbaf.gate'"),
+        ("hbaf", {"dim": 8}, "'model.hbaf.dim' is shared by all models; set 'model.dim'"),
+        ("hbaf", {"self_attention": False, "cross_attention": False}, "both false: nothing is left to fuse"),
+        ("hcam", {"stages": []}, "'model.hcam.stages'"),
+        ("hcam", {"stages": ["fusion", "utterance"]}, "'model.hcam.stages'.*each once, in this order"),
+        ("hcam", {"blocks": -1}, "'model.hcam.blocks' is -1"),
+        ("crossmodal", {"blocks": 0}, "'model.crossmodal.blocks' is 0"),
+        ("concat", {"gate": True}, "unknown key 'model.concat.gate'"),
+    ],
+)
+def test_the_group_of_the_model_named_is_checked(
+    name: str, group: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"model": {"name": name, name: group}}))
+    with pytest.raises(SettingsError, match=message):
+        read_recipe(path)
+
+
+def test_the_groups_of_other_models_wait(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("model: {hbaf: {gate: false}, hcam: {blocks: 1}}\n")
+    assert read_recipe(path).own == HBAFParams(gate=False)
+    assert read_recipe(path, ["model.name=hcam"]).own == HCAMParams(blocks=1)
+    assert read_recipe(path).digest == read_recipe(None, ["model.hbaf.gate=false"]).digest
+
+
+def test_an_override_of_another_model_is_refused() -> None:
+    assert read_recipe(None, ["model.name=hcam", "model.hcam.blocks=1"]).own == HCAMParams(blocks=1)
+    with pytest.raises(SettingsError, match=r"--set 'model.hcam.blocks=1'.*is of model hcam, but model.name is hbaf"):
+        read_recipe(None, ["model.hcam.blocks=1"])
+    with pytest.raises(SettingsError, match=r"--set 'model.hbaf={}'.*is of model hbaf, but model.name is concat"):
+        read_recipe(None, ["model.name=concat", "model.hbaf={}"])
+
+
+def test_an_old_flat_key_is_refused_with_its_new_name() -> None:
+    with pytest.raises(SettingsError, match=r"override 'model.gate=false'.*'model.gate' is now 'model.hbaf.gate'"):
+        read_recipe(None, ["model.gate=false"])
 
 
 def test_a_parameter_that_the_model_does_not_take_changes_no_digest() -> None:
     def digest(**params: Any) -> str:
         return tiny_recipe(**params).digest
 
-    assert digest(model={"name": "hcam", "gate": False}) == digest(model={"name": "hcam"})
-    assert digest(model={"freeze": False}) == digest()
+    others = Recipe(ModelParams(name="hcam", hbaf={"gate": False}), LossParams(), TrainParams())
+    assert others.digest == Recipe(ModelParams(name="hcam"), LossParams(), TrainParams()).digest
+    assert digest(model={"name": "hcam", "conversation_encoder": "none"}) == digest(model={"name": "hcam"})
+    assert digest(model={"name": "concat", "heads": 4}) == digest(model={"name": "concat"})
     assert digest(model={"name": "concat"}, loss={"auxiliary": 0.0}) == digest(model={"name": "concat"})
     assert digest(loss={"supervised": 0.7}) == digest()
     assert digest(model={"name": "hcam"}, loss={"supervised": 0.7}) != digest(model={"name": "hcam"})
 
 
 def test_what_no_loss_trains_is_not_built() -> None:
-    arguments = model_arguments(tiny_recipe(loss={"auxiliary": 0.0, "absolute": 0.0, "relative": 0.0}))
-    assert not arguments["auxiliary"]
-    assert not arguments["contrastive"]
-    assert model_arguments(tiny_recipe(loss={"absolute": 0.0}))["contrastive"]
+    wanted = tiny_recipe(loss={"auxiliary": 0.0, "absolute": 0.0, "relative": 0.0}).wanted
+    assert not wanted.auxiliary
+    assert not wanted.contrastive
+    assert tiny_recipe(loss={"absolute": 0.0}).wanted.contrastive
 
 
 def test_a_recipe_reads_its_three_sections_and_overrides(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text("model: {context: none}\ntrain: {seeds: [3]}\naudio: {encoder: tiny}\n")
+    path.write_text("model: {hbaf: {context: none}}\ntrain: {seeds: [3]}\naudio: {encoder: tiny}\n")
     recipe = read_recipe(path, ["train.learning_rate=1e-4", "loss.label_aware=true", "evaluate.seed=4"])
-    assert (recipe.model.context, recipe.train.seeds) == ("none", (3,))
+    assert (recipe.own, recipe.train.seeds) == (HBAFParams(context="none"), (3,))
     assert (recipe.train.learning_rate, recipe.loss.label_aware) == (1e-4, True)
 
 

@@ -29,7 +29,7 @@ from fusion.objective import Interval, LossTerms, best_epoch, fusion_loss, head_
 from fusion.objective.losses import absolute_error
 from fusion.objective.metrics import SCORE_METRICS
 from fusion.objective.tasks import ScoreTask
-from fusion.params import LossParams, ModelParams, Recipe, TrainParams, model_arguments
+from fusion.params import Recipe, TrainParams
 from fusion.training import fit
 from fusion.training.loop import Fit
 from pipeline.settings import SettingsError, check_section
@@ -87,9 +87,8 @@ def test_every_model_learns_scores_and_is_found_again(name: str, setting: dict[s
 
 
 def score_arguments(name: str, setting: dict[str, Any]) -> dict[str, Any]:
-    given = model_arguments(Recipe(ModelParams(name=name), LossParams(), TrainParams(target="score")))  # type: ignore[arg-type]
-    chosen = {key: given[key] for key in ("supervised", "scores", "contrastive") if key in given}
-    return {"classes": 1, **chosen, **setting}
+    wanted = score_recipe(model={"name": name}).wanted
+    return {"classes": 1, "supervised": wanted.supervised, "scores": wanted.scores, **setting}
 
 
 @pytest.mark.parametrize("name", MODELS)

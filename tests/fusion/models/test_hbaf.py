@@ -6,20 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from fusion.batch import Batch
-from fusion.models import HBAF
-from pipeline.errors import ErcError
+from fusion.models import HBAF, HBAFParams
 from tests.fusion.batches import (
     AUDIO_DIM,
     CLASSES,
     DIM,
     HEADS,
-    SIZES,
     TEXT_DIM,
     changed,
     influence,
+    make,
     make_batch,
     name_of,
     tensors_in,
@@ -29,8 +29,7 @@ from tests.fusion.batches import (
 
 
 def make_model(**arguments: Any) -> HBAF:
-    torch.manual_seed(0)
-    return HBAF(**(SIZES | {"dim": DIM, "heads": HEADS} | arguments)).eval()
+    return make("hbaf", **arguments)
 
 
 @pytest.mark.parametrize("context", ["none", "text", "conversation", "both"])
@@ -235,10 +234,10 @@ def test_a_small_model_learns_what_only_the_turn_before_tells(part: str) -> None
     ("arguments", "message"),
     [
         ({"self_attention": False, "cross_attention": False}, "both false: nothing is left to fuse"),
-        ({"context_turns": 0}, "model.context_turns is 0: expected at least 1"),
-        ({"context": "audio"}, "model.context is 'audio': expected one of none, text, conversation, both"),
+        ({"context_turns": 0}, "greater than or equal to 1"),
+        ({"context": "audio"}, "'none', 'text', 'conversation' or 'both'"),
     ],
 )
 def test_settings_that_make_no_model_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ErcError, match=message):
-        HBAF(**(SIZES | arguments))
+    with pytest.raises(ValidationError, match=message):
+        HBAFParams(**arguments)

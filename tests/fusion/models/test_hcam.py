@@ -5,15 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from fusion.batch import Batch
-from fusion.models import HCAM
-from pipeline.settings import SettingsError
+from fusion.models import HCAMParams
 from tests.fusion.batches import (
     CLASSES,
     DIM,
-    HEADS,
-    SIZES,
     changed,
     influence,
     make,
@@ -27,10 +25,10 @@ from tests.fusion.batches import (
 @pytest.mark.parametrize(
     ("setting", "gone"),
     [
-        ({"stages": ["conversation", "fusion"]}, "chain.parts.utterance.audio.head."),
-        ({"stages": ["conversation", "fusion"]}, "chain.parts.utterance.text.encoder.layers."),
-        ({"stages": ["utterance", "fusion"]}, "chain.parts.conversation."),
-        ({"stages": ["utterance", "conversation"]}, "chain.parts.fusion."),
+        ({"stages": ("conversation", "fusion")}, "chain.parts.utterance.audio.head."),
+        ({"stages": ("conversation", "fusion")}, "chain.parts.utterance.text.encoder.layers."),
+        ({"stages": ("utterance", "fusion")}, "chain.parts.conversation."),
+        ({"stages": ("utterance", "conversation")}, "chain.parts.fusion."),
         ({"training": "joint", "auxiliary": False}, "chain.parts.conversation.text.head."),
         ({"self_attention": False}, "chain.parts.utterance.text.encoder.layers.1."),
         ({"self_attention": False}, "chain.parts.conversation.text.encoder.attention."),
@@ -71,8 +69,8 @@ def test_each_modality_is_alone_until_the_last_stage() -> None:
 
 def test_an_utterance_is_alone_until_stage_ii() -> None:
     batch = make_batch([3])
-    assert influence(make("hcam", stages=["utterance"]), batch, target=1) == [False, True, False]
-    assert influence(make("hcam", stages=["utterance", "conversation"]), batch, target=1) == [True, True, True]
+    assert influence(make("hcam", stages=("utterance",)), batch, target=1) == [False, True, False]
+    assert influence(make("hcam", stages=("utterance", "conversation")), batch, target=1) == [True, True, True]
 
 
 def swap_effect(model: Any, batch: Batch, looking: str) -> bool:
@@ -133,7 +131,7 @@ def test_a_skipped_stage_is_not_trained() -> None:
 
 def test_without_fusion_the_two_heads_speak_with_one_voice() -> None:
     batch = make_batch([3, 1], [1, 0, 2, 0], [1, 2, 0, 0])
-    output = make("hcam", stages=["utterance", "conversation"])(batch)
+    output = make("hcam", stages=("utterance", "conversation"))(batch)
     audio, text = output.audio_logits.log_softmax(-1), output.text_logits.log_softmax(-1)
     expected = torch.stack([(audio[0] + text[0]) / 2, text[1], audio[2], torch.zeros(CLASSES)])
     torch.testing.assert_close(output.logits, expected)
@@ -191,12 +189,12 @@ def test_the_weights_of_an_ensemble_are_those_of_the_greatest_likelihood() -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"stages": []}, r"model.stages is \[\]: expected some of utterance, conversation, fusion"),
-        ({"stages": ["fusion", "utterance"]}, "each once, in this order"),
-        ({"training": "jointly"}, "model.training is 'jointly': expected one of hierarchical, joint"),
-        ({"co_attention": "video"}, "model.co_attention is 'video': expected one of both, audio, text, none"),
+        ({"stages": ()}, "at least 1 item"),
+        ({"stages": ("fusion", "utterance")}, "each once, in this order"),
+        ({"training": "jointly"}, "'hierarchical' or 'joint'"),
+        ({"co_attention": "video"}, "'both', 'audio', 'text' or 'none'"),
     ],
 )
 def test_settings_that_make_no_model_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
-        HCAM(**(SIZES | {"dim": DIM, "heads": HEADS} | arguments))
+    with pytest.raises(ValidationError, match=message):
+        HCAMParams(**arguments)

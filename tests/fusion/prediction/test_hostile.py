@@ -116,7 +116,7 @@ def set_up(recorded: Recorded, lab: Lab) -> Path:
     lab.config(good, "auto_map", lambda content: content.update(auto_map={"AutoModel": "modeling.HBAF"}))
     lab.config(good, "an unknown argument", lambda content: content.update(__class__="os.system"))
     lab.config(good, "a dim that is a text", lambda content: content.update(dim="8"))
-    lab.config(good, "a dim without end", lambda content: content.update(audio_dim=10**18))
+    lab.config(good, "a dim without end", lambda content: content["sizes"].update(audio_dim=10**18))
     lab.config(good, "no classes", lambda content: content.update(classes=[1]))
     lab.config(good, "labels that are none", lambda content: content["erc"].update(labels=[{}, 1]))
     lab.config(good, "labels of a terminal", lambda content: content["erc"].update(labels=list("\x1b\x07\x9b\n")))

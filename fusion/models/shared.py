@@ -1,0 +1,68 @@
+"""What every model is built from: the keys of section `model` that all of them take, and the sizes around it.
+
+Without torch, since shell completion reads the keys.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.settings import Section
+
+Heads = Annotated[int, Field(ge=1, le=64)]
+ConversationEncoding = Literal["gru", "none"]
+
+
+class SharedParams(Section):
+    """What every model takes. A model's own params class adds its keys, and of the other shared ones those it takes."""
+
+    dim: int = Field(64, ge=2, le=4096)  # width of every layer; a multiple of `heads`, even for direction both
+    dropout: float = Field(0.3, ge=0, lt=1)  # share of activations
+    direction: Literal["past", "both"] = "both"  # past: no turn sees a later one
+
+    @model_validator(mode="after")
+    def _divides(self) -> "SharedParams":
+        heads = getattr(self, "heads", 1)
+        if self.dim % heads:
+            raise ValueError(f"heads is {heads}: must divide model.dim, which is {self.dim}")
+        if self.direction == "both" and self.dim % 2:
+            raise ValueError(f"dim is {self.dim}: must be even, since both directions of model.direction share it")
+        return self
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What stands at both ends of a model.
+
+    Attributes:
+        audio_dim, text_dim: width of the stored features.
+        audio_layers, text_layers: stored layers; more than one are mixed by learned weights.
+        classes: how many labels there are; 1 for a score.
+    """
+
+    audio_dim: int
+    text_dim: int
+    audio_layers: int = 1
+    text_layers: int = 1
+    classes: int = 1
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the losses and the target ask for; a model leaves out what no loss would train.
+
+    Attributes:
+        auxiliary: classifiers beside the last one.
+        contrastive: embeddings of both modalities for the contrast between them.
+        supervised: embeddings for the supervised contrast.
+        scores: the one output of each head is a score.
+    """
+
+    auxiliary: bool = True
+    contrastive: bool = True
+    supervised: bool = True
+    scores: bool = False
+
+
+EVERYTHING = Wanted()
