@@ -1,5 +1,5 @@
-"""A split of a feature file, and batches of whole conversations gathered from it on the training device; and the file as
-a torch `Dataset`, for models and loops of a user's own.
+"""A split of a feature file, and batches of whole conversations gathered from it on the training device; and the file
+as a torch `Dataset`, for models and loops of your own.
 
 Axes: utterances, conversations, turns, frames (audio) or tokens (text), layers, dim.
 """
