@@ -115,9 +115,9 @@ def test_the_groups_of_other_models_wait(tmp_path: Path) -> None:
 
 def test_an_override_of_another_model_is_refused() -> None:
     assert read_recipe(None, ["model.name=hcam", "model.hcam.blocks=1"]).own == HCAMParams(blocks=1)
-    with pytest.raises(SettingsError, match=r"override 'model.hcam.blocks=1'.*is of model hcam, but model.name is hbaf"):
+    with pytest.raises(SettingsError, match=r"override 'model.hcam.blocks=1'.*of model hcam, but model.name is hbaf"):
         read_recipe(None, ["model.hcam.blocks=1"])
-    with pytest.raises(SettingsError, match=r"--set 'model.hbaf={}'.*is of model hbaf, but model.name is concat"):
+    with pytest.raises(SettingsError, match=r"override 'model.hbaf={}'.*is of model hbaf, but model.name is concat"):
         read_recipe(None, ["model.name=concat", "model.hbaf={}"])
 
 
