@@ -99,7 +99,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _corpora(nemo: Path, meld: Path) -> list[Corpus]:
-    """Those that are at hand, real recordings first."""
+    """Those that are available, real recordings first."""
     found = []
     if (nemo / "wav").is_dir():
         found.append(real_corpus(nemo))

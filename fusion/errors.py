@@ -1,4 +1,4 @@
-"""Errors of fusion that a user can mend; a command prints them as one line and exits with status 2.
+"""Errors of fusion that a user can fix; a command prints them as one line and exits with status 2.
 
 ErcError                  pipeline.settings, the root
 |-- FeatureError          the feature file lacks what training or evaluation needs

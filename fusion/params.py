@@ -151,7 +151,7 @@ class TrainParams(Section):
     `metric` None stands for the first metric of the target (`fusion.objective.METRICS_OF`), and is it once it is read.
     """
 
-    target: Target = "label"  # what models learn to tell of an utterance, of the columns of the feature file
+    target: Target = "label"  # what models learn to predict of an utterance, of the columns of the feature file
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)] = (0, 1, 2)  # one model each
     epochs: int = Field(60, ge=1, le=100_000)  # at most
     patience: int = Field(15, ge=1)  # epochs without a better validation score before stopping

@@ -179,7 +179,7 @@ def join_app(
 def import_app(
     table: Annotated[
         Path | None,
-        typer.Option(help="The utterances: .csv, .tsv, .jsonl or .parquet; without, those that a pickle tells of."),
+        typer.Option(help="The utterances: .csv, .tsv, .jsonl or .parquet; without, those that a pickle names."),
     ] = None,
     audio: Features = None,
     audio_lengths: Lengths = None,

@@ -6,22 +6,22 @@ import re
 
 
 class ErcError(Exception):
-    """Root of the errors that a user can mend; the message says what, where and how."""
+    """Root of the errors that a user can fix; the message says what, where and how."""
 
 
-MENDS = {
+FIXES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room within the quota",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
 }
 
 
-def reason_and_mend(error: Exception, otherwise: str) -> tuple[str, str]:
+def reason_and_fix(error: Exception, otherwise: str) -> tuple[str, str]:
     """What the system says of a file that cannot be written, without what libraries add, and what to do about it."""
     found = re.search(r"(?:errno = |os error )(\d+)", str(error))
     number = getattr(error, "errno", None) or (int(found[1]) if found else None)
     reason = os.strerror(number) if number else " ".join(str(error).split())
-    return reason, MENDS.get(number or 0, otherwise)
+    return reason, FIXES.get(number or 0, otherwise)
 
 
 class StoreError(ErcError):

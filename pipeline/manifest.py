@@ -157,7 +157,7 @@ def check_utterances(utterances: Sequence[Utterance], source: str) -> None:
         for name in NAMES:
             if holds_controls(value := getattr(utterance, name)):
                 raise DataError(
-                    f"{source}: '{utterance.id}': {name} {value!r} holds control characters; mend the table, and run "
+                    f"{source}: '{utterance.id}': {name} {value!r} holds control characters; fix the table, and run "
                     "pipeline-prepare again"
                 )
     identifier, count = Counter(utterance.id for utterance in utterances).most_common(1)[0]
@@ -195,7 +195,7 @@ def label_names(utterances: Iterable[Utterance], source: str) -> list[str]:
             count = sum(u.label == utterance.label for u in utterances)
             raise DataError(
                 f"{source}: label '{utterance.label}' ({count} utterances, such as '{utterance.id}' of the "
-                f"{utterance.split} split) does not occur in train ({', '.join(names) or 'no labels'}); mend the "
+                f"{utterance.split} split) does not occur in train ({', '.join(names) or 'no labels'}); fix the "
                 "label, leave it empty to keep the turn as unscored context, or split anew (dataset.split_seed)"
             )
     return names

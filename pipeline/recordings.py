@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.datasets import Turn, mend_controls, mend_surrogates, read_table
+from pipeline.datasets import Turn, fix_surrogates, read_table, repair_controls
 from pipeline.encoders import NamedSpeech, NamedText, load_speech, load_text
 from pipeline.errors import DataError
 from pipeline.extraction import collect, plan_clips, plan_text
@@ -41,7 +41,7 @@ __all__ = ["EncodedTurn", "Spoken", "TurnEncoder", "Waveform", "read_turns", "re
 
 @dataclass(frozen=True, eq=False)
 class Waveform:
-    """A recording that is at hand: (samples,) float32 in [-1, 1]."""
+    """A recording in memory: (samples,) float32 in [-1, 1]."""
 
     samples: np.ndarray
     sample_rate: int
@@ -109,8 +109,8 @@ def speak(
     where = f"turn {index}"
     if isinstance(sound, Waveform):
         _check_waveform(sound, where)
-    mended: Counter[str] = Counter()
-    text = mend_controls(mend_surrogates(text, mended), mended)
+    repaired: Counter[str] = Counter()
+    text = repair_controls(fix_surrogates(text, repaired), repaired)
     turn = Turn(conversation, index, speaker=speaker, text=text, start=start, end=end, where=where)
     return Spoken(draft_utterance(turn, index, "test", _dataset(Path())), sound)
 
@@ -170,7 +170,7 @@ class TurnEncoder:
         """Load both encoders now, rather than with the first turn.
 
         Raises:
-            EncoderError: one is not at hand, cannot be loaded, or is not the one that the model was trained with.
+            EncoderError: one is not available, cannot be loaded, or is not the one that the model was trained with.
         """
         _ = self._audio and self._speech, self._text and self._words
 

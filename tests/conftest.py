@@ -62,7 +62,7 @@ def shared_data(name: str) -> Path:
     """The folder of real data `name`, or a visible skip where it is absent."""
     root = Path(os.environ.get("ERC_SHARED", Path(__file__).parents[1].parent / "shared"))
     if not (root / "data" / name).is_dir():
-        pytest.skip(f"real data '{name}' is not at hand (set ERC_SHARED)")
+        pytest.skip(f"real data '{name}' is not available (set ERC_SHARED)")
     return root / "data" / name
 
 

@@ -11,7 +11,7 @@ from typing import Any
 STORE_BYTES = 80 * 2**20  # /dev/shm may be small
 NODE = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_log_monitor": False}
 CONFIG = {
-    # a dead node is told by its silence: a second of it
+    # a dead node is noticed by its silence: a second of it
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 200,
     "health_check_failure_threshold": 5,

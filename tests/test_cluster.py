@@ -158,7 +158,7 @@ def test_ablations_on_two_nodes_are_those_of_one_machine_even_if_an_actor_dies_h
     (tmp_path / "params.yaml").write_text(PARAMS.replace("  no gate", f"  wild: {wild}\n  no gate"))
     (tmp_path / "feats.h5").symlink_to(project / "feats.h5")
     monkeypatch.setattr(RunFolder, "save", before_call(5, nodes.kill_an_actor, RunFolder.save))
-    with pytest.raises(TrainingError, match=r"^row 'wild' of ablations: seed \d, .* \(and 2 more runs failed\); mend"):
+    with pytest.raises(TrainingError, match=r"^row 'wild' of ablations: seed \d, .* \(and 2 more runs failed\); fix"):
         ablate_project(tmp_path, tmp_path / "runs", connected)
     assert caplog.text.count("an actor of the Ray cluster died, what it was at is done again") == 1
     assert len(list((tmp_path / "runs").iterdir())) == 4 * 3

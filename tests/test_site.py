@@ -122,8 +122,8 @@ def test_files_that_pages_name_exist() -> None:
 
 def test_the_page_of_commands_is_what_the_commands_say() -> None:
     made = subprocess.run([sys.executable, "scripts/commands_page.py"], cwd=ROOT, capture_output=True, text=True)
-    mend = "python scripts/commands_page.py > docs/commands.md"
-    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == made.stdout, f"mend it: {mend}"
+    fix = "python scripts/commands_page.py > docs/commands.md"
+    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == made.stdout, f"fix it: {fix}"
 
 
 def test_the_readers_of_feature_files_on_their_page_read_one(

@@ -42,7 +42,7 @@ BLOCK_ROWS = 50_000  # 77 MB in float16
 
 @dataclass(frozen=True)
 class _Cue:
-    """The label that a modality tells of an utterance, along the dimensions from `first` on."""
+    """The label that a modality carries of an utterance, along the dimensions from `first` on."""
 
     label: int
     first: int = 0

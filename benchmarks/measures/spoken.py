@@ -18,7 +18,7 @@ from pipeline.datasets import meld
 from pipeline.manifest import SPLITS, Utterance, manifest_order
 from pipeline.params import DatasetParams
 
-TOKENS_A_WORD = 1.3  # where no tokenizer is at hand
+TOKENS_A_WORD = 1.3  # where no tokenizer is available
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ def _finish(work: AbstractContextManager[Iterator[str | None]], missing: int, to
             bar.update()
     if failures:
         more = f" (and {len(failures) - 1} more runs failed)" if len(failures) > 1 else ""
-        raise TrainingError(f"{failures[0]}{more}; mend or take out the row and run it again: finished runs are kept")
+        raise TrainingError(f"{failures[0]}{more}; fix or take out the row and run it again: finished runs are kept")
 
 
 def _train(run: Run, splits: SplitTable, classes: int, kept: RunFolder) -> str | None:

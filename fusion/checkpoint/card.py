@@ -118,7 +118,7 @@ def _short(value: Any) -> str:
 
 
 ABSTRACTS = (
-    "The paper's body was not at hand when this was written: its abstract names the parts, and how they are built is "
+    "The paper's body was not available when this was written: its abstract names the parts, and how they are built is "
     "erc-fusion's reading. No score of the paper is claimed to be reproduced."
 )
 OWN = "A baseline of erc-fusion's own; there is no paper to cite."

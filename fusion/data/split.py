@@ -149,8 +149,8 @@ def _check_truth(split: Split, target: Target, path: Path) -> None:
     found = [task.target for task in tasks if bool(task.counted(task.truth(split)).any())]
     if target not in found:
         other = f", or set train.target to {found[0]}, which some have" if found else ""
-        mend = f"give some of them one in the data set{other}"
-        raise FeatureError(f"{path}: no utterance of the {split.name} split has a {target}; {mend}")
+        fix = f"give some of them one in the data set{other}"
+        raise FeatureError(f"{path}: no utterance of the {split.name} split has a {target}; {fix}")
 
 
 def withhold(split: Split, modalities: Modalities) -> Split:

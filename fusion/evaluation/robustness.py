@@ -96,23 +96,23 @@ def read_degraded(folder: Path | None, features: Features) -> dict[str, Part]:
 
 
 def _check_part(part: Part, features: Features) -> None:
-    mend = "run pipeline-degrade again (or dvc repro), or name another folder with --degraded"
+    fix = "run pipeline-degrade again (or dvc repro), or name another folder with --degraded"
     given = part.identity.fields.get("input")
     study = given.get("study") if isinstance(given, dict) else None
     if study not in (WORDS, RECOGNISER, NOISE):
-        raise FeatureError(f"{part.path}: not degraded features of a study that is known here; {mend}")
+        raise FeatureError(f"{part.path}: not degraded features of a study that is known here; {fix}")
     modality = MODALITY[study]
     clean: Part | None = getattr(features, modality)
     if clean is None:
-        raise FeatureError(f"{part.path}: degraded {modality}, but {features.path} holds no {modality}; {mend}")
+        raise FeatureError(f"{part.path}: degraded {modality}, but {features.path} holds no {modality}; {fix}")
     encoder = Identity({key: value for key, value in part.identity.fields.items() if key != "input"})
     if encoder != clean.identity:
-        raise FeatureError(f"{part.path}: {modality} of another encoder than that of {features.path}; {mend}")
+        raise FeatureError(f"{part.path}: {modality} of another encoder than that of {features.path}; {fix}")
     test = np.flatnonzero(np.array(features.utterances.splits) == "test")
     if part.ids != [features.utterances.ids[index] for index in test]:
-        raise FeatureError(f"{part.path}: other utterances than the test split of {features.path}; {mend}")
+        raise FeatureError(f"{part.path}: other utterances than the test split of {features.path}; {fix}")
     if study == NOISE and not np.array_equal(np.diff(part.offsets), np.diff(clean.offsets)[test]):
-        raise FeatureError(f"{part.path}: recordings of other lengths than those of {features.path}; {mend}")
+        raise FeatureError(f"{part.path}: recordings of other lengths than those of {features.path}; {fix}")
 
 
 def evaluate_all(

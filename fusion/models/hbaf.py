@@ -1,6 +1,6 @@
 """HBAF, heterogeneous bimodal attention fusion (arXiv 2503.06405): audio and text meet on two levels.
 
-The paper's body was not at hand: its abstract and public notes name the parts, and how they are built is our reading.
+The paper's body was not available: its abstract and public notes name the parts, and how they are built is our reading.
 
 Stated                                                          Here
 -----------------------------------------------------------     ----------------------------------------------------

@@ -1,6 +1,6 @@
 """HCAM, hierarchical cross-attention model (arXiv 2304.06910): each modality alone, along the conversation, together.
 
-The paper's body was not at hand: its abstract and public notes name the parts, and how they are built is our reading.
+The paper's body was not available: its abstract and public notes name the parts, and how they are built is our reading.
 
 Stated                                                          Here
 -----------------------------------------------------------     ----------------------------------------------------

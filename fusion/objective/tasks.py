@@ -1,4 +1,4 @@
-"""What a model learns to tell of an utterance: its label or its score. All that differs between the two is here.
+"""What a model learns to predict of an utterance: its label or its score. All that differs between the two is here.
 
 truth      what the feature file says, (utterances,): labels int64, -1 = none; or scores float32, nan = none
 outputs    what a head of a model returns, (utterances, outputs), called `logits` in `fusion.batch.Output`

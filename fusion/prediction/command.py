@@ -101,7 +101,7 @@ class Asked:
             # of os.path, which takes a name that is too long for one that is not there
             if path and not os.path.isfile(path):  # noqa: PTH113
                 found = "a folder" if os.path.isdir(path) else "no such file"  # noqa: PTH112
-                raise RecordingError(f"{path}: {found}, expected a {kind}; mend {option}")
+                raise RecordingError(f"{path}: {found}, expected a {kind}; fix {option}")
 
     def predict(self, predictor: "Predictor") -> list[Prediction]:
         """What the models say; raises as `Predictor` does, and RecordingError where no typed turn can be used."""

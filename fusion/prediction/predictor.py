@@ -93,14 +93,14 @@ class Predictor:
         self._recordings.close()
 
     def load_encoders(self) -> None:
-        """Load the encoders now, rather than with the first turn; raises EncoderError where one is not at hand."""
+        """Load the encoders now, rather than with the first turn; raises EncoderError where one is not available."""
         self._recordings.load()
 
     def predict(self, turns: Iterable[Turn]) -> list[Prediction]:
         """What is to be said of each turn, in the order given; those of one conversation are in its order.
 
         Raises:
-            EncoderError: an encoder is not at hand, or a turn alone exceeds the memory.
+            EncoderError: an encoder is not available, or a turn alone exceeds the memory.
             DataError, RecordingError: a turn is not what it must be, or nothing can be decoded here.
         """
         given, counts = _listed(turns), Counter[str]()

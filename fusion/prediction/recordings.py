@@ -46,7 +46,7 @@ class Recordings:
         self._started: TurnEncoder | None = None
 
     def load(self) -> None:
-        """Load the encoders now; raises EncoderError where one is not at hand."""
+        """Load the encoders now; raises EncoderError where one is not available."""
         self._encoder.load()
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class Recordings:
         """What the model is given of these turns.
 
         Raises:
-            EncoderError: an encoder is not at hand, or a turn alone exceeds the memory.
+            EncoderError: an encoder is not available, or a turn alone exceeds the memory.
             DataError: nothing can be decoded here.
         """
         encoded = self._encoder.encode(turns)

@@ -36,7 +36,7 @@ PAGE = "index.html"
 
 @dataclass(frozen=True)
 class Sources:
-    """What the page shows beside features, models and results, where it is at hand."""
+    """What the page shows beside features, models and results, where it is available."""
 
     manifest: Path | None = None
     root: Path | None = None  # of the corpus: the manifest names recordings relative to it
@@ -217,10 +217,10 @@ def _note(split: str, turns: int, views: Views, has_texts: bool, sounds: int) ->
     which = "all splits" if split == "all" else f"the {split} split"
     parts = [f"All {turns:,} turns of {which}. Probabilities are means over seeds, in steps of 0.4 %."]
     if views.content:
-        words = "" if views.words else " Words are numbered: the tokenizer of their encoder is not at hand."
+        words = "" if views.words else " Words are numbered: the tokenizer of their encoder is not available."
         parts.append(f"Views are those of seed {views.seed}, for {len(views.content):,} turns.{words}")
     if not has_texts:
-        parts.append("No manifest was at hand, so turns go by their ids.")
+        parts.append("No manifest was given, so turns go by their ids.")
     elif not sounds:
-        parts.append("No recordings were at hand.")
+        parts.append("No recordings were available.")
     return " ".join(parts)

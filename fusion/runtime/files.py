@@ -73,5 +73,5 @@ def check_model_folder(folder: Path) -> None:
     """Raise ModelError where there is no such folder."""
     if not folder.is_dir():
         interrupted = partial_folder(folder).is_dir()
-        mend = "training was interrupted, run fusion-train again" if interrupted else "train it with fusion-train"
-        raise ModelError(f"{folder}: no such model folder; {mend}, or name the folder that fusion-train wrote")
+        fix = "training was interrupted, run fusion-train again" if interrupted else "train it with fusion-train"
+        raise ModelError(f"{folder}: no such model folder; {fix}, or name the folder that fusion-train wrote")

@@ -74,7 +74,7 @@ def side_by_side(
     worker = _Worker(do, threads)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), initializer=worker.start) as executor:
         try:
-            with ctrl_c_waits():  # a process that is just being forked would tell of it at length
+            with ctrl_c_waits():  # a process that is just being forked would report it at length
                 futures: Iterable[Future[Any]] = [executor.submit(_Worker.work, item) for item in items]
             yield (future.result() for future in as_completed(futures))
         except BaseException as error:  # Ctrl-C, too: what is running is not waited for
@@ -83,7 +83,7 @@ def side_by_side(
             executor.shutdown(cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise TrainingError(
-                    "a training process was killed, for want of memory perhaps; finished runs are kept: "
+                    "a training process was killed, perhaps because memory ran out; finished runs are kept: "
                     "run it again, with fewer jobs (--jobs)"
                 ) from error
             raise

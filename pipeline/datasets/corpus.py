@@ -32,19 +32,19 @@ class Turn:
     end: float | None = None
     extra: Mapping[str, str] = field(default_factory=dict)  # what else the corpus says; carried along, read by nothing
     issues: tuple[str, ...] = ()  # of the corpus, for `status` (`pipeline.manifest` lists them all)
-    where: str | None = field(default=None, compare=False)  # the file and line that tell of it, to lead messages
+    where: str | None = field(default=None, compare=False)  # the file and line that it is from, to lead messages
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """All turns, what was mended on the way (a sentence -> how often), and what a user should know.
+    """All turns, what was repaired on the way (a sentence -> how often), and what a user should know.
 
     `published` are counts that the corpus' authors state, which `pipeline.preparation.published` compares with what is
     found.
     """
 
     turns: list[Turn]
-    mended: Counter[str] = field(default_factory=Counter)
+    repaired: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     published: Counts = field(default_factory=dict)
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import mend_controls, read_lines
+from pipeline.datasets.repairs import read_lines, repair_controls
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
 
@@ -72,7 +72,7 @@ def _labels(codes: Mapping[str, str], counted: Mapping[str, int], column: str) -
 
 
 SESSIONS = (1, 2, 3, 4, 5)
-FOLDERS = {"transcriptions": "text", "EmoEvaluation": "label"}  # of a session's dialogues -> what they tell of a turn
+FOLDERS = {"transcriptions": "text", "EmoEvaluation": "label"}  # of a session's dialogues -> what they say of a turn
 TARGETS: dict[str, dict[str, str]] = {  # the release's code -> label
     "four": {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"},
     "six": {
@@ -146,7 +146,7 @@ class Told:
 
     @property
     def span(self) -> Times | None:
-        """The first of its times that is not reversed; else the earlier moment of the first, for want of a better."""
+        """The first of its times that is not reversed; else the earlier moment of the first, if there is no better."""
         first = next((times for times in self.times if not times.reversed), None)
         return first or (Times(self.times[0].end, self.times[0].end) if self.times else None)
 
@@ -175,16 +175,16 @@ def read(params: DatasetParams) -> Corpus:
             f"{root}: holds no Session{test}/dialog, and session {test} is the test split; set dataset.root to the "
             "folder of the release that holds Session1 to Session5, or choose another dataset.fold"
         )
-    mended: Counter[str] = Counter()
+    repaired: Counter[str] = Counter()
     codes = TARGETS[target_of(params)]
     turns = [
         _turn(told, root, session, dialogue, codes, "test" if session == test else "train")
         for session in found
-        for dialogue in _dialogues(root, session, mended)
-        for told in _read_dialogue(root, session, dialogue, mended)
+        for dialogue in _dialogues(root, session, repaired)
+        for told in _read_dialogue(root, session, dialogue, repaired)
     ]
     notes = [*_notes(root, found), *[SIX_NOTE] * (target_of(params) == "six")]
-    return Corpus(turns, mended, notes, published(codes, test if params.split == "given" else None))
+    return Corpus(turns, repaired, notes, published(codes, test if params.split == "given" else None))
 
 
 def _notes(root: Path, found: list[int]) -> Iterator[str]:
@@ -199,23 +199,23 @@ def _notes(root: Path, found: list[int]) -> Iterator[str]:
             yield f"{what}: {', '.join(map(str, sessions))}"
 
 
-def _dialogues(root: Path, session: int, mended: Counter[str]) -> list[str]:
+def _dialogues(root: Path, session: int, repaired: Counter[str]) -> list[str]:
     """Names of the dialogues that were transcribed or evaluated."""
     names = set()
     for folder in FOLDERS:
         for path in (root / f"Session{session}" / "dialog" / folder).glob("*.txt"):
             if path.name.startswith("."):
-                mended[HIDDEN_FILES] += 1
+                repaired[HIDDEN_FILES] += 1
             else:
                 names.add(path.stem)
     return sorted(names)
 
 
-def _read_dialogue(root: Path, session: int, dialogue: str, mended: Counter[str]) -> list[Told]:
+def _read_dialogue(root: Path, session: int, dialogue: str, repaired: Counter[str]) -> list[Told]:
     """Its turns in the order of start; one without times stays behind the line before it."""
     folder = root / f"Session{session}" / "dialog"
-    evaluations = _read_evaluations(folder / "EmoEvaluation" / f"{dialogue}.txt", mended)
-    lines = list(_read_transcription(folder / "transcriptions" / f"{dialogue}.txt", mended))
+    evaluations = _read_evaluations(folder / "EmoEvaluation" / f"{dialogue}.txt", repaired)
+    lines = list(_read_transcription(folder / "transcriptions" / f"{dialogue}.txt", repaired))
     named = {line.name for line in lines}
     lines += [Line(name, _speaker(name), given.times, "") for name, given in evaluations.items() if name not in named]
     count: Counter[str] = Counter()
@@ -226,7 +226,7 @@ def _read_dialogue(root: Path, session: int, dialogue: str, mended: Counter[str]
         turns.append(Told(name, count[name], line, evaluations.get(name), turns[-1].start if turns else 0.0))
     overlaps = _count_overlaps([turn.span for turn in turns if turn.span])
     if overlaps:
-        mended[OVERLAPS] += overlaps
+        repaired[OVERLAPS] += overlaps
     return turns
 
 
@@ -271,42 +271,42 @@ def _count_overlaps(spans: list[Times]) -> int:
     return count
 
 
-def _read_transcription(path: Path, mended: Counter[str]) -> Iterator[Line]:
+def _read_transcription(path: Path, repaired: Counter[str]) -> Iterator[Line]:
     """Its lines; none where nobody transcribed the dialogue."""
-    for number, text in enumerate(read_lines(path, mended) if path.exists() else [], start=1):
+    for number, text in enumerate(read_lines(path, repaired) if path.exists() else [], start=1):
         text = text.strip()
         told = TRANSCRIBED.fullmatch(text)
         if told:
-            yield Line(told["name"], told["speaker"], _times(told), mend_controls(told["text"], mended))
+            yield Line(told["name"], told["speaker"], _times(told), repair_controls(told["text"], repaired))
         elif text.startswith("Ses"):
             raise DataError(
-                f"{path}, line {number}: {text[:60]!r} is not of the form '<turn> [<start>-<end>]: <text>'; mend it"
+                f"{path}, line {number}: {text[:60]!r} is not of the form '<turn> [<start>-<end>]: <text>'; fix it"
             )
         elif text:
             unnamed = UNNAMED.fullmatch(text)
             speaker, said = (unnamed["speaker"], unnamed["text"]) if unnamed else (None, text)
-            yield Line(None, speaker, None, mend_controls(said, mended))
+            yield Line(None, speaker, None, repair_controls(said, repaired))
 
 
-def _read_evaluations(path: Path, mended: Counter[str]) -> dict[str, Evaluation]:
+def _read_evaluations(path: Path, repaired: Counter[str]) -> dict[str, Evaluation]:
     """By turn; none where nobody evaluated the dialogue."""
     evaluations: dict[str, Evaluation] = {}
-    for number, text in enumerate(read_lines(path, mended) if path.exists() else [], start=1):
+    for number, text in enumerate(read_lines(path, repaired) if path.exists() else [], start=1):
         text = text.strip()
         if not text or OF_EVALUATORS.match(text):
             continue
         if not text.startswith("[") and "Ses" not in text:
-            mended[UNKNOWN_LINES] += 1
+            repaired[UNKNOWN_LINES] += 1
             continue
         found = EVALUATED.fullmatch(text)
         where = f"{path}, line {number}"
         if not found:
             raise DataError(
-                f"{where}: {text[:60]!r} is not of the form '[<start> - <end>] <turn> <emotion> [...]'; mend the line"
+                f"{where}: {text[:60]!r} is not of the form '[<start> - <end>] <turn> <emotion> [...]'; fix the line"
             )
         evaluation = Evaluation(found["code"].lower(), Times(float(found["start"]), float(found["end"])))
         if evaluation.code not in CODES:
-            raise DataError(f"{where}: emotion '{found['code'][:60]}' is none of {', '.join(CODES)}; mend the line")
+            raise DataError(f"{where}: emotion '{found['code'][:60]}' is none of {', '.join(CODES)}; fix the line")
         if evaluations.setdefault(found["name"], evaluation) != evaluation:
             raise DataError(
                 f"{where}: turn '{found['name']}' is evaluated again, and differently; leave one of the lines"

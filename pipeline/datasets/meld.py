@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import mend_controls
+from pipeline.datasets.repairs import repair_controls
 from pipeline.datasets.table import Row, read_rows
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
@@ -71,14 +71,14 @@ def read(params: DatasetParams) -> Corpus:
     Raises:
         DataError: a CSV is missing or malformed, lacks a column, or has a number or label that is none.
     """
-    root, target, mended = Path(params.root), target_of(params), Counter[str]()
+    root, target, repaired = Path(params.root), target_of(params), Counter[str]()
     clips = {name: dict(_clips(root, name)) for name in FOLDERS}
     turns = [
         turn
         for name in FOLDERS
-        for turn in _turns(_table(root, name), name, target, clips[name], any(clips.values()), mended)
+        for turn in _turns(_table(root, name), name, target, clips[name], any(clips.values()), repaired)
     ]
-    return Corpus(turns, mended, list(_notes(turns, clips)), {**PUBLISHED, **PUBLISHED_LABELS[target]})
+    return Corpus(turns, repaired, list(_notes(turns, clips)), {**PUBLISHED, **PUBLISHED_LABELS[target]})
 
 
 def _table(root: Path, name: str) -> Path:
@@ -100,9 +100,9 @@ def _clips(root: Path, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _turns(
-    path: Path, name: str, target: str, clips: Mapping[str, str], has_clips: bool, mended: Counter[str]
+    path: Path, name: str, target: str, clips: Mapping[str, str], has_clips: bool, repaired: Counter[str]
 ) -> Iterator[Turn]:
-    rows = read_rows(path, mended)
+    rows = read_rows(path, repaired)
     for column in (*FIELDS, target.capitalize()):
         if column not in rows[0].cells:
             raise DataError(f"{path}: no column '{column}'; it has {', '.join(rows[0].cells)}; take the official CSV")
@@ -113,10 +113,10 @@ def _turns(
             conversation=f"{SPLITS[name]}/{dialogue}",
             order=utterance,
             id=f"{SPLITS[name]}/{dialogue}/{utterance}",
-            speaker=mend_controls(row.cells["Speaker"], mended).strip() or None,
+            speaker=repair_controls(row.cells["Speaker"], repaired).strip() or None,
             split=SPLITS[name],
             label=_label(row, target),
-            text=mend_controls(row.cells["Utterance"], mended),
+            text=repair_controls(row.cells["Utterance"], repaired),
             audio=clips.get(stem, f"{FOLDERS[name]}/{stem}.mp4") if has_clips else None,
             extra={key: cell.strip() for key, cell in row.cells.items() if key not in FIELDS and cell.strip()},
         )

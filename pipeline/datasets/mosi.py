@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import mend_controls, read_lines
+from pipeline.datasets.repairs import read_lines, repair_controls
 from pipeline.datasets.table import SPLIT_NAMES, parse_number, read_rows
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
@@ -75,7 +75,7 @@ def read_splits(protocol: Literal["sdk", "62-31"], root: Path, videos: Collectio
     test = {line for line in lines if line}
     unknown = sorted(test - set(videos))
     if unknown:
-        raise DataError(f"{path}: the corpus has no video '{unknown[0][:60]}'; mend the line")
+        raise DataError(f"{path}: the corpus has no video '{unknown[0][:60]}'; fix the line")
     return {video: "test" if video in test else "train" for video in videos}
 
 
@@ -117,11 +117,11 @@ def read(params: DatasetParams) -> Corpus:
         DataError: neither layout is there, or a file or line is not of its form.
     """
     root = Path(params.root)
-    mended: Counter[str] = Counter()
+    repaired: Counter[str] = Counter()
     if (root / TABLE).exists():
-        segments = _read_table(root, mended)
+        segments = _read_table(root, repaired)
     elif (root / TRANSCRIPTS).is_dir():
-        segments = _read_release(root, mended)
+        segments = _read_release(root, repaired)
     else:
         raise DataError(
             f"{root}: holds neither {TABLE} (the convention of MMSA) nor {TRANSCRIPTS} (the raw release); set "
@@ -130,7 +130,7 @@ def read(params: DatasetParams) -> Corpus:
     splits = read_splits(params.protocol, root, {segment.video for segment in segments})
     target = target_of(params)
     turns = [_turn(segment, target, splits) for segment in segments]
-    return Corpus(turns, mended, [], published(params.protocol, with_splits=params.split == "given"))
+    return Corpus(turns, repaired, [], published(params.protocol, with_splits=params.split == "given"))
 
 
 def _turn(segment: Segment, target: str, splits: Mapping[str, str]) -> Turn:
@@ -180,10 +180,10 @@ def _issues(segment: Segment, target: str, splits: Mapping[str, str]) -> Iterato
         yield "other-split"
 
 
-def _read_table(root: Path, mended: Counter[str]) -> list[Segment]:
+def _read_table(root: Path, repaired: Counter[str]) -> list[Segment]:
     """The rows of label.csv."""
     path = root / TABLE
-    rows = read_rows(path, mended)
+    rows = read_rows(path, repaired)
     missing = [name for name in COLUMNS if name not in rows[0].cells]
     if missing:
         raise DataError(f"{path}: no column '{missing[0]}' among {', '.join(rows[0].cells)}; take the {TABLE} of MMSA")
@@ -194,13 +194,13 @@ def _read_table(root: Path, mended: Counter[str]) -> list[Segment]:
         if not video:
             raise DataError(f"{where}: the video_id is empty; fill it")
         score = parse_number(row.cells["label"].strip(), "label", where)
-        _compare_sign(row.cells.get("annotation", ""), score, mended)
+        _compare_sign(row.cells.get("annotation", ""), score, repaired)
         segments.append(
             Segment(
                 video=video,
                 name=clip.removesuffix(".0"),
                 number=_clip_number(clip, where),
-                text=mend_controls(row.cells["text"], mended),
+                text=repair_controls(row.cells["text"], repaired),
                 score=score,
                 audio=f"Raw/{video}/{clip.removesuffix('.0')}.mp4",
                 mode=_mode(row.cells.get("mode", ""), where),
@@ -222,21 +222,21 @@ def _mode(cell: str, where: str) -> str | None:
     return SPLIT_NAMES.get(mode)
 
 
-def _compare_sign(annotation: str, score: float | None, mended: Counter[str]) -> None:
+def _compare_sign(annotation: str, score: float | None, repaired: Counter[str]) -> None:
     sign = SIGNS.get(annotation.strip().lower())
     if sign is not None and score is not None and sign != (score > 0) - (score < 0):
-        mended[CONTRADICTIONS] += 1
+        repaired[CONTRADICTIONS] += 1
 
 
-def _read_release(root: Path, mended: Counter[str]) -> list[Segment]:
+def _read_release(root: Path, repaired: Counter[str]) -> list[Segment]:
     """The lines of the transcripts, and the scored segments that no transcript has."""
-    scores = _read_scores(root, mended)
+    scores = _read_scores(root, repaired)
     texts: dict[tuple[str, int], str] = {}
     for path in sorted((root / TRANSCRIPTS).glob("*.annotprocessed")):
         if path.name.startswith("._"):
-            mended[HIDDEN_FILES] += 1
+            repaired[HIDDEN_FILES] += 1
         else:
-            texts |= _read_transcript(path, mended)
+            texts |= _read_transcript(path, repaired)
     keys = [*texts, *(key for key in scores if key not in texts)]
     return [
         Segment(
@@ -251,29 +251,29 @@ def _read_release(root: Path, mended: Counter[str]) -> list[Segment]:
     ]
 
 
-def _read_transcript(path: Path, mended: Counter[str]) -> dict[tuple[str, int], str]:
+def _read_transcript(path: Path, repaired: Counter[str]) -> dict[tuple[str, int], str]:
     texts: dict[tuple[str, int], str] = {}
-    for number, line in enumerate(read_lines(path, mended), start=1):
+    for number, line in enumerate(read_lines(path, repaired), start=1):
         if not line.strip():
             continue
         found = SEGMENT.fullmatch(line)
         where = f"{path}, line {number}"
         if not found:
-            raise DataError(f"{where}: {line[:60]!r} is not of the form '<segment>_DELIM_<text>'; mend the line")
+            raise DataError(f"{where}: {line[:60]!r} is not of the form '<segment>_DELIM_<text>'; fix the line")
         key = path.stem, int(found["number"])
         if key in texts:
             raise DataError(f"{where}: segment {key[1]} is told again; leave one line")
-        texts[key] = mend_controls(found["text"], mended).strip()
+        texts[key] = repair_controls(found["text"], repaired).strip()
     return texts
 
 
-def _read_scores(root: Path, mended: Counter[str]) -> dict[tuple[str, int], float | None]:
+def _read_scores(root: Path, repaired: Counter[str]) -> dict[tuple[str, int], float | None]:
     """By video and segment."""
     path = next((root / name for name in LABELS if (root / name).exists()), None)
     if path is None:
         raise DataError(f"{root}: no {LABELS[0]}; it comes with the labels of the release: put it there")
     scores: dict[tuple[str, int], float | None] = {}
-    for number, line in enumerate(read_lines(path, mended), start=1):
+    for number, line in enumerate(read_lines(path, repaired), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

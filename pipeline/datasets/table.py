@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.corpus import Corpus, Turn
-from pipeline.datasets.repairs import decode_lines, mend_controls, mend_surrogates
+from pipeline.datasets.repairs import decode_lines, fix_surrogates, repair_controls
 from pipeline.errors import DataError
 from pipeline.manifest import LARGEST_SCORE
 from pipeline.params import Columns, DatasetParams
@@ -48,7 +48,7 @@ class Row:
                 )
 
 
-def read_rows(path: Path, mended: Counter[str]) -> list[Row]:
+def read_rows(path: Path, repaired: Counter[str]) -> list[Row]:
     """All rows, each with every column of the table.
 
     Raises:
@@ -60,24 +60,24 @@ def read_rows(path: Path, mended: Counter[str]) -> list[Row]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such table; mend dataset.root and dataset.table in params.yaml") from None
+        raise DataError(f"{path}: no such table; fix dataset.root and dataset.table in params.yaml") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    rows = readers[path.suffix.lower()](path, content, mended)
+    rows = readers[path.suffix.lower()](path, content, repaired)
     if not rows:
         raise DataError(f"{path}: holds no rows")
     return rows
 
 
-def _text(path: Path, content: bytes, mended: Counter[str]) -> str:
+def _text(path: Path, content: bytes, repaired: Counter[str]) -> str:
     if b"\0" in content:
         raise DataError(f"{path}: holds NUL bytes; save it as UTF-8 text (UTF-16 is not read)")
-    return decode_lines(content, mended)
+    return decode_lines(content, repaired)
 
 
-def _read_delimited(path: Path, content: bytes, mended: Counter[str]) -> list[Row]:
+def _read_delimited(path: Path, content: bytes, repaired: Counter[str]) -> list[Row]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(io.StringIO(_text(path, content, mended), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(_text(path, content, repaired), newline=""), delimiter=delimiter, strict=True)
     written = (cells for cells in reader if any(cell.strip() for cell in cells))  # an empty line is no turn
     rows: list[Row] = []
     try:
@@ -110,9 +110,9 @@ def _check_header(header: list[str], path: Path) -> None:
         )
 
 
-def _read_json_lines(path: Path, content: bytes, mended: Counter[str]) -> list[Row]:
+def _read_json_lines(path: Path, content: bytes, repaired: Counter[str]) -> list[Row]:
     rows = []
-    for number, line in enumerate(_text(path, content, mended).split("\n"), start=1):
+    for number, line in enumerate(_text(path, content, repaired).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -122,13 +122,13 @@ def _read_json_lines(path: Path, content: bytes, mended: Counter[str]) -> list[R
             raise DataError(f"{where}: not JSON ({error})") from None
         if not isinstance(values, dict):
             raise DataError(f"{where}: expected a JSON object, found a {type(values).__name__}")
-        names = [mend_surrogates(name, mended).strip() for name in values]
-        rows.append(_row(where, names, list(values.values()), mended))
+        names = [fix_surrogates(name, repaired).strip() for name in values]
+        rows.append(_row(where, names, list(values.values()), repaired))
     names = sorted({name for row in rows for name in row.cells})
     return [replace(row, cells={name: row.cells.get(name, "") for name in names}) for row in rows]
 
 
-def _read_parquet(path: Path, content: bytes, mended: Counter[str]) -> list[Row]:
+def _read_parquet(path: Path, content: bytes, repaired: Counter[str]) -> list[Row]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -141,19 +141,19 @@ def _read_parquet(path: Path, content: bytes, mended: Counter[str]) -> list[Row]
         columns = [column.to_pylist() for column in table.columns]
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a Parquet file that can be read ({error})") from None
-    names = [mend_surrogates(name, mended).strip() for name in table.column_names]
+    names = [fix_surrogates(name, repaired).strip() for name in table.column_names]
     return [
-        _row(f"{path}, row {number}", names, values, mended)
+        _row(f"{path}, row {number}", names, values, repaired)
         for number, values in enumerate(zip(*columns, strict=True), start=1)
     ]
 
 
-def _row(where: str, names: Sequence[str], values: Sequence[Any], mended: Counter[str]) -> Row:
+def _row(where: str, names: Sequence[str], values: Sequence[Any], repaired: Counter[str]) -> Row:
     if len(set(names)) < len(names):
         repeated = next(name for name, count in Counter(names).items() if count > 1)
         raise DataError(f"{where}: column name '{repeated}' is given twice")
     try:
-        cells = {name: mend_surrogates(_plain(value), mended) for name, value in zip(names, values, strict=True)}
+        cells = {name: fix_surrogates(_plain(value), repaired) for name, value in zip(names, values, strict=True)}
     except RecursionError:
         raise DataError(f"{where}: nested too deeply") from None
     unfit = {name: type(value).__name__ for name, value in zip(names, values, strict=True) if not _is_scalar(value)}
@@ -194,15 +194,15 @@ def read(params: DatasetParams, to_encode: bool = True) -> Corpus:
 
 def read_table(path: Path, named: Columns, to_encode: bool = True, unread: Collection[str] = ()) -> Corpus:
     """The turns of the table at `path`; raises as `read`. Columns of the fields `unread` are only carried along."""
-    mended: Counter[str] = Counter()
-    rows = read_rows(path, mended)
+    repaired: Counter[str] = Counter()
+    rows = read_rows(path, repaired)
     columns = _resolve_columns(list(rows[0].cells), named, path)
     columns = {field: column for field, column in columns.items() if field not in unread}
     if to_encode:
         _check_media(list(rows[0].cells), columns, path)
     extra = [name for name in rows[0].cells if name not in columns.values()]
-    turns = [_turn(row, number, columns, extra, mended) for number, row in enumerate(rows, start=1)]
-    return Corpus(turns, mended, _notes(columns, extra))
+    turns = [_turn(row, number, columns, extra, repaired) for number, row in enumerate(rows, start=1)]
+    return Corpus(turns, repaired, _notes(columns, extra))
 
 
 def _notes(columns: Mapping[str, str], extra: Sequence[str]) -> list[str]:
@@ -241,12 +241,12 @@ def _check_media(found: list[str], columns: Mapping[str, str], path: Path) -> No
         )
 
 
-def _turn(row: Row, number: int, columns: Mapping[str, str], extra: Sequence[str], mended: Counter[str]) -> Turn:
+def _turn(row: Row, number: int, columns: Mapping[str, str], extra: Sequence[str], repaired: Counter[str]) -> Turn:
     row.refuse_unfit(columns.values())
     cells = {name: row.cells[column] for name, column in columns.items()}
     # before white space is stripped, which the control character U+0085 (a cp1252 ellipsis) would count as
-    text = mend_controls(cells.get("text", ""), mended)
-    recognised = mend_controls(cells["recognised"], mended) if "recognised" in cells else None
+    text = repair_controls(cells.get("text", ""), repaired)
+    recognised = repair_controls(cells["recognised"], repaired) if "recognised" in cells else None
     cells = {name: cell.strip() for name, cell in cells.items()}
     where = row.where
     conversation = cells.get("conversation", f"{number:06d}")
@@ -271,7 +271,7 @@ def _turn(row: Row, number: int, columns: Mapping[str, str], extra: Sequence[str
         audio=cells.get("audio") or None,
         start=parse_number(cells.get("start", ""), "start", where),
         end=parse_number(cells.get("end", ""), "end", where),
-        extra={name: cell for name in extra if (cell := mend_controls(row.cells[name], mended).strip())},
+        extra={name: cell for name in extra if (cell := repair_controls(row.cells[name], repaired).strip())},
         where=where,
     )
 

@@ -74,7 +74,7 @@ def find_model(name: str, revision: str | None, builtin: dict[str, Path]) -> Sou
             raise EncoderError(f"encoder folder {folder} has no config.json; {reason}")
         return Source(str(folder), folder.resolve().name, None)
     if name.count("/") > 1 or name.startswith(("/", ".", "~")) or not name.strip("/"):
-        raise EncoderError(f"no such encoder folder: {name}; mend the path, or give a Hugging Face name")
+        raise EncoderError(f"no such encoder folder: {name}; fix the path, or give a Hugging Face name")
     return Source(name, name, _commit(name, revision))
 
 
@@ -95,7 +95,7 @@ def _commit(name: str, revision: str | None) -> str:
         at = f" at revision {revision}" if revision else ""
         raise EncoderError(
             f"no encoder folder '{name}', and it cannot be had from the Hugging Face hub{at} "
-            f"({type(error).__name__}: {reason}); mend the name, or download it where there is a network and give "
+            f"({type(error).__name__}: {reason}); fix the name, or download it where there is a network and give "
             "the folder"
         ) from None
     return commit or revision or "main"

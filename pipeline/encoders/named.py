@@ -50,7 +50,7 @@ def load_speech(identity: Identity, folder: Path | None, device: str) -> NamedSp
     """The speech encoder that `identity` names, or that lies in `folder`, which has to be the same.
 
     Raises:
-        EncoderError: it is not at hand, cannot be loaded, or is another one.
+        EncoderError: it is not available, cannot be loaded, or is another one.
     """
     from pipeline.encoders.speech import load_speech_encoder
 

@@ -273,7 +273,7 @@ class LogMel:
     """Log-mel frames: 25 ms windows every 10 ms, 80 bands. No weights.
 
     Every band is brought to zero mean and unit variance over the clip, which takes away the recording's and much of
-    the speaker's colour and leaves how the voice moves. The whole clip is at hand, so there are no windows.
+    the speaker's colour and leaves how the voice moves. The whole clip is there, so there are no windows.
     """
 
     sample_rate, hop, receptive_field, dim = 16_000, 160, 512, 80

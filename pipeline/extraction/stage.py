@@ -273,7 +273,7 @@ def fill(target: Path, work: Work, name: str) -> Outcome:
         if failures and len(failures) + len(empty) == len(layout.ids):
             raise DataError(
                 f"none of the {len(failures)} utterances could be read ({', '.join(sorted(set(failures.values())))}); "
-                "mend dataset.root, or run pipeline-prepare again"
+                "fix dataset.root, or run pipeline-prepare again"
             )
         writer.finish(failures)
     return Outcome(

@@ -55,12 +55,12 @@ def choose(utterances: Sequence[Utterance], modality: Modality, source: str) -> 
     present = {split: [u for u in labelled if _has(u, modality)] for split, labelled in splits.items()}
     for split, found in present.items():
         if not found:
-            mend = "name the column of labels in dataset.columns" if not splits[split] else f"see its {modality}"
+            fix = "name the column of labels in dataset.columns" if not splits[split] else f"see its {modality}"
             if split == "validation":
-                mend += ", or let dataset.split make the splits"
+                fix += ", or let dataset.split make the splits"
             raise DataError(
                 f"{source}: fine-tuning needs utterances of the {split} split with a label and {modality}, found none; "
-                f"{mend}"
+                f"{fix}"
             )
     labels = label_names([*present["train"], *present["validation"]], source)
     if len(labels) < 2:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from pipeline.encoders import shuffled_batches
-from pipeline.errors import EncoderError, StoreError, reason_and_mend
+from pipeline.errors import EncoderError, StoreError, reason_and_fix
 from pipeline.finetuning.examples import METRICS, Example, scores
 from pipeline.finetuning.learners import Learner
 from pipeline.params import FinetuneParams
@@ -193,9 +193,9 @@ class _EpochTrainer(Trainer):
             _mark_whole(folder)
         except (OSError, RuntimeError, SafetensorError) as error:  # whichever library found the disk full
             shutil.rmtree(folder, ignore_errors=True)  # what did not fit should not go on filling the disk
-            reason, mend = reason_and_mend(error, "make room")
+            reason, fix = reason_and_fix(error, "make room")
             raise StoreError(
-                f"{folder}: cannot be written ({reason[:200]}); {mend} and run again, finished epochs are kept"
+                f"{folder}: cannot be written ({reason[:200]}); {fix} and run again, finished epochs are kept"
             ) from None
         kept = self._keep(self.state)
         for other in work.glob("checkpoint-*"):

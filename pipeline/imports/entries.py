@@ -39,7 +39,7 @@ class Source:
     names: list[str] | None  # None: one entry for each row of the table, in its order
     ids: list[str] | None = None  # of utterances, where a source tells them beside other names
     whole: bool = False  # names are <conversation>/<turn>, and each conversation has all its turns
-    turns: Callable[[], list[Turn]] | None = None  # one an entry, where it tells of conversations, splits and labels
+    turns: Callable[[], list[Turn]] | None = None  # one an entry, where it names conversations, splits and labels
     hint: str = ""  # what the user may have left out, where the entries do not fit the utterances
     beyond: set[int] = field(default_factory=set)  # entries with values beyond their length; grows as they are read
 
@@ -152,7 +152,7 @@ def whole_numbers(value: Any, where: str) -> np.ndarray:
         raise DataError(f"{where}: expected one length an utterance, found {numbers.dtype} of shape {numbers.shape}")
     good = (flat >= 0) & (flat < 2**40) & (flat == np.floor(flat)) if len(flat) else np.ones(0, bool)
     if not good.all():
-        raise DataError(f"{where}: {flat[~good][0]} (number {int(np.argmin(good)) + 1}) is no length; mend it")
+        raise DataError(f"{where}: {flat[~good][0]} (number {int(np.argmin(good)) + 1}) is no length; fix it")
     return flat.astype(np.int64)
 
 

@@ -65,7 +65,7 @@ class Files:
 
     def _read(self, path: Path) -> Any:
         if not path.is_file():
-            raise DataError(f"{path}: no such file or folder; mend the path")
+            raise DataError(f"{path}: no such file or folder; fix the path")
         suffix = path.suffix.lower()
         readers: dict[tuple[str, ...], Callable[[Path], Any]] = {
             (".npy",): formats.map_npy,
@@ -79,7 +79,7 @@ class Files:
             if suffix in suffixes:
                 return read(path)
         known = [ending for endings in (*readers, TABLES) for ending in endings]
-        raise DataError(f"{path}: not a kind of file that is read: {', '.join(known)}; convert it, or mend its ending")
+        raise DataError(f"{path}: not a kind of file that is read: {', '.join(known)}; convert it, or fix its ending")
 
     def _npz(self, path: Path) -> dict[str, Any]:
         with reading(str(path)):
@@ -118,7 +118,7 @@ class Files:
             found = ", ".join(f"{count} of {ending}" for ending, count in sorted(others.items()))
             self.notes.append(f"{folder}: files that hold no features: {found}")
         if not names:
-            raise DataError(f"{folder}: no file of {', '.join(IN_FOLDERS)} lies in it; mend the path")
+            raise DataError(f"{folder}: no file of {', '.join(IN_FOLDERS)} lies in it; fix the path")
         return names
 
 

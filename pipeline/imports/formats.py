@@ -136,7 +136,7 @@ def _read_cells(reader: Any, path: Path, naming: str | None) -> Vectors:
             continue
         where = f"{path}, line {reader.line_num}"
         if len(cells) != len(header):
-            raise DataError(f"{where}: {len(cells)} cells, expected {len(header)} as in the header; mend the row")
+            raise DataError(f"{where}: {len(cells)} cells, expected {len(header)} as in the header; fix the row")
         name = cells[column].strip().strip("'\"")
         if not name or name in rows:
             what = f"'{name}' is given twice" if name else f"column '{header[column]}' is empty"

@@ -102,7 +102,7 @@ def _select(tree: Any, key: str | None, where: str) -> Any:
             node = node[int(name)]
         else:
             size = f" of {len(node)} elements" if isinstance(node, list | tuple) else ""
-            raise DataError(f"{where}: no '{name}' lies in a {type(node).__name__}{size}; mend the key")
+            raise DataError(f"{where}: no '{name}' lies in a {type(node).__name__}{size}; fix the key")
     return node
 
 
@@ -116,7 +116,7 @@ def _of_names(branch: Mapping[Any, Any], where: str) -> Source:
     leaves: dict[str, Any] = {}
     _flatten(branch, "", leaves, where, 0)
     if not leaves:
-        raise DataError(f"{where}: holds no array; mend the path or the key")
+        raise DataError(f"{where}: holds no array; fix the path or the key")
     return Source(where, list(leaves.values()), list(leaves))
 
 

@@ -128,19 +128,19 @@ def _misfit(candidate: Match) -> tuple[int, int]:
 
 def _check_certain(best: Match, candidates: Sequence[Match], rows: Sequence[Row]) -> None:
     """Refuse names that tell a turn by its number, where it is not certain what the numbers mean."""
-    mend = "give the table a column id with these names (dataset.columns.id)"
+    fix = "give the table a column id with these names (dataset.columns.id)"
     known = {row.utterance.conversation for row in rows}
     beyond = [name for name in best.unused if name.rpartition("/")[0] in known]
     if beyond and not best.by_turn:
         raise DataError(
             f"{best.source.where}: '{beyond[0]}' is no turn of its conversation in the table; other turns may be "
-            f"counted otherwise, too: {mend}"
+            f"counted otherwise, too: {fix}"
         )
     for other in candidates:
         if other.rule in (NUMBERED, BY_PLACE) and _misfit(other) == _misfit(best) and other.entries != best.entries:
             raise DataError(
                 f"{best.source.where}: turns in names such as '{best.source.name(0)}' may count from 0 or be those of "
-                f"the table, and both fit alike; {mend}"
+                f"the table, and both fit alike; {fix}"
             )
 
 
@@ -185,7 +185,7 @@ def _by_turns(source: Source) -> Source:
 
 
 def _check_turns(source: Source, rows: Sequence[Row]) -> None:
-    """Turns are told by their place alone, so every conversation must have as many as the table says."""
+    """Turns are identified by their place alone, so every conversation must have as many as the table says."""
     expected = Counter(row.utterance.conversation for row in rows)
     found = Counter(name.rpartition("/")[0] for name in source.names or ())
     for conversation, count in found.items():

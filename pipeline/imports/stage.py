@@ -57,7 +57,7 @@ def import_features(
     dataset: DatasetParams,
     strict: bool = False,
 ) -> Imported:
-    """Write the feature file of the utterances in `table` (None: those that a source tells of).
+    """Write the feature file of the utterances in `table` (None: those that a source names).
 
     Every utterance is kept; one without features has that modality empty. Values that are refused leave no file.
 
@@ -68,7 +68,7 @@ def import_features(
     if not given:
         raise DataError("nothing to import: name features with --audio, --text or both")
     if table is not None and not table.exists():
-        raise DataError(f"{table}: no such table; mend --table")
+        raise DataError(f"{table}: no such table; fix --table")
     _check_output(table, given, output)
     with Files() as files:
         sources = [read_source(part, params, files) for part in given]
@@ -84,7 +84,7 @@ def import_features(
             if strict:
                 _check_complete(modality, ids)
         _write(output, [row.utterance for row in rows], modalities, params, dataset.source)
-    lines = [f"mended: {count} {what}" for what, count in corpus.mended.most_common()]
+    lines = [f"repaired: {count} {what}" for what, count in corpus.repaired.most_common()]
     lines += [f"note: {note}" for note in notes]
     lines += [line for modality in modalities for line in _describe(modality, ids, params)]
     return Imported(output, len(rows), read_features(output).digest, lines)
@@ -127,7 +127,7 @@ def _corpus(table: Path | None, sources: Sequence[Source], dataset: DatasetParam
             note = f"no table: conversations, splits and labels are those of {source.where}"
             return Corpus(source.turns(), notes=[note]), at
     raise DataError(
-        f"{sources[0].where}: tells of no conversations, splits and labels; name a table of utterances with --table"
+        f"{sources[0].where}: names no conversations, splits and labels; name a table of utterances with --table"
     )
 
 

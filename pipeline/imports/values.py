@@ -87,7 +87,7 @@ def survey(read: Read, ids: Sequence[str], modality: str) -> Survey:
         digest.update(rows.data.cast("B"))
         _count_not_finite(rows, index, found)
     if not found.dim:
-        raise DataError(f"{modality}: no utterance has any features; leave --{modality} out, or mend its source")
+        raise DataError(f"{modality}: no utterance has any features; leave --{modality} out, or fix its source")
     found.values = digest.hexdigest()
     return found
 
@@ -108,7 +108,7 @@ def check_finite(found: Survey, ids: Sequence[str], modality: str, params: Impor
     """
     if found.not_finite and params.not_finite == "refuse":
         raise DataError(
-            f"{modality}: {not_finite(found, ids)}; mend them where they were made, or have zeros in their place with "
+            f"{modality}: {not_finite(found, ids)}; fix them where they were made, or have zeros in their place with "
             "--set import.not_finite=zero"
         )
 

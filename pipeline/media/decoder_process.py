@@ -111,7 +111,7 @@ def _serve(connection: Connection, memory: int, job: Job) -> None:
 
 
 def _reporter(connection: Connection) -> Callable[[], None]:
-    """What tells of progress, not more often than is of use."""
+    """What reports progress, not more often than is useful."""
     told = time.monotonic()
 
     def report() -> None:

@@ -21,10 +21,10 @@ NAMED = 10  # recordings that cannot be used and are named in the summary; the m
 
 @dataclass(frozen=True)
 class Prepared:
-    """The manifest, what the adapter mended (a sentence -> how often), its notes, and the published counts."""
+    """The manifest, what the adapter repaired (a sentence -> how often), its notes, and the published counts."""
 
     utterances: list[Utterance]
-    mended: Counter[str]
+    repaired: Counter[str]
     notes: list[str]
     published: Counts
     differences: list[Difference]  # to the published counts
@@ -43,7 +43,7 @@ def prepare(params: DatasetParams) -> Prepared:
     utterances = _probe_all(drafts, params)  # takes its time: all that can be refused without it has been
     _check_recordings(utterances, params)
     notes = [*corpus.notes, *note_validation(corpus.turns, params)]
-    return Prepared(utterances, corpus.mended, notes, corpus.published, compare(utterances, corpus.published))
+    return Prepared(utterances, corpus.repaired, notes, corpus.published, compare(utterances, corpus.published))
 
 
 def settle(turns: Sequence[Turn], params: DatasetParams) -> list[tuple[Utterance, Turn]]:
@@ -67,7 +67,7 @@ def settle(turns: Sequence[Turn], params: DatasetParams) -> list[tuple[Utterance
 
 
 def summary(prepared: Prepared) -> str:
-    """The table that `pipeline-prepare` prints: counts per split and label, hours, statuses, what was mended.
+    """The table that `pipeline-prepare` prints: counts per split and label, hours, statuses, what was repaired.
 
     Under a row of which there are published counts lie these, in the same columns.
     """
@@ -81,7 +81,7 @@ def summary(prepared: Prepared) -> str:
     lines = [" " * width + "".join(f"{name:>12}" for name in COLUMNS)]
     lines += [(f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells)).rstrip() for name, cells in rows]
     lines += [f"status {u.status}: '{u.id}', {u.audio}" for u in unusable(utterances)[:NAMED]]
-    lines += [f"mended: {count} {what}" for what, count in prepared.mended.most_common()]
+    lines += [f"repaired: {count} {what}" for what, count in prepared.repaired.most_common()]
     lines += [f"note: {note}" for note in prepared.notes]
     lines += _published_lines(prepared)
     return "\n".join(lines)
@@ -167,7 +167,7 @@ def draft_utterance(turn: Turn, index: int, split: str, params: DatasetParams) -
             )
     if turn.start is not None and turn.end is not None and turn.end < turn.start:
         raise DataError(
-            f"{where}: '{identifier}': ends at {turn.end} s, before its start at {turn.start} s; mend the table"
+            f"{where}: '{identifier}': ends at {turn.end} s, before its start at {turn.start} s; fix the table"
         )
     return Utterance(
         id=identifier,
@@ -280,7 +280,7 @@ def _check_recordings(utterances: Sequence[Utterance], params: DatasetParams) ->
     if named and not any(utterance.samples for utterance in named):
         raise DataError(
             f"none of the {len(named)} recordings under {params.root} can be used; the first, {named[0].audio}: "
-            f"{named[0].status}; mend dataset.root or dataset.columns.audio (leave the column out for text only)"
+            f"{named[0].status}; fix dataset.root or dataset.columns.audio (leave the column out for text only)"
         )
 
 

@@ -360,7 +360,7 @@ def _reach(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
     except OSError as error:
         raise ClusterError(
-            f"no Ray answers at {address} ({error}); start one with ray start --head, or mend cluster.address"
+            f"no Ray answers at {address} ({error}); start one with ray start --head, or fix cluster.address"
         ) from None
 
 

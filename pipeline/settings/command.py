@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_
 import typer
 from typer.core import TyperCommand
 
-from pipeline.errors import ErcError, reason_and_mend
+from pipeline.errors import ErcError, reason_and_fix
 
 if TYPE_CHECKING:
     from pipeline.settings.sections import Section
@@ -179,8 +179,8 @@ def single_command(
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             _drop_output()
         except OSError as error:
-            reason, mend = reason_and_mend(error, "mend the path or its permissions")
-            _end(f"error: {error.filename or 'output'}: {reason}; {mend}, then run the command again", 2)
+            reason, fix = reason_and_fix(error, "fix the path or its permissions")
+            _end(f"error: {error.filename or 'output'}: {reason}; {fix}, then run the command again", 2)
 
     signature = inspect.signature(body)
     asks_version = inspect.Parameter("version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Version)

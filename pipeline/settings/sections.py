@@ -6,7 +6,7 @@ reported in one error, each with the file, the key, what was found and what is a
 
 The root of this project's errors also lives here, since both packages build on it:
 
-    ErcError                  anything that the user can mend: one line on stderr, exit status 2
+    ErcError                  anything that the user can fix: one line on stderr, exit status 2
     |-- SettingsError         params.yaml or --set
     |-- ClusterError          Ray is not there, or its workers cannot do the work (pipeline.settings.cluster)
     |-- StoreError            a feature file (pipeline.store)

@@ -204,7 +204,7 @@ def _follow_link(path: Path, name: str, target: str) -> Part:
     if not linked.exists():
         raise StoreError(
             f"{path}: its {name} part {linked} is gone; put it back beside it (dvc repro, or dvc checkout), or write "
-            "a self-contained file where all parts are at hand with pipeline-join --copy"
+            "a self-contained file where all parts are available with pipeline-join --copy"
         )
     return read_part(linked)
 

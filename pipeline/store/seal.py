@@ -81,7 +81,7 @@ def _read_block(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(USER_BLOCK + len(HDF5))
     except FileNotFoundError:
-        raise StoreError(f"{path}: no such feature file; mend the path, or run dvc repro") from None
+        raise StoreError(f"{path}: no such feature file; fix the path, or run dvc repro") from None
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.errors import StoreError, reason_and_mend
+from pipeline.errors import StoreError, reason_and_fix
 from pipeline.settings import Threads, count_cores
 from pipeline.store.reader import checksum
 from pipeline.store.seal import USER_BLOCK, seal
@@ -42,10 +42,10 @@ def lay_out(path: Path, layout: PartLayout, go_on: str = "or name another file (
     except (OSError, RuntimeError) as error:  # HDF5 raises either where the file cannot grow
         path.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
-        reason, mend = reason_and_mend(error, "see to the disk and its permissions")
+        reason, fix = reason_and_fix(error, "see to the disk and its permissions")
         raise StoreError(
             f"{path.with_name(path.name.removesuffix('.new'))}: no room for it ({reason}: it needs {needed / 1e9:.3f} "
-            f"GB, {free / 1e9:.3f} GB are free); {mend}, {go_on}"
+            f"GB, {free / 1e9:.3f} GB are free); {fix}, {go_on}"
         ) from None
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import h5py
 import numpy as np
 
-from pipeline.errors import ErcError, StoreError, reason_and_mend
+from pipeline.errors import ErcError, StoreError, reason_and_fix
 from pipeline.store.identity import CorpusNote, Identity
 from pipeline.store.reader import Dtype, Part, Utterances, _digest, _fingerprint, checksum
 from pipeline.store.seal import FORMAT, USER_BLOCK, VERSION, seal
@@ -45,9 +45,9 @@ def writing(path: Path) -> Iterator[None]:
     except ErcError:
         raise
     except (OSError, RuntimeError) as error:  # HDF5 raises either where a file cannot grow
-        reason, mend = reason_and_mend(error, "see to the disk, its room and its permissions, or name another place")
+        reason, fix = reason_and_fix(error, "see to the disk, its room and its permissions, or name another place")
         raise StoreError(
-            f"{path}: cannot be written ({reason}); {mend}, then run the command again: finished work is kept"
+            f"{path}: cannot be written ({reason}); {fix}, then run the command again: finished work is kept"
         ) from error
 
 

@@ -103,7 +103,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("app", "arguments", "message"), REFUSED, ids=[message for *_, message in REFUSED])
-def test_what_a_user_can_mend_is_one_line_and_status_2(
+def test_what_a_user_can_fix_is_one_line_and_status_2(
     project: Path, app: Any, arguments: list[str], message: str
 ) -> None:
     done = run(app, *arguments)

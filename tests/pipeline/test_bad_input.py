@@ -155,8 +155,8 @@ def test_prepare_refuses_what_is_no_table(tmp_path: Path, name: str) -> None:
         ("dataset.columns.text=txet", "no column 'txet' (dataset.columns.text); it has"),
         ("datset.root=x", "no section 'datset'; did you mean 'dataset'?"),
         ("dataset.root", "expected section.key=value"),
-        ("dataset.root=/no/such/folder", "/no/such/folder/table.csv: no such table; mend dataset.root"),
-        ("dataset.table=none.csv", "none.csv: no such table; mend dataset.root and dataset.table"),
+        ("dataset.root=/no/such/folder", "/no/such/folder/table.csv: no such table; fix dataset.root"),
+        ("dataset.table=none.csv", "none.csv: no such table; fix dataset.root and dataset.table"),
         ("dataset.test_share=2", "'dataset.test_share' is 2: input should be less than 1"),
         ("dataset.split=speaker", "1 groups of speakers that share no conversation, but three splits need at least 3"),
     ],
@@ -283,11 +283,11 @@ def test_a_joint_file_of_odd_turns_is_whole(odd: Project) -> None:
     assert (report["parts"]["audio"]["empty"], report["parts"]["text"]["empty"]) == (5, 2)
 
 
-def test_a_cp1252_table_is_prepared_and_its_mending_told(tmp_path: Path) -> None:
+def test_a_cp1252_table_is_prepared_and_its_repair_told(tmp_path: Path) -> None:
     made = project(tmp_path)
     table = made.root / "corpus" / "table.csv"
     table.write_bytes(table.read_bytes().replace(b"turn 0 of conversation 0", b"caf\xe9 \x96 it\x92s", 1))
-    assert "mended: 1 lines that were not UTF-8, read as cp1252" in done(prepare_app, made.prepare())
+    assert "repaired: 1 lines that were not UTF-8, read as cp1252" in done(prepare_app, made.prepare())
     assert read_manifest(made.file("manifest.jsonl"))[0].text == "café – it’s"
 
 
@@ -295,7 +295,7 @@ def test_a_cp1252_table_is_prepared_and_its_mending_told(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("encoder", "expected"),
     [
-        ("./no/such/folder", "no such encoder folder: ./no/such/folder; mend the path, or give a Hugging Face name"),
+        ("./no/such/folder", "no such encoder folder: ./no/such/folder; fix the path, or give a Hugging Face name"),
         ("/no/such/folder", "no such encoder folder: /no/such/folder"),
         ("models/no/such", "no such encoder folder: models/no/such"),
         ("FOLDER", "has no config.json; expected a Hugging Face model folder"),
@@ -384,7 +384,7 @@ def text_file(path: Path) -> Path:
 
 
 BAD_FEATURES = {
-    "missing": (lambda path: path, "feats.h5: no such feature file; mend the path, or run dvc repro"),
+    "missing": (lambda path: path, "feats.h5: no such feature file; fix the path, or run dvc repro"),
     "folder": (folder, "feats.h5: cannot be read (Is a directory)"),
     "text": (text_file, "feats.h5: not a feature file of this project; name another, or run dvc repro"),
     "empty": (lambda path: cut(features(path), 0), "not a feature file of this project"),
@@ -411,7 +411,7 @@ def test_a_bad_feature_file_is_refused_by_inspect_and_by_its_reader(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["audio", "text"])
-def test_a_linked_part_that_is_gone_is_named_with_both_ways_to_mend_it(again: Project, name: str) -> None:
+def test_a_linked_part_that_is_gone_is_named_with_both_ways_to_fix_it(again: Project, name: str) -> None:
     again.file(f"{name}.h5").unlink()
     line = refusal(inspect_app, [str(again.file("feats.h5"))])
     assert f"its {name} part {again.file(f'{name}.h5')} is gone; put it back" in line
@@ -438,7 +438,7 @@ def test_a_place_that_cannot_be_written_is_told_before_recordings_are_decoded(tm
     made = project(tmp_path, [row | {"audio": "gone.mp3"} for row in rows_of()])  # which would be refused, too
     made.file("manifest.jsonl").mkdir()
     assert refusal(prepare_app, made.prepare()) == (
-        f"error: {made.file('manifest.jsonl')}: Is a directory; mend the path or its permissions, then run the command "
+        f"error: {made.file('manifest.jsonl')}: Is a directory; fix the path or its permissions, then run the command "
         "again"
     )
 

@@ -218,9 +218,7 @@ def test_an_interrupted_run_goes_on_with_its_state_and_has_no_seconds(
 def test_a_failing_run_is_named_and_the_others_are_done(done: Path, tmp_path: Path, jobs: int) -> None:
     wild = "{train.optimizer: adamw, train.learning_rate: 10, train.weight_decay: 10, train.epochs: 40}"
     variants = make_variants(tmp_path, f"{PARAMS.split('ablations')[0]}ablations:\n  wild: {wild}\n")
-    message = (
-        r"row 'wild' of ablations: seed \d, epoch \d+: the loss is .* \(and 1 more runs failed\); mend or take out"
-    )
+    message = r"row 'wild' of ablations: seed \d, epoch \d+: the loss is .* \(and 1 more runs failed\); fix or take out"
     with pytest.raises(TrainingError, match=message):
         ablate(read_features(done / "feats.h5"), variants[::-1], SECTION, tmp_path / "runs", CPU, jobs)
     assert len(kept(tmp_path / "runs")) == 2
@@ -422,7 +420,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_what_a_user_can_mend_is_one_line_and_status_2(project: Path, arguments: list[str], message: str) -> None:
+def test_what_a_user_can_fix_is_one_line_and_status_2(project: Path, arguments: list[str], message: str) -> None:
     ended = run(ablate_app, "--features", "data/feats.h5", *arguments)
     assert (ended.exit_code, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: ")

@@ -147,7 +147,7 @@ def test_results_of_another_training_and_missing_ones_are_refused(project: Path)
 
 
 def test_the_page_on_sharing_runs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its own commands, with the model at hand for the one that it names."""
+    """Its own commands, with the model present for the one that it names."""
     done = run(export_app, "models/concat/seed-0", "--output", "shared/hbaf", "--results", "results", "--onnx")
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout == "shared/hbaf: concat, seed 0, with test scores and ONNX\n"

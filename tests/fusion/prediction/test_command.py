@@ -116,12 +116,12 @@ REFUSALS = {
     "ending": (["--text", "c", "--output", "p.txt"], r"--output p\.txt: must end in \.jsonl or \.csv"),
     "its own source": (["--table", "t.csv", "--output", "./t.csv"], "is what predictions are made from"),
     "a place that is taken": (["--text", "c", "--output", "taken/p.csv"], "taken/p.csv: cannot be written"),
-    "no recording": (["--audio", "x.wav"], r"x\.wav: no such file, expected a recording; mend --audio"),
+    "no recording": (["--audio", "x.wav"], r"x\.wav: no such file, expected a recording; fix --audio"),
     "one recording of two": (["--audio", "t.csv", "--audio", "x.wav"], r"x\.wav: no such file, expected a recording"),
-    "a long name": (["--audio", "n" * 5000], "n: no such file, expected a recording; mend --audio"),
-    "a folder": (["--audio", "."], r"\.: a folder, expected a recording; mend --audio"),
-    "no table": (["--table", "x.csv"], r"x\.csv: no such file, expected a table; mend --table"),
-    "no features": (["--features", "x.h5"], r"x\.h5: no such file, expected a feature file; mend --features"),
+    "a long name": (["--audio", "n" * 5000], "n: no such file, expected a recording; fix --audio"),
+    "a folder": (["--audio", "."], r"\.: a folder, expected a recording; fix --audio"),
+    "no table": (["--table", "x.csv"], r"x\.csv: no such file, expected a table; fix --table"),
+    "no features": (["--features", "x.h5"], r"x\.h5: no such file, expected a feature file; fix --features"),
     "no model": (["--text", "c"], "nowhere: no such model folder"),
 }
 

@@ -173,7 +173,7 @@ def test_every_model_and_target_gets_a_page(
 def test_without_manifest_and_recordings_the_page_says_so(labelled: Evaluated, tmp_path: Path) -> None:
     labelled.write(tmp_path, sources=Sources())
     page = (tmp_path / "index.html").read_text("utf-8")
-    assert "No manifest was at hand, so turns go by their ids" in page
+    assert "No manifest was given, so turns go by their ids" in page
     assert turns_of(tmp_path / "index.html")["texts"] is None
 
 

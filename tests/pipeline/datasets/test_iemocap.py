@@ -96,14 +96,14 @@ def test_texts_and_speakers_of_faulty_lines(faulty: list[Utterance]) -> None:
     assert found["M000#2"].text == "The same name again."
 
 
-def test_what_was_mended_or_left_out_is_counted(four: Prepared) -> None:
-    assert four.mended == {
+def test_what_was_repaired_or_left_out_is_counted(four: Prepared) -> None:
+    assert four.repaired == {
         iemocap.HIDDEN_FILES: 5,
         iemocap.OVERLAPS: 2,
         iemocap.UNKNOWN_LINES: 1,
         repairs.BYTES: 1,
     }
-    assert repairs.CONTROLS not in four.mended
+    assert repairs.CONTROLS not in four.repaired
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_differences_to_the_published_counts_are_explained(four: Prepared) -> No
 
 
 def test_a_release_as_published_differs_in_nothing(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mechanism, on the counts of the fabricated release; those of the real one are not at hand as files."""
+    """The mechanism, on the counts of the fabricated release; those of the real one are not available as files."""
     monkeypatch.setattr(iemocap, "DIALOGUES", {1: 3, 2: 2, 3: 2, 4: 2, 5: 2})
     monkeypatch.setattr(iemocap, "RECORDINGS", {1: 24, 2: 16, 3: 16, 4: 16, 5: 16})
     codes = {"ang": 11, "exc": 11, "fru": 11, "hap": 11, "neu": 12, "sad": 11}

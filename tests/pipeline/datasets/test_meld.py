@@ -1,4 +1,4 @@
-"""MELD: a fabricated release with every known fault, and the real CSVs where they are at hand."""
+"""MELD: a fabricated release with every known fault, and the real CSVs where they are available."""
 
 import csv
 from collections import Counter
@@ -157,13 +157,13 @@ def test_the_folders_of_the_archives_are_found(tmp_path: Path, release: Path, fo
     assert {u.id: u.samples for u in utterances.values()} == {u.id: u.samples for u in found.utterances}
 
 
-def test_cp1252_leftovers_are_mended_and_reported(tables: Path) -> None:
+def test_cp1252_leftovers_are_repaired_and_reported(tables: Path) -> None:
     path = tables / "train_sent_emo.csv"
     content = path.read_bytes().replace("You’re".encode(), b"You\x92re")
     path.write_bytes(content.replace("things…".encode(), "things\x85".encode()))
     found = prepared(tables)
     assert (by_id(found)["train/0/0"].text, by_id(found)["train/0/3"].text) == (LINES[0].text, LINES[2].text)
-    assert found.mended == {repairs.BYTES: 1, repairs.CONTROLS: 1}
+    assert found.repaired == {repairs.BYTES: 1, repairs.CONTROLS: 1}
 
 
 def test_the_csvs_alone_are_a_corpus_of_texts_and_that_is_said(tables: Path) -> None:
@@ -248,7 +248,7 @@ def test_the_real_csvs_have_the_published_counts(target: str) -> None:
     assert {difference.what for difference in found.differences} == {"recordings"}
     check_utterances(found.utterances, "manifest")
     assert {utterance.status for utterance in found.utterances} == {"no-audio"}
-    assert not found.mended
+    assert not found.repaired
     texts = {utterance.id: utterance.text for utterance in found.utterances}
     for name, split in (("train", "train"), ("dev", "validation"), ("test", "test")):
         with (meld / f"{name}_sent_emo.csv").open(encoding="utf-8", newline="") as file:

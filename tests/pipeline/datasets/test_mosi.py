@@ -106,11 +106,11 @@ def test_every_known_fault_has_its_status(prepared: dict[str, Prepared], layout:
     assert len(prepared[layout].utterances) == len(SEGMENTS) + (2 if layout == RELEASE else 0)
 
 
-def test_what_was_mended_or_left_out_is_counted(prepared: dict[str, Prepared]) -> None:
-    assert prepared[RELEASE].mended == {mosi.HIDDEN_FILES: 1}
-    assert prepared[TABLE].mended == {mosi.CONTRADICTIONS: 1, repairs.BYTES: 1}
-    mended = next(turn for turn in prepared[TABLE].utterances if turn.id == "03bSnISJMiM_2")
-    assert mended.text == "it’s fine"
+def test_what_was_repaired_or_left_out_is_counted(prepared: dict[str, Prepared]) -> None:
+    assert prepared[RELEASE].repaired == {mosi.HIDDEN_FILES: 1}
+    assert prepared[TABLE].repaired == {mosi.CONTRADICTIONS: 1, repairs.BYTES: 1}
+    repaired = next(turn for turn in prepared[TABLE].utterances if turn.id == "03bSnISJMiM_2")
+    assert repaired.text == "it’s fine"
 
 
 @pytest.mark.parametrize("layout", WRITERS)

@@ -122,19 +122,19 @@ def test_cp1252_lines_among_utf8_are_read_and_counted(tmp_path: Path, name: str)
     content = head + row % (1, b"It\x92s caf\xe9") + row % (2, "It’s café 😀".encode())
     corpus = read_text(tmp_path / name, content)
     assert [turn.text for turn in corpus.turns] == ["It’s café", "It’s café 😀"]
-    assert corpus.mended == {repairs.BYTES: 1}
+    assert corpus.repaired == {repairs.BYTES: 1}
 
 
 def test_controls_of_a_wrong_conversion_get_their_meaning_back(tmp_path: Path) -> None:
     corpus = read_text(tmp_path / "a.csv", "id,text\n1,It\x92s \x93so\x94\x85\n2,plain\n")
     assert [turn.text for turn in corpus.turns] == ["It’s “so”…", "plain"]
-    assert corpus.mended == {repairs.CONTROLS: 1}
+    assert corpus.repaired == {repairs.CONTROLS: 1}
 
 
 def test_half_a_character_is_replaced_and_counted(tmp_path: Path) -> None:
     corpus = read_text(tmp_path / "a.jsonl", '{"text": "cut \\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n')
     assert [turn.text for turn in corpus.turns] == ["cut ?", "whole 😀"]
-    assert corpus.mended == {repairs.SURROGATES: 1}
+    assert corpus.repaired == {repairs.SURROGATES: 1}
 
 
 def test_a_text_of_two_thousand_words_is_read_whole(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_parquet_without_its_library_says_what_to_install(tmp_path: Path, monkey
 
 
 def test_a_missing_table_says_which_parameters_name_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a\.csv: no such table; mend dataset\.root and dataset\.table"):
+    with pytest.raises(DataError, match=r"a\.csv: no such table; fix dataset\.root and dataset\.table"):
         read(tmp_path / "a.csv")
 
 

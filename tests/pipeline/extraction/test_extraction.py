@@ -212,7 +212,7 @@ def test_marking_everything_is_a_mistake(recordings: tuple[Path, list[Utterance]
     root, records = recordings
     for record in records:
         (root / str(record.audio)).unlink()
-    with pytest.raises(DataError, match=r"none of the 10 utterances could be read \(missing-file\); mend dataset.root"):
+    with pytest.raises(DataError, match=r"none of the 10 utterances could be read \(missing-file\); fix dataset.root"):
         extract(recordings, on_error="mark")
 
 

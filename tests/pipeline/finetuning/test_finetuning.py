@@ -43,7 +43,7 @@ LEARNING = {"epochs": 4, "learning_rate": 0.01, "batch_size": 8, "warmup_share":
 
 
 class Corpus:
-    """Utterances whose label is told by the pitch and by the words, and toy encoders at a fraction of the tiny ones."""
+    """Utterances whose label shows in the pitch and by the words, and toy encoders at a fraction of the tiny ones."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -276,7 +276,7 @@ def test_splits_without_a_video_in_their_ids_need_a_table(tmp_path: Path) -> Non
         for split, own in MMSA.items()
     }
     path = write_pickle(tmp_path / "x.pkl", content)
-    with pytest.raises(DataError, match="tells of no conversations, splits and labels; name a table"):
+    with pytest.raises(DataError, match="names no conversations, splits and labels; name a table"):
         run(tmp_path, Given("audio", str(path)))
     rows = [{"id": name, "split": split, "label": "joy"} for split, own in content.items() for name in own["id"]]
     _, features = run(tmp_path, Given("audio", str(path)), rows=rows)

@@ -1,4 +1,4 @@
-"""What cannot be imported is refused with one line that says what, where and how to mend it, and leaves no file."""
+"""What cannot be imported is refused with one line that says what, where and how to fix it, and leaves no file."""
 
 from pathlib import Path
 from typing import Any
@@ -306,7 +306,7 @@ def test_the_command_refuses_with_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("table", "expected"),
-    [("nowhere.csv", "nowhere.csv: no such table; mend --table"), ("x.npz", "x.npz: a table must end in .csv, .tsv")],
+    [("nowhere.csv", "nowhere.csv: no such table; fix --table"), ("x.npz", "x.npz: a table must end in .csv, .tsv")],
 )
 def test_a_table_that_is_none_is_blamed_on_its_flag(tmp_path: Path, table: str, expected: str) -> None:
     arguments = [*project(tmp_path), "--audio", save(tmp_path / "x.npz", **arrays())]

@@ -170,11 +170,11 @@ def test_the_published_counts_lie_under_the_ones_that_were_found(tmp_path: Path)
     assert sum("published" in line for line in lines) == len(published) + 1  # and the line that counts them
 
 
-def test_what_was_mended_is_counted_in_the_summary(tmp_path: Path) -> None:
+def test_what_was_repaired_is_counted_in_the_summary(tmp_path: Path) -> None:
     write_corpus(tmp_path, three_splits())
     content = (tmp_path / "table.csv").read_bytes()
     (tmp_path / "table.csv").write_bytes(content.replace(b"hello", b"it\x92s", 1))
-    assert "mended: 1 lines that were not UTF-8, read as cp1252" in summary(prepare(params(tmp_path)))
+    assert "repaired: 1 lines that were not UTF-8, read as cp1252" in summary(prepare(params(tmp_path)))
 
 
 def test_recordings_that_cannot_be_used_are_named_in_the_summary(tmp_path: Path) -> None:
@@ -248,13 +248,13 @@ def test_some_missing_recordings_are_a_status_and_all_an_error(tmp_path: Path) -
     assert prepared(tmp_path, rows)["a/0"].status == "missing-file"
     gone = [cells | {"audio": "gone.mp3"} for cells in rows]
     message = refusal(tmp_path, gone)
-    assert f"none of the 3 recordings under {tmp_path} can be used; the first, gone.mp3: missing-file; mend" in message
+    assert f"none of the 3 recordings under {tmp_path} can be used; the first, gone.mp3: missing-file; fix" in message
 
 
 def test_a_mistaken_audio_column_is_all_missing_files(tmp_path: Path) -> None:
     long = " ".join(["a sentence that is longer than any file name may be"] * 8)
     rows = [cells | {"text": long} for cells in three_splits()]
-    assert "missing-file; mend dataset.root or dataset.columns.audio" in refusal(
+    assert "missing-file; fix dataset.root or dataset.columns.audio" in refusal(
         tmp_path, rows, columns={"audio": "text"}
     )
 
@@ -290,7 +290,7 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], str]] = {
     "repeated id": ([cells | {"id": "x"} for cells in three_splits()], "id 'x' is given to 3 utterances"),
     "label only in test": (
         [cells | {"label": label} for cells, label in zip(three_splits(), ["joy", "joy", "jooy"], strict=True)],
-        "label 'jooy' (1 utterances, such as 'c/0' of the test split) does not occur in train (joy); mend the label",
+        "label 'jooy' (1 utterances, such as 'c/0' of the test split) does not occur in train (joy); fix the label",
     ),
     "no label in train": (
         [cells | {"label": label} for cells, label in zip(three_splits(), ["", "joy", "joy"], strict=True)],

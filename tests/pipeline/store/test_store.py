@@ -186,7 +186,7 @@ def test_any_ragged_part_round_trips(
     assert not list(damaged_utterances(part))
 
 
-def test_a_missing_linked_part_is_named_with_both_ways_to_mend_it(linked: Path) -> None:
+def test_a_missing_linked_part_is_named_with_both_ways_to_fix_it(linked: Path) -> None:
     (linked.parent / "text.h5").unlink()
     with pytest.raises(StoreError, match=r"text part .*text\.h5 is gone.*dvc repro.*--copy"):
         read_features(linked)
