@@ -1,7 +1,7 @@
 """What a model shows of itself for each turn, as bytes that a browser draws: no model is known here by its name.
 
-A view (`Output.views`) is recognised by its shape. In the batch that is made here frames, tokens and everything else have
-widths of their own, so that an axis tells what lies along it:
+A view (`Output.views`) is recognised by its shape. In the batch that is made here frames, tokens and everything
+else each have another width, so that an axis shows what lies along it:
 
     (utterances, positions)                      a curve over frames or tokens
     (utterances, positions, width)               a curve, the mean over the width
