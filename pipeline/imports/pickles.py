@@ -2,7 +2,7 @@
 
 By conversation: a tuple of dicts by conversation, each with a list by turn, and lists of the splits.
 They go from project to project since DialogueRNN. The elements of a tuple are recognised by their kinds (d: a dict,
-l: a list of conversations), as their own loaders unpack them. Facts were read in those loaders; no name stands in the files.
+l: a list of conversations), as their own loaders unpack them; no name stands in the files.
 
 By split: `{train: {audio: .., text: .., id: ..}, valid: .., test: ..}`, padded, as MMSA and MulT have them.
 
