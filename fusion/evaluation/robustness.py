@@ -107,7 +107,7 @@ def _check_part(part: Part, features: Features) -> None:
         raise FeatureError(f"{part.path}: degraded {modality}, but {features.path} holds no {modality}; {fix}")
     encoder = Identity({key: value for key, value in part.identity.fields.items() if key != "input"})
     if encoder != clean.identity:
-        raise FeatureError(f"{part.path}: {modality} of another encoder than that of {features.path}; {fix}")
+        raise FeatureError(f"{part.path}: {modality} of another encoder or precision than {features.path}; {fix}")
     test = np.flatnonzero(np.array(features.utterances.splits) == "test")
     if part.ids != [features.utterances.ids[index] for index in test]:
         raise FeatureError(f"{part.path}: other utterances than the test split of {features.path}; {fix}")

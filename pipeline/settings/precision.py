@@ -44,7 +44,7 @@ class PrecisionError(ErcError):
 def _refuse_auto(value: object) -> object:
     if value == "auto":
         raise ValueError(
-            "'auto' no longer exists, since it gave other features on other machines; write float32 (the default), or "
+            "'auto' no longer exists, since it gave other numbers on other machines; write float32 (the default), or "
             "bfloat16 where the device is built for it"
         )
     return value
@@ -111,8 +111,8 @@ def advise_precision(precision: str, device: "torch.device", key: str) -> str | 
     if precision != "float32" or not built_for_bfloat16(device):
         return None
     return (
-        f"{key} is float32; this device ({processor_name(device)}) is built for bfloat16, which is faster at a small "
-        "loss of precision (docs/extraction.md)"
+        f"{key} is float32; this device ({processor_name(device)}) is built for bfloat16, in which encoders of base "
+        "size and larger take about half the time (docs/extraction.md)"
     )
 
 

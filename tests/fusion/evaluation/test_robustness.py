@@ -282,7 +282,10 @@ def test_a_model_of_one_modality_has_the_studies_of_that_one(
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "another encoder": ({"weights": "t2"}, "text of another encoder than that of .*feats.h5; run pipeline-degrade"),
+    "another encoder": (
+        {"weights": "t2"},
+        "text of another encoder or precision than .*feats.h5; run pipeline-degrade",
+    ),
     "other utterances": ({"drop": 1}, "other utterances than the test split of"),
     "an unknown study": ({"given": {"study": "echo"}}, "not degraded features of a study that is known here"),
     "recordings of other lengths": (
