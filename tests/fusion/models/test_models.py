@@ -185,7 +185,7 @@ def test_batch_neighbours_change_nothing(name: str, turns: list[int], direction:
         own = slice(first, first + count)
         alone = tensors_of(model(only(batch, own, batch.turns.mask[conversation : conversation + 1])))
         expected = {part: value[own] for part, value in together.items()}
-        torch.testing.assert_close(alone, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(alone, expected, rtol=0, atol=1e-6)  # 2.4e-7 was seen, from AVX2 to AMX
         first += count
 
 
