@@ -31,7 +31,7 @@ FAMILY = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 LOG_MEL = "log-mel"
 PIECE_FRAMES = 100  # of a clip on a processor: what the convolutions work on stays in its cache
 TOGETHER_SECONDS = 64  # of audio that a GPU's convolutions work on at once, padding included: about 1.3 GB for base
-PROBE_FRAMES = (1, 2, 15, 49)
+PROBE_FRAMES = (1, 15, 40)
 PROBE_HERTZ = 220.0
 LARGEST_BATCH = {"cpu": 16, "cuda": 512}  # seconds in a batch; on processors larger ones were slower
 
@@ -211,7 +211,7 @@ class HiddenStates:
         return real, real[:, None, None].expand(-1, 1, longest, -1) if self._ready_mask else real
 
     def probes(self) -> list[Probe]:
-        """Noise and tones from one frame to a second; as many frames as the longest window holds, through one layer."""
+        """Noise and tones from one frame to most of a second; as many frames as the longest window holds, through one layer."""
         lengths = [self._convolutions.samples(min(frames, self._window)) for frames in PROBE_FRAMES]
         generator = torch.Generator().manual_seed(0)
         channels = self._model.config.conv_dim[-1]
