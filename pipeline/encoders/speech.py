@@ -211,7 +211,7 @@ class HiddenStates:
         return real, real[:, None, None].expand(-1, 1, longest, -1) if self._ready_mask else real
 
     def probes(self) -> list[Probe]:
-        """Noise and tones from one frame to most of a second; as many frames as the longest window holds, through one layer."""
+        """Noise and tones of up to a second; as many frames as the longest window holds, through one layer."""
         lengths = [self._convolutions.samples(min(frames, self._window)) for frames in PROBE_FRAMES]
         generator = torch.Generator().manual_seed(0)
         channels = self._model.config.conv_dim[-1]
