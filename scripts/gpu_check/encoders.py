@@ -1,4 +1,4 @@
-"""Check 2: every architecture in both precisions, against the processor in float32 and alone against batched.
+"""Every architecture in both precisions, against the processor in float32 and alone against batched.
 
 Weights are random, of a seed: what is compared does not depend on them. Loading in reduced precision includes the
 encoder's own self-check, which ends in an error where it finds the precision wrong.

@@ -1,4 +1,4 @@
-"""Checks 7 and 10: an encoder that runs short of memory, and how fast features are made from clips in memory.
+"""An encoder that runs short of memory, and how fast features are made from clips in memory.
 
 Axes: clips, samples, frames.
 """

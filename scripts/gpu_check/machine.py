@@ -1,4 +1,4 @@
-"""Check 1: what is here, and whether float32 is float32 while encoders and models compute (TF32 is not)."""
+"""What is here, and whether float32 is float32 while encoders and models compute (TF32 is not)."""
 
 import platform
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Checks 4 and 5: every model from features to predictions on the device, and its numbers beside the processor's."""
+"""Every model from features to predictions on the device, and its numbers beside the processor's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

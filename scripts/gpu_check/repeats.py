@@ -1,4 +1,4 @@
-"""Check 6: the same seed gives the same weights, to the last bit, also after an interruption.
+"""The same seed gives the same weights, to the last bit, also after an interruption.
 
 Attention is tried with few and with many keys and turns: kernels whose backward pass adds up in any order come into
 play beyond some 64 to 128 of them.

@@ -1,4 +1,4 @@
-"""Check 9: HBAF at MELD's size: milliseconds and kernels a step, how busy the GPU is, several processes on one GPU.
+"""HBAF at MELD's size: milliseconds and kernels a step, how busy the GPU is, several processes on one GPU.
 
 Every part has a process of its own, since several share the GPU and nobody else must hold a part of its memory.
 """

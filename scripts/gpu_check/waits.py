@@ -1,4 +1,4 @@
-"""Check 8: where the processor waits for the GPU, by torch's own warnings, in an epoch of training and in a batch."""
+"""Where the processor waits for the GPU, by torch's own warnings, in an epoch of training and in a batch."""
 
 import warnings
 from collections import Counter
