@@ -30,7 +30,7 @@ from pipeline.settings import SettingsError
 from pipeline.store import MODALITIES, Features, Identity
 
 EXTRA = "erc"  # key of config.json that holds what is not a constructor argument
-DAMAGE = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+DAMAGE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 WEIGHTS = "weights"  # key under it: safetensors would not notice a number that changed on the way
 FILES = ("model.safetensors", "config.json", "history.json", "README.md")
 
@@ -92,6 +92,8 @@ def read_provenance(folder: Path) -> Provenance:
         name = content["model"]
         if name in MODELS and "sizes" in config:
             return provenance_from_json(content, path)
+    except OSError as error:
+        raise _unread(path, error) from error
     except DAMAGE as error:
         reason = f"{type(error).__name__}: {_one_line(error)}"
         raise ModelError(f"{path}: damaged, or not of erc-fusion ({reason}); train it again") from error
@@ -128,6 +130,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
             raise ValueError("model.safetensors is not the file that config.json names")
         stored = {"audio": (sizes.audio_layers, sizes.audio_dim), "text": (sizes.text_layers, sizes.text_dim)}
         history = history_from_json(json.loads((folder / "history.json").read_text(encoding="utf-8")))
+    except OSError as error:
+        raise _unread(folder, error) from error
     except (*DAMAGE, SafetensorError, MemoryError, AssertionError) as error:
         raise ModelError(
             f"{folder}: damaged or of another version ({_one_line(error)}); train it again with fusion-train"
@@ -178,6 +182,11 @@ def check_encoders(loaded: LoadedModel, features: Features) -> None:
                 f"{features.path} has {_difference(part.identity, trained)}; "
                 "extract with the same encoder, or train anew"
             )
+
+
+def _unread(path: Path, error: OSError) -> ModelError:
+    """Of what the disk does not give nothing is known, so it is not called damaged."""
+    return ModelError(f"{error.filename or path}: cannot be read ({error.strerror or error}); see who may read it")
 
 
 def _hash(path: Path) -> str:

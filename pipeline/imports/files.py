@@ -92,7 +92,10 @@ class Files:
         from pipeline.imports.formats import tree_of
 
         with reading(str(path)):
-            file = self._open.enter_context(h5py.File(path, "r"))
+            try:
+                file = self._open.enter_context(h5py.File(path, "r"))
+            except OSError:  # perhaps open or locked elsewhere, which a Python file gets around
+                file = self._open.enter_context(h5py.File(self._open.enter_context(path.open("rb")), "r"))
         return tree_of(file, path)
 
     def _vectors(self, path: Path, key: str | None) -> dict[str, np.ndarray]:

@@ -154,18 +154,35 @@ def checksum(rows: np.ndarray) -> int:
 
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file for reading; whatever h5py raises on damage becomes one clear error."""
+    """An HDF5 file for reading; whatever h5py raises becomes one clear error.
+
+    The seal has shown by then that the file is whole, so what goes wrong is not damage.
+    """
     check_seal(path)
     try:
-        with h5py.File(path, "r", locking=False) as file:  # a finished file is never changed, whoever holds it
+        with open_hdf5(path) as file:
             yield file
     except ErcError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be read now ({' '.join(str(error).split())}); see to the disk and run the command again"
+        ) from error
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise StoreError(
-            f"{path}: not a readable feature file, truncated or damaged ({reason}); delete it and run dvc repro"
+            f"{path}: undamaged, but not laid out as this program reads it ({reason}); run dvc repro to make it anew"
         ) from error
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """The HDF5 file at `path` for reading, whoever else has it open.
+
+    By a Python file, since HDF5 refuses a path that this process has open in another way, such as in a notebook.
+    """
+    with path.open("rb") as opened, h5py.File(opened, "r") as file:
+        yield file
 
 
 def _check_kind(group: h5py.Group, path: Path, kind: Literal["part", "joint"]) -> None:
@@ -183,7 +200,7 @@ def _read_part_group(group: h5py.Group, path: Path) -> Part:
     values = _map_values(group["values"], path)
     consistent = len(offsets) == len(ids) + 1 == len(checksums) + 1 and offsets[0] == 0
     if not consistent or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
-        raise StoreError(f"{path}: damaged: its offsets, checksums, ids and values do not fit together; delete it")
+        raise StoreError(f"{path}: its offsets, checksums, ids and values do not fit together; run dvc repro")
     failed = json.loads(_read_strings(group["failed"])[0]) if "failed" in group else {}
     identity, plan = Identity.from_json(group.attrs["identity"]), str(group.attrs["plan"])
     return Part(values, offsets, checksums, ids, identity, plan, path, failed)

@@ -19,6 +19,7 @@ VERSION = 2  # 1: checksums were BLAKE2b
 USER_BLOCK = 512  # bytes, the smallest that HDF5 allows
 FIELDS = {"format", "version", "size", "values", "structure"}
 HDF5 = b"\x89HDF\r\n\x1a\n"  # its signature
+OPENED = 20  # behind the user block: HDF5 sets this byte to 1 while a program has the file open for writing
 BLOCK = 1 << 20  # bytes that are hashed at once
 
 
@@ -38,13 +39,28 @@ def seal(path: Path, values: Sequence[tuple[int, int]]) -> None:
 
 def check_seal(path: Path) -> None:
     """Raise StoreError unless `path` is a whole, undamaged file of this version (its values aside)."""
-    block = _read_block(path)
+    try:
+        _check_seal(path)
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such feature file; fix the path, or run dvc repro") from None
+    except OSError as error:  # its content is not known, so nothing is said against it
+        raise StoreError(
+            f"{path}: cannot be read ({error.strerror}); see who may read it and whether the disk answers"
+        ) from None
+
+
+def _check_seal(path: Path) -> None:
+    with path.open("rb") as file:
+        block = file.read(USER_BLOCK + len(HDF5))  # and the signature of HDF5 behind it
     line = _parse(block)
     version = line.get("version")
-    damaged = StoreError(f"{path}: damaged; delete it and run dvc repro")
+    damaged = StoreError(f"{path}: damaged, or changed by another program; delete it and run dvc repro")
     if line.get("format") != FORMAT:
         if block[USER_BLOCK:] == HDF5:  # what lies behind a seal
-            raise StoreError(f"{path}: unfinished, or its seal is damaged; delete it and run dvc repro")
+            raise StoreError(
+                f"{path}: not a finished feature file, since its seal is missing or damaged; run dvc repro to make it "
+                "anew, or name another"
+            )
         raise StoreError(f"{path}: not a feature file of this project; name another, or run dvc repro to make one")
     block = block[:USER_BLOCK]
     if version != VERSION:
@@ -75,17 +91,6 @@ def _is_sound(line: Mapping[str, Any]) -> bool:
     return set(line) == FIELDS and all(type(number) is int and 0 <= number <= line["size"] for number in numbers)
 
 
-def _read_block(path: Path) -> bytes:
-    """The user block, and the signature of HDF5 behind it."""
-    try:
-        with path.open("rb") as file:
-            return file.read(USER_BLOCK + len(HDF5))
-    except FileNotFoundError:
-        raise StoreError(f"{path}: no such feature file; fix the path, or run dvc repro") from None
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
-
-
 def _parse(block: bytes) -> dict[str, Any]:
     """The seal's content; empty where there is none."""
     try:
@@ -96,14 +101,18 @@ def _parse(block: bytes) -> dict[str, Any]:
 
 
 def _hash_outside(path: Path, values: Sequence[tuple[int, int]]) -> str:
-    """Hash (hex) of all bytes behind the user block that lie in none of the `values` regions."""
+    """Hash (hex) of all bytes behind the user block that lie in none of the `values` regions, as of a closed file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         position = USER_BLOCK
         for offset, length in [*sorted(values), (path.stat().st_size, 0)]:
             file.seek(position)
             while position < offset and (block := file.read(min(BLOCK, offset - position))):
-                digest.update(block)
+                digest.update(_as_closed(block) if position == USER_BLOCK else block)
                 position += len(block)
             position = offset + length
     return digest.hexdigest()
+
+
+def _as_closed(block: bytes) -> bytes:
+    return block[:OPENED] + b"\0" + block[OPENED + 1 :] if block[OPENED : OPENED + 1] == b"\1" else block

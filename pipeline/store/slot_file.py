@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.errors import StoreError, reason_and_fix
 from pipeline.settings import Threads, count_cores
-from pipeline.store.reader import checksum
+from pipeline.store.reader import checksum, open_hdf5
 from pipeline.store.seal import USER_BLOCK, seal
 from pipeline.store.writer import PartLayout, lay_out_part, part_size, try_size
 
@@ -54,7 +54,7 @@ class SlotFile:
 
     def __init__(self, descriptor: int, path: Path, layout: PartLayout) -> None:
         self.descriptor, self.path, self.layout = descriptor, path, layout
-        with h5py.File(path, "r", locking=False) as file:
+        with open_hdf5(path) as file:
             self._values_at = file["values"].id.get_offset() or 0
             self._marks_at = file["checksums"].id.get_offset() or 0
         rows = np.concatenate([[0], np.cumsum(layout.rows)]).astype(np.int64)

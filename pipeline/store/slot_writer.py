@@ -20,13 +20,12 @@ from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 
-import h5py
 import numpy as np
 
 from pipeline.errors import DataError, StoreError
 from pipeline.settings import Threads
 from pipeline.store.identity import Identity
-from pipeline.store.reader import checksum
+from pipeline.store.reader import checksum, open_hdf5
 from pipeline.store.slot_file import SlotFile, lay_out
 from pipeline.store.writer import PartLayout, sync, writing
 
@@ -196,7 +195,7 @@ def _same_work(partial: Path, layout: PartLayout) -> bool:
     if not partial.stat().st_size:
         return False
     try:
-        with h5py.File(partial, "r", locking=False) as file:
+        with open_hdf5(partial) as file:
             identity = Identity.from_json(file.attrs["identity"])
             same = (
                 identity == layout.identity

@@ -394,9 +394,9 @@ BAD_FEATURES = {
     "older": (lambda path: of_version(features(path), 0), "written in version 0 of the format, this program reads"),
     "one bit in its seal": (
         lambda path: with_flipped_byte(features(path), 3),
-        "feats.h5: unfinished, or its seal is damaged; delete it and run dvc repro",
+        "feats.h5: not a finished feature file, since its seal is missing or damaged; run dvc repro",
     ),
-    "one bit in its structure": (lambda path: with_flipped_byte(features(path), 600), "feats.h5: damaged; delete it"),
+    "one bit in its structure": (lambda path: with_flipped_byte(features(path), 600), "feats.h5: damaged, or changed"),
 }
 
 

@@ -1,7 +1,11 @@
 """The feature file: round trips, refusals, damage."""
 
+import fcntl
+import io
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,7 +20,9 @@ from pipeline.store import (
     CorpusNote,
     Features,
     Identity,
+    PartLayout,
     Reference,
+    SlotWriter,
     Utterances,
     damaged_utterances,
     read_features,
@@ -57,8 +63,6 @@ def self_contained(path: Path, seed: int = 0) -> Path:
 @pytest.fixture
 def linked(tmp_path: Path) -> Path:
     """A joint file with two linked parts, made as the pipeline makes them."""
-    from pipeline.store import PartLayout, SlotWriter
-
     parts = {}
     for seed, name in enumerate(("audio", "text")):
         content = arrays(seed)
@@ -243,6 +247,71 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(StoreError, match="not a feature file"):
         read_features(path)
+
+
+def open_in_a_notebook(path: Path) -> h5py.File:
+    return h5py.File(path)
+
+
+def open_for_writing(path: Path) -> h5py.File:
+    return h5py.File(path, "r+")
+
+
+def open_with_locks(path: Path) -> h5py.File:
+    return h5py.File(path, locking=True)
+
+
+def locked_by_another_program(path: Path) -> io.BufferedRandom:
+    opened = path.open("r+b")
+    fcntl.flock(opened, fcntl.LOCK_EX)
+    return opened
+
+
+@pytest.mark.parametrize(
+    ("hold", "name"),
+    [
+        (open_in_a_notebook, "feats.h5"),
+        (open_in_a_notebook, "audio.h5"),
+        (open_with_locks, "feats.h5"),
+        (open_for_writing, "audio.h5"),
+        (locked_by_another_program, "feats.h5"),
+    ],
+)
+def test_a_file_that_is_open_elsewhere_is_read_all_the_same(linked: Path, hold: Any, name: str) -> None:
+    with hold(linked.parent / name):
+        assert inspect_file(linked, verify=True).verified
+        assert inspect_file(linked.parent / "audio.h5", verify=True).verified
+    assert inspect_file(linked, verify=True).verified
+
+
+def test_interrupted_work_that_is_open_elsewhere_is_kept(tmp_path: Path) -> None:
+    layout = PartLayout(["a", "b"], [1, 1], (4,), "float32", IDENTITY, "plan")
+    with SlotWriter(tmp_path / "audio.h5", layout) as writer:
+        writer.write([0], [np.ones((1, 4), np.float32)])
+    with h5py.File(tmp_path / "audio.h5.partial", locking=False), SlotWriter(tmp_path / "audio.h5", layout) as writer:
+        assert writer.done.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    "head", [b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(512), bytes(512)], ids=["Matlab", "unfinished"]
+)
+def test_nobody_is_advised_to_delete_a_file_that_was_not_proved_wrong(tmp_path: Path, head: bytes) -> None:
+    path = tmp_path / "features.mat"
+    with h5py.File(path, "w", userblock_size=512) as file:
+        file["values"] = np.ones(3)
+    with path.open("r+b") as opened:
+        opened.write(head)
+    with pytest.raises(StoreError, match=r"not a finished feature file.*or name another") as error:
+        read_part(path)
+    assert "delete" not in str(error.value)
+
+
+def test_a_file_that_the_disk_does_not_give_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "feats.h5"
+    path.symlink_to("/proc/self/mem")  # whose first byte no system reads
+    with pytest.raises(StoreError, match=r"feats\.h5: cannot be read \(Input/output error\)") as error:
+        read_features(path)
+    assert not re.search("damaged|delete", str(error.value))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
