@@ -153,6 +153,9 @@ def report_app(
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json of the text encoder, or its folder: names the tokens.")
     ] = None,
+    beside: Annotated[
+        Path | None, typer.Option(help="Another model's folder, to see both side by side on every turn.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Whose turns: train, validation, test or all.")] = "test",
     output: Annotated[Path, typer.Option(help="The folder of the page.")] = Path("results/report"),
     device: Device = "auto",
@@ -167,8 +170,8 @@ def report_app(
     path = find_params(params)
     models = models or Path("models") / read_section(path, "model", ModelParams, overrides).name
     memory = read_section(path, "train", TrainParams, overrides).memory
-    beside = features.with_name("manifest.jsonl")
-    sources = Sources(manifest or (beside if beside.exists() else None), root, tokenizer)
+    usual = features.with_name("manifest.jsonl")
+    sources = Sources(manifest or (usual if usual.exists() else None), root, tokenizer, beside)
     page = write_page(read_features(features), models, results, split, sources, output, pick_device(device), memory)
     print(f"{output / PAGE}: {page.turns} turns, {page.viewed} with views, {page.size / 1e6:.1f} MB")
 

@@ -14,11 +14,11 @@ import torch
 
 from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
 from fusion.data import Split, hold, load_split
-from fusion.errors import FeatureError
-from fusion.objective import find_task
+from fusion.errors import FeatureError, ModelError
+from fusion.objective import Task, find_task
 from fusion.report import overview
 from fusion.report.results import read_results
-from fusion.report.turns import Said, Views, ask, describe_turns, script_json
+from fusion.report.turns import Beside, Said, Views, ask, describe_turns, script_json
 from fusion.report.utterances import Record, find_sounds, find_words, labels, read_records
 from fusion.report.views import LONGEST, Viewer
 from fusion.runtime import Memory, count_jobs, memory_for_features, write_file
@@ -41,6 +41,7 @@ class Sources:
     manifest: Path | None = None
     root: Path | None = None  # of the corpus: the manifest names recordings relative to it
     tokenizer: Path | None = None
+    beside: Path | None = None  # the folder of another model, which is asked about the same turns
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,23 @@ def write_page(
     splits = _load(features, loaded[0], split, device, memory)
     task = find_task(loaded[0].provenance.recipe.train.target, len(features.label_names))
     many = sum(len(one.ids) for one in splits) > FEW
-    said = ask(loaded, splits, task, count_jobs(None, device) if many else 1)
+    jobs = count_jobs(None, device) if many else 1
+    said = ask(loaded, splits, task, jobs)
+    name = loaded[0].provenance.recipe.model.name
+    other = _ask_other(sources.beside, name, features, task, split, device, memory, jobs) if sources.beside else None
     order = _order(splits, said)
     ids = [name for one in splits for name in one.ids]
     names = [record.audio for turn in order if (record := records.get(ids[turn])) and record.audio]
     sounds = find_sounds(names, sources.root, output, SOUND_BYTES) if sources.root else {}
     seeds = [one.provenance.seed for one in loaded]
-    told = overview.describe_results(found, loaded, features) | overview.describe_data(features, records)
+    told = overview.describe_results(found, loaded, features, records) | overview.describe_data(features, records)
+    if other:
+        told |= overview.describe_beside(name, said, other)
 
     def draw(views: Views) -> bytes:
         note = _note(split, len(ids), views, bool(records), len(sounds))
         variables = {"constant_rows": overview.constant_rows(views.constants), "explorer_note": note}
-        turns = describe_turns(features, splits, said, seeds, records, views, sounds)
+        turns = describe_turns(features, splits, said, seeds, records, views, sounds, name, other)
         return render(told | variables | {"view_seed": seeds[0]}, turns)
 
     budget = PAGE_BYTES - len(draw(Views(seeds[0])))
@@ -112,7 +118,7 @@ def render(variables: dict[str, Any], turns: dict[str, Any]) -> bytes:
     )
     environment = Environment(loader=FunctionLoader(read.get), autoescape=True, undefined=StrictUndefined)
     drawn = {name: _markup(value) if "chart" in name else value for name, value in variables.items()}
-    defaults = dict.fromkeys(("confusion", "truth_charts", "ablations", "robustness"))
+    defaults = dict.fromkeys(("confusion", "truth_charts", "ablations", "robustness", "beside"))
     inlined = {
         "policy": policy, "style": Markup(read["page.css"]), "script": Markup(script),
         "turns": Markup(script_json(turns)),
@@ -125,6 +131,31 @@ def _markup(drawn: Any) -> Any:
     from markupsafe import Markup
 
     return [Markup(one) for one in drawn] if isinstance(drawn, list) else drawn and Markup(drawn)
+
+
+def _ask_other(
+    folder: Path,
+    own: str,
+    features: Features,
+    task: Task,
+    split: str,
+    device: torch.device,
+    memory: Memory,
+    jobs: int,
+) -> Beside:
+    """What the models in `folder` say of the turns of `split`.
+
+    Raises:
+        ModelError: they cannot be loaded, are of other encoders or labels, or learned another target.
+    """
+    loaded = load_seeds(folder, device)
+    for one in loaded:
+        check_compatible(one, features)
+    recipe = loaded[0].provenance.recipe
+    if recipe.train.target != task.target:
+        raise ModelError(f"{folder}: learned the {recipe.train.target}, these models the {task.target}; name others")
+    name = recipe.model.name if recipe.model.name != own else f"{recipe.model.name} ({folder})"
+    return Beside(name, ask(loaded, _load(features, loaded[0], split, device, memory), task, jobs))
 
 
 def _load(features: Features, model: LoadedModel, name: str, device: torch.device, memory: Memory) -> list[Split]:

@@ -19,6 +19,7 @@ from pipeline.store import CorpusNote
 INK = "currentColor"
 WHISKER = "M-1,-.5H-.85V-.1H.85V-.5H1V.5H.85V.1H-.85V.5H-1Z"  # the symbol of an interval in a legend
 WIDTH = 230  # pixels beside the axis: a phone shows a chart without shrinking its letters
+STEPS = 10  # of probability in the picture of reliability
 CELLS = 24  # along each side of the picture of scores
 
 
@@ -119,6 +120,33 @@ def curve_charts(results: Results, metric: str) -> list[str]:
     return charts
 
 
+def reliability_chart(results: Results) -> str:
+    """Of predictions as sure as a step of a tenth says, the share that is right, of all seeds together."""
+    import altair as alt
+
+    rows = [row for row in results.predictions if row["true"]]
+    sure = np.array([float(row[f"p_{row['predicted']}"]) for row in rows])
+    right = np.array([row["true"] == row["predicted"] for row in rows])
+    step = np.minimum((sure * STEPS).astype(int), STEPS - 1)
+    values = [
+        {"sure": float(sure[here].mean()), "right": float(right[here].mean()), "count": int(here.sum())}
+        for here in (step == one for one in range(STEPS))
+        if here.any()
+    ]
+    whole = alt.Scale(domain=[0, 1])
+    even = alt.Chart(alt.Data(values=[{"x": 0, "y": 0}, {"x": 1, "y": 1}]))
+    diagonal = even.mark_line(color=VERMILION, strokeDash=[4, 3]).encode(x="x:Q", y="y:Q")
+    base = alt.Chart(alt.Data(values=values), title="reliability of probabilities").encode(
+        x=alt.X("sure:Q", scale=whole, title="probability of the predicted label"),
+        y=alt.Y("right:Q", scale=whole, title="share that is right"),
+    )
+    points = base.mark_circle(color=BLUE, opacity=1).encode(
+        size=alt.Size("count:Q", scale=alt.Scale(range=[20, 220]), legend=None)
+    )
+    chart = (diagonal + base.mark_line(color=BLUE) + points).properties(width=WIDTH, height=WIDTH - 40)
+    return svg(chart, "reliability", "Share of right predictions by their probability; on the dashed line both agree")
+
+
 def class_chart(results: Results) -> str:
     """Precision, recall and F1 of each label."""
     import altair as alt
@@ -167,13 +195,13 @@ def ablation_chart(rows: Sequence[Row]) -> str:
     return svg(chart, "ablations", "Mean and interval of each row of the ablation table; the table has the numbers")
 
 
-def robustness_charts(rows: Sequence[Row], metric: str) -> list[str]:
-    """Each study: the score at each level, with its interval, all in one range."""
+def robustness_charts(rows: Sequence[Row], metric: str, floor: float) -> list[str]:
+    """Each study: the score at each level, with its interval, and the floor as a dashed line, all in one range."""
     import altair as alt
 
     charts: list[str] = []
     ends = [_finite(row[f"{metric}{kind}"]) for row in rows for kind in ("", "_low", "_high")]
-    known = [end for end in ends if end is not None]
+    known = [floor, *(end for end in ends if end is not None)]
     scale = alt.Scale(domain=[min(known), max(known)], zero=False)
     for study in dict.fromkeys(row["study"] for row in rows):
         values = [
@@ -189,7 +217,12 @@ def robustness_charts(rows: Sequence[Row], metric: str) -> list[str]:
             y=alt.Y("mean:Q", title=None, scale=scale)
         )
         interval = base.mark_rule(strokeWidth=6, color=GREY).encode(y="low:Q", y2="high:Q")
-        chart = (interval + line).properties(width=WIDTH, height=150)
+        below = (
+            alt.Chart(alt.Data(values=[{"floor": floor}]))
+            .mark_rule(strokeDash=[4, 3], color=VERMILION)
+            .encode(y="floor:Q")
+        )
+        chart = (below + interval + line).properties(width=WIDTH, height=150)
         charts.append(svg(chart, f"robust{len(charts)}", f"{TITLES.get(study, study)}: {METRICS[metric].title}"))
     return charts
 

@@ -5,11 +5,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from fusion.checkpoint import LoadedModel
 from fusion.evaluation import TITLES, class_rows
-from fusion.objective import METRICS, find_task
+from fusion.objective import METRICS, compute_all, find_task
 from fusion.report import charts
+from fusion.report.groups import group_tables
 from fusion.report.results import Results, Row
+from fusion.report.turns import Beside, Said
 from fusion.report.utterances import Record
 from fusion.tables import count_seeds, mean_std
 from pipeline.store import UNLABELLED, Features
@@ -19,7 +23,9 @@ SPLITS = ("train", "validation", "test")
 NO_LICENCE = "the feature file names none"
 
 
-def describe_results(results: Results, models: Sequence[LoadedModel], features: Features) -> dict[str, Any]:
+def describe_results(
+    results: Results, models: Sequence[LoadedModel], features: Features, records: Mapping[str, Record]
+) -> dict[str, Any]:
     """Variables of assets/page.html, apart from turns."""
     details, run = results.details, results.run
     recipe = models[0].provenance.recipe
@@ -32,6 +38,7 @@ def describe_results(results: Results, models: Sequence[LoadedModel], features: 
         "licence": corpus.licence if corpus else NO_LICENCE,
         "run": run,
         "seed_count": count_seeds(len(models)),
+        "warnings": _warnings(details["test"], recipe.train.metric),
         "headline": _headline(details["test"], recipe.train.metric, confidence, task.floor_is),
         "metric_title": METRICS[recipe.train.metric].title,
         "interval_title": confidence,
@@ -50,9 +57,11 @@ def describe_results(results: Results, models: Sequence[LoadedModel], features: 
             for head, own in details["heads"].items()
         ],
         "calibration": _calibration(details.get("calibration") or {}),
+        "reliability_chart": charts.reliability_chart(results) if details.get("calibration") else None,
         **_errors(results, features.label_names),
         **_ablations(results.ablations, confidence),
         **_robustness(results, recipe.train.metric, confidence),
+        "group_tables": group_tables(results, features, records, task, recipe.train.metric),
         "curve_charts": charts.curve_charts(results, recipe.train.metric),
         "epoch_rows": [
             [seed, ", ".join(f"{head} {epoch}" for head, epoch in one["epochs"].items()),
@@ -63,6 +72,33 @@ def describe_results(results: Results, models: Sequence[LoadedModel], features: 
         "params": json.dumps(recipe.to_json(), indent=2, ensure_ascii=False),
         "encoders": _encoders(features),
     }  # fmt: skip
+
+
+def describe_beside(name: str, said: Said, beside: Beside) -> dict[str, Any]:
+    """Scores of both models on the turns shown, and how many of these each gets right; the cells list their turns."""
+    task, counted = said.task, said.counted
+    whole = np.array([0, len(said.true)])
+    both = [compute_all(task.metrics, task.tally(said.true, one.mean, whole)[0]) for one in (said, beside.said)]
+    own, other = ~said.wrong[counted], ~beside.said.wrong[counted]
+    right = "right" if task.target == "label" else "nearer than their mean error"
+    counts = [
+        (f"both {right}", own & other, "both"),
+        (f"only {name}", own & ~other, "own"),
+        (f"only {beside.name}", ~own & other, "other"),
+        ("neither", ~own & ~other, "neither"),
+    ]
+    return {
+        "beside": {
+            "own": name,
+            "name": beside.name,
+            "score_rows": [[_title(one), *(f"{scores[one]:.3f}" for scores in both)] for one in task.metrics],
+            "scores_caption": f"{counted.sum()} {task.counted_are} shown on this page, mean probabilities of all seeds"
+            if task.target == "label"
+            else f"{counted.sum()} {task.counted_are} shown on this page, mean scores of all seeds",
+            "counts_caption": "Turns by which model is right; a number lists its turns",
+            "counts": [(title, str(int(here.sum())), show) for title, here, show in counts],
+        }
+    }
 
 
 def describe_data(features: Features, records: Mapping[str, Record]) -> dict[str, Any]:
@@ -93,6 +129,14 @@ def _headline(test: Mapping[str, Any], metric: str, confidence: str, floor_is: s
         "title": METRICS[metric].title,
         "rest": f"{confidence} {_ends(own)}; {floor_is}: {own['floor']:.3f}",
     }
+
+
+def _warnings(test: Mapping[str, Any], metric: str) -> list[str]:
+    """What a reader must know before any number."""
+    own, lower = test[metric], METRICS[metric].lower_is_better
+    if own["low"] <= own["floor"] if not lower else own["high"] >= own["floor"]:
+        return [f"This is no better than the floor: the interval of {_title(metric)} reaches it ({own['floor']:.3f})."]
+    return []
 
 
 def _scores(results: Results) -> Cells:
@@ -193,10 +237,10 @@ def _robustness(results: Results, metric: str, confidence: str) -> dict[str, Any
         "robustness": {
             "header": header,
             "rows": cells,
-            "note": f"{_title(metric)} on the test split, mean of the seeds; grey bars: {confidence} of that mean. "
-            "All charts have the same range.",
+            "note": f"{_title(metric)} on the test split, mean of the seeds; grey bars: {confidence} of that mean; "
+            "dashed: the floor. All charts have the same range.",
         },
-        "robustness_charts": charts.robustness_charts(rows, metric),
+        "robustness_charts": charts.robustness_charts(rows, metric, results.details["test"][metric]["floor"]),
     }
 
 

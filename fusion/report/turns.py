@@ -149,6 +149,14 @@ def _single_heads(names: Sequence[str]) -> tuple[str | None, str | None]:
     return (f"{stages[-1]}audio", f"{stages[-1]}text") if stages else (None, None)
 
 
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """Another model on the same turns."""
+
+    name: str
+    said: Said
+
+
 ESCAPES = {ord(symbol): f"\\u{ord(symbol):04x}" for symbol in "<>&\u2028\u2029"}
 
 
@@ -171,8 +179,10 @@ def describe_turns(
     records: Mapping[str, Record],
     views: Views,
     sounds: Mapping[str, Sound],
+    name: str = "",
+    beside: Beside | None = None,
 ) -> dict[str, Any]:
-    """Everything that the explorer shows."""
+    """Everything that the explorer shows of the model `name`, and what the one `beside` it says."""
     ids = [name for split in splits for name in split.ids]
     row = {name: index for index, name in enumerate(features.utterances.ids)}
     speakers = [features.utterances.speakers[row[name]] for name in ids]
@@ -205,6 +215,16 @@ def describe_turns(
         "audio": None if said.audio is None else _answers(said.audio, is_label),
         "text": None if said.text is None else _answers(said.text, is_label),
         "predicted": _bytes(said.mean.argmax(-1), "<i2"),
+        "predictedBySeed": [_bytes(one.argmax(-1), "<i2") for one in said.answers] if is_label else [],
+        "name": _clean(name),
+        "beside": None
+        if beside is None
+        else {
+            "name": _clean(beside.name),
+            "mean": _answers(beside.said.mean, is_label),
+            "predicted": _bytes(beside.said.mean.argmax(-1), "<i2"),
+            "wrong": _bytes(beside.said.wrong, "u1"),
+        },
         "wrong": _bytes(said.wrong, "u1"),
         "disagree": None if said.disagree is None else _bytes(said.disagree, "u1"),
         "change": _bytes(said.change, "<f4"),

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Record:
     start: float | None  # seconds in that file
     end: float | None
     seconds: float | None  # of sound; None: not known
+    extra: Mapping[str, str] = field(default_factory=dict)  # what else the corpus' table says, by column
 
 
 def read_records(path: Path) -> dict[str, Record]:
@@ -65,6 +66,7 @@ def _record(content: Mapping[str, Any]) -> Record:
         start=_number(content, "start"),
         end=_number(content, "end"),
         seconds=samples / rate if samples and rate else None,
+        extra={name: str(value) for name, value in dict(content.get("extra") or {}).items()},
     )
 
 

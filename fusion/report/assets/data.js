@@ -30,6 +30,7 @@ const turns = {
   audio: unpack(page.audio, Answer),
   text: unpack(page.text, Answer),
   predicted: unpack(page.predicted, Int16Array),
+  bySeed: page.predictedBySeed.map((one) => unpack(one, Int16Array)),
   wrong: unpack(page.wrong, Uint8Array),
   disagree: unpack(page.disagree, Uint8Array),
   change: unpack(page.change, Float32Array),
@@ -37,6 +38,12 @@ const turns = {
   begin: unpack(page.begin, Float32Array),
   end: unpack(page.end, Float32Array),
   conversation: new Int32Array(page.ids.length),
+};
+const other = page.beside && {
+  name: page.beside.name,
+  mean: unpack(page.beside.mean, Answer),
+  predicted: unpack(page.beside.predicted, Int16Array),
+  wrong: unpack(page.beside.wrong, Uint8Array),
 };
 for (let index = 0; index + 1 < turns.starts.length; index++) {
   turns.conversation.fill(index, turns.starts[index], turns.starts[index + 1]);
@@ -58,9 +65,9 @@ function truthText(turn) {
   return isLabel ? page.labels[turns.true[turn]] : scoreText(turns.true[turn]);
 }
 
-function predictionText(turn) {
-  if (!isLabel) return scoreText(turns.mean[turn]);
-  return `${page.labels[turns.predicted[turn]]} ${answerText(turns.mean, turn, turns.predicted[turn])}`;
+function predictionText(turn, model = turns) {
+  if (!isLabel) return scoreText(model.mean[turn]);
+  return `${page.labels[model.predicted[turn]]} ${answerText(model.mean, turn, model.predicted[turn])}`;
 }
 
 // An element with attributes and children; texts become text nodes, so that none of them is ever markup.
@@ -74,9 +81,9 @@ function make(name, attributes = {}, ...children) {
   return element;
 }
 
-function markOf(turn) {
+function markOf(turn, model = turns) {
   if (!hasTruth(turn)) return make("span", { class: "mark", title: "no truth" }, "–");
-  const [kind, sign, told] = turns.wrong[turn]
+  const [kind, sign, told] = model.wrong[turn]
     ? ["wrong", "✗", isLabel ? "wrong" : "far off"]
     : ["right", "✓", isLabel ? "right" : "near"];
   return make("span", { class: `mark ${kind}`, role: "img", "aria-label": told, title: told }, sign);

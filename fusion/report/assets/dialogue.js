@@ -23,11 +23,29 @@ function choose(turn, from) {
   chosen.append(detailsOf(turn));
   drawAll();
   drawRows();
+  if (from !== "filter") history.replaceState(null, "", linkTo(turn));
+  if (from === "link") chosen.scrollIntoView({ block: "start" });
   if (from === "dialogue") {
     chosen.querySelector("button").focus();
     chosen.scrollIntoView({ block: "nearest" });
   }
 }
+
+const linkTo = (turn) => `#turn=${encodeURIComponent(page.ids[turn])}`;
+
+// The turn that the address names; -1: none.
+function linkedTurn() {
+  try {
+    return location.hash.startsWith("#turn=") ? page.ids.indexOf(decodeURIComponent(location.hash.slice(6))) : -1;
+  } catch {
+    return -1; // not an address of ours
+  }
+}
+
+window.addEventListener("hashchange", () => {
+  const turn = linkedTurn();
+  if (turn >= 0 && turn !== chosenTurn) choose(turn, "link");
+});
 
 function showNothing() {
   stopSound();
@@ -48,6 +66,8 @@ function bubbleOf(turn) {
       "span", { class: "told" }, markOf(turn), dotOf(turns.true[turn]), `${truthText(turn)} → `,
       dotOf(isLabel ? turns.predicted[turn] : -1), predictionText(turn),
     ),
+    ...(other ? [make("br"), make("span", { class: "told" }, `${other.name}: `, markOf(turn, other),
+      dotOf(isLabel ? other.predicted[turn] : -1), predictionText(turn, other))] : []),
   );
   return make("li", { class: isChosen ? "chosen" : null }, bubble);
 }
@@ -68,7 +88,7 @@ function detailsOf(turn) {
   facts.push(`${counted(turns.frames[turn], "frame")} and ${counted(turns.tokens[turn], "token")} as the model is given them`);
   return make(
     "div", { id: "turn", role: "group", "aria-label": "The chosen turn" },
-    make("p", { class: "note" }, facts.filter(Boolean).join(" · ")),
+    make("p", { class: "note" }, facts.filter(Boolean).join(" · "), " · ", make("a", { href: linkTo(turn) }, "link to this turn")),
     answersOf(turn),
     make("p", { class: "note" }, changeText(turn)),
     ...soundOf(turn),
@@ -94,6 +114,7 @@ function answersOf(turn) {
   const columns = page.seeds.map((seed, index) => [`seed\u00a0${seed}`, turns.answers[index]]);
   columns.push([`seed\u00a0${page.seeds[0]} without other turns`, turns.alone]);
   if (turns.audio) columns.push(["audio's head", turns.audio], ["text's head", turns.text]);
+  if (other) columns.push([other.name, other.mean]);
   const header = make("tr", {}, make("th", { scope: "col" }, ""), make("th", { scope: "col", class: "left" }, "mean over seeds"),
     ...columns.map(([name]) => make("th", { scope: "col" }, name)));
   const body = make("tbody");

@@ -17,12 +17,17 @@ function makeFilters() {
   if (isLabel) show.push(["wrong", "wrong ones"], ["right", "right ones"]);
   else show.push(["wrong", `off by more than ${page.typicalError.toFixed(2)}`], ["right", "nearer than that"]);
   if (turns.disagree) show.push(["disagree", "audio and text disagree"]);
+  if (other) {
+    show.push(["both", "both models are right"], ["own", `only ${page.name} is right`]);
+    show.push(["other", `only ${other.name} is right`], ["neither", "neither model is right"], ["differ", "the models differ"]);
+  }
   show.push(["views", "with views of the model"]);
   field("show", "show", show);
   const labels = page.labels.map((label, index) => [String(index), label]);
   if (isLabel) {
     field("true emotion", "true", [["", "any"], ...labels]);
     field("predicted", "predicted", [["", "any"], ...labels]);
+    if (page.seeds.length > 1) field("predicted by", "by", [["mean", "mean over seeds"], ["any", "any seed"]]);
   }
   if (page.splits.length > 1) field("split", "split", [["", "any"], ...page.splits.map((name, index) => [String(index), name])]);
   const order = [["said", "as they were said"], ["change", "biggest change without the other turns"]];
@@ -41,7 +46,15 @@ const TESTS = {
   right: (turn) => hasTruth(turn) && turns.wrong[turn] === 0,
   disagree: (turn) => turns.disagree[turn] === 1,
   views: (turn) => String(turn) in page.views.content,
+  both: (turn) => hasTruth(turn) && !turns.wrong[turn] && !other.wrong[turn],
+  own: (turn) => hasTruth(turn) && !turns.wrong[turn] && other.wrong[turn] === 1,
+  other: (turn) => hasTruth(turn) && turns.wrong[turn] === 1 && !other.wrong[turn],
+  neither: (turn) => turns.wrong[turn] === 1 && other.wrong[turn] === 1,
+  differ: (turn) => (isLabel ? turns.predicted[turn] !== other.predicted[turn] : turns.wrong[turn] !== other.wrong[turn]),
 };
+
+const isPredicted = (turn, label, by) =>
+  by === "any" ? turns.bySeed.some((seed) => seed[turn] === label) : turns.predicted[turn] === label;
 
 // What the list is ordered by, the largest first; as they were said where there is nothing.
 function ranksOf(order) {
@@ -64,7 +77,7 @@ function chooseTurns() {
   for (let turn = 0; turn < turns.count; turn++) {
     if (!test(turn)) continue;
     if (chosen.true && turns.true[turn] !== Number(chosen.true)) continue;
-    if (chosen.predicted && turns.predicted[turn] !== Number(chosen.predicted)) continue;
+    if (chosen.predicted && !isPredicted(turn, Number(chosen.predicted), chosen.by)) continue;
     if (chosen.split && page.splitOf[turns.conversation[turn]] !== Number(chosen.split)) continue;
     if (words && !lowered[turn].includes(words)) continue;
     kept.push(turn);
@@ -72,6 +85,30 @@ function chooseTurns() {
   const found = Int32Array.from(kept);
   const ranks = ranksOf(chosen.order);
   return ranks ? found.sort((one, other) => ranks[other] - ranks[one] || one - other) : found;
+}
+
+// Lists the turns of a cell of a table, which names values of the filters.
+function listTurnsOf(cell) {
+  for (const control of filters.querySelectorAll("select")) control.selectedIndex = 0;
+  filters.elements.search.value = "";
+  const wanted = { ...cell.dataset };
+  if ("true" in wanted && page.seeds.length > 1) wanted.by = "any";
+  if ("true" in wanted && filters.elements.split) wanted.split = String(page.splits.indexOf("test"));
+  for (const [name, value] of Object.entries(wanted)) filters.elements[name].value = value;
+  applyFilters();
+  document.getElementById("conversations").scrollIntoView();
+  list.focus({ preventScroll: true });
+}
+
+function makeCells() {
+  const cells = page.splits.includes("test") ? "[data-true], [data-show]" : "[data-show]";
+  for (const cell of document.querySelectorAll(cells)) {
+    const count = cell.querySelector("b") || cell;
+    if (count.textContent === "0") continue;
+    const button = make("button", { type: "button", class: "cell", title: "List these turns" }, ...count.childNodes);
+    button.addEventListener("click", () => listTurnsOf(cell));
+    count.append(button);
+  }
 }
 
 function applyFilters() {

@@ -24,4 +24,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 makeFilters();
+makeCells();
+const linked = linkedTurn();
 applyFilters();
+if (linked >= 0) choose(linked, "link");

@@ -1,11 +1,13 @@
 // The recording of a turn: a player, and its waveform where the file is inside the page (others cannot be read here).
 let player = null;
-let wave = null; // {canvas, begin, end, peaks} of the chosen turn
+let span = null; // {begin, end} of the chosen turn in its recording, in seconds; end is Infinity while it is not known
+let wave = null; // {canvas, samples} of the chosen turn; samples are null while they are not known
 const decoded = new Map(); // by sound: samples and their rate
 
 function stopSound() {
   if (player) player.pause();
   player = null;
+  span = null;
   wave = null;
 }
 
@@ -13,42 +15,51 @@ function soundOf(turn) {
   const index = turns.sound[turn];
   if (index < 0) return [];
   const sound = page.sounds[index];
-  const begin = Math.max(turns.begin[turn], 0);
-  const end = turns.end[turn] > 0 ? turns.end[turn] : Infinity;
+  const own = { begin: Math.max(turns.begin[turn], 0), end: turns.end[turn] > 0 ? turns.end[turn] : Infinity };
   const audio = make("audio", { controls: true, preload: "metadata", "aria-label": "Recording of the turn" });
-  audio.src = sound.inside ? sound.source : `${sound.source}#t=${begin}${end < Infinity ? `,${end}` : ""}`;
-  audio.addEventListener("loadedmetadata", () => { if (begin > 0) audio.currentTime = begin; });
+  const part = own.end < Infinity ? `${own.begin},${own.end}` : own.begin;
+  audio.src = sound.inside ? sound.source : `${sound.source}#t=${part}`;
+  audio.addEventListener("loadedmetadata", () => {
+    own.end = Math.min(own.end, audio.duration);
+    if (own.begin > 0) audio.currentTime = own.begin;
+  });
   audio.addEventListener("play", () => {
-    if (audio.currentTime < begin || audio.currentTime >= end) audio.currentTime = begin;
+    if (audio.currentTime < own.begin || audio.currentTime >= own.end) audio.currentTime = own.begin;
     follow(audio);
   });
-  audio.addEventListener("timeupdate", () => { if (audio.currentTime >= end) audio.pause(); });
+  audio.addEventListener("seeked", () => follow(audio));
+  audio.addEventListener("timeupdate", () => { if (audio.currentTime >= own.end) audio.pause(); });
   player = audio;
+  span = own;
   const told = make("span", { class: "note" });
   audio.addEventListener("error", () => { told.textContent = `${sound.name} cannot be played: is it still beside this page?`; });
   const parts = [make("h4", {}, "Sound"), make("div", { class: "sound" }, audio, told)];
-  if (sound.inside) parts.push(waveOf(audio, index, begin, end));
+  if (sound.inside) parts.push(waveOf(index, own));
   else told.textContent = `Played from ${sound.name}, so only where this page was written.`;
   return parts;
 }
 
-function waveOf(audio, index, begin, end) {
+function waveOf(index, own) {
   const canvas = make("canvas", { class: "wave", role: "img", "aria-label": "Waveform" });
   const told = make("span", {}, "waveform");
-  const row = make("div", { class: "strip" }, told, canvas, make("span"));
-  wave = { canvas, begin, end, samples: null };
-  const own = wave;
-  canvas.addEventListener("click", (event) => {
-    if (!own.samples) return;
-    audio.currentTime = own.begin + (event.offsetX / canvas.clientWidth) * (own.end - own.begin);
-    audio.play();
-  });
+  const shown = { canvas, samples: null };
+  wave = shown;
   decode(index).then(({ samples, rate }) => {
-    own.end = Math.min(end, samples.length / rate);
-    own.samples = samples.subarray(Math.floor(begin * rate), Math.ceil(own.end * rate));
-    drawWave(own);
+    const end = Math.min(own.end, samples.length / rate);
+    shown.samples = samples.subarray(Math.floor(own.begin * rate), Math.ceil(end * rate));
+    drawWave(shown);
   }, () => { told.textContent = "waveform: this browser cannot decode it"; });
-  return row;
+  return make("div", { class: "strip" }, told, timed(canvas), make("span"));
+}
+
+// A picture over the time of the turn: a line crosses it where the player is, and a click plays from there.
+function timed(canvas) {
+  canvas.addEventListener("click", (event) => {
+    if (!player || span.end === Infinity) return;
+    player.currentTime = span.begin + (event.offsetX / canvas.clientWidth) * (span.end - span.begin);
+    player.play();
+  });
+  return make("div", { class: "timed" }, canvas);
 }
 
 async function decode(index) {
@@ -76,14 +87,14 @@ function drawWave(own) {
     }
     context.fillRect(x, ((1 - high) * height) / 2, 1, Math.max(1, ((high - low) * height) / 2));
   }
-  if (player && player.currentTime > own.begin) {
-    context.fillStyle = colour("--wrong");
-    context.fillRect(((player.currentTime - own.begin) / (own.end - own.begin)) * width - 1, 0, 2, height);
-  }
 }
 
+// Moves the line of all timed pictures along with the player.
 function follow(audio) {
-  if (audio !== player) return;
-  drawWave(wave);
+  const place = document.getElementById("turn");
+  if (audio !== player || !place) return;
+  const share = (audio.currentTime - span.begin) / (span.end - span.begin);
+  place.classList.toggle("playing", share > 0 && share <= 1);
+  place.style.setProperty("--at", String(Math.min(Math.max(share, 0), 1)));
   if (!audio.paused) requestAnimationFrame(() => follow(audio));
 }

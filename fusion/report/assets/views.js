@@ -4,6 +4,7 @@ const CIVIDIS = ["00204d", "00336f", "39486b", "575c6d", "707173", "8a8779", "a6
   .map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
 let drawings = []; // of the chosen turn, to be drawn anew when the page is resized or changes its colours
 let mapName = null; // the one that was chosen last
+let allOpen = false; // whether all views are shown
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
 
@@ -61,12 +62,62 @@ function viewsOf(turn) {
   readViews(turn).then((views) => {
     if (!place.isConnected) return; // another turn was chosen meanwhile
     drawings = [];
-    const strips = stripsOf(turn, views);
-    place.replaceChildren(...helpOf(views), ...mapsOf(turn, views), ...strips);
+    const first = firstOf(views);
+    const all = make("details", { open: allOpen }, make("summary", {}, `All ${views.length} views, by the names of the model's parts`));
+    all.addEventListener("toggle", () => {
+      allOpen = all.open;
+      if (all.open && all.childElementCount === 1) all.append(...helpOf(views), ...mapsOf(turn, views), ...stripsOf(turn, views));
+      drawAll();
+    });
+    place.replaceChildren(...firstViewsOf(turn, first), ...(views.length > first.length ? [all] : []));
     drawAll();
   });
-  return [make("h4", {}, `What the model of seed ${page.views.seed} shows of itself`), place];
+  return [make("h4", {}, `What the model of seed ${page.views.seed} looks at`), place];
 }
+
+const kindOf = (view) => view.axes.map((axis) => axis.kind).join(" ");
+const isShare = (view) => /gate|relevance/.test(view.name); // from 0 to 1 each; all others share a weight of 1
+
+// The views that a reader meets first: which moments count, which words, and how sound and words look at each other.
+function firstOf(views) {
+  const rank = (view) => (/pool/.test(view.name) ? 0 : isShare(view) ? 2 : 1) * 100 + view.name.split(".").length;
+  const best = (kinds) => views.filter((view) => kinds.includes(kindOf(view)) && view.sizes.every((size) => size > 0))
+    .sort((one, two) => rank(one) - rank(two))[0];
+  const map = views.findLast((view) => view.name === mapName) ||
+    best(["frames tokens"]) || best(["tokens frames"]) || best(["frames frames"]) || best(["tokens tokens"]);
+  const found = [best(["frames"]), map, best(["tokens"])].filter(Boolean);
+  return found.length ? found : views.slice(0, 1);
+}
+
+function plainName(view) {
+  const names = {
+    frames: isShare(view) ? "how far text is taken in, moment by moment" : "moments that count",
+    tokens: isShare(view) ? "how far sound is taken in, word by word" : "words that count",
+    turns: "turns that count",
+    "frames tokens": `which words${view.axes.at(-1).extra ? " and turns" : ""} each moment looks at`,
+    "tokens frames": "which moments each word looks at",
+    "frames frames": "which moments each moment looks at",
+    "tokens tokens": "which words each word looks at",
+  };
+  return names[kindOf(view)] || nameOf(view.name);
+}
+
+function firstViewsOf(turn, views) {
+  const read = make("output", { class: "read" });
+  const parts = [];
+  for (const view of views) {
+    if (view.axes.length === 2) {
+      parts.push(make("h4", {}, capital(plainName(view))), ...mapOf(turn, view));
+      continue;
+    }
+    const labels = labelsOf(turn, view.axes[0], view.sizes[0]);
+    parts.push(stripOf(turn, view, labels, read, plainName(view)));
+    if (view.axes[0].kind !== "frames") parts.push(wordsOf(labels));
+  }
+  return [...parts, read, make("p", { class: "note" }, `By name: ${views.map((view) => nameOf(view.name)).join(", ")}.`)];
+}
+
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 // What the names mean, of the views that there are.
 function helpOf(views) {
@@ -83,6 +134,24 @@ function helpOf(views) {
       "which lie in its rows and which in its columns.");
   }
   return [make("p", { class: "note" }, told.join(" "))];
+}
+
+// The weight that each would have if a position looked at all alike: one over their number. Other keys behind an axis
+// that get nothing from anyone, such as turns before the first one, are not there.
+function evenShare(turn, view) {
+  const axis = view.axes.at(-1);
+  const conversation = turns.conversation[turn];
+  const whole = {
+    frames: turns.frames[turn], tokens: turns.tokens[turn], turns: turns.starts[conversation + 1] - turns.starts[conversation],
+  }[axis.kind];
+  const keys = view.sizes.at(-1);
+  let extra = 0;
+  for (let key = keys - axis.extra; key < keys; key++) {
+    for (let at = key; at < view.values.length; at += keys) {
+      if (view.values[at] > 0) { extra += 1; break; }
+    }
+  }
+  return 1 / Math.max(whole + extra, 1);
 }
 
 // What stands along an axis: words, seconds or turns.
@@ -109,26 +178,31 @@ function stripsOf(turn, views) {
     if (!own.length) continue;
     const labels = labelsOf(turn, own[0].axes[0], own[0].sizes[0]);
     const read = make("output", { class: "read" });
-    parts.push(make("h4", {}, title), ...own.map((view) => stripOf(view, labels, read)));
-    if (kind !== "frames") {
-      const many = labels.length > 8 ? " many" : "";
-      parts.push(make("div", { class: "strip" }, make("span"), make("div", { class: `words${many}` },
-        ...labels.map((label) => make("b", { title: label }, label)))));
-    }
+    parts.push(make("h4", {}, title), ...own.map((view) => stripOf(turn, view, labels, read, nameOf(view.name))));
+    if (kind !== "frames") parts.push(wordsOf(labels));
     parts.push(read);
   }
   return parts;
 }
 
-function told(view, labels) {
+function wordsOf(labels) {
+  return make("div", { class: "strip", "aria-hidden": "true" }, make("span"),
+    make("div", { class: `words${labels.length > 8 ? " many" : ""}` }, ...labels.map((label) => make("b", { title: label }, label))));
+}
+
+function described(view, labels) {
   const highest = view.values.indexOf(Math.max(...view.values));
   return `${view.name}: ${labels.length} values up to ${view.largest.toFixed(2)}, highest at ${labels[highest]}`;
 }
 
-function stripOf(view, labels, read) {
-  const canvas = make("canvas", { role: "img", "aria-label": told(view, labels), tabindex: "0" });
-  const isShare = /gate|relevance/.test(view.name); // shares are drawn from 0 to 1, weights up to the largest
-  const top = isShare ? 1 : view.largest || 1;
+// A value as it is and, of a weight, against the even share.
+const valueText = (value, even) => value.toFixed(3) + (even ? `, ${(value / even).toFixed(1)} × even` : "");
+
+// A curve: shares from 0 to 1; weights from 0 to the largest, with a line at the even share.
+function stripOf(turn, view, labels, read, name) {
+  const canvas = make("canvas", { role: "img", "aria-label": described(view, labels), tabindex: "0" });
+  const even = isShare(view) ? null : evenShare(turn, view);
+  const top = even === null ? 1 : Math.max(view.largest, even * 1.05);
   drawings.push(() => {
     const { context, width, height } = prepared(canvas);
     const step = width / labels.length;
@@ -138,11 +212,17 @@ function stripOf(view, labels, read) {
       const left = Math.floor(index * step);
       context.fillRect(left, height - tall, Math.floor((index + 1) * step) - left - (step > 6 ? 1 : 0), tall);
     });
+    if (even !== null) {
+      context.fillStyle = colour("--wrong");
+      for (let x = 0; x < width; x += 8) context.fillRect(x, Math.round(height - (even / top) * height) - 1, 4, 2);
+    }
   });
   pick(canvas, labels.length, 1, (column) => {
-    read.textContent = `${view.name}, ${labels[column]}: ${view.values[column].toFixed(3)}`;
+    read.textContent = `${name}, ${labels[column]}: ${valueText(view.values[column], even)}`;
   });
-  return make("div", { class: "strip" }, make("span", {}, nameOf(view.name)), canvas, make("span", {}, `0 – ${top.toFixed(2)}`));
+  const scale = even === null ? "0 to 1" : `0 to ${(top / even).toFixed(1)} × even`;
+  const picture = view.axes[0].kind === "frames" ? timed(canvas) : canvas;
+  return make("div", { class: "strip" }, make("span", { title: view.name }, name), picture, make("span", {}, scale));
 }
 
 const nameOf = (name) => name.replaceAll(".", " › ");
@@ -180,6 +260,7 @@ function mapOf(turn, view) {
     tabindex: "0", role: "img",
     "aria-label": `${view.name}: ${columns} by ${rowCount}, up to ${view.largest.toFixed(2)}; arrow keys read it`,
   });
+  const even = evenShare(turn, view);
   const tall = view.axes[down].kind === "frames" ? 5 : 17;
   canvas.style.height = `${Math.max(rowCount * tall, 60)}px`;
   let cell = null;
@@ -202,7 +283,7 @@ function mapOf(turn, view) {
   pick(canvas, columns, rowCount, (column, row) => {
     cell = [column, row];
     const [asks, looks] = across === 0 ? [labels[0][column], labels[1][row]] : [labels[1][row], labels[0][column]];
-    read.textContent = `${asks} looks at ${looks}: ${value(column, row).toFixed(3)}`;
+    read.textContent = `${asks} looks at ${looks}: ${valueText(value(column, row), even)}`;
     draw();
   });
   const asking = view.axes[0].kind;
@@ -213,9 +294,13 @@ function mapOf(turn, view) {
   const labelled = (axis, names) => names.map((name) => make("b", { title: name }, view.axes[axis].kind === "frames" ? "" : name));
   const ends = view.axes[across].kind === "frames" ? [labels[0][0], labels[0][columns - 1]] : [];
   const side = make("div", { class: "down", "aria-hidden": "true" }, ...labelled(down, labels[1]));
+  const scale = make("span", { class: "scale", role: "img", "aria-label": `from 0 to ${(view.largest / even).toFixed(1)} times the even share` });
+  const mark = make("b");
+  mark.style.left = `${Math.min((100 * even) / (view.largest || 1), 100)}%`;
+  if (view.largest >= even) scale.append(mark);
   return [
-    make("p", { class: "note" }, told, make("br"), "0", make("span", { class: "scale", "aria-hidden": "true" }), view.largest.toFixed(2)),
-    make("div", { class: "map" }, side, canvas,
+    make("p", { class: "note" }, told, make("br"), "0", scale, `${(view.largest / even).toFixed(1)} × even (the mark is an even share, ${even.toFixed(3)})`),
+    make("div", { class: "map" }, side, view.axes[across].kind === "frames" ? timed(canvas) : canvas,
       view.axes[across].kind === "frames"
         ? make("div", { class: "foot" }, ...ends.map((end) => make("span", {}, end)))
         : make("div", { class: "across foot", "aria-hidden": "true" }, ...labelled(across, labels[0]))),

@@ -16,16 +16,19 @@ import torch
 from fusion.checkpoint import load_seeds
 from fusion.data import load_split
 from fusion.errors import FeatureError, ResultError
+from fusion.inference import predict_heads
 from fusion.objective import find_task
 from fusion.report import Sources
 from fusion.report.charts import robustness_charts
+from fusion.report.groups import group_tables
+from fusion.report.overview import describe_results
 from fusion.report.results import read_results
 from fusion.report.turns import ask, script_json
 from fusion.report.utterances import find_sounds, find_words, read_records
 from fusion.report.views import LONGEST, Viewer
 from pipeline.store import Identity
 from tests.fusion.made import Made, tiny_recipe, train_made, write_made
-from tests.fusion.paged import Evaluated, evaluated, write_tone
+from tests.fusion.paged import LABELS, Evaluated, evaluated, hostile_made, write_tone
 
 ROOT = Path(__file__).parents[3]
 
@@ -76,7 +79,9 @@ def test_robustness_is_drawn_in_its_units_and_one_range() -> None:
         | {"accuracy_low": str(score - 0.05), "accuracy_high": str(score + 0.05)}
         for study, level, errors, score in levels
     ]
-    noise, words = (re.findall(r"<text[^>]*>([^<]+)</text>", chart) for chart in robustness_charts(rows, "accuracy"))
+    charts = robustness_charts(rows, "accuracy", 0.3)
+    noise, words = (re.findall(r"<text[^>]*>([^<]+)</text>", chart) for chart in charts)
+    assert all('stroke-dasharray="4,3"' in chart for chart in charts)  # the floor
     assert {"clean", "10", "signal-to-noise ratio (dB)"} <= set(noise)
     assert {"clean", "0.098", "0.196", "word error rate"} <= set(words)
     ticks = [{one for one in texts if re.fullmatch(r"0\.\d", one)} for texts in (noise, words)]
@@ -271,3 +276,54 @@ def test_long_utterances_are_shown_in_blocks(tmp_path: Path) -> None:
     content = zlib.decompress(base64.b64decode(turns["views"]["content"]["0"]))
     sizes = [np.prod([LONGEST + axis["extra"] for axis in view["axes"]]) for view in turns["views"]["shown"]]
     assert len(content) == sum(4 + size for size in sizes)
+
+
+def test_groups_are_scored_as_sklearn_scores_them(tmp_path: Path) -> None:
+    from sklearn.metrics import f1_score
+
+    one = evaluated(tmp_path, hostile_made(), {})
+    results = read_results(one.results, load_seeds(one.models), one.features)
+    records = {
+        name: replace(record, extra={"gender": "f" if index % 3 else "m", "same": "x"})
+        for index, (name, record) in enumerate(read_records(tmp_path / "manifest.jsonl").items())
+    }
+    task = find_task("label", len(LABELS))
+    tables = {
+        table["header"][0]: table["rows"] for table in group_tables(results, one.features, records, task, "weighted_f1")
+    }
+    assert set(tables) == {"length", "gender"}  # of its speakers none has ten turns
+    rows = [row for row in results.predictions if row["true"] and records[row["utterance"]].extra["gender"] == "m"]
+    scores = []
+    for seed in ("0", "1"):
+        own = [row for row in rows if row["seed"] == seed]
+        true, predicted = [row["true"] for row in own], [row["predicted"] for row in own]
+        scores.append(f1_score(true, predicted, average="weighted", zero_division=0))
+    expected = ["m", str(len(rows) // 2), f"{np.mean(scores):.3f} \u00b1 {np.std(scores, ddof=1):.3f}"]
+    assert expected in tables["gender"]
+    counted = len({row["utterance"] for row in results.predictions if row["true"]})
+    assert all(sum(int(row[1]) for row in rows) == counted for rows in tables.values())
+
+
+def test_a_score_that_reaches_the_floor_is_said_first(labelled: Evaluated, tmp_path: Path) -> None:
+    results = read_results(labelled.results, load_seeds(labelled.models), labelled.features)
+    test = dict(results.details["test"])
+    for low, said in ((0.1, True), (0.3, False)):
+        own = dict(test["weighted_f1"]) | {"low": low, "mean": 0.4, "high": 0.5, "floor": 0.2}
+        shown = replace(results, details=dict(results.details) | {"test": test | {"weighted_f1": own}})
+        told = describe_results(shown, load_seeds(labelled.models), labelled.features, {})
+        assert any("no better than the floor" in line for line in told["warnings"]) == said
+
+
+def test_another_model_stands_beside_on_the_same_turns(labelled: Evaluated, tmp_path: Path) -> None:
+    train_made(labelled.features, tmp_path / "hcam", tiny_recipe({"name": "hcam"}, seeds=(3,), epochs=1), jobs=1)
+    labelled.write(tmp_path / "page", "all", replace(labelled.sources, beside=tmp_path / "hcam"))
+    turns = turns_of(tmp_path / "page" / "index.html")
+    assert turns["beside"]["name"] == "hcam"
+    model = load_seeds(tmp_path / "hcam")[0]
+    frames = model.provenance.recipe.model.audio_frames
+    splits = [load_split(labelled.features, name, modalities="both", audio_frames=frames) for name in turns["splits"]]
+    expected = [
+        predict_heads(model.model, split, find_task("label", len(LABELS)))["fused"].argmax(-1) for split in splits
+    ]
+    found = np.frombuffer(base64.b64decode(turns["beside"]["predicted"]), "<i2")
+    np.testing.assert_array_equal(found, np.concatenate(expected))

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from tests.fusion.made import Made
+from tests.fusion.made import Made, tiny_recipe, train_made
 from tests.fusion.paged import HOSTILE, LABELS, Evaluated, evaluated, hostile_made
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -233,17 +234,78 @@ def test_a_recording_too_large_for_the_page_is_played_from_beside_it(
 
 def test_the_views_of_a_turn_are_drawn_and_read_by_keyboard(opened: Opened) -> None:
     opened.page.wait_for_selector("#views .map canvas")
-    names = opened.page.locator("#views .strip > span:first-child").all_inner_texts()
+    first = opened.page.locator("#views > .strip > span:first-child").all_inner_texts()
+    assert [name for name in first if name] == ["moments that count", "words that count"]
+    assert opened.page.inner_text("#views > h4") == "Which words each moment looks at"
+    assert "even share" in opened.page.inner_text("#views > .note >> nth=0")
+    opened.page.click("#views summary")
+    names = opened.page.locator("#views details .strip > span:first-child").all_inner_texts()
     assert "levels › raw › audio › gate" in names
     assert "levels › context › text › relevance" in names
-    assert "Gate: 1 takes the modality's own stream alone" in opened.page.inner_text("#views > .note")
-    canvas = opened.page.locator("#views .map canvas")
+    assert "Gate: 1 takes the modality's own stream alone" in opened.page.inner_text("#views details > .note")
+    canvas = opened.page.locator("#views details .map canvas")
     canvas.focus()
     opened.page.keyboard.press("ArrowRight")
-    assert re.fullmatch(r"\S.* looks at .*: \d\.\d{3}", opened.page.inner_text("#views .map + .read"))
+    read = opened.page.inner_text("#views details .map + .read")
+    assert re.fullmatch(r"\S.* looks at .*: \d\.\d{3}, \d+\.\d × even", read)
     select = opened.page.locator("#views select")
     select.select_option("levels.raw.text.intra")
     assert "tokens (rows) look at tokens (columns)" in opened.page.inner_text("#views")
+
+
+def test_sound_and_maps_share_one_time_axis_with_the_player_on_it(opened: Opened, labelled: Evaluated) -> None:
+    opened.page.locator(".row").nth(opened.ids().index(turn_with_sound(labelled))).click()
+    opened.page.wait_for_selector("#views .map canvas")
+    boxes = "[...document.querySelectorAll('.timed')].map((one) => one.getBoundingClientRect())"
+    edges = f"{boxes}.map((box) => [box.left, box.right])"
+    opened.until(f"{edges}.length >= 3")
+    assert len({tuple(one) for one in opened.page.evaluate(edges)}) == 1
+    opened.until("document.querySelector('audio').readyState >= 1")
+    opened.page.evaluate("document.querySelector('audio').currentTime = 0.5")  # half of 0.25 to 0.75
+    opened.until("document.querySelector('#turn.playing') !== null")
+    at = "Number(document.getElementById('turn').style.getPropertyValue('--at'))"
+    assert opened.page.evaluate(at) == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_link_opens_its_turn_and_the_address_follows(opened: Opened, browser: Browser) -> None:
+    wanted = opened.ids()[4]
+    opened.page.locator(".row").nth(4).click()
+    address = opened.page.evaluate("location.href")
+    assert opened.page.locator("#turn a").get_attribute("href") == address[address.index("#") :]
+    other = opened.context.new_page()
+    other.goto(address)
+    assert other.inner_text("#turn .note >> nth=0").startswith(wanted)
+    other.goto(address.split("#")[0] + "#turn=%E0%A4%A")  # no address of ours
+    assert other.inner_text("#turn .note >> nth=0").startswith(wanted)
+
+
+def test_a_cell_of_the_confusion_lists_the_turns_that_it_counts(opened: Opened, labelled: Evaluated) -> None:
+    rows = [line.split(",") for line in (labelled.results / "predictions.csv").read_text().splitlines()[1:]]
+    for true, predicted in ((0, 1), (1, 1), (2, 0)):
+        expected = {row[2] for row in rows if (row[5], row[6]) == (LABELS[true], LABELS[predicted])}
+        button = opened.page.locator(f"td[data-true='{true}'][data-predicted='{predicted}'] button")
+        assert button.count() == bool(expected)
+        if expected:
+            button.click()
+            assert opened.count() == len(expected)
+
+
+def test_two_models_side_by_side(browser: Browser, labelled: Evaluated, tmp_path: Path) -> None:
+    train_made(labelled.features, tmp_path / "hcam", tiny_recipe({"name": "hcam"}, seeds=(3,), epochs=1), jobs=1)
+    labelled.write(tmp_path / "page", "test", replace(labelled.sources, beside=tmp_path / "hcam"))
+    one = Opened(browser, tmp_path / "page" / "index.html")
+    counts = 0
+    for show in ("both", "own", "other", "neither"):
+        cell = one.page.locator(f"td[data-show={show}]")
+        counts += (number := int(cell.inner_text()))
+        if number:
+            cell.locator("button").click()
+            assert one.count() == number
+            assert "hcam: " in one.page.inner_text(".chosen .bubble")
+    rows = [line.split(",") for line in (labelled.results / "predictions.csv").read_text().splitlines()[1:]]
+    assert counts == len({row[2] for row in rows if row[5]})
+    assert one.complaints == []
+    one.context.close()
 
 
 def test_keys_move_through_the_list_and_the_dialogue(opened: Opened) -> None:
@@ -274,7 +336,9 @@ def test_a_phone_scrolls_down_alone(browser: Browser, labelled: Evaluated) -> No
     )
     before = one.page.evaluate(lefts)
     moved = "[...document.querySelectorAll('.wide')].map((one) => (one.scrollLeft = 60, one.scrollLeft))"
-    assert max(one.page.evaluate(moved)) == 60
+    one.page.evaluate(moved)
+    tables = "[...document.querySelectorAll('#scores .wide, #confusion .wide')]"
+    assert not one.page.evaluate(f"{tables}.some((one) => one.scrollWidth > one.clientWidth)")  # none is cut
     assert one.page.evaluate(lefts) == pytest.approx(before)  # captions stay in sight
     assert one.complaints == []
     one.context.close()
