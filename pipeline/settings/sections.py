@@ -20,6 +20,7 @@ import difflib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -34,6 +35,12 @@ SECTION_NAMES = (
     *("dataset", "audio", "text", "features", "import", "evaluate", "cluster"),
     *("model", "loss", "train", "ablations"),
 )
+
+
+MOST_VALUES = 10_000  # of a document
+DEEPEST = 50  # groups and lists inside each other
+LONGEST_TEXT = 1_000_000  # characters
+SHOWN = 200  # characters of what is wrong
 
 
 class SettingsError(ErcError):
@@ -129,7 +136,7 @@ def _group(content: Mapping[str, Any], key: str, what: str) -> dict[str, Any]:
     if group is None:
         return {}
     if not isinstance(group, dict):
-        raise SettingsError(f"{what} must hold keys and values, found {group!r}")
+        raise SettingsError(f"{what} must hold keys and values, found {_short(group)}")
     return group
 
 
@@ -170,11 +177,62 @@ class _Loader(yaml.SafeLoader):
     """YAML as DVC reads it: `1e-4` is a number (PyYAML alone takes it for a string), a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+        keys = [str(self.construct_object(key, deep=True)) for key, _ in node.value]
+        repeated = sorted(key for key, count in Counter(keys).items() if count > 1)
         if repeated:
             raise yaml.constructor.ConstructorError(None, None, f"key '{repeated[0]}' is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        return {
+            key if isinstance(key, str) else str(key): value
+            for key, value in super().construct_mapping(node, deep).items()
+        }
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document before anything is made of it, while aliases are still counted in no time."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _spelt_out(node, {}) > MOST_VALUES:
+            problem = f"it holds more than {MOST_VALUES:,} values once every alias (*name) is spelt out"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return node
+
+
+def _spelt_out(node: yaml.Node, known: dict[int, int | None], depth: int = 0) -> int:
+    """How many values `node` holds with every alias spelt out; `known` are those met before, None while still open."""
+    if depth > DEEPEST:
+        raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
+    if id(node) not in known:
+        known[id(node)] = None
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        known[id(node)] = 1 + sum(_spelt_out(part, known, depth + 1) for part in inner)
+    if (count := known[id(node)]) is None:
+        problem = "an alias (*name) stands inside what it names"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return count
+
+
+def _parse(text: str) -> Any:
+    """YAML as values.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, or holds a date, number or nesting that cannot be read.
+    """
+    if len(text) > LONGEST_TEXT:
+        raise yaml.YAMLError(f"it has {len(text):,} characters, more than {LONGEST_TEXT:,}")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep") from None
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        AttributeError,
+        KeyError,
+    ) as error:  # of PyYAML's dates, numbers, tags
+        raise yaml.YAMLError(f"a date, number or tag in it cannot be read ({error})") from None
 
 
 _Loader.add_implicit_resolver(
@@ -189,7 +247,7 @@ def read_document(path: Path) -> dict[str, Any]:
         SettingsError: the file is missing or not YAML, or has a section that there is not.
     """
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        document = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(
             f"{path}: no such file; run the command where params.yaml lies, or name the file (--params)"
@@ -218,9 +276,10 @@ def _parse_override(override: str, document: Mapping[str, Any]) -> tuple[list[st
     if keys[0] not in SECTION_NAMES:
         raise SettingsError(f"override {override!r}: no section '{keys[0]}'{_suggest(keys[0], SECTION_NAMES)}")
     try:
-        return keys, yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise SettingsError(f"override {override!r}: the value is not valid YAML") from None
+        return keys, _parse(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"override {_short(override)}: the value is not valid YAML: {reason}") from None
 
 
 def _set_key(content: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:
@@ -274,7 +333,12 @@ def _describe(problems: Sequence[Any], name: str, section: type[Section]) -> str
         accepted = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         close = difflib.get_close_matches(found, accepted)
         hint = _suggest(found, accepted) if len(close) == 1 else ""  # of two, the list says as much
-    return f"'{key}' is {found!r}: {message}{hint}"
+    return f"'{key}' is {_short(found)}: {message}{hint}"
+
+
+def _short(found: Any) -> str:
+    shown = repr(found)
+    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}.. ({len(shown):,} characters)"
 
 
 def _message(problem: Any) -> str:

@@ -159,6 +159,7 @@ def test_a_mistake_in_a_group_is_answered_by_its_full_name(tmp_path: Path, name:
     assert expected in str(error.value)
 
 
+BOMB = "".join(f"x{level}: &a{level} {{0}}{', '.join([f'*a{level - 1}'] * 9)}{{1}}\n" for level in range(1, 12))
 WRONG = {
     "key": ("audio: {encodr: x}", "unknown key 'audio.encodr'; did you mean 'audio.encoder'?"),
     "key like none": ("features: {zzz: 1}", "unknown key 'features.zzz'; known here: copy_parts"),
@@ -203,6 +204,17 @@ WRONG = {
     "a tab": ("audio:\n\tdtype: float16", "not valid YAML: while scanning for the next token found character"),
     "not closed": ("audio: [", "not valid YAML"),
     "python": ("audio: !!python/object/apply:os.getcwd []", "not valid YAML: could not determine a constructor"),
+    "an alias bomb": ("audio: &a0 [1, 1]\n" + BOMB.format("[", "]"), "more than 10,000 values once every alias"),
+    "a merge bomb": ("audio: &a0 {a: 1}\n" + BOMB.format("{<<: [", "]}"), "more than 10,000 values"),
+    "an alias in itself": ("audio: &a {encoder: *a}", "an alias (*name) stands inside what it names"),
+    "no such day": ("audio: {encoder: 2001-99-99}", "a date, number or tag in it cannot be read (month must be in"),
+    "no date at all": ("audio: {encoder: !!timestamp soon}", "a date, number or tag in it cannot be read"),
+    "too many digits": ("audio: {layers: " + "9" * 5000 + "}", "a date, number or tag in it cannot be read (Exceeds"),
+    "many digits": ("audio: {layers: " + "9" * 4000 + "}", "(4,000 characters)"),
+    "nested lists": ("audio: {layers: " + "[" * 900 + "]" * 900 + "}", "nested more than 50 deep"),
+    "nested groups": ("audio: {layers: " + "{a: " * 60 + "1" + "}" * 60 + "}", "nested more than 50 deep"),
+    "a date as a key": ("audio: {2001-01-01: x}", "unknown key 'audio.2001-01-01'"),
+    "a large file": ("audio: {encoder: " + "x" * 1_000_000 + "}", "characters, more than 1,000,000"),
 }
 
 
@@ -234,6 +246,9 @@ def test_all_mistakes_of_a_section_are_told_at_once(tmp_path: Path) -> None:
         ("audio.encoder", "override 'audio.encoder': expected section.key=value"),
         ("audio.=x", "override 'audio.=x': expected section.key=value"),
         ("audio.layers=[1", "override 'audio.layers=[1': the value is not valid YAML"),
+        ("audio.layers=" + "9" * 5000, "cannot be read (Exceeds"),
+        ("audio.layers=" + "[" * 900 + "]" * 900, "nested more than 50 deep"),
+        ("audio.layers=&a [*a]", "an alias (*name) stands inside what it names"),
         ("audio.encoder.name=x", "'audio.encoder'"),
         ("dataset.columns.txet=x", "unknown key 'dataset.columns.txet'; did you mean 'dataset.columns.text'?"),
     ],
