@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from fusion.ablation.variants import Variant
-from fusion.data import Resident, Split, hold, load_split, withhold
+from fusion.data import Resident, Split, hold, load_split, report_columns, withhold
 from fusion.errors import TrainingError
 from fusion.inference import predict
 from fusion.objective import find_task
@@ -196,7 +196,11 @@ def load_splits(
         modalities: Modalities = wanted.pop() if len(wanted) == 1 else "both"
         given_to_it: dict[str, Any] = {"modalities": modalities, "audio_frames": frames, "target": target}
         splits += [load_split(features, name, **given_to_it, device=device, resident=False) for name in NAMES]
-    return SplitTable(_by_frames(all_frames, hold(splits, memory)), _by_frames(all_frames, splits))
+    on_device = _by_frames(all_frames, hold(splits, memory))
+    looked_at = [name for name in ("audio", "text") if any(name in one.looks_at for one in given)]
+    for found in on_device.values():
+        report_columns(found.train, looked_at, given[0].standardise)
+    return SplitTable(on_device, _by_frames(all_frames, splits))
 
 
 def place_splits(loaded: Mapping[int, Splits], device: torch.device, memory: int) -> SplitTable:

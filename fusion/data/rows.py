@@ -9,7 +9,8 @@ Axes: utterances, frames (audio) or tokens (text), layers, dim; rows are the fra
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.settings import Threads, count_cores
-from pipeline.store import Part
+from pipeline.store import Columns, Part, join_columns, measure_columns
 
+MEASURED_ROWS = 512  # measured at a time; another number gives other roundings
 POOLED_ROWS = 4096  # pooled or copied at a time: their float32 copy stays in the cache; 65,536 took four times as long
 
 
@@ -35,6 +37,11 @@ class _Rows:
     def shape(self) -> tuple[int, ...]:
         """(dim,) or (layers, dim)."""
         raise NotImplementedError
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Of all rows as they are gathered, the same for `Resident` and `Mapped`; computed once, on the CPU."""
+        return _measure(cast("Ragged", self))
 
     @property
     def dim(self) -> int:
@@ -65,6 +72,11 @@ class Resident(_Rows):
         return tuple(self.values.shape[1:])
 
     @property
+    def stored(self) -> Tensor:
+        """As `lengths`: these rows were pooled before."""
+        return self.lengths
+
+    @property
     def device(self) -> torch.device:
         """Where batches are gathered."""
         return self.values.device
@@ -79,6 +91,14 @@ class Resident(_Rows):
         rows = (starts + position).clamp_max(len(self.values) - 1)  # at padding: any row
         padded = self.values.index_select(0, rows.flatten()).unflatten(0, mask.shape).float()
         return padded.masked_fill_(~mask.view(*mask.shape, *[1] * len(self.shape)), 0.0), mask
+
+    def read(self, utterances: Tensor) -> "Resident":
+        """The rows of some utterances, where they are."""
+        owned = [
+            self.values[start : start + length]
+            for start, length in zip(self.starts[utterances].tolist(), self.lengths[utterances].tolist(), strict=True)
+        ]
+        return Resident.packed(torch.cat([self.values[:0], *owned]), self.lengths[utterances])
 
     def without(self, missing: Tensor) -> "Resident":
         """The same rows, of which the utterances that `missing` (utterances,) marks own none."""
@@ -166,13 +186,21 @@ def load_rows(mapped: Mapped) -> Resident:
         values[first : first + len(rows)] = rows
 
     with Threads(count_cores()) as threads:
-        list(threads.map(load, _pieces(mapped.stored)))
+        list(threads.map(load, _pieces(mapped.stored, POOLED_ROWS)))
     return loaded
 
 
-def _pieces(lengths: Tensor) -> Iterator[Tensor]:
-    """Neighbouring utterances of about `POOLED_ROWS` rows together."""
-    piece = lengths.cumsum(0) // POOLED_ROWS
+def _measure(rows: Ragged) -> Columns:
+    def measure(utterances: Tensor) -> Columns:
+        parts = [rows.read(utterances[part]).values for part in _pieces(rows.stored[utterances], MEASURED_ROWS)]
+        return measure_columns(torch.cat(parts).float().cpu().numpy())  # which numpy takes longer for
+
+    return reduce(join_columns, map(measure, _pieces(rows.lengths, MEASURED_ROWS)))
+
+
+def _pieces(lengths: Tensor, rows: int) -> Iterator[Tensor]:
+    """Neighbouring utterances of about so many `rows` together."""
+    piece = lengths.cumsum(0) // rows
     counts = piece.unique_consecutive(return_counts=True)[1]
     yield from torch.arange(len(lengths)).split(counts.tolist())
 

@@ -5,7 +5,7 @@ Axes: utterances, conversations, turns, frames (audio) or tokens (text), layers,
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -159,6 +159,18 @@ def withhold(split: Split, modalities: Modalities) -> Split:
     audio = split.audio if modalities in ("both", "audio") else split.audio.without(everyone)
     text = split.text if modalities in ("both", "text") else split.text.without(everyone)
     return replace(split, audio=audio, text=text)
+
+
+def report_columns(train: Split, modalities: Collection[str], standardise: bool) -> None:
+    """Warn of columns of some `modalities` that are constant, not finite, or of wildly different scale.
+
+    What is found out is kept with the rows, for the models that standardise them.
+    """
+    after = "standardised" if standardise else "not standardised (model.standardise is false)"
+    for name in modalities:
+        rows: Ragged = getattr(train, name)
+        if oddities := rows.columns.oddities():
+            log.warning("%s features of the train split, %s: %s", name, after, oddities)
 
 
 def conversation_offsets(conversation_ids: list[str]) -> Tensor:

@@ -30,5 +30,6 @@ if TYPE_CHECKING:
         zero_padding,
     )
     from fusion.layers.recurrent import Direction, SequenceGRU, TurnGRU
+    from fusion.layers.standardise import Standardise
 else:
     __getattr__ = door(__name__, __file__)

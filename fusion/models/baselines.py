@@ -115,12 +115,14 @@ class AudioAlone(_SingleModality):
     """Audio alone."""
 
     modality = "audio"
+    inputs = ("audio",)
 
 
 class TextAlone(_SingleModality):
     """Text alone."""
 
     modality = "text"
+    inputs = ("text",)
 
 
 class Concat(nn.Module, HubModel):

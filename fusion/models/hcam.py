@@ -71,7 +71,7 @@ from fusion.layers import (
     feed_forward,
     turn_keys,
 )
-from fusion.models.interface import HubModel, Stage
+from fusion.models.interface import HubModel, Stage, standardise_of
 from fusion.models.shared import EVERYTHING, Heads, SharedParams, Sizes, Wanted
 
 StageName = Literal["utterance", "conversation", "fusion"]
@@ -221,17 +221,20 @@ class Unimodal(nn.Module):
     """Stage I or II: each modality by itself.
 
     `encode` makes of a batch another one in which an utterance has one vector of each modality that it has,
-    (utterances, 1, dim); `classify` makes an `Output` of that. `voice` makes of a head's logits what is averaged.
+    (utterances, 1, dim); `classify` makes an `Output` of that. `voice` makes of a head's logits what is averaged,
+    `standardise` of a batch what is encoded.
     """
 
-    def __init__(self, audio: Modality, text: Modality, voice: nn.Module) -> None:
+    def __init__(self, audio: Modality, text: Modality, voice: nn.Module, standardise: nn.Module) -> None:
         super().__init__()
+        self.standardise = standardise
         self.audio = audio
         self.text = text
         self.voice = voice
         self.classifies = audio.head is not None
 
     def encode(self, batch: Batch) -> Batch:
+        batch = self.standardise(batch)
         return batch.of_vectors(self.audio.encoder(batch, "audio"), self.text.encoder(batch, "text"))
 
     def classify(self, batch: Batch) -> Output:
@@ -395,11 +398,14 @@ class HCAM(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2304.06910"):
         voice = Unchanged() if wanted.scores else nn.LogSoftmax(dim=-1)
         parts: dict[str, Part] = {
             "utterance": Unimodal(
-                utterance(sizes.audio_dim, sizes.audio_layers), utterance(sizes.text_dim, sizes.text_layers), voice
+                utterance(sizes.audio_dim, sizes.audio_layers),
+                utterance(sizes.text_dim, sizes.text_layers),
+                voice,
+                standardise_of(sizes) if params.standardise else Unchanged(),
             )
         }
         if "conversation" in stages:
-            parts["conversation"] = Unimodal(conversation(), conversation(), voice)
+            parts["conversation"] = Unimodal(conversation(), conversation(), voice, Unchanged())
         if "fusion" in stages:
             last_head = classify(2 * dim)  # before the blocks: the order decides which random weights each part gets
             blocks = [CoAttentionBlock(params) for _ in range(params.blocks)]

@@ -3,11 +3,14 @@ hub, and the stages in which it is trained, one after the other; most models hav
 
 A model says by `stages()` how it is trained. The trainer takes each stage by itself: it optimises the weights of the
 stage's branches, and each branch keeps those of its own best epoch on validation.
+
+With `model.standardise` every model looks at standardised features (`fusion.layers.Standardise`). A model that is
+trained in one piece does not see to that itself: its `forward` is given a batch that is standardised.
 """
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,10 +19,35 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from fusion.batch import Batch
-from fusion.models.shared import SharedParams
+from fusion.layers import Standardise
+from fusion.models.shared import SharedParams, Sizes
 
 
-class HubModel(PyTorchModelHubMixin):
+class _StandardisesFirst(type):
+    """Gives a model, once it is built, the attribute `standardise`, which its batches pass before `forward`.
+
+    Not so where a part does it already, as in a model that is trained in stages.
+    """
+
+    def __call__(cls, params: SharedParams, sizes: Sizes, *wanted: Any, **named: Any) -> Any:
+        model: Any = super().__call__(params, sizes, *wanted, **named)
+        if params.standardise and not any(isinstance(part, Standardise) for part in model.modules()):
+            model.standardise = standardise_of(sizes, cls.inputs)  # type: ignore[attr-defined]
+            model.register_forward_pre_hook(_standardise_first)
+        return model
+
+
+def standardise_of(sizes: Sizes, inputs: Collection[str] = ("audio", "text")) -> Standardise:
+    """For features of these sizes; of `inputs`, what the model looks at."""
+    return Standardise((sizes.audio_dim, sizes.audio_layers), (sizes.text_dim, sizes.text_layers), inputs)
+
+
+def _standardise_first(model: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    batch, *others = given
+    return model.standardise(batch), *others
+
+
+class HubModel(PyTorchModelHubMixin, metaclass=_StandardisesFirst):
     """huggingface_hub's mixin, which by itself ignores a weight that is missing or too many.
 
     Nor does it save a model whose GRUs are on a GPU: cuDNN lays their weights into one storage, which safetensors takes
@@ -28,10 +56,12 @@ class HubModel(PyTorchModelHubMixin):
     Attributes:
         Params: the class of `params`; its fields that section `model` lacks are the keys of `model.<name>`.
         losses: attributes of `Wanted` for which the model has a part.
+        inputs: the modalities that it looks at.
     """
 
     Params: ClassVar[type[SharedParams]]
     losses: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ("audio", "text")
 
     def __init_subclass__(cls, **info: Any) -> None:
         coders = {cls.Params: (_plain, cls.Params.model_validate_json)}

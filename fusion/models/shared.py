@@ -20,6 +20,7 @@ class SharedParams(Section):
     dim: int = Field(64, ge=2, le=4096)  # width of every layer; a multiple of `heads`, even for direction both
     dropout: float = Field(0.3, ge=0, lt=1)  # share of activations
     direction: Literal["past", "both"] = "both"  # past: no turn sees a later one
+    standardise: bool = True  # columns of the features, by mean and deviation over the train split
 
     @model_validator(mode="after")
     def _divides(self) -> "SharedParams":

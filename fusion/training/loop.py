@@ -16,6 +16,7 @@ from tqdm import tqdm
 from fusion.data import Split
 from fusion.errors import TrainingError
 from fusion.inference import fit_ensembles, predict_heads, score_heads
+from fusion.layers import Standardise
 from fusion.models import Sizes, build_model
 from fusion.objective import Calibration, Epoch, find_task, history_from_json
 from fusion.params import Recipe
@@ -55,6 +56,14 @@ def build_split_model(split: Split, recipe: Recipe, classes: int) -> nn.Module:
     return model.to(split.device)
 
 
+def standardise_inputs(model: nn.Module, train: Split) -> nn.Module:
+    """The same model, which from now on standardises features as those of `train` ask for, if it does at all."""
+    for part in model.modules():
+        if isinstance(part, Standardise):
+            part.fit(lambda name: getattr(train, name).columns)
+    return model
+
+
 def fit(
     train: Split, validation: Split, recipe: Recipe, seed: int, *, classes: int, state: StateFile | None = None
 ) -> Fit:
@@ -73,7 +82,7 @@ def fit(
 
     def learn(strict: bool) -> Training:
         with reproducible(seed, train.device, strict):
-            model = build_split_model(train, recipe, classes).eval()
+            model = standardise_inputs(build_split_model(train, recipe, classes), train).eval()
             training = Training(model, train, validation, recipe, seed, classes)
             _train(training, f"seed {seed}", state)
         return training

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from fusion.checkpoint import VERSION, Provenance, count_split, read_provenance, save_model, score_intervals
-from fusion.data import Split, hold, load_split
+from fusion.data import Split, hold, load_split, report_columns
 from fusion.errors import ModelError, OutputError
 from fusion.objective import find_task
 from fusion.params import Recipe
@@ -84,6 +84,7 @@ def _load(features: Features, recipe: Recipe, device: torch.device) -> Held[tupl
     )
     train, validation = load("train"), load("validation")
     held = hold([train, validation], memory_for_features(recipe.train.memory, device))
+    report_columns(held[0], recipe.model.looks_at, recipe.model.standardise)
     return Held((held[0], held[1]), (train, validation))
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from pipeline.settings import door
 
 if TYPE_CHECKING:
+    from pipeline.store.columns import Columns, join_columns, measure_columns
     from pipeline.store.identity import CorpusNote, Identity, Reference
     from pipeline.store.reader import (
         MODALITIES,

@@ -26,7 +26,14 @@ def make(name: str, **arguments: Any) -> Any:
     small = {
         key: value for key, value in {"dim": DIM, "heads": HEADS}.items() if key in MODELS[name].Params.model_fields
     }
-    return build(name, **(small | arguments)).eval()
+    model = build(name, **(small | arguments)).eval()
+    for (
+        name,
+        buffer,
+    ) in model.named_buffers():  # as training leaves them: padding is not zero
+        if "standardise" in name:
+            buffer.copy_({"mean": torch.randn, "scale": torch.rand}[name.rpartition(".")[2]](buffer.shape) + 0.5)
+    return model
 
 
 def build(name: str, **arguments: Any) -> Any:

@@ -1,0 +1,76 @@
+"""Inputs on one scale: each column of the features minus its mean, divided by its standard deviation.
+
+Both are of the frames or tokens of the train split (`pipeline.store.columns`), and are buffers of the model: they lie
+beside the weights in model.safetensors and in an exported graph.
+"""
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusion.batch import Batch, Group
+from fusion.layers.primitives import Unchanged
+from pipeline.store import Columns
+
+
+class StandardiseColumns(nn.Module):
+    """(x - mean) * scale, with the columns of one modality; nothing changes until `fit`.
+
+    A column that is constant on the train split gives zeros, whatever it holds elsewhere, and so does padding.
+
+    Shape:
+        x: (utterances, positions, features), or (utterances, positions, layers, features)
+        mask: (utterances, positions)
+        returns: as x
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: int, layers: int) -> None:
+        super().__init__()
+        self.stored = (layers, features) if layers > 1 else (features,)
+        self.register_buffer("mean", torch.zeros(self.stored))
+        self.register_buffer("scale", torch.ones(self.stored))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        scaled = (x.reshape(*x.shape[:2], *self.stored) - self.mean).mul_(self.scale)
+        return scaled.masked_fill_(~mask.view(*mask.shape, *[1] * len(self.stored)), 0.0)
+
+    def fit(self, columns: Columns) -> None:
+        """Take mean and scale of `columns`; without rows they stay as they are."""
+        if columns.rows:
+            varies = columns.finite & ~columns.constant
+            scale = np.divide(1, columns.deviation, out=np.zeros_like(columns.mean), where=varies)
+            self.mean.copy_(torch.from_numpy(np.where(columns.finite, columns.mean, 0)))
+            self.scale.copy_(torch.from_numpy(scale))
+
+
+class Standardise(nn.Module):
+    """A batch of features as they are stored -> the same with the columns of its modalities on one scale.
+
+    Args:
+        audio, text: (features, layers) as stored.
+        modalities: those that the model looks at; the other one stays as it is.
+    """
+
+    def __init__(
+        self, audio: tuple[int, int], text: tuple[int, int], modalities: Collection[str] = ("audio", "text")
+    ) -> None:
+        super().__init__()
+        self.audio = StandardiseColumns(*audio) if "audio" in modalities else Unchanged()
+        self.text = StandardiseColumns(*text) if "text" in modalities else Unchanged()
+
+    def forward(self, batch: Batch) -> Batch:
+        return batch.encoded(self._group)
+
+    def fit(self, columns_of: Callable[[str], Columns]) -> None:
+        """Take the columns of the train split, which `columns_of` gives by modality, of each modality it looks at."""
+        for name, part in self.named_children():
+            if isinstance(part, StandardiseColumns):
+                part.fit(columns_of(name))
+
+    def _group(self, group: Group) -> tuple[Tensor, Tensor]:
+        return self.audio(group.audio, group.audio_mask), self.text(group.text, group.text_mask)

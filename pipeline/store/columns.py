@@ -1,0 +1,97 @@
+"""What the columns of a modality's features are like: mean and deviation over many rows, and which columns are odd.
+
+Computed in float64, a block of rows at a time, by adding whole rows in their order, which gives the same bits on every
+processor (Chan, Golub and LeVeque 1983, for joining blocks).
+
+Axes: rows (frames or tokens), layers, dim.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+
+RESOLUTION = 1e-6  # of float32, with some room: a column that varies by less around its mean is constant
+TINY = 1e-30  # a deviation whose reciprocal float32 still holds
+WIDE = 1000  # times that the largest deviation may be the smallest before it is reported
+BLOCK = 128  # rows at a time: their float64 copies stay in the cache
+NAMED = 5  # columns that a report names
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Of every column, over `rows` rows; not finite where a value of the column is not.
+
+    Shape:
+        mean, squares: (dim,) or (layers, dim) float64; squares is the sum of squared distances from the mean
+    """
+
+    rows: int
+    mean: np.ndarray
+    squares: np.ndarray
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """Standard deviation of the rows (not the estimate for a population), zero without rows."""
+        return np.sqrt(self.squares / max(self.rows, 1))
+
+    @property
+    def finite(self) -> np.ndarray:
+        """Boolean, which columns hold numbers alone."""
+        return np.isfinite(self.squares)
+
+    @property
+    def constant(self) -> np.ndarray:
+        """Boolean, which columns hold one number in all rows, as far as float32 can see."""
+        return self.finite & (self.deviation <= np.maximum(RESOLUTION * np.abs(self.mean), TINY))
+
+    def oddities(self) -> str:
+        """In a line how many columns are constant, not finite or of a wildly different scale, and which; "" if none."""
+        if not self.rows:
+            return ""
+        said = []
+        if self.constant.any():
+            said.append(f"{self.constant.sum()} constant ({_name(self.constant)})")
+        if not self.finite.all():
+            said.append(f"{(~self.finite).sum()} not finite ({_name(~self.finite)})")
+        scale = np.where(self.finite & ~self.constant, self.deviation, np.nan)
+        if np.isfinite(scale).any() and np.nanmax(scale) > WIDE * np.nanmin(scale):
+            ends = [(scale == end, end) for end in (np.nanmin(scale), np.nanmax(scale))]
+            low, high = (f"{end:.2g} (column {_name(where)})" for where, end in ends)
+            said.append(f"standard deviations from {low} to {high}")
+        return f"of {self.mean.size} columns: {', '.join(said)}" if said else ""
+
+
+def measure_columns(rows: np.ndarray) -> Columns:
+    """Columns of `rows` (rows, dim) or (rows, layers, dim), which may be a memory map."""
+    blocks = range(0, max(len(rows), 1), BLOCK)
+    return reduce(join_columns, (_measure_block(rows[first : first + BLOCK]) for first in blocks))
+
+
+def _measure_block(rows: np.ndarray) -> Columns:
+    count = len(rows)
+    with np.errstate(invalid="ignore", over="ignore"):  # of values that are not finite
+        exact = rows.astype(np.float64)
+        mean = exact.sum(axis=0) / max(count, 1)
+        exact -= mean
+        np.square(exact, out=exact)
+        return Columns(count, mean, exact.sum(axis=0))
+
+
+def join_columns(one: Columns, other: Columns) -> Columns:
+    """Columns of the rows of both."""
+    if not one.rows or not other.rows:
+        return one if one.rows else other
+    rows = one.rows + other.rows
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = other.mean - one.mean
+        mean = one.mean + apart * (other.rows / rows)
+        squares = one.squares + other.squares + apart**2 * (one.rows * other.rows / rows)
+    return Columns(rows, mean, squares)
+
+
+def _name(which: np.ndarray) -> str:
+    """The first columns that are marked, from 0; those of several layers as layer/column."""
+    marked = np.argwhere(which)
+    names = ["/".join(map(str, place)) for place in marked[:NAMED]]
+    return ", ".join([*names, *(["..."] if len(marked) > NAMED else [])])

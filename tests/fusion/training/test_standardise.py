@@ -1,0 +1,152 @@
+"""Models look at features on one scale, that of the train split, whatever the units of the columns were."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fusion.batch import Batch, Output
+from fusion.checkpoint import load_model
+from fusion.data import Split, hold, load_split
+from fusion.inference import predict
+from fusion.layers import Standardise
+from fusion.models import MODELS, HubModel, SharedParams, Sizes, Stage
+from fusion.models.interface import whole
+from fusion.objective import find_task
+from fusion.training import fit, train_seeds
+from pipeline.store import Features
+from tests.fusion.made import Made, make_features, tiny_recipe, write_made
+
+CPU = torch.device("cpu")
+MADE = Made(conversations=(6, 3, 2), frames=(0, 12), layers=(1, 2), dtype=np.float32)
+FRAMES = 8  # of tiny_recipe: some utterances are longer, and pooled to it
+
+
+def split_of(features: Features, name: str, resident: bool = True) -> Split:
+    return load_split(features, name, modalities="both", audio_frames=FRAMES, resident=resident)
+
+
+def rescaled(features: Features, units: float) -> Features:
+    """The same features with columns of other units, powers of two from 1 / `units` to `units`."""
+    parts = {}
+    for name in ("audio", "text"):
+        part = getattr(features, name)
+        powers = np.linspace(-np.log2(units), np.log2(units), part.values.shape[-1]).round()
+        parts[name] = replace(part, values=(part.values * 2**powers).astype(np.float32))
+    return replace(features, **parts)
+
+
+def answers(features: Features, name: str, **model: Any) -> np.ndarray:
+    train, validation = (split_of(features, split) for split in ("train", "validation"))
+    done = fit(train, validation, tiny_recipe({"name": name, **model}), 0, classes=3)
+    return predict(done.model, split_of(features, "test"), find_task("label", 3))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_units_of_columns_change_no_answer(name: str) -> None:
+    features = make_features(MADE)
+    assert np.array_equal(answers(features, name), answers(rescaled(features, 2.0**14), name))
+    raw = partial(answers, name=name, standardise=False)
+    assert not np.array_equal(raw(features), raw(rescaled(features, 2.0**14)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_saved_model_holds_the_mean_and_scale_of_the_real_rows_of_train_and_no_other(
+    name: str, tmp_path: Path
+) -> None:
+    features = write_made(tmp_path / "made.h5", MADE)
+    train_seeds(features, tiny_recipe({"name": name}), tmp_path / "models", CPU)
+    model = load_model(tmp_path / "models" / "seed-0").model
+    (part,) = [one for one in model.modules() if isinstance(one, Standardise)]
+    train = split_of(features, "train")
+    batch = next(train.batches(len(train.conversations))).joined()
+    for modality in MODELS[name].inputs:
+        x, mask = batch.groups[0].modality(modality)
+        real = x[mask].double()
+        found = getattr(part, modality)
+        torch.testing.assert_close(found.mean.double(), real.mean(0), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(1 / found.scale.double(), real.std(0, correction=0), rtol=1e-6, atol=0)
+
+
+def test_rows_in_the_file_and_on_the_device_give_the_same_bits(tmp_path: Path) -> None:
+    features = write_made(tmp_path / "made.h5", replace(MADE, conversations=(60, 2, 2), dtype=np.float16))
+    in_file = split_of(features, "train", resident=False)
+    (on_device,) = hold([in_file], None)
+    for name in ("audio", "text"):
+        one, other = getattr(in_file, name).columns, getattr(on_device, name).columns
+        assert one.rows == other.rows > 512
+        assert np.array_equal(one.mean, other.mean)
+        assert np.array_equal(one.squares, other.squares)
+
+
+def test_a_constant_column_of_train_gives_zeros_everywhere() -> None:
+    features = make_features(replace(MADE, layers=(1, 1)))
+    assert features.audio is not None
+    values = features.audio.values.copy()
+    first_of_others = features.audio.offsets[sum(split == "train" for split in features.utterances.splits)]
+    values[:first_of_others, 2] = 1 / 3
+    changed = replace(features, audio=replace(features.audio, values=values))
+    train = split_of(changed, "train")
+    part = Standardise((6, 1), (5, 1))
+    part.fit(lambda name: getattr(train, name).columns)
+    for split in ("train", "test"):
+        batch = next(split_of(changed, split).batches(99)).joined()
+        found = part(batch).groups[0].audio
+        assert found[..., 2].eq(0).all()
+        assert found[..., :2].abs().gt(0).any()
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_training_reports_odd_columns_once(standardise: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    features = make_features(MADE)
+    assert features.text is not None
+    values = features.text.values.copy()
+    values[:, 1, 3], values[:, 0, 0] = 0, 1e4 * values[:, 0, 0]
+    changed = replace(features, text=replace(features.text, values=values))
+    recipe = tiny_recipe({"name": "concat", "standardise": standardise}, seeds=(0, 1))
+    train_seeds(changed, recipe, tmp_path / "models", CPU, 1)
+    (said,) = [record.getMessage() for record in caplog.records if "columns" in record.getMessage()]
+    assert said.startswith("text features of the train split, ")
+    assert "of 10 columns: 1 constant (1/3), standard deviations from " in said
+    assert ("not standardised" in said) is not standardise
+
+
+class OfOneLine(nn.Module, HubModel):
+    """A user's model, which knows nothing of standardising."""
+
+    Params = SharedParams
+
+    def __init__(self, params: SharedParams, sizes: Sizes) -> None:
+        super().__init__()
+        self.linear = nn.Linear(sizes.audio_dim, sizes.classes)
+
+    def stages(self) -> list[Stage]:
+        return [whole(self)]
+
+    def forward(self, batch: Batch, views: bool = False) -> Output:
+        return Output(logits=batch.each(lambda group: self.linear(group.audio).sum(1)))
+
+
+def test_a_model_that_knows_nothing_of_it_is_given_standardised_features_also_when_it_is_read_again(
+    tmp_path: Path,
+) -> None:
+    train = split_of(make_features(replace(MADE, layers=(1, 1))), "train")
+    batch = next(train.batches(3))
+    model: Any = OfOneLine(SharedParams(), Sizes(6, 5, classes=3))
+    model.standardise.fit(lambda name: getattr(train, name).columns)
+    model.save_pretrained(tmp_path / "model")
+    again: Any = OfOneLine.from_pretrained(tmp_path / "model")
+
+    def expected(split: Split) -> Tensor:
+        linear, (group,) = model.linear, batch.joined().groups
+        x = (group.audio.double() - torch.from_numpy(split.audio.columns.mean)) / split.audio.columns.deviation
+        x = x * group.audio_mask[..., None]
+        return (x @ linear.weight.double().T + linear.bias).sum(1).float()
+
+    torch.testing.assert_close(model(batch).logits, expected(train), rtol=1e-5, atol=1e-5)
+    assert torch.equal(model(batch).logits, again(batch).logits)
