@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.imports.entries import Lazy, reading
 from pipeline.imports.unpickle import load
+from pipeline.store import lies_elsewhere
 
 
 def map_npy(path: Path) -> Any:
@@ -89,6 +90,11 @@ def _branch(group: h5py.Group, path: Path, depth: int) -> dict[str, Any]:
                 f"{path}: '{group.name.rstrip('/')}/{name}' is a link, which is not followed; copy the data"
             )
         child = group[name]
+        if isinstance(child, h5py.Dataset) and lies_elsewhere(child):
+            raise DataError(
+                f"{path}: '{child.name}' takes its bytes from other files (external storage or a virtual data set), "
+                "which is refused; copy the data into one file"
+            )
         branch[name] = _branch(child, path, depth + 1) if isinstance(child, h5py.Group) else child
     return branch
 

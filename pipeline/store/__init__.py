@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         checksum,
         damaged_utterances,
         kind_of,
+        lies_elsewhere,
         read_features,
         read_part,
     )

@@ -161,6 +161,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
     check_seal(path)
     try:
         with open_hdf5(path) as file:
+            _refuse_borrowed(file, path)
             yield file
     except ErcError:
         raise
@@ -183,6 +184,26 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """
     with path.open("rb") as opened, h5py.File(opened, "r") as file:
         yield file
+
+
+def lies_elsewhere(dataset: h5py.Dataset) -> bool:
+    """Whether the bytes of a data set are those of other files: external storage, or a virtual data set."""
+    return bool(dataset.external) or bool(dataset.is_virtual)
+
+
+def _refuse_borrowed(file: h5py.File, path: Path) -> None:
+    """Refuse all of HDF5's ways to bytes of other files, but for the links of a joint file to its parts."""
+    borrowed: list[str] = []
+
+    def look(name: str, link: h5py.HardLink | h5py.SoftLink | h5py.ExternalLink) -> None:
+        if isinstance(link, h5py.ExternalLink):
+            borrowed.extend([name] if name not in MODALITIES else [])
+        elif isinstance(link, h5py.HardLink) and isinstance(item := file[name], h5py.Dataset):
+            borrowed.extend([name] if lies_elsewhere(item) else [])
+
+    file.visititems_links(look)
+    if borrowed:
+        raise StoreError(f"{path}: '{borrowed[0]}' takes its bytes from another file, which is refused; run dvc repro")
 
 
 def _check_kind(group: h5py.Group, path: Path, kind: Literal["part", "joint"]) -> None:
@@ -217,6 +238,8 @@ def _map_values(values: h5py.Dataset, path: Path) -> np.ndarray:
 
 
 def _follow_link(path: Path, name: str, target: str) -> Part:
+    if Path(target).is_absolute() or ".." in Path(target).parts:
+        raise StoreError(f"{path}: its {name} part is named {target}, outside its folder, which is refused; join again")
     linked = path.parent / target
     if not linked.exists():
         raise StoreError(

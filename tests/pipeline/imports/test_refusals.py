@@ -203,6 +203,24 @@ def linked(root: Path) -> str:
     return str(root / "x.h5")
 
 
+def stored_elsewhere(root: Path) -> str:
+    secret = root / "secret.bin"
+    secret.write_bytes(bytes(64))
+    with h5py.File(root / "x.h5", "w") as file:
+        file.create_dataset("u0-0", (2, 4), "f4", external=[(str(secret), 0, 32)])
+    return str(root / "x.h5")
+
+
+def virtual(root: Path) -> str:
+    with h5py.File(root / "secret.h5", "w") as file:
+        file["x"] = np.zeros((2, 4), "f4")
+    layout = h5py.VirtualLayout((2, 4), "f4")
+    layout[:] = h5py.VirtualSource(str(root / "secret.h5"), "x", (2, 4))
+    with h5py.File(root / "x.h5", "w") as file:
+        file.create_group("deep").create_virtual_dataset("u0-0", layout)
+    return str(root / "x.h5")
+
+
 def looped(root: Path) -> str:
     with h5py.File(root / "x.h5", "w") as file:
         file.create_group("a")["b"] = file["/"]
@@ -237,6 +255,8 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "folder with a name twice": (lambda root: folder_of(root, "a.npy", "a.pt"), "'a' is there twice"),
     "folder with text as npy": (lambda root: folder_of(root, "u0-0.npy"), "cannot be read"),
     "links": (linked, "'/u0-0' is a link, which is not followed"),
+    "external storage": (stored_elsewhere, "'/u0-0' takes its bytes from other files"),
+    "virtual data sets": (virtual, "'/deep/u0-0' takes its bytes from other files"),
     "a circle": (looped, "groups lie more than 16 deep"),
     "a number": (lambda root: str(write_pickle(root / "x.pkl", 7)), "holds 7, no features"),
     "a key that is not there": (lambda root: f"{save(root / 'x.npz', a=[1])}:b", "there is no 'b'; it has a"),

@@ -4,6 +4,7 @@ import fcntl
 import io
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from pipeline.store import (
     write_features,
     write_joint,
 )
-from pipeline.store.seal import FORMAT, VERSION
+from pipeline.store.seal import FORMAT, VERSION, seal
 from pipeline.store.writer import part_from_arrays
 
 IDS = ["a/0", "a/1", "bé/0", "c/0"]
@@ -333,3 +334,39 @@ def test_every_flipped_byte_is_refused_or_its_utterance_named(tmp_path: Path) ->
         path.write_bytes(damaged)
         with pytest.raises(StoreError, match=r"damaged|truncated|version|do not match their checksum|not a feature"):
             inspect_file(path, verify=True)
+
+
+def link_a_column(path: Path) -> None:
+    with h5py.File(path.parent / "other.h5", "w") as other:
+        other["x"] = np.arange(4)
+    with h5py.File(path, "r+") as file:
+        del file["utterances/turn"]
+        file["utterances/turn"] = h5py.ExternalLink("other.h5", "x")
+
+
+def store_elsewhere(path: Path) -> None:
+    (path.parent / "other.bin").write_bytes(bytes(64))
+    with h5py.File(path, "r+") as file:
+        del file["utterances/turn"]
+        file["utterances"].create_dataset("turn", (4,), "<i8", external=[(str(path.parent / "other.bin"), 0, 32)])
+
+
+def link_outside(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["audio"]
+        file["audio"] = h5py.ExternalLink("../audio.h5", "/")
+
+
+@pytest.mark.parametrize(
+    ("borrow", "found"),
+    [
+        (link_a_column, "'utterances/turn' takes its bytes from another file"),
+        (store_elsewhere, "'utterances/turn' takes its bytes from another file"),
+        (link_outside, "its audio part is named ../audio.h5, outside its folder"),
+    ],
+)
+def test_bytes_of_other_files_are_refused(linked: Path, borrow: Callable[[Path], None], found: str) -> None:
+    borrow(linked)
+    seal(linked, [])
+    with pytest.raises(StoreError, match=re.escape(found)):
+        read_features(linked)
