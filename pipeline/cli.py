@@ -62,11 +62,13 @@ def prepare_app(
     dataset = read_section(params, "dataset", DatasetParams, overrides)
     check_place(output)  # now, rather than after all is decoded
     prepared = prepare(dataset)
+    if not (strict and prepared.differences):
+        write_manifest(output, prepared.utterances)  # before anything is printed, which may fail
     print(summary(prepared))
     if strict:
         check_published(prepared)
-    write_manifest(output, prepared.utterances)
-    print(f"{output}: {len(prepared.utterances)} utterances")
+    found = f", {len(prepared.warnings)} warnings above" if prepared.warnings else ""
+    print(f"{output}: {len(prepared.utterances)} utterances{found}")
 
 
 @resumable

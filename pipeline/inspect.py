@@ -47,7 +47,7 @@ class Report:
 
     def to_json(self) -> str:
         """The report for programs."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        return json.dumps(asdict(self), indent=2)  # ASCII: a terminal of any encoding shows it whole
 
     def to_text(self) -> str:
         """The report for people."""

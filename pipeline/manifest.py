@@ -34,6 +34,7 @@ What the adapters of corpora say, of a turn that is there and keeps its place:
 """
 
 import errno
+import json
 import os
 import unicodedata
 from collections import Counter
@@ -53,6 +54,9 @@ Score = Annotated[float, Field(ge=-LARGEST_SCORE, le=LARGEST_SCORE)]
 OK = "ok"
 CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of control characters, halves of characters and line ends
 NAMES = ("id", "conversation", "speaker", "label")
+UNSEEN = set("\u115f\u1160\u2800\u3164\uffa0")  # letters and signs that are drawn as nothing
+MISSING = {"nan", "none", "null", "nil", "na", "n/a", "n.a.", "#n/a", "#n/a!", "<na>", "nat", "missing", "undefined"}
+DASHES = set("-_.?–—―−")
 OPTIONAL = ("recognised", "extra")  # not in the line of an utterance that has none
 
 
@@ -139,6 +143,33 @@ def holds_controls(name: str | None) -> bool:
     return name is not None and any(unicodedata.category(character) in CONTROLS for character in name)
 
 
+def same_spelling(name: str, case: bool = False) -> str:
+    r"""What names share that look the same; or that differ in case alone, unless `case` counts.
+
+    >>> {same_spelling(name) for name in ("Happy", "happy ", "ha\u200bppy")}
+    {'happy'}
+    """
+    seen = "".join(
+        character
+        for character in unicodedata.normalize("NFKC", name)
+        if not character.isspace()
+        and unicodedata.category(character) not in ("Cf", "Cc")
+        and character not in UNSEEN
+        and not "\ufe00" <= character <= "\ufe0f"  # how an emoji is drawn
+    )
+    return seen if case else seen.casefold()
+
+
+def looks_missing(label: str) -> bool:
+    r"""Whether a table probably means that there is no label.
+
+    >>> [looks_missing(label) for label in ("NaN", "-", "#N/A", "\u200b", "none of these", "+")]
+    [True, True, True, True, False, False]
+    """
+    plain = same_spelling(label)
+    return plain in MISSING or set(plain) <= DASHES
+
+
 def manifest_order(utterance: Utterance) -> tuple[int, str, int]:
     """Sorting key: split, conversation, turn."""
     return SPLITS.index(utterance.split), utterance.conversation, utterance.turn
@@ -193,9 +224,12 @@ def label_names(utterances: Iterable[Utterance], source: str) -> list[str]:
     for utterance in utterances:
         if utterance.label is not None and utterance.label not in names:
             count = sum(u.label == utterance.label for u in utterances)
+            to = next((name for name in names if same_spelling(name) == same_spelling(utterance.label)), None)
+            key = f"set dataset.labels: {json.dumps({utterance.label: to})}, "
             raise DataError(
                 f"{source}: label '{utterance.label}' ({count} utterances, such as '{utterance.id}' of the "
-                f"{utterance.split} split) does not occur in train ({', '.join(names) or 'no labels'}); fix the "
-                "label, leave it empty to keep the turn as unscored context, or split anew (dataset.split_seed)"
+                f"{utterance.split} split) does not occur in train ({', '.join(names) or 'no labels'}); "
+                f"{key if to or looks_missing(utterance.label) else ''}fix the label, leave it empty to keep the turn "
+                "as unscored context, or split anew (dataset.split_seed)"
             )
     return names

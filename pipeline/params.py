@@ -1,5 +1,6 @@
 """What the pipeline owns of params.yaml: `dataset`, `audio`, `text`, `features`, `import`, and `evaluate.degrade`."""
 
+import codecs
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -40,6 +41,17 @@ def _names_an_adapter(name: str) -> str:
     return name
 
 
+def _names_an_encoding(name: str) -> str:
+    try:
+        known = codecs.lookup(name)
+        "".encode(known.name), b"".decode(known.name)  # some codecs are not of texts
+    except (LookupError, UnicodeError):
+        raise ValueError(
+            "input should be an encoding that Python knows, such as utf-8, gbk, mac_roman, cp1251"
+        ) from None
+    return name
+
+
 class Columns(Section):
     """The user's name for each column; null means the field's own name, if the table has such a column."""
 
@@ -69,7 +81,11 @@ class DatasetParams(Section):
     fold: Annotated[int, Field(ge=0, le=5)] = 0  # iemocap: the session that is the test split; 0: session 5
     protocol: Literal["sdk", "62-31"] = "sdk"  # mosi: its splits, see `pipeline.datasets.mosi`
     table: UserPath = "utterances.csv"  # .csv, .tsv, .jsonl or .parquet, relative to root
+    encoding: Annotated[str, AfterValidator(_names_an_encoding)] | None = None  # of the table; null: UTF-8, see repairs
     columns: Columns = Columns()
+    labels: dict[str, Annotated[str, Field(min_length=1)] | None] = Field(
+        default={}
+    )  # the table's name -> what it becomes
     split: Literal["given", "conversation", "speaker"] = "given"  # given: validation is made where there is none
     validation_share: Share = 0.15  # of the utterances, for splits that are made
     test_share: Share = 0.2

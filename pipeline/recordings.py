@@ -81,8 +81,7 @@ def read_turns(table: Path, root: Path, params: Path | None = None, overrides: S
     """
     if not table.is_file():
         raise DataError(f"{table}: no such table; name another one (--table)")
-    columns = read_section(params, "dataset", DatasetParams, overrides).columns
-    turns = read_table(table, columns, unread=UNREAD).turns
+    turns = read_table(table, read_section(params, "dataset", DatasetParams, overrides), unread=UNREAD).turns
     drafts = [
         draft_utterance(turn, index, "test", _dataset(root))
         for conversation in by_conversation(turns)

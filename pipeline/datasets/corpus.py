@@ -39,7 +39,7 @@ class Turn:
 class Corpus:
     """All turns, what was repaired on the way (a sentence -> how often), and what a user should know.
 
-    `published` are counts that the corpus' authors state, which `pipeline.preparation.published` compares with what is
+    `published` are counts that the corpus' authors state, which `pipeline.preparation.counts` compares with what is
     found.
     """
 

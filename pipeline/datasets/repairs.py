@@ -1,5 +1,7 @@
 """Bytes and characters that an earlier conversion left broken, repaired; every repair is counted under its sentence."""
 
+import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -10,16 +12,104 @@ CONTROLS = "texts with cp1252 punctuation that an earlier conversion had left as
 SURROGATES = "cells with half a character (a lone surrogate), now '?'"
 
 
+def decode_all(path: Path, content: bytes, encoding: str) -> str:
+    """The content of the table at `path` in the `encoding` that its user states.
+
+    Raises:
+        DataError: naming the first line that is not.
+    """
+    try:
+        return content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeError as error:
+        line = content[: getattr(error, "start", 0)].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: not {encoding} ({error}); fix dataset.encoding in params.yaml") from None
+
+
 def decode_lines(content: bytes, repaired: Counter[str]) -> str:
     """UTF-8; a line that is not is taken for cp1252, which copies of tables often mix in."""
-    lines = []
+    lines, others = [], []
     for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         try:
             lines.append(line.decode("utf-8"))
         except UnicodeDecodeError:
             lines.append(line.decode("cp1252", errors="replace"))
-            repaired[BYTES] += 1
+            others.append(line)
+    if others:
+        guess = guess_encoding(others)
+        repaired[BYTES + (f", but look like {guess}" if guess else "")] += len(others)
     return "\n".join(lines)
+
+
+# Encodings of tables besides UTF-8 and cp1252; of several that fit as well, the first one. Where a character has two
+# bytes: the first bytes of the everyday ones, and the least second byte.
+EVERYDAY = {
+    "shift_jis": (range(0x88, 0x99), 0x40),
+    "euc_jp": (range(0xB0, 0xD0), 0xA1),
+    "euc_kr": (range(0xB0, 0xC9), 0xA1),
+    "gbk": (range(0xB0, 0xD8), 0xA1),
+    "big5": (range(0xA4, 0xC7), 0x40),
+}
+JAPANESE = ("shift_jis", "euc_jp")  # hardly a line is without kana
+SINGLE = ("mac_roman", "cp850", "cp1250", "cp1251", "koi8_r", "cp866", "iso8859_5", "cp1253")
+SAMPLE = 1 << 16  # bytes that are looked at
+COMMON = set("оеаинтсрвлкαοιετσνηυρπκ")  # of Cyrillic and Greek text, more than half
+WORD_ENDS = set("“”„‘’‚«»‹›…–—")
+SIGNS = WORD_ENDS | set("€£°§©®•¿¡½¼²³µ×±\xa0")
+
+
+def guess_encoding(lines: list[bytes]) -> str | None:
+    """The encoding that suits `lines` far better than cp1252, with what they say in it; None where there is none."""
+    content = b"\n".join(lines)[:SAMPLE]
+    fits = {name: _fit(content, name) for name in ("cp1252", *EVERYDAY, *SINGLE)}
+    best = max(fits, key=lambda name: fits[name])
+    if fits["cp1252"] > 0.8 or fits[best] < max(0.6, fits["cp1252"] + 0.2):
+        return None
+    shown = content.decode(best, errors="replace").split("\n")[0].strip()[:60]
+    return f"{best} ({shown!r}); if so, set dataset.encoding: {best}"
+
+
+def _fit(content: bytes, encoding: str) -> float:
+    """The share of characters outside ASCII that stand as people write them; 0 where bytes have no meaning."""
+    text = content.decode(encoding, errors="replace" if encoding == "cp1252" else "ignore")
+    lost = len(content) - len(text.encode(encoding, errors="replace"))
+    places = [match.start() for match in re.finditer(r"[^\x00-\x7f]", text)]
+    if not places or lost > len(content) // 1000:
+        return 0.0
+    share = sum(_is_plausible(text, place, encoding) for place in places) / len(places)
+    return (
+        share if encoding not in JAPANESE or any("\u3040" <= text[place] <= "\u30ff" for place in places) else share / 2
+    )
+
+
+def _is_plausible(text: str, place: int, encoding: str) -> float:
+    character = text[place]
+    before, after = text[place - 1 : place], text[place + 1 : place + 2]
+    if encoding in EVERYDAY:
+        return _is_everyday(character, encoding)
+    if not character.isalpha():
+        inside = before.isalpha() and after.isalpha()
+        return float(character == "’" if inside else character in SIGNS)
+    script = unicodedata.name(character, "").split(" ")[0]
+    if (character.isupper() and before.islower()) or unicodedata.category(character) in ("Lm", "Lo"):
+        return 0.0
+    if script in ("CYRILLIC", "GREEK"):
+        return 1.0 if character.lower() in COMMON and character.islower() else 0.6
+    accents = [neighbour for neighbour in (before, after) if neighbour.isalpha() and not neighbour.isascii()]
+    return 0.0 if len(accents) == 2 or character in "ƒ" else 1.0  # three accents in a row are of no language
+
+
+def _is_everyday(character: str, encoding: str) -> float:
+    """Of Chinese, Japanese and Korean text."""
+    name = unicodedata.name(character, "")
+    if name.startswith(("HIRAGANA", "KATAKANA")):
+        return float(encoding in JAPANESE)
+    if "\u3000" <= character <= "\u303f" or "\uff00" <= character <= "\uff5f":  # punctuation, wide letters
+        return 1.0
+    first, least = EVERYDAY[encoding]
+    pair = character.encode(encoding, errors="replace")
+    if name.startswith("HANGUL") != (encoding == "euc_kr") or len(pair) != 2:
+        return 0.0
+    return float(pair[0] in first and pair[1] >= least)
 
 
 def read_lines(path: Path, repaired: Counter[str]) -> list[str]:

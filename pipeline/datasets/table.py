@@ -14,6 +14,8 @@ import difflib
 import io
 import json
 import math
+import re
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,12 +25,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.corpus import Corpus, Turn
-from pipeline.datasets.repairs import decode_lines, fix_surrogates, repair_controls
+from pipeline.datasets.repairs import decode_all, decode_lines, fix_surrogates, repair_controls
 from pipeline.errors import DataError
 from pipeline.manifest import LARGEST_SCORE
 from pipeline.params import Columns, DatasetParams
 
 SCALARS = (str, int, float, Decimal, date, time, timedelta, type(None))
+DELIMITER_LINE = re.compile(r'\A\s*"?sep=([^"\r\n])"?[ \t]*(?=\r?\n|\r)', re.IGNORECASE)  # that Excel asks for
+UNNAMED = re.compile(r"(Unnamed: \d+(\.\d+)?)?|__index_level_\d+__")  # as pandas writes its index
+LABEL_BLANKS = "labels with blanks around them, now without"
+INDEX = "columns with the row numbers of pandas, left out"
+
+csv.field_size_limit(sys.maxsize)  # a cell may hold a whole interview; csv stops at 131,072 characters otherwise
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,11 @@ class Row:
                 )
 
 
-def read_rows(path: Path, repaired: Counter[str]) -> list[Row]:
-    """All rows, each with every column of the table.
+def read_rows(path: Path, repaired: Counter[str], encoding: str | None = None) -> list[Row]:
+    """All rows, each with every column of the table but those that number the rows without having a name.
+
+    Args:
+        encoding: of text; None: UTF-8, in which lines may be cp1252.
 
     Raises:
         DataError: the table is missing, empty, malformed or of no kind that is read; the line is named.
@@ -63,25 +74,47 @@ def read_rows(path: Path, repaired: Counter[str]) -> list[Row]:
         raise DataError(f"{path}: no such table; fix dataset.root and dataset.table in params.yaml") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    rows = readers[path.suffix.lower()](path, content, repaired)
+    rows = readers[path.suffix.lower()](path, content, repaired, encoding)
     if not rows:
         raise DataError(f"{path}: holds no rows")
-    return rows
+    return _without_index(rows, repaired)
 
 
-def _text(path: Path, content: bytes, repaired: Counter[str]) -> str:
+def _without_index(rows: Sequence[Row], repaired: Counter[str]) -> list[Row]:
+    unnamed = [name for name in rows[0].cells if UNNAMED.fullmatch(name)]
+    values = {name: [row.cells[name].strip() for row in rows] for name in unnamed}
+    numbers = {
+        name
+        for name, cells in values.items()
+        if len(set(cells)) == len(cells) and all(cell.isdecimal() for cell in cells)
+    }
+    repaired.update({INDEX: len(numbers)} if numbers else {})
+    return [replace(row, cells={name: cell for name, cell in row.cells.items() if name not in numbers}) for row in rows]
+
+
+def _text(path: Path, content: bytes, repaired: Counter[str], encoding: str | None) -> str:
+    if encoding is not None:
+        return decode_all(path, content, encoding)
     if b"\0" in content:
-        raise DataError(f"{path}: holds NUL bytes; save it as UTF-8 text (UTF-16 is not read)")
+        raise DataError(
+            f"{path}: holds NUL bytes; save it as UTF-8 text (UTF-16 is read with dataset.encoding: utf-16)"
+        )
     return decode_lines(content, repaired)
 
 
-def _read_delimited(path: Path, content: bytes, repaired: Counter[str]) -> list[Row]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(io.StringIO(_text(path, content, repaired), newline=""), delimiter=delimiter, strict=True)
+def _read_delimited(path: Path, content: bytes, repaired: Counter[str], encoding: str | None) -> list[Row]:
+    delimiter, text = "\t" if path.suffix.lower() == ".tsv" else ",", _text(path, content, repaired, encoding)
+    if stated := DELIMITER_LINE.match(text):
+        delimiter, text = stated[1], text[stated.end() :]  # its line end stays, for the numbers of lines
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     written = (cells for cells in reader if any(cell.strip() for cell in cells))  # an empty line is no turn
     rows: list[Row] = []
     try:
-        header = [name.strip() for name in next(written, [])]
+        names = [name.strip() for name in next(written, [])]
+        unnamed = [
+            f"Unnamed: {index}{'.1' * (f'Unnamed: {index}' in names)}" for index in range(len(names))
+        ]  # as pandas
+        header = [name or other for name, other in zip(names, unnamed, strict=True)]
         _check_header(header, path)
         for cells in written:
             where = f"{path}, line {reader.line_num}"
@@ -110,9 +143,9 @@ def _check_header(header: list[str], path: Path) -> None:
         )
 
 
-def _read_json_lines(path: Path, content: bytes, repaired: Counter[str]) -> list[Row]:
+def _read_json_lines(path: Path, content: bytes, repaired: Counter[str], encoding: str | None) -> list[Row]:
     rows = []
-    for number, line in enumerate(_text(path, content, repaired).split("\n"), start=1):
+    for number, line in enumerate(_text(path, content, repaired, encoding).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -128,7 +161,7 @@ def _read_json_lines(path: Path, content: bytes, repaired: Counter[str]) -> list
     return [replace(row, cells={name: row.cells.get(name, "") for name in names}) for row in rows]
 
 
-def _read_parquet(path: Path, content: bytes, repaired: Counter[str]) -> list[Row]:
+def _read_parquet(path: Path, content: bytes, repaired: Counter[str], encoding: str | None) -> list[Row]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -189,13 +222,13 @@ def read(params: DatasetParams, to_encode: bool = True) -> Corpus:
         DataError: the table is missing, empty or malformed, a column that `dataset.columns` names is not in it, or a
             value is not of its column's kind; the line is named.
     """
-    return read_table(Path(params.root) / params.table, params.columns, to_encode)
+    return read_table(Path(params.root) / params.table, params, to_encode)
 
 
-def read_table(path: Path, named: Columns, to_encode: bool = True, unread: Collection[str] = ()) -> Corpus:
+def read_table(path: Path, params: DatasetParams, to_encode: bool = True, unread: Collection[str] = ()) -> Corpus:
     """The turns of the table at `path`; raises as `read`. Columns of the fields `unread` are only carried along."""
     repaired: Counter[str] = Counter()
-    rows = read_rows(path, repaired)
+    rows, named = read_rows(path, repaired, params.encoding), params.columns
     columns = _resolve_columns(list(rows[0].cells), named, path)
     columns = {field: column for field, column in columns.items() if field not in unread}
     if to_encode:
@@ -247,6 +280,8 @@ def _turn(row: Row, number: int, columns: Mapping[str, str], extra: Sequence[str
     # before white space is stripped, which the control character U+0085 (a cp1252 ellipsis) would count as
     text = repair_controls(cells.get("text", ""), repaired)
     recognised = repair_controls(cells["recognised"], repaired) if "recognised" in cells else None
+    if cells.get("label", "").strip() not in (cells.get("label", ""), ""):
+        repaired[LABEL_BLANKS] += 1
     cells = {name: cell.strip() for name, cell in cells.items()}
     where = row.where
     conversation = cells.get("conversation", f"{number:06d}")
@@ -281,11 +316,12 @@ def parse_number(text: str, name: str, where: str) -> float | None:
     if not text:
         return None
     try:
-        number = float(text)
+        number = float(text) if "_" not in text else math.nan  # Python takes 1_0 for 10
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{where}: {name} '{text}' is not a number")
+        hint = "; number the turns, or leave the column out to take the rows' order" if name == "turn" else ""
+        raise DataError(f"{where}: {name} '{text}' is not a number{hint}")
     if abs(number) > LARGEST_SCORE:
         raise DataError(f"{where}: {name} '{text}' is beyond {LARGEST_SCORE:.1e}, the largest number of 32 bits")
     return number

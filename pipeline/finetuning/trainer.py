@@ -147,7 +147,9 @@ def _last_whole(work: Path, params: FinetuneParams, steps: int) -> Path | None:
 
 
 def _state(checkpoint: Path) -> list[dict[str, float]]:
-    log: list[dict[str, float]] = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    log: list[dict[str, float]] = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))[
+        "log_history"
+    ]
     return log
 
 

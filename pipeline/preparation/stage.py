@@ -1,8 +1,10 @@
 """The `prepare` stage: a corpus as people have it -> a manifest in which every oddity is settled and named."""
 
+import difflib
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -12,9 +14,20 @@ from pipeline.errors import DataError
 from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, holds_controls, label_names, manifest_order
 from pipeline.media import Decoders, Recording, Stretch
 from pipeline.params import DatasetParams
-from pipeline.preparation.published import COLUMNS, Difference, compare, count, select, statuses
+from pipeline.preparation.counts import (
+    COLUMNS,
+    Difference,
+    compare,
+    count,
+    label_warnings,
+    modality_warnings,
+    name_notes,
+    select,
+    statuses,
+    target_warnings,
+)
 from pipeline.preparation.splits import assign_splits
-from pipeline.settings import Threads
+from pipeline.settings import Threads, escape_unseen
 
 NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
 
@@ -28,6 +41,7 @@ class Prepared:
     notes: list[str]
     published: Counts
     differences: list[Difference]  # to the published counts
+    warnings: list[str] = field(default_factory=list)  # what is worth a look before anything is encoded
 
 
 def prepare(params: DatasetParams) -> Prepared:
@@ -42,8 +56,14 @@ def prepare(params: DatasetParams) -> Prepared:
     drafts = [draft for draft, _ in settle(corpus.turns, params)]
     utterances = _probe_all(drafts, params)  # takes its time: all that can be refused without it has been
     _check_recordings(utterances, params)
-    notes = [*corpus.notes, *note_validation(corpus.turns, params)]
-    return Prepared(utterances, corpus.repaired, notes, corpus.published, compare(utterances, corpus.published))
+    notes = [*corpus.notes, *note_validation(corpus.turns, params), *name_notes(utterances)]
+    warnings = [
+        *label_warnings(utterances, params),
+        *modality_warnings(utterances),
+        *target_warnings(corpus.turns, utterances),
+    ]
+    differences = compare(utterances, corpus.published)
+    return Prepared(utterances, corpus.repaired, notes, corpus.published, differences, warnings)
 
 
 def settle(turns: Sequence[Turn], params: DatasetParams) -> list[tuple[Utterance, Turn]]:
@@ -52,6 +72,7 @@ def settle(turns: Sequence[Turn], params: DatasetParams) -> list[tuple[Utterance
     Raises:
         DataError: see `assign_splits`, `check_utterances` and `label_names`; also when a split is empty.
     """
+    _check_labels(turns, params)
     splits = assign_splits(turns, params)
     pairs = [
         (draft_utterance(turn, index, splits[turn.conversation], params), turn)
@@ -84,7 +105,8 @@ def summary(prepared: Prepared) -> str:
     lines += [f"repaired: {count} {what}" for what, count in prepared.repaired.most_common()]
     lines += [f"note: {note}" for note in prepared.notes]
     lines += _published_lines(prepared)
-    return "\n".join(lines)
+    lines += [f"warning: {warning}" for warning in prepared.warnings]
+    return "\n".join(map(escape_unseen, lines))
 
 
 def _count_rows(utterances: Sequence[Utterance], published: Counts) -> Iterator[tuple[str, list[str]]]:
@@ -156,7 +178,8 @@ def draft_utterance(turn: Turn, index: int, split: str, params: DatasetParams) -
     """
     where = turn.where or params.source
     identifier = turn.id or f"{turn.conversation}/{index}"
-    names = {"id": identifier, "conversation": turn.conversation, "speaker": turn.speaker, "label": turn.label}
+    label = None if turn.label is None else params.labels.get(turn.label, turn.label)
+    names = {"id": identifier, "conversation": turn.conversation, "speaker": turn.speaker, "label": label}
     for name, value in names.items():
         if holds_controls(value):
             raise DataError(f"{where}: {name} {value!r} holds control characters; take them out")
@@ -175,7 +198,7 @@ def draft_utterance(turn: Turn, index: int, split: str, params: DatasetParams) -
         turn=index,
         speaker=turn.speaker,
         split=split,  # type: ignore[arg-type]
-        label=turn.label,
+        label=label,
         score=turn.score,
         text=visible(turn.text),
         recognised=None if turn.recognised is None else visible(turn.recognised),
@@ -196,7 +219,8 @@ def visible(text: str) -> str:
 def relative_path(audio: str, where: str, root: str) -> str:
     """`audio` relative to the folder `root`, with forward slashes; `where` leads the message.
 
-    Only the name is judged: a folder of recordings may be a link to another disk.
+    Only the name is judged: a folder of recordings may be a link to another disk. A name that the disk
+    has in another Unicode form is returned in that form.
     """
     path = PurePosixPath(audio.replace("\\", "/"))
     if path.is_absolute():
@@ -208,7 +232,20 @@ def relative_path(audio: str, where: str, root: str) -> str:
             f"{where}: recording {audio!r} lies outside dataset.root ({root}); "
             "set dataset.root to a folder that holds them all (of fusion-predict: --root)"
         )
-    return path.as_posix()
+    return path.as_posix() if path.as_posix().isascii() else _as_on_disk(Path(root), path)
+
+
+def _as_on_disk(root: Path, path: PurePosixPath) -> str:
+    """`path` as the disk spells it: composed and decomposed accents are one name for people and two for most disks."""
+    found = root
+    for part in path.parts:
+        inside = found / part
+        if not inside.exists() and found.is_dir():
+            same = unicodedata.normalize("NFC", part)
+            alike = [other for other in found.iterdir() if unicodedata.normalize("NFC", other.name) == same]
+            inside = alike[0] if len(alike) == 1 else inside
+        found = inside
+    return found.relative_to(root).as_posix()
 
 
 def _probe_all(drafts: Sequence[Utterance], params: DatasetParams) -> list[Utterance]:
@@ -262,6 +299,19 @@ def _measures(recording: Recording | None) -> dict[str, int]:
         "sample_rate": recording.sample_rate,
         "channels": recording.channels,
     }
+
+
+def _check_labels(turns: Sequence[Turn], params: DatasetParams) -> None:
+    """Refuse a key of `dataset.labels` that is no label here."""
+    known = {turn.label for turn in turns if turn.label is not None}
+    for name in params.labels:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            found = ", ".join(sorted(known)[:NAMED]) + (", ..." if len(known) > NAMED else "")
+            raise DataError(
+                f"{params.source}: no label is '{name}' (dataset.labels); there are {found or 'none'}{hint}"
+            )
 
 
 def _check_splits(utterances: Sequence[Utterance], params: DatasetParams) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         OptionalParams,
         Overrides,
         ParamsFile,
+        escape_unseen,
         find_params,
         join_words,
         single_command,
@@ -58,7 +59,9 @@ def door(room: str, file: str) -> Callable[[str], object]:
     The names are those that the file imports for type checkers. So a command loads no library that it does not need,
     and every name stands there once.
     """
-    imports = [node for node in ast.walk(ast.parse(Path(file).read_text())) if isinstance(node, ast.ImportFrom)]
+    imports = [
+        node for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)
+    ]
     places = {alias.name: str(node.module) for node in imports for alias in node.names}
 
     def load(name: str) -> object:

@@ -13,6 +13,7 @@ and the like may come from strangers: control characters in messages are escaped
 import contextlib
 import functools
 import inspect
+import io
 import json
 import logging
 import os
@@ -20,9 +21,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from unicodedata import normalize
 
 import typer
 from typer.core import TyperCommand
@@ -111,12 +114,23 @@ if "COMP_WORDS" in os.environ:
 
 
 def printable(message: str) -> str:
-    """`message` on one line and without control characters, which a stranger's file may have brought into it."""
-    return _escaped(" ".join(message.split()))
+    """`message` on one line, in which nothing hides that a stranger's file may have brought into it."""
+    return escape_unseen(" ".join(filter(None, (line.strip(" \t\r") for line in message.split("\n")))))
 
 
-def _escaped(text: str) -> str:
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+def escape_unseen(text: str) -> str:
+    """`text` with everything escaped that nobody sees: controls, odd blanks, and accents that are apart from letters.
+
+    >>> print(escape_unseen("happy\u200b, cafe\u0301"))
+    happy\\u200b, cafe\\u0301
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    shown = []
+    for before, character in pairwise(" " + text):
+        joins = len(normalize("NFC", before + character)) == 1 or normalize("NFC", character) != character
+        shown.append(character if character.isprintable() and not joins else ascii(character)[1:-1])
+    return "".join(shown)
 
 
 def _show_version(asked: bool) -> None:
@@ -194,7 +208,13 @@ def single_command(
 
 
 class _Command(TyperCommand):
-    """Its usage errors are printable, too."""
+    """Its usage errors are printable, too, and a terminal that lacks a character is shown its number."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **options)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
@@ -206,7 +226,7 @@ class _Command(TyperCommand):
 
 class _Printable(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(_escaped, super().format(record).split("\n")))
+        return "\n".join(map(escape_unseen, super().format(record).split("\n")))
 
 
 def _settle(one_thread: bool) -> None:

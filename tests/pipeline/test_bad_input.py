@@ -131,7 +131,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "ragged": ("a.csv", b"id,text\n1,a,b\n", "a.csv, line 2: 3 cells, expected 2 as in the header"),
     "repeated column": ("a.csv", b"id,id,text\n1,2,a\n", "column name 'id' is given twice in the header"),
     "NUL": ("a.csv", b"id,text\n1,a\0\n", "holds NUL bytes; save it as UTF-8 text"),
-    "UTF-16": ("a.tsv", "id\ttext\n1\ta\n".encode("utf-16"), "UTF-16 is not read"),
+    "UTF-16": ("a.tsv", "id\ttext\n1\ta\n".encode("utf-16"), "UTF-16 is read with dataset.encoding"),
     "nested JSON": ("a.jsonl", b'{"text": ["a"]}\n', "line 1: 'text' is a list; expected a text, a number or null"),
     "no JSON": ("a.jsonl", b"id,text\n1,a\n", "a.jsonl, line 1: not JSON"),
     "spreadsheet": ("a.xlsx", b"PK", "a table must end in .csv, .tsv, .jsonl, .parquet; convert it"),

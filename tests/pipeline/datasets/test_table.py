@@ -114,6 +114,90 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
     assert read_text(tmp_path / "a.jsonl", '\ufeff{"text": "hello"}\n').turns[0].text == "hello"
 
 
+WRITTEN = {
+    "gbk": ["我很高兴见到你", "你为什么不早点告诉我", "真是太好了！"],
+    "big5": ["我很高興見到你", "你為什麼不早點告訴我", "真是太好了！"],
+    "shift_jis": ["とても嬉しいです", "どうして教えてくれなかったの？", "最高だ！"],
+    "euc_jp": ["とても嬉しいです", "どうして教えてくれなかったの？", "最高だ！"],
+    "euc_kr": ["정말 기뻐요", "왜 말 안 했어?", "너무 좋다!"],
+    "mac_roman": ["It’s fine, don’t worry", "Il est allé à l’école", "“Naïve” — dit-elle"],
+    "cp850": ["Il est allé à l'école", "C'est déjà l'été", "Der Käse schmeckt süß"],
+    "cp1251": ["Я очень рад тебя видеть", "Почему ты мне не сказал?", "Как же хорошо!"],
+    "koi8_r": ["Я очень рад тебя видеть", "Почему ты мне не сказал?", "Как же хорошо!"],
+    "cp1253": ["Χαίρομαι που σε βλέπω", "Γιατί δεν μου το είπες;", "Πολύ ωραία!"],
+    "cp1250": ["Gęślą jaźń żółtą", "Příliš žluťoučký kůň", "Dlaczego mi nie powiedziałeś?"],
+}
+
+
+@pytest.mark.parametrize("encoding", WRITTEN)
+def test_a_wrong_encoding_is_named_with_the_key_that_reads_it(tmp_path: Path, encoding: str) -> None:
+    content = "id\ttext\n" + "".join(f"{number}\t{text}\n" for number, text in enumerate(WRITTEN[encoding]))
+    path = tmp_path / "a.tsv"
+    path.write_bytes(content.encode(encoding))
+    ((told, count),) = read(path).repaired.items()
+    assert told.startswith(f"lines that were not UTF-8, read as cp1252, but look like {encoding} (")
+    assert told.endswith(f"; if so, set dataset.encoding: {encoding}")
+    assert count == 3
+    params = DatasetParams(name="table", root=str(tmp_path), table="a.tsv", encoding=encoding)
+    assert [turn.text for turn in table.read(params).turns] == WRITTEN[encoding]
+    assert not table.read(params).repaired
+
+
+@pytest.mark.parametrize(
+    "text", ["café", "It’s “fine” …", "Señor, ¿qué pasa?", "ÜBER ÄRGER – 5 €", "Größe, süß", "naïve"]
+)
+def test_no_other_encoding_is_guessed_for_cp1252(tmp_path: Path, text: str) -> None:
+    assert list(read_text(tmp_path / "a.tsv", f"text\n{text}\n".encode("cp1252")).repaired) == [repairs.BYTES]
+
+
+def test_utf16_is_read_where_the_user_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text\n1,žluť\n", encoding="utf-16")
+    params = DatasetParams(name="table", root=str(tmp_path), table="a.csv", encoding="utf-16")
+    assert table.read(params).turns[0].text == "žluť"
+
+
+def test_a_line_that_is_not_of_the_stated_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"id,text\n1,x\n2,caf\xe9\n")
+    with pytest.raises(DataError, match=r"a\.csv, line 3: not utf-8 .*; fix dataset\.encoding"):
+        table.read(DatasetParams(name="table", root=str(tmp_path), table="a.csv", encoding="utf-8"))
+
+
+@pytest.mark.parametrize("length", [131_073, 1_000_000])
+def test_a_cell_may_hold_a_whole_interview(tmp_path: Path, length: int) -> None:
+    assert len(read_text(tmp_path / "a.csv", f"id,text\n1,{'x' * length}\n").turns[0].text) == length
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "sep=,\nid,text\n1,x\n",
+        "sep=;\r\nid;text\r\n1;x\r\n",
+        '\ufeff"SEP=|"\nid|text\n1|x\n',
+        "sep=\t\nid\ttext\n1\tx\n",
+    ],
+)
+def test_the_line_that_excel_asks_for_names_the_delimiter(tmp_path: Path, content: str) -> None:
+    (turn,) = read_text(tmp_path / "a.csv", content).turns
+    assert (turn.id, turn.text, turn.extra) == ("1", "x", {})
+    assert turn.where == f"{tmp_path / 'a.csv'}, line 3"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [",text\n0,x\n1,y\n", "Unnamed: 0,text\n7,x\n3,y\n", ",Unnamed: 0,text\n0,0,x\n1,1,y\n"],
+)
+def test_the_index_of_pandas_is_no_column(tmp_path: Path, content: str) -> None:
+    corpus = read_text(tmp_path / "a.csv", content)
+    assert [(turn.text, turn.extra) for turn in corpus.turns] == [("x", {}), ("y", {})]
+    assert list(corpus.repaired) == [table.INDEX]
+    assert not any("not used" in note for note in corpus.notes)
+
+
+def test_an_unnamed_column_of_something_else_is_carried_along(tmp_path: Path) -> None:
+    (turn,) = read_text(tmp_path / "a.csv", "text,\nx,seen twice\n").turns
+    assert turn.extra == {"Unnamed: 1": "seen twice"}
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
 def test_cp1252_lines_among_utf8_are_read_and_counted(tmp_path: Path, name: str) -> None:
     head, row = {"a.csv": (b"id,text\n", b"%d,%s\n"), "a.tsv": (b"id\ttext\n", b"%d\t%s\n")}.get(
@@ -241,7 +325,6 @@ MALFORMED = {
     "ragged, long": ("id,text\n1,x\n2,well, no\n", "line 3: 3 cells, expected 2 as in the header; quote cells"),
     "ragged, short": ("id,text\n1\n", "line 2: 1 cells, expected 2"),
     "name twice": ("id,text,id\n1,x,2\n", "column name 'id' is given twice in the header (id, text, id)"),
-    "two names empty": ("id,text,,\n1,x,,\n", "column name '' is given twice"),
     "open quote": ('id,text\n1,"x\n2,y\n', "line 3: unexpected end of data; look for a cell whose quote is not closed"),
     "quote inside": ('id,text\n1,"x"y\n', "double the quotes inside quoted cells"),
     "semicolons": ("id;text\n1;x\n", "the header is a single cell, 'id;text'; cells are separated by commas"),
@@ -249,6 +332,8 @@ MALFORMED = {
     "empty conversation": ("conversation,text\na,x\n,y\n", "line 3: the conversation is empty"),
     "empty turn": ("turn,text\n0,x\n,y\n", "line 3: the turn is empty; number it"),
     "bad turn": ("turn,text\nfirst,x\n", "line 2: turn 'first' is not a number"),
+    "turn in two numbers": ("turn,text\n1_0,x\n", "line 2: turn '1_0' is not a number; number the turns, or leave"),
+    "start with an underscore": ("start,text\n1_000,x\n", "line 2: start '1_000' is not a number"),
     "bad score": ("score,text\n1.5,x\nhigh,y\n", "line 3: score 'high' is not a number"),
     "score beyond float32": ("score,text\n-1e39,x\n", "line 2: score '-1e39' is beyond 3.4e+38, the largest number"),
     "score NaN": ("score,text\nnan,x\n", "line 2: score 'nan' is not a number"),
@@ -271,7 +356,9 @@ def test_a_malformed_table_is_refused_with_its_line(tmp_path: Path, name: str) -
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
 def test_utf16_is_refused_by_name(tmp_path: Path, name: str, encoding: str) -> None:
-    assert "save it as UTF-8 text (UTF-16 is not read)" in refusal(tmp_path / name, "id,text\n1,x\n".encode(encoding))
+    assert "save it as UTF-8 text (UTF-16 is read with dataset.encoding" in refusal(
+        tmp_path / name, "id,text\n1,x\n".encode(encoding)
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.manifest import Utterance
-from pipeline.preparation.published import compare, count
+from pipeline.preparation.counts import compare, count
 
 
 def utterance(conversation: str, turn: int, **values: Any) -> Utterance:

@@ -56,6 +56,14 @@ def refusal_of(name: str, path: str) -> str:
 
 
 @every_command
+def test_every_command_prints_to_a_terminal_of_any_encoding(name: str) -> None:
+    done = CliRunner(charset="ascii").invoke(APPS[name], ["--help"], catch_exceptions=False)
+    assert done.exit_code == 0
+    command = single_command(lambda: print("0.847 ± 0.029 žal"), sections={})
+    assert CliRunner(charset="latin-1").invoke(command, []).stdout_bytes == b"0.847 \xb1 0.029 \\u017eal\n"
+
+
+@every_command
 def test_every_command_has_help_and_a_version(name: str) -> None:
     short, long = run(name, "-h"), run(name, "--help")
     assert (short.exit_code, short.stdout) == (0, long.stdout)

@@ -1,0 +1,186 @@
+"""What a corpus holds: counted, beside what its authors published, and what a user should look at before it is encoded
+for hours. Pure.
+
+Counts are of `utterances`, `conversations`, `speakers`, `recordings` (that can be used), `labelled` utterances and
+`label <name>`, where there are scores also of `scored` utterances, in each split and in `all`. Warnings are of labels
+that are probably one, or none, of a column that was probably meant, and of a modality that is mostly absent.
+"""
+
+import difflib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.datasets import Counts, Turn
+from pipeline.manifest import OK, SPLITS, Utterance, looks_missing, same_spelling
+from pipeline.params import DatasetParams
+
+ALL = "all"
+COLUMNS = [*SPLITS, ALL]
+ANSWERS = ("label", "labels", "emotion", "emotions", "sentiment", "class", "category", "target", "affect", "mood")
+ABSENT = 0.1  # share of turns without a modality, above which something is probably wrong
+NAMED = 8  # groups of labels that are written out
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A count that is not the published one, and the statuses that account for it."""
+
+    what: str
+    split: str
+    found: int
+    published: int
+    because: Counter[str]
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{status} {count}" for status, count in self.because.most_common())
+        return (
+            f"{self.what}, {self.split}: {self.found}, published {self.published} ({reasons or 'no status says why'})"
+        )
+
+
+def count(utterances: Sequence[Utterance]) -> dict[str, dict[str, int]]:
+    """How many of what there are in each of `COLUMNS`."""
+    found: dict[str, dict[str, int]] = {}
+    labels = sorted({utterance.label for utterance in utterances if utterance.label is not None})
+    has_scores = any(utterance.score is not None for utterance in utterances)
+    for column in COLUMNS:
+        chosen = select(utterances, column)
+        own = Counter(utterance.label for utterance in chosen)
+        counts = {
+            "utterances": len(chosen),
+            "conversations": len({utterance.conversation for utterance in chosen}),
+            "speakers": len({utterance.speaker for utterance in chosen} - {None}),
+            "recordings": sum(utterance.samples > 0 for utterance in chosen),
+            **({"scored": sum(utterance.score is not None for utterance in chosen)} if has_scores else {}),
+            "labelled": len(chosen) - own[None],
+            **{f"label {label}": own[label] for label in labels},
+        }
+        for what, number in counts.items():
+            found.setdefault(what, {})[column] = number
+    return found
+
+
+def compare(utterances: Sequence[Utterance], published: Counts) -> list[Difference]:
+    """Every published count that is not what was found."""
+    found = count(utterances)
+    differences = []
+    for what, columns in published.items():
+        for column, expected in columns.items():
+            here = found.get(what, {}).get(column, 0)
+            if here != expected:
+                because = statuses(_concerned(select(utterances, column), what))
+                differences.append(Difference(what, column, here, expected, because))
+    return differences
+
+
+def statuses(utterances: Iterable[Utterance]) -> Counter[str]:
+    """How often each status occurs, `ok` left out."""
+    return Counter(status for utterance in utterances for status in utterance.status.split("+") if status != OK)
+
+
+def select(utterances: Sequence[Utterance], column: str) -> list[Utterance]:
+    """Those of a split, or all."""
+    return [utterance for utterance in utterances if column in (ALL, utterance.split)]
+
+
+def _concerned(utterances: list[Utterance], what: str) -> list[Utterance]:
+    """Whose statuses can tell why there are fewer of `what`."""
+    if what == "recordings":
+        return [utterance for utterance in utterances if not utterance.samples]
+    if what.startswith("label"):
+        return [utterance for utterance in utterances if utterance.label is None]
+    return []  # a turn that is not there has no status
+
+
+def label_warnings(utterances: Sequence[Utterance], params: DatasetParams) -> list[str]:
+    """Labels that differ in what nobody sees, labels that look like missing values, and the key that settles both."""
+    counts = Counter(utterance.label for utterance in utterances if utterance.label is not None)
+    settled: dict[str, str | None] = {}
+    found = []
+    if alike := _alike(counts):
+        found.append(f"labels that differ only in case, blanks, Unicode form or invisible characters: {_listed(alike)}")
+        for group in alike:
+            best = max(group, key=lambda label: (_is_plain(label), group[label]))
+            settled |= {label: best for label in group if label != best}
+    if missing := Counter({label: count for label, count in counts.items() if looks_missing(label)}):
+        found.append(f"labels that look like missing values: {_listed([missing])}")
+        settled |= dict.fromkeys(missing)
+    if not found:
+        return []
+    key = json.dumps(params.labels | settled, ensure_ascii=False)
+    deeds = [deed for deed, there in (("merges", alike), ("drops", missing)) if there]
+    return [*found, f"in params.yaml this {' and '.join(deeds)} them: dataset.labels: {_escape(key)}"]
+
+
+def name_notes(utterances: Sequence[Utterance]) -> list[str]:
+    """Speakers and conversations that are probably one; no key merges them."""
+    speakers = Counter(utterance.speaker for utterance in utterances if utterance.speaker)
+    conversations = Counter(utterance.conversation for utterance in utterances)
+    return [
+        f"{what} that differ only in {how}: {_listed(alike)}; if they are the same, fix the table"
+        for what, how, alike in (
+            ("speakers", "case, blanks, Unicode form or invisible characters", _alike(speakers)),
+            ("conversations", "blanks, Unicode form or invisible characters", _alike(conversations, case=True)),
+        )
+        if alike
+    ]
+
+
+def target_warnings(turns: Sequence[Turn], utterances: Sequence[Utterance]) -> list[str]:
+    """That there is nothing to learn, and which column may have been meant."""
+    if any(utterance.label is not None for utterance in utterances):
+        return []
+    if any(utterance.score is not None for utterance in utterances):
+        return ["no turn has a label; the scores are learned with train.target: score"]
+    unused = list(dict.fromkeys(name for turn in turns for name in turn.extra))
+    close = [name for name in unused if difflib.get_close_matches(name.lower(), ANSWERS, n=1, cutoff=0.8)]
+    like = close[0] if close else "your_column"
+    return [
+        "no turn has a label or a score, so no model can be trained on it: name the column of labels with "
+        f"dataset.columns: {{label: {like}}}" + (f" (not used are {', '.join(unused)})" if unused else "")
+    ]
+
+
+def modality_warnings(utterances: Sequence[Utterance]) -> list[str]:
+    """That more than a tenth of the turns lack audio, or text, and why."""
+    warnings = []
+    for modality, absent in (
+        ("audio", [utterance for utterance in utterances if not utterance.samples]),
+        ("text", [utterance for utterance in utterances if not utterance.text]),
+    ):
+        if len(absent) == len(utterances) and not any(utterance.audio for utterance in absent):
+            warnings.append(f"no turn has {modality}: a model learns from the other modality alone")
+        elif len(absent) > ABSENT * len(utterances):
+            own = {"no-text"} if modality == "text" else set(statuses(absent)) - {"no-text", OK}
+            why = ", ".join(f"{status} {count}" for status, count in statuses(absent).most_common() if status in own)
+            warnings.append(
+                f"{len(absent)} of {len(utterances)} turns have no {modality} ({why}); they are learned from the other "
+                "modality alone"
+            )
+    return warnings
+
+
+def _alike(counts: Mapping[str, int], case: bool = False) -> list[Counter[str]]:
+    """Groups of names that are spelled the same, with their counts."""
+    groups: dict[str, Counter[str]] = {}
+    for name, count in counts.items():
+        groups.setdefault(same_spelling(name, case), Counter())[name] += count
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _is_plain(label: str) -> bool:
+    return unicodedata.is_normalized("NFC", label) and all(map(str.isprintable, label)) and "  " not in label
+
+
+def _listed(groups: Iterable[Counter[str]]) -> str:
+    told = [", ".join(f"'{name}' {count}" for name, count in group.most_common()) for group in groups]
+    return "; ".join(told[:NAMED]) + ("; ..." if len(told) > NAMED else "")
+
+
+def _escape(key: str) -> str:
+    """JSON, which is YAML, that can be copied from a terminal: what nobody sees by its number."""
+    plain = all(map(str.isprintable, key)) and unicodedata.is_normalized("NFC", key)
+    return key if plain else json.dumps(json.loads(key))

@@ -1,0 +1,184 @@
+"""What prepare says before anything is encoded, of tables as people really have them."""
+
+import os
+import re
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.errors import DataError
+from pipeline.manifest import read_manifest
+from pipeline.params import DatasetParams
+from pipeline.preparation import Prepared, prepare, summary
+from tests.pipeline.made import rows_of, sound, write_corpus, write_params, write_rows, write_wav
+
+
+def found(root: Path, rows: list[dict[str, Any]], **dataset: Any) -> Prepared:
+    write_rows(root / "table.csv", rows)
+    return prepare(DatasetParams(name="table", root=str(root), table="table.csv", **dataset))
+
+
+def labelled(*labels: str) -> list[dict[str, Any]]:
+    """Every label in every split, and the last one once more."""
+    return [
+        {"conversation": f"{split}{number}", "split": split, "label": label, "text": "hello"}
+        for split in ("train", "dev", "test")
+        for number, label in enumerate([*labels, labels[-1]])
+    ]
+
+
+def key_of(prepared: Prepared) -> dict[str, str | None]:
+    """What the last warning about labels says to write into params.yaml."""
+    (line,) = [line for line in summary(prepared).splitlines() if "dataset.labels: " in line]
+    content = yaml.safe_load(line.partition("dataset.labels: ")[2])
+    assert isinstance(content, dict)
+    return content
+
+
+SPELLINGS = {
+    "case": ("Happy", "happy"),
+    "blanks": ("very  happy", "very happy"),
+    "no-break space": ("very\u00a0happy", "very happy"),
+    "zero-width space": ("happy\u200b", "happy"),
+    "soft hyphen": ("hap\u00adpy", "happy"),
+    "byte order mark": ("\ufeffhappy", "happy"),
+    "decomposed accent": ("ge\u0301ne\u0301", "g\u00e9n\u00e9"),
+    "wide letters": ("\uff28appy", "Happy"),
+    "drawn as an emoji": ("\u2764\ufe0f", "\u2764"),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_labels_that_look_alike_are_counted_with_the_key_that_merges_them(tmp_path: Path, name: str) -> None:
+    odd, plain = SPELLINGS[name]
+    first = found(tmp_path, labelled("sad", odd, plain))
+    told = summary(first)
+    shown = odd if odd.isascii() or name in ("wide letters", "drawn as an emoji") else ascii(odd)[1:-1]
+    assert "differ only in case, blanks, Unicode form or invisible characters: " in told
+    assert f"'{plain}' 6" in told
+    assert all(character.isprintable() for line in told.splitlines() for character in line)
+    assert name in ("wide letters", "drawn as an emoji") or f"'{shown.replace(chr(233), 'e')}' 3" in told
+    assert key_of(first) == {odd: plain}
+    merged = found(tmp_path, labelled("sad", odd, plain), labels=key_of(first))
+    assert {utterance.label for utterance in merged.utterances} == {"sad", plain}
+    assert not merged.warnings[1:]
+
+
+@pytest.mark.parametrize(
+    "label", ["nan", "None", "null", "NA", "-", "N/A", "--", "NaN", "<NA>", "\u2014", "#N/A", "\u200b"]
+)
+def test_labels_that_look_like_nothing_are_counted_with_the_key_that_drops_them(tmp_path: Path, label: str) -> None:
+    first = found(tmp_path, labelled("sad", label))
+    assert any(
+        line.startswith("warning: labels that look like missing values: ") for line in summary(first).splitlines()
+    )
+    assert key_of(first) == {label: None}
+    dropped = found(tmp_path, labelled("sad", label), labels=key_of(first))
+    assert {utterance.label for utterance in dropped.utterances} == {"sad", None}
+    assert "dataset.labels" not in summary(dropped)
+
+
+def test_one_key_merges_and_drops_and_keeps_what_was_set(tmp_path: Path) -> None:
+    rows = labelled("joy", "Joy", "glad", "NA", "joy")
+    assert key_of(found(tmp_path, rows, labels={"glad": "joy"})) == {"glad": "joy", "Joy": "joy", "NA": None}
+
+
+def test_ordinary_labels_are_left_in_peace(tmp_path: Path) -> None:
+    rows = labelled("none of these", "+", "1", "joy", "Zoë", "हिन्दी", "no")
+    assert "label" not in " ".join(found(tmp_path, rows).warnings)
+
+
+@pytest.mark.parametrize(("label", "key"), [("joy\u200b", '{"joy\\u200b": "joy"}'), ("NA", '{"NA": null}')])
+def test_a_label_of_test_alone_is_refused_with_the_key(tmp_path: Path, label: str, key: str) -> None:
+    rows = [*labelled("joy"), {"conversation": "x", "split": "test", "label": label, "text": "hello"}]
+    with pytest.raises(DataError) as error:
+        found(tmp_path, rows)
+    assert f"set dataset.labels: {key}, fix the label" in str(error.value)
+
+
+def test_a_key_that_is_no_label_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no label is 'Joi' \(dataset.labels\); there are Joy, sad; did you mean 'Joy'"
+    ):
+        found(tmp_path, labelled("sad", "Joy"), labels={"Joi": "joy"})
+
+
+def test_blanks_around_labels_are_taken_off_and_counted(tmp_path: Path) -> None:
+    prepared = found(tmp_path, labelled("joy", "joy "))
+    assert "repaired: 6 labels with blanks around them, now without" in summary(prepared)
+    assert {utterance.label for utterance in prepared.utterances} == {"joy"}
+
+
+def test_speakers_and_conversations_that_look_alike_are_named(tmp_path: Path) -> None:
+    rows = [row | {"speaker": speaker} for row, speaker in zip(labelled("joy"), ["Ann", "ann"] * 3, strict=True)]
+    rows += [rows[0] | {"conversation": "train0\u200b"}]
+    told = summary(found(tmp_path, rows))
+    assert (
+        "note: speakers that differ only in case, blanks, Unicode form or invisible characters: 'Ann' 4, 'ann' 3"
+        in told
+    )
+    assert "'train0' 1, 'train0\\u200b' 1; if they are the same, fix the table" in told
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_recordings_are_found_in_another_unicode_form(tmp_path: Path, forms: tuple[str, str]) -> None:
+    told, there = (unicodedata.normalize(form, "Gespräche/Zoë 1.wav") for form in forms)
+    (tmp_path / there).parent.mkdir()
+    write_wav(tmp_path / there, sound(0.2, 16_000), 16_000)
+    rows = [row | {"audio": told} for row in rows_of()]
+    prepared = found(tmp_path, rows)
+    assert {(utterance.status, utterance.audio) for utterance in prepared.utterances} == {("ok", there)}
+
+
+ANSWERS = {
+    "another name": ({"Emotion": "joy"}, r"no turn has a label or a score.*dataset\.columns: \{label: Emotion\}"),
+    "no such column": ({"place": "home"}, r"dataset\.columns: \{label: your_column\} \(not used are place\)"),
+    "empty": ({"label": ""}, r"no turn has a label or a score"),
+    "scores": ({"score": "1.5"}, r"no turn has a label; the scores are learned with train\.target: score"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_table_without_labels_ends_with_a_warning(tmp_path: Path, name: str) -> None:
+    cells, expected = ANSWERS[name]
+    rows = [{key: value for key, value in row.items() if key != "label"} | cells for row in labelled("joy")]
+    last = summary(found(tmp_path, rows)).splitlines()[-1]
+    assert last.startswith("warning: ")
+    assert re.search(expected, last)
+
+
+def test_more_than_a_tenth_without_a_modality_is_a_warning_with_the_reasons(tmp_path: Path) -> None:
+    rows = rows_of(10, 2)
+    write_corpus(tmp_path, rows)
+    for row in rows[:2]:
+        row["audio"] = "gone.wav"
+    assert not found(tmp_path, rows).warnings  # two of twenty
+    rows[2] |= {"audio": "", "text": ""}
+    for row in rows[3:5]:
+        row["text"] = " "
+    audio, text = found(tmp_path, rows).warnings
+    assert audio.startswith("3 of 20 turns have no audio (missing-file 2, no-audio 1); ")
+    assert text.startswith("3 of 20 turns have no text (no-text 3); ")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_lacks_a_letter_costs_nothing(tmp_path: Path, encoding: str) -> None:
+    root = tmp_path / "corpus"
+    root.mkdir()
+    write_rows(root / "table.csv", labelled("žal", "радость"))
+    write_params(tmp_path / "params.yaml", dataset={"name": "table", "root": str(root), "table": "table.csv"})
+    done = subprocess.run(
+        [sys.executable, "-c", "from pipeline.cli import prepare_app; prepare_app()", "--output", "m.jsonl"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"label \\u0440\\u0430" in done.stdout
+    assert [utterance.label for utterance in read_manifest(tmp_path / "m.jsonl")].count("žal") == 3
