@@ -1,6 +1,6 @@
 """What trained models say of a split, and how well."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +31,17 @@ def predict_heads(
 def predict(model: nn.Module, split: Split, task: Task) -> np.ndarray:
     """Answers of the model as a whole, as of `predict_heads`."""
     return predict_heads(model, split, task)["fused"]
+
+
+def ensemble(answers: Sequence[np.ndarray], temperatures: Sequence[float | None]) -> np.ndarray:
+    """What the models of several seeds say together: the mean of their answers to the same turns.
+
+    Probabilities are calibrated first, each model's by its own temperature of validation (`Provenance.temperature`):
+    one that is surer than it should be does not outvote the others. Scores, and heads without one, are taken as they
+    are.
+    """
+    pairs = zip(answers, temperatures, strict=True)
+    return np.mean([one if temperature is None else calibrate(one, temperature) for one, temperature in pairs], axis=0)
 
 
 def split_tallies(task: Task, split: Split, answers: np.ndarray) -> np.ndarray:

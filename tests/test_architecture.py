@@ -44,6 +44,7 @@ ROOMS = {
         "params",  # the sections that fusion owns
         "data",  # a split of the feature file and its batches
         "inference",  # what a model answers on a split
+        "linear",  # the linear reference
         "checkpoint",  # model folders, provenance, card, export
         "training",  # one model, several seeds
         "prediction",  # recordings or features -> labels
@@ -53,7 +54,7 @@ ROOMS = {
         "cli",  # one call a command
     ],
 }
-LIMITS = {"pipeline": 64, "fusion": 67}  # modules, the doors (`__init__`) not counted
+LIMITS = {"pipeline": 64, "fusion": 68}  # modules, the doors (`__init__`) not counted
 AT_THE_TOP = 8  # files, `__init__` among them
 PUBLISHED = ("pipeline.store", "pipeline.settings")  # what fusion may import of pipeline
 COMPOSED = {"fusion.prediction.recordings": "pipeline.recordings"}  # the one place that asks the pipeline to encode

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pipeline.settings import door
 
 if TYPE_CHECKING:
-    from fusion.data.rows import Ragged, Resident, map_rows, pool
+    from fusion.data.rows import Chosen, Ragged, Resident, map_rows, pool
     from fusion.data.split import (
         FeatureDataset,
         FeatureItem,

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from fusion.checkpoint import LoadedModel, check_encoders, load_model, load_seeds
 from fusion.data import Split
 from fusion.errors import FeatureError, RecordingError
-from fusion.inference import predict_heads
+from fusion.inference import ensemble, predict
 from fusion.objective import find_task
 from fusion.prediction.inputs import Heard, Known, cached_turns, load_cached, split_of
 from fusion.prediction.recordings import EncoderFolders, Recordings, read_table, speak
@@ -159,11 +159,8 @@ class Predictor:
 
     def answer(self, split: Split) -> np.ndarray:
         """Calibrated probabilities (utterances, classes) or scores (utterances, 1), on average over the seeds."""
-        answers = [
-            predict_heads(model.model, split, self._task, model.provenance.temperature)["fused"]
-            for model in self._models
-        ]
-        return np.mean(answers, axis=0)
+        answers = [predict(model.model, split, self._task) for model in self._models]
+        return ensemble(answers, [model.provenance.temperature for model in self._models])
 
     def predict_heard(self, turns: Sequence[Heard]) -> list[Prediction]:
         """What is to be said of turns that are encoded, whole conversations one behind the other."""

@@ -1,0 +1,149 @@
+"""The linear reference: that of scikit-learn on means and deviations, of what the model may see."""
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from fusion.data import Split, load_split, withhold
+from fusion.linear import LinearReference, fit_linear
+from fusion.params import Recipe
+from pipeline.store import Features
+from tests.fusion.made import LABELS, Made, make_features, tiny_recipe
+
+ALWAYS = Made(conversations=(30, 12, 12), frames=(2, 9), tokens=(2, 5), unlabelled=0.0)
+SPLITS = ("train", "validation", "test")
+
+
+def load(features: Features, recipe: Recipe, resident: bool = True) -> list[Split]:
+    given: dict[str, Any] = {
+        "modalities": recipe.model.modalities, "audio_frames": 64, "target": recipe.train.target, "resident": resident,
+    }  # fmt: skip
+    return [load_split(features, name, **given) for name in SPLITS]
+
+
+def fit(splits: list[Split], recipe: Recipe) -> LinearReference:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # none of scikit-learn's reaches the user
+        return fit_linear(splits[0], splits[1], recipe, len(LABELS))
+
+
+def pooled_by_hand(split: Split, name: str) -> np.ndarray:
+    rows = getattr(split, name)
+    ranges = zip(rows.starts.tolist(), rows.lengths.tolist(), strict=True)
+    frames = [rows.values[start : start + length].double().numpy() for start, length in ranges]
+    return np.stack([np.concatenate([one.mean(0), one.std(0)]) for one in frames])
+
+
+@pytest.mark.parametrize("target", ["label", "score"])
+def test_it_is_the_regression_of_scikit_learn_on_mean_and_deviation(target: str) -> None:
+    recipe = tiny_recipe(target=target)
+    splits = load(make_features(replace(ALWAYS, scored=target == "score")), recipe)
+    found = fit(splits, recipe)
+    by_name = {one.variant.name: one for one in found.fitted}
+    assert list(by_name) == [
+        "audio", "audio, with neighbours", "text", "text, with neighbours", "audio + text",
+        "audio + text, with neighbours",
+    ]  # fmt: skip
+    for name in ("audio", "text"):
+        strength = by_name[name].strength
+        plain = Ridge(alpha=1 / strength) if target == "score" else LogisticRegression(C=strength, tol=1e-8)
+        expected = make_pipeline(StandardScaler(), plain)
+        truth = found.task.truth(splits[0]).numpy()
+        expected.fit(pooled_by_hand(splits[0], name), truth)
+        columns = pooled_by_hand(splits[2], name)
+        said = expected.predict(columns)[:, None] if target == "score" else expected.predict_proba(columns)
+        np.testing.assert_allclose(found.answer_all(splits[2])[name], said, atol=0.01)
+
+
+def test_it_learns_what_is_planted_and_says_which_modality_tells() -> None:
+    recipe = tiny_recipe()
+    splits = load(make_features(replace(ALWAYS, signal=("text",))), recipe)
+    found = fit(splits, recipe)
+    assert "text" in found.chosen.variant.modalities
+    right = {
+        name: (said.argmax(1) == splits[2].labels.numpy()).mean() for name, said in found.answer_all(splits[2]).items()
+    }
+    assert right["text"] > 0.9
+    assert right["audio"] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("model", "looked_at"),
+    [({"modalities": "text"}, {"text"}), ({"name": "audio"}, {"audio"}), ({"modalities": "both"}, {"audio", "text"})],
+)
+def test_it_looks_at_what_the_model_may_look_at(model: dict[str, str], looked_at: set[str]) -> None:
+    recipe = tiny_recipe(model)
+    found = fit(load(make_features(ALWAYS), recipe), recipe)
+    assert {name for one in found.fitted for name in one.variant.modalities} == looked_at
+
+
+@pytest.mark.parametrize("direction", ["past", "both"])
+def test_neighbours_are_those_of_the_conversation_on_the_sides_the_model_sees(direction: str) -> None:
+    """Of the answers of one conversation, those that change when the features of its turn 2 do."""
+    recipe = tiny_recipe({"direction": direction})
+    features = make_features(replace(ALWAYS, turns=(5, 5)))
+    splits = load(features, recipe)
+    changed = replace(splits[2], text=splits[2].text.without(torch.arange(len(splits[2].ids)) == 7))
+    found = fit(splits, recipe)
+    before, after = (found.answer_all(split)["text, with neighbours"] for split in (splits[2], changed))
+    differing = set(np.flatnonzero(np.abs(before - after).max(1) > 1e-9).tolist())
+    assert differing == ({7, 8} if direction == "past" else {6, 7, 8})
+
+
+def test_neither_the_scale_of_a_column_nor_one_that_says_nothing_changes_anything() -> None:
+    """One more column is constant, one is not finite where there is a label to learn."""
+    recipe = tiny_recipe()
+    splits = load(make_features(replace(ALWAYS, dtype=np.float32)), recipe)
+    factors = torch.tensor([1e-3, 1.0, 1e3, 50.0, 1e-2, 1.0])
+    scaled = []
+    for one in splits:
+        values = one.audio.values * factors + 5
+        useless = torch.tensor([7.1, torch.inf]).expand(len(values), 2)
+        scaled.append(replace(one, audio=replace(one.audio, values=torch.cat([values, useless], 1))))
+    expected, found = (fit(given, recipe).answer_all(given[2])["audio"] for given in (splits, scaled))
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param(Made(frames=(0, 3), tokens=(0, 2)), id="modalities missing here and there"),
+        pytest.param(replace(ALWAYS, turns=(1, 1), frames=(1, 1), tokens=(1, 1)), id="one turn and one row each"),
+        pytest.param(replace(ALWAYS, layers=(3, 2)), id="several layers"),
+        pytest.param(replace(ALWAYS, frames=(0, 0), tokens=(0, 0)), id="nothing but labels"),
+        pytest.param(replace(ALWAYS, conversations=(3, 2, 2)), id="far fewer utterances than columns"),
+    ],
+)
+def test_any_features_are_answered_for_and_the_file_gives_what_memory_gives(made: Made) -> None:
+    recipe = tiny_recipe()
+    features = make_features(made)
+    held, mapped = (load(features, recipe, resident) for resident in (True, False))
+    answers = [fit(splits, recipe).answer(splits[2]) for splits in (held, mapped, held)]
+    assert np.isfinite(answers[0]).all()
+    np.testing.assert_allclose(answers[0].sum(1), 1)
+    np.testing.assert_array_equal(answers[0], answers[1])
+    np.testing.assert_array_equal(answers[0], answers[2])
+
+
+@pytest.mark.parametrize("known", [1, 2])
+def test_labels_that_train_lacks_are_never_told(known: int) -> None:
+    recipe = tiny_recipe()
+    splits = load(make_features(ALWAYS), recipe)
+    splits[0] = replace(splits[0], labels=splits[0].labels % known)
+    said = fit(splits, recipe).answer(splits[2])
+    np.testing.assert_allclose(said[:, :known].sum(1), 1)
+
+
+def test_the_test_split_and_what_is_withheld_take_no_part() -> None:
+    """Validation decides, train teaches; a withheld modality is empty, whatever the file holds."""
+    recipe = tiny_recipe({"modalities": "audio"})
+    splits = load(make_features(ALWAYS), tiny_recipe())
+    withheld = [withhold(one, "audio") for one in splits]
+    np.testing.assert_array_equal(fit(withheld, recipe).answer(splits[2]), fit(splits, recipe).answer(withheld[2]))
