@@ -8,8 +8,8 @@ the turn before and, where `model.direction` is both, of the turn after.
 Every model is fitted on train; validation chooses the strength of the penalty of each variant (audio, text, both; with
 and without neighbours), and which of the variants is *the* linear reference. The choice goes by `train.metric`, of
 which the mean with that of the next stronger and the next weaker penalty counts, plus a tenth of the mean
-log-likelihood (of scores: minus the mean squared error), since a metric of so few utterances wavers. On 659 turns of
-MELD with one vector each (five folds by dialogue, four times) the choice gave a weighted F1 of 0.596; by the likelihood
+log-likelihood (of scores: minus the mean squared error), since a metric of so few utterances wavers. On 659 turns
+with one vector each (five folds by dialogue, four times) the choice gave a weighted F1 of 0.596; by the likelihood
 alone 0.588, by the metric alone 0.580. What the models that are held against it cannot see is withheld here too.
 
 Axes: utterances, columns, classes.
