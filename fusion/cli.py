@@ -244,11 +244,14 @@ def export_app(
         Path | None, typer.Option(help="What fusion-evaluate wrote of the model: test scores for its card.")
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Add model.onnx, for onnxruntime.")] = False,
+    accept_edits: Annotated[
+        bool, typer.Option("--accept-edits", help="Take files that were edited after training, such as label names.")
+    ] = False,
 ) -> None:
     """Make a folder to share of one trained model: weights, configuration, a card with its scores, ONNX."""
     from fusion.checkpoint import share_model
 
-    loaded = share_model(model, output, results, onnx)
+    loaded = share_model(model, output, results, onnx, accept_edits)
     extras = [*(["test scores"] if results else []), *(["ONNX"] if onnx else [])]
     name, seed = loaded.provenance.recipe.model.name, loaded.provenance.seed
     print(f"{output}: {name}, seed {seed}, {'with ' + ' and '.join(extras) if extras else 'as trained'}")

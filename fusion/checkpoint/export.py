@@ -9,21 +9,25 @@ import shutil
 from pathlib import Path
 
 from fusion.checkpoint.card import model_card, read_scores
-from fusion.checkpoint.folder import FILES, LoadedModel, load_model
+from fusion.checkpoint.folder import FILES, HASHED, LoadedModel, load_model, write_hashes
 from fusion.errors import OutputError
-from fusion.runtime import write_file, writing
+from fusion.runtime import publish, write_file, writing
 
 ONNX = "model.onnx"
 CARD = "README.md"
 
 
-def share_model(folder: Path, output: Path, results: Path | None = None, onnx: bool = False) -> LoadedModel:
+def share_model(
+    folder: Path, output: Path, results: Path | None = None, onnx: bool = False, accept_edits: bool = False
+) -> LoadedModel:
     """Write the model in `folder` to `output`, which appears whole, replacing an older one.
 
     Args:
         folder: of one seed, such as models/hbaf/seed-0; it stays as it is.
         results: what fusion-evaluate wrote of it, for the test scores of the card.
         onnx: whether there is to be a model.onnx.
+        accept_edits: whether files of `folder` may be others than training wrote, such as a config.json with other
+            label names; `output` gets hashes of its own.
 
     Raises:
         ModelError: the folder is missing, incomplete or damaged.
@@ -31,7 +35,7 @@ def share_model(folder: Path, output: Path, results: Path | None = None, onnx: b
         OutputError: `output` is something else than such a folder or cannot be written, or ONNX's packages are missing.
     """
     output = output.absolute()
-    loaded = load_model(folder)
+    loaded = load_model(folder, edited=accept_edits)
     _check_replaceable(output, folder)
     scores = read_scores(results, loaded.provenance) if results else None
     graph = _export(loaded) if onnx else None
@@ -39,14 +43,13 @@ def share_model(folder: Path, output: Path, results: Path | None = None, onnx: b
     with writing(output):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for name in FILES:
-            if name != CARD:
-                shutil.copyfile(folder / name, partial / name)
+        for name in HASHED:
+            shutil.copyfile(folder / name, partial / name)
+        write_hashes(partial)
         write_file(partial / CARD, model_card(loaded.provenance, scores, onnx).encode())
         if graph is not None:
             write_file(partial / ONNX, graph)
-        shutil.rmtree(output, ignore_errors=True)
-        partial.replace(output)
+        publish(partial, output)
     return loaded
 
 

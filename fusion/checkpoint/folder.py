@@ -2,9 +2,11 @@
 
 model.safetensors   weights
 config.json         constructor arguments (`params`, `sizes`, `wanted`) at the top, where `from_pretrained` looks; all
-                    else under the key `erc`, the SHA-256 of model.safetensors among it
+                    else under the key `erc`
 history.json        what training wrote down of every epoch
-README.md           model card
+hashes.json         the SHA-256 of each of these three, checked whenever the folder is read: a changed bit
+                    would change answers, or a label's name, in silence
+README.md           model card, which may be edited
 """
 
 import hashlib
@@ -25,14 +27,15 @@ from fusion.checkpoint.provenance import VERSION, Provenance, provenance_from_js
 from fusion.errors import ModelError, OutputError
 from fusion.models import MODELS, Sizes, build_model
 from fusion.objective import Epoch, find_task, history_from_json, history_to_json
-from fusion.runtime import check_model_folder, write_file, writing
+from fusion.runtime import check_model_folder, publish, write_file, writing
 from pipeline.settings import SettingsError
 from pipeline.store import MODALITIES, Features, Identity
 
 EXTRA = "erc"  # key of config.json that holds what is not a constructor argument
 DAMAGE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-WEIGHTS = "weights"  # key under it: safetensors would not notice a number that changed on the way
-FILES = ("model.safetensors", "config.json", "history.json", "README.md")
+HASHES = "hashes.json"
+HASHED = ("model.safetensors", "config.json", "history.json")
+FILES = (*HASHED, HASHES, "README.md")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,18 +65,41 @@ def save_model(folder: Path, model: nn.Module, provenance: Provenance, history: 
             write_file(partial / "history.json", _json(history_to_json(history)))
             model.save_pretrained(partial)  # type: ignore[operator]  # the mixin's, which every model has
             config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
-            extra = provenance.to_json() | {WEIGHTS: _hash(partial / "model.safetensors")}
-            write_file(partial / "config.json", _json(config | {EXTRA: extra}))
+            write_file(partial / "config.json", _json(config | {EXTRA: provenance.to_json()}))
             # safetensors writes for the owner's eyes alone
             shutil.copymode(partial / "config.json", partial / "model.safetensors")
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.replace(folder)
+            write_hashes(partial)
+            publish(partial, folder)
     except SafetensorError as error:
         raise OutputError(f"{folder}: the weights cannot be written ({error}); make room there") from error
 
 
-def read_provenance(folder: Path) -> Provenance:
+def write_hashes(folder: Path) -> None:
+    """Write hashes.json of what lies in `folder`."""
+    write_file(folder / HASHES, _json({name: _hash(folder / name) for name in HASHED}))
+
+
+def _check_hashes(folder: Path) -> None:
+    """Raise ModelError where a file is not the one that was written."""
+    try:
+        expected = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+        changed = [name for name in HASHED if expected[name] != _hash(folder / name)]
+    except OSError as error:
+        raise _unread(folder / HASHES, error) from error
+    except DAMAGE:
+        changed = [HASHES]
+    if changed:
+        raise ModelError(
+            f"{folder / changed[0]}: damaged, or edited since it was written; train it again, or accept an edit of "
+            f"yours: fusion-export {folder} --accept-edits --output FOLDER"
+        )
+
+
+def read_provenance(folder: Path, edited: bool = False) -> Provenance:
     """Where the model in `folder` comes from, without loading it.
+
+    Args:
+        edited: whether files may be others than were written.
 
     Raises:
         ModelError: as `load_model`, apart from the weights.
@@ -85,6 +111,8 @@ def read_provenance(folder: Path) -> Provenance:
         if seeds:
             raise ModelError(f"{folder}: the models of several seeds; name one of them, such as {seeds[0]}")
         raise ModelError(f"{folder}: incomplete, {', '.join(missing)} is missing; train it again with fusion-train")
+    if not edited:
+        _check_hashes(folder)
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -104,17 +132,17 @@ def read_provenance(folder: Path) -> Provenance:
     raise ModelError(f"{path}: unknown model '{name}'; this version ({VERSION}) knows {', '.join(MODELS)}")
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
-    """The model in `folder`, on `device`, in evaluation mode.
+def load_model(folder: Path, device: torch.device | str = "cpu", edited: bool = False) -> LoadedModel:
+    """The model in `folder`, on `device`, in evaluation mode; `edited` as of `read_provenance`.
 
     Raises:
         ModelError: the folder is missing, incomplete or damaged, or holds a model that this version does not know.
     """
-    provenance = read_provenance(folder)
+    provenance = read_provenance(folder, edited)
     try:
         # not the mixin's `from_pretrained`: that one prints, and takes an unknown argument or weight for nothing
         arguments = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        expected = arguments.pop(EXTRA)[WEIGHTS]
+        del arguments[EXTRA]
         recipe, sizes = provenance.recipe, Sizes(**arguments["sizes"])
         outputs = find_task(recipe.train.target, len(provenance.labels)).outputs
         if sizes.classes != outputs:
@@ -126,8 +154,6 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
             raise ValueError("the constructor's arguments are not those of the training")
         model: nn.Module = build_model(recipe.model.name, recipe.own, sizes, recipe.wanted)
         load_weights(model, folder / "model.safetensors", strict=True)  # before cuDNN lays weights into one storage
-        if _hash(folder / "model.safetensors") != expected:
-            raise ValueError("model.safetensors is not the file that config.json names")
         stored = {"audio": (sizes.audio_layers, sizes.audio_dim), "text": (sizes.text_layers, sizes.text_dim)}
         history = history_from_json(json.loads((folder / "history.json").read_text(encoding="utf-8")))
     except OSError as error:

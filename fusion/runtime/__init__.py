@@ -16,7 +16,17 @@ if TYPE_CHECKING:
         take_share,
         within_memory,
     )
-    from fusion.runtime.files import check_model_folder, partial_folder, try_place, write_file, write_files, writing
+    from fusion.runtime.files import (
+        check_model_folder,
+        exchange,
+        partial_folder,
+        publish,
+        restore,
+        try_place,
+        write_file,
+        write_files,
+        writing,
+    )
     from fusion.runtime.processes import count_jobs, place, side_by_side, single_thread
 else:
     __getattr__ = door(__name__, __file__)

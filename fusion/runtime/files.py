@@ -2,13 +2,17 @@
 without loading them, so that a wrong name is told at once.
 """
 
+import ctypes
 import errno
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fusion.errors import ModelError, OutputError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: paths are of the working directory; both names keep existing
 
 
 @contextmanager
@@ -43,6 +47,69 @@ def write_file(path: Path, content: bytes) -> None:
             raise
 
 
+def publish(made: Path, target: Path) -> None:
+    """Give the folder `made` the name `target`; an older folder of that name goes, at no moment is there neither.
+
+    The two names are exchanged at once where the system can; elsewhere (NFS) the older folder is set aside as
+    `<target>.old` first, which `restore` brings back after a crash in between.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    sync_folder(made)
+    aside = target.with_name(target.name + ".old")
+    restore(target)
+    if not target.exists():
+        made.rename(target)
+    elif exchange(made, target):
+        shutil.rmtree(made)  # by now the older one
+    else:
+        target.rename(aside)
+        made.rename(target)
+        shutil.rmtree(aside)
+    with suppress(OSError):  # not on every file system
+        _sync(target.parent)
+
+
+def restore(target: Path) -> None:
+    """Finish what a crash within `publish` left: put the older folder back where the new one had not come yet."""
+    aside = target.with_name(target.name + ".old")
+    if aside.is_dir():
+        if target.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(target)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # neither Linux nor a C library with it
+        return False
+    done: int = rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    if done != 0 and (number := ctypes.get_errno()) not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        raise OSError(number, os.strerror(number), str(other))
+    return done == 0
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring every file in `folder`, and its table, to the disk."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            _sync(path)
+    with suppress(OSError):
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     """Write `contents`, by name, into `folder`, each as `write_file` does."""
     for name, content in contents.items():
@@ -72,6 +139,6 @@ def partial_folder(folder: Path) -> Path:
 def check_model_folder(folder: Path) -> None:
     """Raise ModelError where there is no such folder."""
     if not folder.is_dir():
-        interrupted = partial_folder(folder).is_dir()
+        interrupted = partial_folder(folder).is_dir() or folder.with_name(folder.name + ".old").is_dir()
         fix = "training was interrupted, run fusion-train again" if interrupted else "train it with fusion-train"
         raise ModelError(f"{folder}: no such model folder; {fix}, or name the folder that fusion-train wrote")

@@ -1,5 +1,9 @@
-"""The resume state: all that a training run needs to go on after an epoch as if nothing had happened."""
+"""The resume state: all that a training run needs to go on after an epoch as if nothing had happened.
 
+The file begins with the SHA-256 of the rest: a bit that changed on the disk would train another model in silence.
+"""
+
+import hashlib
 import io
 import logging
 import pickle
@@ -11,6 +15,8 @@ import torch
 from torch import Tensor
 
 from fusion.runtime import write_file
+
+DIGEST = hashlib.sha256().digest_size
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +48,21 @@ class StateFile:
         """
         buffer = io.BytesIO()
         torch.save({"fingerprint": self.fingerprint, **vars(state)}, buffer)
-        write_file(self.path, buffer.getvalue())
+        content = buffer.getvalue()
+        write_file(self.path, hashlib.sha256(content).digest() + content)
 
     def load(self) -> State | None:
         """The state on disk, its tensors on the CPU; None where there is none of this run."""
         if not self.path.exists():
             return None
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            written = self.path.read_bytes()
+            if hashlib.sha256(written[DIGEST:]).digest() != written[:DIGEST]:
+                raise ValueError("damaged")
+            content = torch.load(io.BytesIO(written[DIGEST:]), map_location="cpu", weights_only=True)
             fingerprint = content.pop("fingerprint")
             state = State(**content)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
             log.warning("%s: not a readable state (%s); training starts afresh", self.path, _one_line(error))
             return None
         if fingerprint != self.fingerprint:

@@ -26,6 +26,7 @@ from fusion.runtime import (
     count_jobs,
     memory_for_features,
     partial_folder,
+    publish,
     side_by_side,
     single_thread,
     within_memory,
@@ -198,6 +199,4 @@ def _publish(work: Path, output: Path, keep: set[str]) -> None:
         for path in work.iterdir():
             if path.name not in keep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if output.exists():
-            shutil.rmtree(output)
-        work.replace(output)
+        publish(work, output)

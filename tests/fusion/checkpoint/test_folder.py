@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fusion.checkpoint import check_compatible, load_model, load_seeds
+from fusion.checkpoint import check_compatible, load_model, load_seeds, read_provenance, share_model
+from fusion.checkpoint.folder import write_hashes
 from fusion.data import load_split
 from fusion.errors import ModelError
 from fusion.models import HBAF
@@ -48,6 +50,7 @@ def edit_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     config = json.loads((folder / "config.json").read_text())
     change(config)
     (folder / "config.json").write_text(json.dumps(config))
+    write_hashes(folder)
 
 
 def test_a_folder_says_where_its_model_comes_from(trained: Path, features: Features) -> None:
@@ -101,8 +104,29 @@ def test_an_incomplete_folder_is_refused(models: Path, name: str) -> None:
 def test_a_truncated_file_is_refused(models: Path, name: str, share: float) -> None:
     content = (models / "seed-0" / name).read_bytes()
     (models / "seed-0" / name).write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ModelError, match=r"seed-0.*: damaged.*; train it again"):
+    with pytest.raises(ModelError, match=rf"seed-0/{name}: damaged.*; train it again"):
         load_model(models / "seed-0")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "history.json", "hashes.json"])
+def test_any_flipped_bit_is_refused_and_the_file_named(models: Path, name: str) -> None:
+    path = models / "seed-0" / name
+    content = path.read_bytes()
+    for position in np.random.default_rng(0).choice(len(content), 25, replace=False):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(position) % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ModelError, match=r"seed-0/[a-z.]+: damaged, or edited since it was written"):
+            read_provenance(models / "seed-0")
+
+
+def test_an_edit_on_purpose_can_be_accepted(models: Path, tmp_path: Path) -> None:
+    config = models / "seed-0" / "config.json"
+    config.write_text(config.read_text().replace(f'"{LABELS[0]}"', '"delight"'))
+    with pytest.raises(ModelError, match="--accept-edits"):
+        share_model(models / "seed-0", tmp_path / "shared")
+    share_model(models / "seed-0", tmp_path / "shared", accept_edits=True)
+    assert "delight" in load_model(tmp_path / "shared").provenance.labels
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fusion.checkpoint.folder import write_hashes
 from fusion.prediction import Predictor, Turn
 from tests.fusion.recorded import Recorded
 from tests.fusion.watched import CHANGES, main
@@ -46,6 +47,8 @@ class Lab:
         """A job that predicts with a copy of the seed folder `good`, which is changed before."""
         folder = Path(shutil.copytree(good, self.folder / "models" / name))
         change(folder)
+        if (folder / "config.json").is_file():  # whoever made the folder can make its hashes, too
+            write_hashes(folder)
         self.jobs[name] = ["--model", str(folder), "--text", "Hello."]
 
     def config(self, good: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> None:

@@ -5,7 +5,7 @@ import multiprocessing
 import random
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -224,16 +224,45 @@ def test_a_state_of_another_run_is_discarded_with_a_message(tmp_path: Path, capl
     assert "of other parameters, features or versions; training starts afresh" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", "truncated"])
+def cut(content: bytes) -> bytes:
+    return content[:-500]
+
+
+def flip(content: bytes) -> bytes:
+    """One bit, in the middle of the weights."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES: list[Callable[[bytes], bytes]] = [lambda content: b"", lambda content: b"garbage", cut, flip]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_state_is_discarded_with_a_message(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
 ) -> None:
     path = tmp_path / "run.state"
     with pytest.raises(StoppedError):
         train(make_features(SMALL), tiny_recipe(), state=StoppingFile(path, "mark"))
-    path.write_bytes(content if isinstance(content, bytes) else path.read_bytes()[:-500])
+    path.write_bytes(damage(path.read_bytes()))
     assert StateFile(path, "mark").load() is None
     assert "run.state: not a readable state" in caplog.text
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "history.json"])
+def test_a_finished_seed_that_was_damaged_is_trained_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    features, output, recipe = make_features(SMALL), tmp_path / "hbaf", tiny_recipe(epochs=1)
+    train_made(features, output, recipe)
+    undisturbed = files_below(output)
+    output.rename(tmp_path / "hbaf.partial")  # as if it had been interrupted before it was done
+    file = tmp_path / "hbaf.partial" / "seed-0" / name
+    file.write_bytes(damage(file.read_bytes()))
+    train_made(features, output, recipe)
+    assert f"{name}: damaged" in caplog.text
+    assert files_below(output) == undisturbed
 
 
 def changes(path: Path, process: Any) -> Iterable[int]:
