@@ -39,7 +39,7 @@ def prepare(
         DataError: the corpus is not what it must be.
         OSError: the manifest cannot be written.
     """
-    from pipeline.manifest import check_place, write_manifest
+    from pipeline.manifest import check_place, write_manifest, write_sources
     from pipeline.params import DatasetParams
     from pipeline.preparation import prepare as read_and_probe
     from pipeline.settings import as_overrides, read_section
@@ -48,6 +48,7 @@ def prepare(
     check_place(Path(output))
     prepared = read_and_probe(section)
     write_manifest(Path(output), prepared.utterances)
+    write_sources(Path(output), prepared.utterances)
     return prepared
 
 

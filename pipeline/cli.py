@@ -27,6 +27,8 @@ Lengths = Annotated[str | None, typer.Option(metavar="PATH[:KEY]", help="Rows of
 Mask = Annotated[str | None, typer.Option(metavar="PATH[:KEY]", help="True where a padded array is real.")]
 Ids = Annotated[str | None, typer.Option(metavar="PATH[:KEY]", help="Utterances of one array; else the table's order.")]
 Manifest = Annotated[Path, typer.Option(help="The manifest that pipeline-prepare wrote.")]
+Recordings = Annotated[Path, typer.Option("--manifest", help="The manifest, or recordings.jsonl beside it.")]
+Texts = Annotated[Path, typer.Option("--manifest", help="The manifest, or texts.jsonl beside it.")]
 
 
 class Modality(StrEnum):
@@ -54,7 +56,7 @@ def prepare_app(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse counts that are not the published ones.")] = False,
 ) -> None:
     """Read the corpus, settle its oddities, and write one record per utterance."""
-    from pipeline.manifest import check_place, write_manifest
+    from pipeline.manifest import check_place, write_manifest, write_sources
     from pipeline.params import DatasetParams
     from pipeline.preparation import check_published, prepare, summary
     from pipeline.settings import read_section
@@ -64,6 +66,7 @@ def prepare_app(
     prepared = prepare(dataset)
     if not (strict and prepared.differences):
         write_manifest(output, prepared.utterances)  # before anything is printed, which may fail
+        write_sources(output, prepared.utterances)
     print(summary(prepared))
     if strict:
         check_published(prepared)
@@ -105,7 +108,7 @@ def finetune_app(
 
 @resumable
 def audio_app(
-    manifest: Manifest = DEFAULT_MANIFEST,
+    manifest: Recordings = DEFAULT_MANIFEST,
     output: Annotated[Path, typer.Option(help="Where the features go.")] = Path("data/audio.h5"),
     params: ParamsFile = DEFAULT_PARAMS,
     overrides: Overrides = [],  # noqa: B006
@@ -125,12 +128,12 @@ def audio_app(
 
     with connect(engine, device, torch.get_num_threads()) as cluster:
         extract = partial(extract_audio_on, cluster) if cluster else partial(extract_audio, device=device)
-        print(extract(manifest, output, audio, root, dataset.channels).summary("frames"))
+        print(extract(manifest, output, audio, root, dataset.channels).summary("recordings", "frames"))
 
 
 @resumable
 def text_app(
-    manifest: Manifest = DEFAULT_MANIFEST,
+    manifest: Texts = DEFAULT_MANIFEST,
     output: Annotated[Path, typer.Option(help="Where the features go.")] = Path("data/text.h5"),
     params: ParamsFile = DEFAULT_PARAMS,
     overrides: Overrides = [],  # noqa: B006
@@ -149,7 +152,7 @@ def text_app(
 
     with connect(engine, device, torch.get_num_threads()) as cluster:
         extract = partial(extract_text_on, cluster) if cluster else partial(extract_text, device=device)
-        print(extract(manifest, output, text).summary("tokens"))
+        print(extract(manifest, output, text).summary("texts", "tokens"))
 
 
 @command

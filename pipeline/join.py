@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import StoreError
-from pipeline.manifest import Utterance, label_names, read_manifest
+from pipeline.manifest import Utterance, content_key, label_names, read_manifest
 from pipeline.store import (
     MODALITIES,
     UNLABELLED,
@@ -31,13 +31,18 @@ def join(
 ) -> Features:
     """Write the joint file, which says of its `corpus` what is given, and return it, read back.
 
+    A part may hold more than the manifest asks for, in any order: utterances are found by what was encoded.
+
     Raises:
         DataError: the manifest is missing or broken.
-        StoreError: a part is missing, damaged, or made from another manifest.
+        StoreError: a part is missing or damaged, or lacks an utterance of the manifest.
     """
     records = read_manifest(manifest)
     names = label_names(records, str(manifest))
-    parts = {"audio": _read_modality(audio, "audio"), "text": _read_modality(text, "text")}
+    parts = {
+        modality: _arrange(_read_modality(path, modality), records, modality, manifest)
+        for modality, path in (("audio", audio), ("text", text))
+    }
     target.parent.mkdir(parents=True, exist_ok=True)
     write_joint(target, table_of(records, names), names, parts, copy_parts, corpus)
     return read_features(target)
@@ -79,6 +84,23 @@ def table_of(records: Sequence[Utterance], names: Sequence[str]) -> Utterances:
         ),
         scores=np.array([np.nan if record.score is None else record.score for record in records], np.float32),
     )
+
+
+def _arrange(part: Part, records: Sequence[Utterance], modality: str, manifest: Path) -> Part:
+    """`part` in the order of `records`: by what was encoded, or by id where its maker knew no more."""
+    known = {name: place for place, name in enumerate(part.ids)}
+    ids = [record.id for record in records]
+    if known.keys() >= {*ids}:
+        return part if part.ids == ids else part.take(np.array([known[name] for name in ids]), ids)
+    keys = [content_key(record, modality) for record in records]
+    missing = [name for name, key in zip(ids, keys, strict=True) if key is not None and key not in known]
+    if missing:
+        what = "recordings" if modality == "audio" else "texts"
+        raise StoreError(
+            f"{part.path}: holds no {modality} of {len(missing)} of the {len(ids)} utterances of {manifest}, the first "
+            f"'{missing[0]}': it was made from other {what}; run pipeline-{modality} again"
+        )
+    return part.take(np.array([-1 if key is None else known[key] for key in keys]), ids)
 
 
 def _read_modality(path: Path, modality: str) -> Part:

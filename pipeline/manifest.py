@@ -34,13 +34,15 @@ What the adapters of corpora say, of a turn that is there and keeps its place:
 """
 
 import errno
+import hashlib
 import json
 import os
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from textwrap import shorten
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -57,42 +59,112 @@ NAMES = ("id", "conversation", "speaker", "label")
 UNSEEN = set("\u115f\u1160\u2800\u3164\uffa0")  # letters and signs that are drawn as nothing
 MISSING = {"nan", "none", "null", "nil", "na", "n/a", "n.a.", "#n/a", "#n/a!", "<na>", "nat", "missing", "undefined"}
 DASHES = set("-_.?–—―−")
-OPTIONAL = ("recognised", "extra")  # not in the line of an utterance that has none
+OPTIONAL = ("recognised", "extra", "content")  # not in the line of an utterance that has none
+SOURCES = {"audio": "recordings.jsonl", "text": "texts.jsonl"}  # beside the manifest, by the modality that they are for
+KEY_DIGITS = 32  # hexadecimal
+EXCERPT = 60  # characters of a text that names itself in a message
 
 
-class Utterance(BaseModel):
-    """One turn of a conversation."""
+class Source(BaseModel):
+    """What an encoder reads, which no split, label or order decides."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    id: str
-    conversation: str
-    turn: int
+    id: str  # of a line of `SOURCES`: its `content_key`
     speaker: str | None = None
-    split: Split
-    label: str | None = None
-    score: Score | None = None
     text: str = ""
-    recognised: str | None = None  # the recogniser's transcript; None, and not in the line, where there is none
     audio: str | None = None  # path relative to the corpus root
     start: Seconds | None = None  # in that file
     end: Seconds | None = None
-    extra: dict[str, str] = {}  # what else the corpus says; not in the line where there is nothing
     samples: Annotated[int, Field(ge=0, lt=2**40)] = 0  # as decoded, at `sample_rate`; 0 means that there is no audio
     sample_rate: Annotated[int, Field(gt=0, lt=2**31)] | None = None
+    content: str | None = None  # hash (hex) of the recording's bytes
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        if self.audio is None:
+            return shorten(self.text, EXCERPT, placeholder=" ...")
+        stretch = "" if self.start is None and self.end is None else f", {self.start or 0:g} s to {self.end or 'its end'}"
+        return self.audio + stretch
+
+
+class Utterance(Source):
+    """One turn of a conversation."""
+
+    conversation: str
+    turn: int
+    split: Split
+    label: str | None = None
+    score: Score | None = None
+    recognised: str | None = None  # the recogniser's transcript; None, and not in the line, where there is none
+    extra: dict[str, str] = {}  # what else the corpus says; not in the line where there is nothing
     channels: Annotated[int, Field(gt=0)] | None = None
     status: str = OK
+
+    @property
+    def name(self) -> str:
+        return self.id
+
+
+def content_key(source: Source, modality: str) -> str | None:
+    """Hash (hex) of what an encoder of `modality` reads; None where there is nothing to encode.
+
+    Utterances that share it have the same features, whatever they are called and wherever they lie.
+    """
+    if modality == "text":
+        read: list[object] = [source.text]
+    else:
+        stretch = [source.start, source.end, source.samples, source.sample_rate]
+        read = [source.content or source.audio, *stretch, source.speaker]
+    if not (source.text if modality == "text" else source.samples):
+        return None
+    return hashlib.sha256(json.dumps(read, ensure_ascii=False).encode()).hexdigest()[:KEY_DIGITS]
+
+
+def sources_of(utterances: Iterable[Utterance], modality: str) -> list[Source]:
+    """Everything that an encoder of `modality` reads, each once.
+
+    Conversations are sorted by what their turns hold, and keep their turns together and in order, so that a
+    conversation is one slice of the features: no name, split or order of conversations makes a difference.
+    """
+    conversations: dict[str, list[Utterance]] = defaultdict(list)
+    for utterance in utterances:
+        if content_key(utterance, modality):
+            conversations[utterance.conversation].append(utterance)
+    fields = {"text"} if modality == "text" else {*Source.model_fields} - {"id", "text"}
+    groups = []
+    for turns in conversations.values():
+        turns.sort(key=lambda turn: turn.turn)
+        groups.append([Source(id=str(content_key(u, modality)), **u.model_dump(include=fields)) for u in turns])
+    groups.sort(key=lambda group: [(one.audio or "", one.start or 0.0, one.text, one.id) for one in group])
+    return list({source.id: source for group in groups for source in group}.values())
 
 
 def write_manifest(path: Path, utterances: Sequence[Utterance]) -> None:
     """Write JSON lines; the file appears whole or not at all."""
+    _write_lines(
+        path,
+        (
+            utterance.model_dump_json(exclude={name for name in OPTIONAL if getattr(utterance, name) in (None, {})})
+            for utterance in utterances
+        ),
+    )
+
+
+def write_sources(manifest: Path, utterances: Sequence[Utterance]) -> None:
+    """Write what encoders read beside the `manifest`: a file for each modality, the same for every split and label."""
+    for modality, name in SOURCES.items():
+        sources = sources_of(utterances, modality)
+        _write_lines(manifest.with_name(name), (source.model_dump_json(exclude_defaults=True) for source in sources))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for utterance in utterances:
-                absent = {name for name in OPTIONAL if getattr(utterance, name) in (None, {})}
-                file.write(utterance.model_dump_json(exclude=absent) + "\n")
+            file.writelines(line + "\n" for line in lines)
         partial.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk tells no name
@@ -116,6 +188,27 @@ def read_manifest(path: Path) -> list[Utterance]:
     Raises:
         DataError: the file is missing, a line is not an utterance, or `check_utterances` refuses them.
     """
+    utterances = _parse(_read_lines(path), Utterance, path)
+    check_utterances(utterances, str(path))
+    return utterances
+
+
+def read_sources(path: Path, modality: str) -> list[Source]:
+    """What an encoder of `modality` reads, of a manifest or of the file that `write_sources` made of it.
+
+    Raises:
+        DataError: as `read_manifest`.
+    """
+    lines = _read_lines(path)
+    if '"conversation":' in lines[0] or (lines == [""] and path.name not in SOURCES.values()):
+        return sources_of(read_manifest(path), modality)
+    return _parse(lines, Source, path)
+
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def _read_lines(path: Path) -> list[str]:
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -124,18 +217,21 @@ def read_manifest(path: Path) -> list[Utterance]:
         raise DataError(f"{path}: cannot be read ({error.strerror}); name another manifest (--manifest)") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason}); run pipeline-prepare to write it anew") from None
-    utterances = []
-    for number, line in enumerate(content.split("\n"), start=1):  # a text may hold line ends of other kinds
+    return content.split("\n")  # a text may hold line ends of other kinds
+
+
+def _parse(lines: Iterable[str], kind: type[Record], path: Path) -> list[Record]:
+    records = []
+    for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            utterances.append(Utterance.model_validate_json(line))
+            records.append(kind.model_validate_json(line))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = ".".join(map(str, first["loc"])) or "line"
             raise DataError(f"{path}, line {number}: '{field}': {first['msg']}; run pipeline-prepare again") from None
-    check_utterances(utterances, str(path))
-    return utterances
+    return records
 
 
 def holds_controls(name: str | None) -> bool:

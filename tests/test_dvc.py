@@ -129,6 +129,37 @@ def test_an_edit_runs_only_what_depends_on_it(
     project.edit(section, **before)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"split": "conversation", "test_share": 0.3},
+        {"fold": 2, "protocol": "62-31", "columns": {"label": "cue"}},
+    ],
+)
+def test_another_split_fold_or_label_runs_no_encoder(project: Project, values: dict[str, object]) -> None:
+    before = dict(project.params["dataset"])
+    project.edit("dataset", **values)
+    ran = project.repro("features")
+    assert ran[0] == "prepare"
+    assert not {"audio", "text"} & {*ran}
+    project.edit("dataset", **before)
+    assert not {"audio", "text"} & {*project.repro()}
+
+
+def test_a_label_in_the_table_runs_no_encoder_and_another_text_runs_its_own(project: Project) -> None:
+    table = project.folder / "data" / "demo" / "utterances.csv"
+    before = table.read_text(encoding="utf-8")
+    header, first, *rows = before.splitlines(keepends=True)
+    cells = dict(zip(next(csv.reader([header])), next(csv.reader([first])), strict=True))
+    label = next(one for one in ("anger", "joy") if one != cells["label"])
+    table.write_text("".join([header, first.replace(cells["label"], label), *reversed(rows)]), encoding="utf-8")
+    assert not {"audio", "text"} & {*project.repro("features")}
+    table.write_text("".join([header, first.replace(cells["text"], "Nobody said this."), *rows]), encoding="utf-8")
+    assert {"audio", "text"} & {*project.repro("features")} == {"text"}
+    table.write_text(before, encoding="utf-8")
+    assert not {"audio", "text"} & {*project.repro()}
+
+
 @pytest.mark.soak
 def test_a_further_level_of_noise_encodes_that_level_alone(project: Project) -> None:
     """Although DVC deletes the folder with the others before it runs the stage."""

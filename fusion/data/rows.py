@@ -165,8 +165,9 @@ Ragged = Resident | Mapped
 
 def map_rows(part: Part, first: int, last: int, limit: int | None, device: torch.device | str) -> Mapped:
     """Utterances `first` .. `last` of `part`, those of more than `limit` rows average-pooled to it."""
-    offsets = torch.from_numpy(part.offsets[first : last + 1].astype(np.int64))
-    return Mapped(part.values, offsets[:-1], offsets.diff(), limit, torch.device(device))
+    starts = torch.from_numpy(part.starts[first:last].astype(np.int64))
+    stored = torch.from_numpy(np.diff(part.offsets[first : last + 1]).astype(np.int64))
+    return Mapped(part.values, starts, stored, limit, torch.device(device))
 
 
 def resident_bytes(mapped: Mapped) -> int:

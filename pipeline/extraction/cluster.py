@@ -15,7 +15,7 @@ import torch
 from pipeline.errors import DataError, EncoderError
 from pipeline.extraction.engine import Encoded
 from pipeline.extraction.stage import Outcome, Recordings, Work, fill, plan_text
-from pipeline.manifest import Utterance, read_manifest
+from pipeline.manifest import Source, read_sources
 from pipeline.media import Channels
 from pipeline.params import AudioParams, TextParams
 from pipeline.settings import Cluster, ClusterError
@@ -31,7 +31,7 @@ BUILT_IN = ("tiny", "log-mel")
 class Transcripts:
     """What the stage `text` works on."""
 
-    utterances: Sequence[Utterance]
+    utterances: Sequence[Source]
     params: TextParams
 
     def plan(self, device: str, scratch: Path) -> Work:
@@ -55,13 +55,13 @@ def extract_audio_on(
         DataError, EncoderError, StoreError, OSError: as `pipeline.extraction.extract_audio`, or because of a node that
             has other recordings or another encoder.
     """
-    utterances = read_manifest(manifest)
+    utterances = read_sources(manifest, "audio")
     return _extract(cluster, target, Recordings(utterances, _located(params), root.absolute(), channels), "audio")
 
 
 def extract_text_on(cluster: Cluster, manifest: Path, target: Path, params: TextParams) -> Outcome:
     """Encode the transcripts to the part file `target`; raises as `extract_audio_on` does."""
-    return _extract(cluster, target, Transcripts(read_manifest(manifest), _located(params)), "text")
+    return _extract(cluster, target, Transcripts(read_sources(manifest, "text"), _located(params)), "text")
 
 
 def _located(params: Params) -> Params:
@@ -118,7 +118,7 @@ class RayEngine:
         asked = [Asked(batch, self._pieces) for batch in batches]
         for item, encoded in self._cluster.work(asked, make_encoder, *arguments, ahead=AT_A_TIME):
             if isinstance(encoded, ClusterError):
-                name = self._layout.ids[item.batch[0]]
+                name = self._layout.name(item.batch[0])
                 raise ClusterError(f"the batch that begins with '{name}': {encoded}; finished batches are kept")
             self._pieces.raise_to(encoded.pieces)
             yield encoded

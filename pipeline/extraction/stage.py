@@ -23,7 +23,7 @@ from pipeline.encoders import batches_under_budget
 from pipeline.errors import DataError
 from pipeline.extraction.engine import Encoded, Engine, LocalEngine
 from pipeline.extraction.progress import Progress, Unit
-from pipeline.manifest import Utterance, read_manifest
+from pipeline.manifest import Source, read_sources
 from pipeline.media import Channels, Clips, encoder_samples
 from pipeline.params import AudioParams, TextParams
 from pipeline.settings import Threads, advise_precision
@@ -43,23 +43,23 @@ class Outcome:
     """What a run did."""
 
     path: Path
-    utterances: int
+    utterances: int  # or what several of them share
     rows: int
     encoded: int  # utterances that this run encoded
     kept: int  # utterances that an earlier, interrupted run had finished
     empty: int  # utterances without this modality
-    failures: Mapping[str, str]  # id -> status of those that were left without it, because they could not be read
+    failures: Mapping[str, str]  # name -> status of those that were left without it, because they could not be read
     speed: str  # for the user
     advice: str | None = None  # what would make the next run faster
 
-    def summary(self, unit: str) -> str:
-        """One line for the user, and one for each failure; `unit` is what a row is called."""
+    def summary(self, inputs: str, unit: str) -> str:
+        """One line for the user, and one for each failure; `inputs` were encoded to rows that are called `unit`."""
         kept = f", {self.kept} kept from an interrupted run" if self.kept else ""
         empty = f", {self.empty} empty" if self.empty else ""
         failed = f", {len(self.failures)} failed and left empty" if self.failures else ""
         lines = [f"{status}: '{utterance}'" for utterance, status in self.failures.items()]
         encoded = f"{self.encoded} encoded{kept}{empty}{failed}{self.speed}"
-        lines.append(f"{self.path}: {self.utterances} utterances, {self.rows} {unit}; {encoded}")
+        lines.append(f"{self.path}: {self.utterances} {inputs}, {self.rows} {unit}; {encoded}")
         return "\n".join([*lines, self.advice] if self.advice else lines)
 
 
@@ -82,14 +82,14 @@ class Altered:
 
     input: Mapping[str, Any]  # the field `input` of the identity
     code: str  # hash (hex) of the code that alters: other code is other work
-    clip: "Callable[[Utterance, torch.Tensor], torch.Tensor] | None" = None  # alters (samples,), not how many
+    clip: "Callable[[Source, torch.Tensor], torch.Tensor] | None" = None  # alters (samples,), not how many
 
 
 @dataclass(frozen=True)
 class Recordings:
     """What the stage `audio` works on."""
 
-    utterances: Sequence[Utterance]
+    utterances: Sequence[Source]
     params: AudioParams
     root: Path
     channels: Channels
@@ -105,7 +105,7 @@ class Recordings:
         return [self.root / u.audio for u in self.utterances if u.audio and file_size(self.root, u) is None]
 
 
-def file_size(root: Path, utterance: Utterance) -> int | None:
+def file_size(root: Path, utterance: Source) -> int | None:
     """Bytes of the recording, which change with most edits of it; None where there is none."""
     path = root / utterance.audio if utterance.audio else None
     return path.stat().st_size if path is not None and path.is_file() else None
@@ -114,7 +114,9 @@ def file_size(root: Path, utterance: Utterance) -> int | None:
 def extract_audio(
     manifest: Path, target: Path, params: AudioParams, root: Path, channels: Channels, device: str = "auto"
 ) -> Outcome:
-    """Encode the recordings under `root` to the part file `target`.
+    """Encode the recordings under `root` to the part file `target`, each once.
+
+    `manifest` may also be the recordings.jsonl beside it.
 
     Raises:
         DataError: a recording is not what the manifest says.
@@ -123,7 +125,7 @@ def extract_audio(
     """
     from pipeline.encoders import load_speech_encoder
 
-    recordings = Recordings(read_manifest(manifest), params, root, channels)
+    recordings = Recordings(read_sources(manifest, "audio"), params, root, channels)
     encoder = load_speech_encoder(params, device)
     outcome = fill(target, plan_audio(recordings, encoder, target.parent), "audio")
     precision = encoder.identity.fields.get("precision", "")  # log-mel frames have none
@@ -131,10 +133,10 @@ def extract_audio(
 
 
 def extract_text(manifest: Path, target: Path, params: TextParams, device: str = "auto") -> Outcome:
-    """Encode the transcripts to the part file `target`; raises as `extract_audio` does."""
+    """Encode the transcripts to the part file `target`, as `extract_audio` does; or those of the texts.jsonl."""
     from pipeline.encoders import load_text_encoder
 
-    utterances = read_manifest(manifest)
+    utterances = read_sources(manifest, "text")
     encoder = load_text_encoder(params, device)
     outcome = fill(target, plan_text(utterances, encoder, params), "text")
     return replace(outcome, advice=advise_precision(params.precision, encoder.device, "text.precision"))
@@ -156,7 +158,7 @@ def plan_audio(recordings: Recordings, encoder: "SpeechEncoder", scratch: Path, 
 
 
 def plan_clips(
-    utterances: Sequence[Utterance],
+    utterances: Sequence[Source],
     encoder: "SpeechEncoder",
     params: AudioParams,
     channels: Channels,
@@ -180,11 +182,12 @@ def plan_clips(
         dtype=params.dtype,
         identity=Identity({**encoder.identity.fields, "channels": channels}),
         plan="",
+        names=[utterance.name for utterance in utterances],
     )
     engine = LocalEngine(
         load_prepared,
         partial(encoder.start, dtype=params.dtype),
-        layout.ids.__getitem__,
+        layout.name,
         mark=params.on_error == "mark",
         advice="lower audio.window_seconds, or encode on the cpu (--device)",
     )
@@ -194,18 +197,18 @@ def plan_clips(
 
 
 def plan_text(
-    utterances: Sequence[Utterance], encoder: "TextEncoder", params: TextParams, altered: Altered | None = None
+    utterances: Sequence[Source], encoder: "TextEncoder", params: TextParams, altered: Altered | None = None
 ) -> Work:
     """The work of encoding the field `text` of the utterances."""
     token_ids = [encoder.tokenize(utterance.text) if utterance.text else [] for utterance in utterances]
     rows = [encoder.tokens(ids) if ids else 0 for ids in token_ids]
-    ids = [utterance.id for utterance in utterances]
+    ids, names = [utterance.id for utterance in utterances], [utterance.name for utterance in utterances]
     inputs = [[utterance.id, utterance.text] for utterance in utterances]
-    layout = PartLayout(ids, rows, encoder.row_shape, params.dtype, encoder.identity, plan="")
+    layout = PartLayout(ids, rows, encoder.row_shape, params.dtype, encoder.identity, plan="", names=names)
     engine = LocalEngine(
         token_ids.__getitem__,
         partial(encoder.start, dtype=params.dtype),
-        ids.__getitem__,
+        layout.name,
         advice="shorten its text, or encode on the cpu (--device)",
     )
     budget = encoder.budget() if params.batch == "auto" else params.batch
@@ -235,7 +238,7 @@ def collect(work: Work) -> list[np.ndarray]:
         for encoded in work.engine.run(batches_under_budget(work.lengths, work.budget)):
             for index, found in zip(encoded.indices, encoded.rows, strict=True):
                 if not np.isfinite(found).all():
-                    raise DataError(f"'{layout.ids[index]}': its features hold values that {layout.dtype} cannot")
+                    raise DataError(f"'{layout.name(index)}': its features hold values that {layout.dtype} cannot")
                 rows[index] = found
     return rows
 
@@ -283,7 +286,7 @@ def fill(target: Path, work: Work, name: str) -> Outcome:
         encoded=total - len(failures),
         kept=len(layout.ids) - len(empty) - total,
         empty=len(empty),
-        failures={layout.ids[index]: status for index, status in sorted(failures.items())},
+        failures={layout.name(index): status for index, status in sorted(failures.items())},
         speed=progress.speed(),
     )
 

@@ -19,9 +19,9 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import ClipError
-from pipeline.manifest import Utterance
+from pipeline.manifest import Source
 from pipeline.media.decoders import Decoders
-from pipeline.media.decoding import Channels, Stretch, resample, resampled_length
+from pipeline.media.decoding import Channels, Recording, Stretch, hash_file, resample, resampled_length
 from pipeline.store import writing
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 AGAIN = "run pipeline-prepare again, or dvc repro"
 
 
-def encoder_samples(utterance: Utterance, sample_rate: int) -> int:
+def encoder_samples(utterance: Source, sample_rate: int) -> int:
     """How many samples the utterance has at the encoder's rate; 0 where there is no audio."""
     if not utterance.samples or not utterance.sample_rate:
         return 0
     return resampled_length(utterance.samples, utterance.sample_rate, sample_rate)
 
 
-def stretch_of(utterance: Utterance) -> Stretch:
+def stretch_of(utterance: Source) -> Stretch:
     """The part of its recording that an utterance is."""
     return Stretch(utterance.start, utterance.end)
 
@@ -52,7 +52,7 @@ class Clips:
 
     def __init__(
         self,
-        utterances: Iterable[Utterance],
+        utterances: Iterable[Source],
         root: Path,
         channels: Channels,
         sample_rate: int,
@@ -80,7 +80,7 @@ class Clips:
         """End the decoders' processes."""
         self._decoders.close()
 
-    def load(self, utterance: Utterance) -> "torch.Tensor":
+    def load(self, utterance: Source) -> "torch.Tensor":
         """(samples,) float32 at the encoder's rate.
 
         Raises:
@@ -92,7 +92,7 @@ class Clips:
         album = self._albums.get(str(utterance.audio))
         if album is None:
             ((_, recording),) = self._decoders.decode_stretches(path, self._channels, [stretch])
-            clip = _Clip(len(recording.samples), recording.sample_rate, recording.issues)
+            clip = _Clip(len(recording.samples), recording.sample_rate, recording.issues, _content(recording, path))
             self._check(utterance, clip, path)
             return resample(recording.samples, recording.sample_rate, self._sample_rate)
         with album.lock:
@@ -103,18 +103,24 @@ class Clips:
 
     def _cut(self, path: Path, album: "_Album") -> "Iterator[tuple[Stretch, _Clip]]":
         """All clips of a recording, laid into the scratch file."""
+        content = None
         for stretch, recording in self._decoders.decode_stretches(path, self._channels, list(album.stretches)):
             first_byte = 0
             if len(recording.samples):
                 clip = resample(recording.samples, recording.sample_rate, self._sample_rate)
                 first_byte = self._scratch.append(clip)
-            yield stretch, _Clip(len(recording.samples), recording.sample_rate, recording.issues, first_byte)
+            content = content or _content(recording, path)
+            yield stretch, _Clip(len(recording.samples), recording.sample_rate, recording.issues, content, first_byte)
 
-    def _check(self, utterance: Utterance, clip: "_Clip", path: Path) -> None:
+    def _check(self, utterance: Source, clip: "_Clip", path: Path) -> None:
         if (clip.samples, clip.sample_rate) != (utterance.samples, utterance.sample_rate):
             raise _failure(utterance, clip, path, self._decode_seconds)
+        if utterance.content not in (None, clip.content):
+            raise ClipError(
+                f"'{utterance.name}': {path} has changed since the manifest was made; {AGAIN}", utterance.name, "changed"
+            )
         if _stamp(path) != self._stamps[str(utterance.audio)]:
-            raise ClipError(f"'{utterance.id}': {path} changed while it was read; {AGAIN}", utterance.id, "changed")
+            raise ClipError(f"'{utterance.name}': {path} changed while it was read; {AGAIN}", utterance.name, "changed")
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,7 @@ class _Clip:
     samples: int
     sample_rate: int
     issues: list[str]
+    content: str | None  # of the whole recording, `hash_file`
     first_byte: int = 0
 
 
@@ -170,6 +177,10 @@ class _Scratch:
         return torch.from_numpy(np.frombuffer(bytearray(content), np.float32))
 
 
+def _content(recording: Recording, path: Path) -> str | None:
+    return hash_file(path) if len(recording.samples) else None
+
+
 def _stamp(path: Path) -> tuple[int, int] | None:
     """What changes when a file is written; None where it is not to be seen."""
     try:
@@ -179,7 +190,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def _failure(utterance: Utterance, clip: _Clip, path: Path, decode_seconds: float) -> ClipError:
+def _failure(utterance: Source, clip: _Clip, path: Path, decode_seconds: float) -> ClipError:
     status = "changed" if clip.samples else "+".join(clip.issues)
     same_length = clip.samples == utterance.samples
     found = _told(clip.samples, clip.sample_rate if same_length else None) if clip.samples else status
@@ -196,7 +207,7 @@ def _failure(utterance: Utterance, clip: _Clip, path: Path, decode_seconds: floa
     else:
         changed = f" has changed since the manifest was made (found {found}, expected {expected}); {AGAIN}"
         reason = reasons.get(status, changed)
-    return ClipError(f"'{utterance.id}': {path}{reason}", utterance.id, status)
+    return ClipError(f"'{utterance.name}': {path}{reason}", utterance.name, status)
 
 
 def _told(samples: int, rate: int | None) -> str:

@@ -5,6 +5,7 @@ with it comes back as issues, whose names `pipeline.manifest` explains.
 """
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ CLIPPED_SHARE = 0.01
 TRUNCATED_SECONDS = 0.1  # a gap to the header's length that codec delay does not explain
 SAMPLE_RATES = range(1_000, 768_001)  # Hz; any other is a damaged header
 FINEST_RATIO = 1_000  # steps of the resampler
+HASH_DIGITS = 32  # hexadecimal
 UNKNOWN_SIZE = 0x7FFFF000  # programs that write WAV to a pipe state this many bytes, or more
 OGG_PAGE = 65_536  # bytes, at most
 
@@ -57,6 +59,12 @@ class Stretch:
     def first(self, rate: int) -> int:
         """Its first sample."""
         return round((self.start or 0.0) * rate)
+
+
+def hash_file(path: Path) -> str:
+    """Hash (hex) of the bytes of a recording, which says that it is another one; raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:HASH_DIGITS]
 
 
 def nothing(issue: str) -> Recording:

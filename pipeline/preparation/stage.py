@@ -12,7 +12,7 @@ from tqdm import tqdm
 from pipeline.datasets import Counts, Turn, read_corpus
 from pipeline.errors import DataError
 from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, holds_controls, label_names, manifest_order
-from pipeline.media import Decoders, Recording, Stretch
+from pipeline.media import Decoders, Recording, Stretch, hash_file
 from pipeline.params import DatasetParams
 from pipeline.preparation.counts import (
     COLUMNS,
@@ -274,11 +274,15 @@ def _probe(album: Sequence[Utterance], params: DatasetParams, decoders: Decoders
     for draft in album:
         turns[Stretch(draft.start, draft.end)].append(draft)
     path = Path(params.root) / str(album[0].audio)
-    return [
+    found = [
         after_probing(draft, recording)
         for stretch, recording in decoders.decode_stretches(path, params.channels, list(turns))
         for draft in turns[stretch]
     ]
+    if not any(utterance.samples for utterance in found):
+        return found
+    content = hash_file(path)
+    return [one.model_copy(update={"content": content}) if one.samples else one for one in found]
 
 
 def after_probing(draft: Utterance, recording: Recording | None) -> Utterance:

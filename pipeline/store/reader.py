@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,18 +21,69 @@ MODALITIES = ("audio", "text")
 UNLABELLED = -1
 
 
+def checksum(rows: np.ndarray) -> int:
+    """The first 64 bits of the SHA-1 of an utterance's bytes, never 0 (which marks a slot as not written).
+
+    It guards against accidents; processors hash SHA-1 faster than anything else in the standard library of this size.
+    """
+    content = np.ascontiguousarray(rows).data.cast("B") if rows.size else b""
+    digest = hashlib.sha1(content, usedforsecurity=False).digest()
+    return int.from_bytes(digest[:8], "little") or 1
+
+
+NOTHING = checksum(np.empty(0, np.uint8))  # of an utterance without rows
+
+
 @dataclass(frozen=True)
 class Part:
-    """One modality of all utterances."""
+    """One modality of all utterances, in the order of a file or, by `take`, in another one that shares its values."""
 
     values: np.ndarray  # (rows, dim) or (rows, layers, dim), read-only memory map
-    offsets: np.ndarray  # (utterances + 1,) int64
+    offsets: np.ndarray  # (utterances + 1,) int64: where rows would lie in this order; where they do, `starts` says
     checksums: np.ndarray  # (utterances,) uint64
     ids: list[str]
     identity: Identity
     plan: str
     path: Path
     failed: Mapping[str, str] = field(default_factory=dict)  # id -> status; these utterances have no rows
+    slots: np.ndarray | None = None  # (utterances,) int64: the place of each in the file, -1 = nowhere; None: its order
+    file_starts: np.ndarray | None = None  # (utterances,) int64, with `slots`
+
+    @property
+    def starts(self) -> np.ndarray:
+        """(utterances,) int64: the first of the rows of each in `values`."""
+        return self.offsets[:-1] if self.file_starts is None else self.file_starts
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.values.shape[1:])) * self.values.dtype.itemsize
+
+    @property
+    def size(self) -> int:
+        """Bytes of the rows of all utterances."""
+        return int(self.offsets[-1]) * self.row_bytes
+
+    def take(self, places: np.ndarray, ids: list[str]) -> "Part":
+        """Those utterances whose places (utterances,) int64 are given, called `ids`; -1: one without rows."""
+        # each column gets a last element, which place -1 finds: an utterance without rows
+        starts, checksums = np.append(self.starts, 0), np.append(self.checksums, np.uint64(NOTHING))
+        slots = np.append(np.arange(len(self.ids)) if self.slots is None else self.slots, -1)
+        lengths = np.append(np.diff(self.offsets), 0)[places]
+        failed = {
+            name: self.failed[self.ids[place]]
+            for name, place in zip(ids, places, strict=True)
+            if place >= 0 and self.ids[place] in self.failed
+        }
+        return replace(
+            self,
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            checksums=checksums[places],
+            ids=ids,
+            failed=failed,
+            slots=slots[places],
+            file_starts=starts[places],
+        )
 
     @property
     def digest(self) -> str:
@@ -44,7 +95,8 @@ class Part:
 
     def rows(self, index: int) -> np.ndarray:
         """Features of utterance `index`: (frames or tokens, dim), or (.., layers, dim)."""
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
+        start = self.starts[index]
+        return self.values[start : start + self.offsets[index + 1] - self.offsets[index]]
 
 
 @dataclass(frozen=True)
@@ -99,10 +151,14 @@ def read_features(path: Path) -> Features:
             if not isinstance(link, h5py.ExternalLink)
         }
         targets = {name: link.filename for name, link in links.items() if name not in parts}
+        slots = {name: file[f"{name}_slots"][()] for name in targets if f"{name}_slots" in file}
         digest = str(file.attrs["digest"])
         corpus = CorpusNote.from_json(json.loads(file.attrs["corpus"])) if "corpus" in file.attrs else None
     for name, target in targets.items():
-        parts[name] = _follow_link(path, name, target)
+        part = _follow_link(path, name, target)
+        if name in slots and slots[name].max(initial=-1) < len(part.ids):
+            part = part.take(slots[name].astype(np.int64), utterances.ids)
+        parts[name] = part
     for name, part in parts.items():
         if _fingerprint(part) != fingerprints[name] or part.ids != utterances.ids:
             raise StoreError(
@@ -140,16 +196,6 @@ def damaged_utterances(part: Part) -> Iterator[str]:
     for index, (utterance, expected) in enumerate(zip(part.ids, part.checksums, strict=True)):
         if checksum(part.rows(index)) != expected:
             yield utterance
-
-
-def checksum(rows: np.ndarray) -> int:
-    """The first 64 bits of the SHA-1 of an utterance's bytes, never 0 (which marks a slot as not written).
-
-    It guards against accidents; processors hash SHA-1 faster than anything else in the standard library of this size.
-    """
-    content = np.ascontiguousarray(rows).data.cast("B") if rows.size else b""
-    digest = hashlib.sha1(content, usedforsecurity=False).digest()
-    return int.from_bytes(digest[:8], "little") or 1
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from typing import Any
 from pipeline.errors import StoreError
 
 FORMAT = "erc-features"
-VERSION = 2  # 1: checksums were BLAKE2b
+VERSION = 3  # 1: checksums were BLAKE2b; 2: every part had the order of the joint file
+READABLE = (2, VERSION)
 USER_BLOCK = 512  # bytes, the smallest that HDF5 allows
 FIELDS = {"format", "version", "size", "values", "structure"}
 HDF5 = b"\x89HDF\r\n\x1a\n"  # its signature
@@ -63,9 +64,10 @@ def _check_seal(path: Path) -> None:
             )
         raise StoreError(f"{path}: not a feature file of this project; name another, or run dvc repro to make one")
     block = block[:USER_BLOCK]
-    if version != VERSION:
+    if version not in READABLE:
         raise StoreError(
-            f"{path}: written in version {version} of the format, this program reads version {VERSION}; "
+            f"{path}: written in version {version} of the format, this program reads versions "
+            f"{', '.join(map(str, READABLE))}; "
             "run dvc repro to make it anew, or install the matching erc-fusion"
         )
     if block != _rendered(line) or not _is_sound(line):

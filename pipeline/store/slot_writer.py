@@ -25,12 +25,12 @@ import numpy as np
 from pipeline.errors import DataError, StoreError
 from pipeline.settings import Threads
 from pipeline.store.identity import Identity
-from pipeline.store.reader import checksum, open_hdf5
+from pipeline.store.reader import NOTHING, checksum, open_hdf5
 from pipeline.store.slot_file import SlotFile, lay_out
 from pipeline.store.writer import PartLayout, sync, writing
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-EMPTY = checksum(np.empty(0, np.uint8))
+
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class SlotWriter:
         with writing(self.partial):
             intact = self._slots.intact()
             intact[list(failures)] = True
-            _refuse_broken(self.partial, self.layout.ids, intact)
+            _refuse_broken(self.partial, self.layout, intact)
             if failures:
                 self._finish_marked(failures)
                 return
@@ -136,8 +136,8 @@ class SlotWriter:
             for first, last in _runs(len(layout.ids), failures):
                 marked.copy_slots(self._slots, first, last)
             for index in failures:
-                marked.mark(index, EMPTY)
-            _refuse_broken(self._marked, layout.ids, marked.intact())
+                marked.mark(index, NOTHING)
+            _refuse_broken(self._marked, layout, marked.intact())
             marked.seal()
         except BaseException:
             self._marked.unlink()
@@ -153,7 +153,7 @@ class SlotWriter:
         return self.partial.with_name(self.partial.name + ".marked")
 
     def _as_stored(self, index: int, array: np.ndarray) -> np.ndarray:
-        utterance, expected = self.layout.ids[index], (self.layout.rows[index], *self.layout.row_shape)
+        utterance, expected = self.layout.name(index), (self.layout.rows[index], *self.layout.row_shape)
         if array.shape != expected:
             raise DataError(f"'{utterance}': encoded to shape {array.shape}, but {expected} was laid out for it")
         with np.errstate(over="ignore"):
@@ -181,11 +181,11 @@ def _runs(count: int, failures: Mapping[int, str]) -> Iterator[tuple[int, int]]:
             yield indices[0], indices[-1] + 1
 
 
-def _refuse_broken(path: Path, ids: Sequence[str], intact: np.ndarray) -> None:
+def _refuse_broken(path: Path, layout: PartLayout, intact: np.ndarray) -> None:
     broken = np.flatnonzero(~intact)
     if broken.size:
         raise StoreError(
-            f"{path}: {broken.size} utterances did not reach the disk intact, the first '{ids[broken[0]]}'; check the "
+            f"{path}: {broken.size} utterances did not reach the disk intact, the first '{layout.name(broken[0])}'; check the "
             "disk, then run the command again to write them anew"
         )
 

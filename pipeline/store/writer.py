@@ -16,6 +16,7 @@ from pipeline.store.identity import CorpusNote, Identity
 from pipeline.store.reader import Dtype, Part, Utterances, _digest, _fingerprint, checksum
 from pipeline.store.seal import FORMAT, USER_BLOCK, VERSION, seal
 
+PIECE = 64 << 20  # bytes of a part that are copied at once
 STRUCTURE = 1 << 14  # bytes that HDF5 needs beside the arrays, more than enough
 
 
@@ -30,6 +31,11 @@ class PartLayout:
     identity: Identity
     plan: str  # hash of the inputs
     failed: Mapping[str, str] = field(default_factory=dict)  # id -> status of the utterances that could not be encoded
+    names: Sequence[str] = ()  # of the utterances, for messages; without: their ids
+
+    def name(self, index: int) -> str:
+        """How messages call an utterance."""
+        return (self.names or self.ids)[index]
 
     @property
     def row_bytes(self) -> int:
@@ -78,8 +84,8 @@ def write_joint(
     for name, part in parts.items():
         if part.ids != utterances.ids:
             raise StoreError(
-                f"{part.path}: made from other utterances than the manifest "
-                f"({len(part.ids)} against {len(utterances)}, or another order); run pipeline-{name} again"
+                f"{part.path}: holds other utterances than the table ({len(part.ids)} against {len(utterances)}, or "
+                f"another order); run pipeline-{name} again"
             )
     partial = path.with_name(path.name + ".partial")
     try:
@@ -121,6 +127,8 @@ def _put_parts(file: h5py.File, parts: Mapping[str, Part], path: Path, copy: boo
         if copy:
             values.append(_copy_part(file.create_group(name), part))
         else:
+            if part.slots is not None:
+                file.create_dataset(f"{name}_slots", data=part.slots.astype("<i8"), track_times=False)
             file[name] = h5py.ExternalLink(_relative_name(part.path, path), "/")
     return values
 
@@ -128,8 +136,8 @@ def _put_parts(file: h5py.File, parts: Mapping[str, Part], path: Path, copy: boo
 def _joint_size(utterances: Utterances, parts: Mapping[str, Part], copy: bool) -> int:
     """Bytes of a joint file, rounded up."""
     columns = (utterances.ids, utterances.conversations, utterances.speakers, utterances.splits)
-    table = sum(map(strings_size, columns)) + 20 * len(utterances)  # turn, label, score
-    return STRUCTURE + table + sum(part_size(part.ids, part.values.nbytes) for part in parts.values() if copy)
+    table = sum(map(strings_size, columns)) + 36 * len(utterances)  # turn, label, score, two slots
+    return STRUCTURE + table + sum(part_size(part.ids, part.size) for part in parts.values() if copy)
 
 
 def part_size(ids: Sequence[str], values: int) -> int:
@@ -196,16 +204,19 @@ def _reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -
 
 
 def _copy_part(group: h5py.Group, part: Part) -> tuple[int, int]:
-    """Copy a part into `group`; returns (offset, bytes) of its values."""
+    """Copy a part into `group`, in the order of its ids; returns (offset, bytes) of its values."""
     dtype: Dtype = "float16" if part.values.dtype.itemsize == 2 else "float32"
-    rows = np.diff(part.offsets).tolist()
-    shape = part.values.shape[1:]
-    values = lay_out_part(group, PartLayout(part.ids, rows, shape, dtype, part.identity, part.plan, part.failed))
+    rows, shape = np.diff(part.offsets), part.values.shape[1:]
+    values = lay_out_part(
+        group, PartLayout(part.ids, rows.tolist(), shape, dtype, part.identity, part.plan, part.failed)
+    )
     group["checksums"][...] = part.checksums
-    step = max(1, (64 << 20) // max(1, part.values[:1].nbytes))  # 64 MiB at a time
-    for start in range(0, len(part.values), step):
-        values[start : start + step] = part.values[start : start + step]
-    return values.id.get_offset() or 0, part.values.nbytes
+    pieces = (part.offsets[1:] * part.row_bytes - 1) // PIECE
+    for piece in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(pieces)) + 1):
+        if len(piece):
+            first, last = part.offsets[piece[0]], part.offsets[piece[-1] + 1]
+            values[first:last] = np.concatenate([part.values[:0], *(part.rows(index) for index in piece)])
+    return values.id.get_offset() or 0, part.size
 
 
 def sync(folder: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import DataError, EncoderError
 from pipeline.extraction import extract_audio, extract_text
-from pipeline.manifest import write_manifest
+from pipeline.manifest import content_key, read_manifest, write_manifest
 from pipeline.media.decoding import decode
 from pipeline.params import AudioParams, DatasetParams, TextParams
 from pipeline.preparation import prepare
@@ -67,11 +67,11 @@ def altered(part: Part, **fields: Any) -> Identity:
 @pytest.mark.arithmetic
 def test_features_are_those_of_the_stages(folder: Path, audio: Part, text: Part, encoder: TurnEncoder) -> None:
     turns = read_turns(folder / "utterances.csv", DEMO)
-    places = {name: index for index, name in enumerate(audio.ids)}
-    assert {turn.utterance.id for turn in turns} == set(places)
+    records = {record.id: record for record in read_manifest(folder / "manifest.jsonl")}
+    assert {turn.utterance.id for turn in turns} == set(records)
     for turn, found in zip(turns, encoder.encode(turns), strict=True):
-        for part, rows in ((audio, found.audio), (text, found.text)):
-            expected = part.rows(places[turn.utterance.id])
+        for part, modality, rows in ((audio, "audio", found.audio), (text, "text", found.text)):
+            expected = part.rows(part.ids.index(content_key(records[turn.utterance.id], modality)))
             assert rows is not None
             assert rows.dtype == expected.dtype == np.float32
             np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-4)  # DESIGN 3.3: other neighbours

@@ -24,7 +24,17 @@ from pipeline.extraction.progress import Progress, Unit
 from pipeline.extraction.stage import Outcome
 from pipeline.inspect import inspect_file
 from pipeline.join import join
-from pipeline.manifest import Utterance, read_manifest, write_manifest
+from pipeline.manifest import (
+    SOURCES,
+    SPLITS,
+    Utterance,
+    content_key,
+    manifest_order,
+    read_manifest,
+    read_sources,
+    write_manifest,
+    write_sources,
+)
 from pipeline.media import Decoders, clips
 from pipeline.params import AudioParams, TextParams
 from pipeline.store import Identity, PartLayout, SlotWriter, read_features, read_part
@@ -61,12 +71,13 @@ def encoded(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_utterance_gets_its_own_features(manifest: Path, encoded: Path) -> None:
+def test_every_utterance_gets_its_own_features(manifest: Path, joined: Path) -> None:
     from pipeline.encoders import load_speech_encoder
     from pipeline.media import resample
     from pipeline.media.decoding import decode
 
-    part = read_part(encoded / "audio.h5")
+    part = read_features(joined).audio
+    assert part is not None
     encoder = load_speech_encoder(AudioParams(), "cpu")
     for index, utterance in list(enumerate(read_manifest(manifest)))[::7]:
         if utterance.audio is None:
@@ -76,9 +87,11 @@ def test_every_utterance_gets_its_own_features(manifest: Path, encoded: Path) ->
         assert np.allclose(part.rows(index), alone, atol=5e-3)  # float16 of values of order 1
 
 
-def test_an_absent_modality_is_empty_and_its_turn_stays(manifest: Path, encoded: Path) -> None:
-    records = read_manifest(manifest)
-    part, text = (read_part(encoded / name) for name in ("audio.h5", "text.h5"))
+def test_an_absent_modality_is_empty_and_its_turn_stays(manifest: Path, joined: Path) -> None:
+    records, features = read_manifest(manifest), read_features(joined)
+    part, text = features.audio, features.text
+    assert part is not None
+    assert text is not None
     assert part.ids == text.ids == [record.id for record in records]
     assert [len(part.rows(index)) == 0 for index in range(len(records))] == [r.audio is None for r in records]
     assert [len(text.rows(index)) == 0 for index in range(len(records))] == [not r.text for r in records]
@@ -147,7 +160,12 @@ def test_a_recording_that_changed_since_the_manifest_is_refused(tmp_path: Path) 
     write_manifest(tmp_path / "manifest.jsonl", [Utterance(**record, samples=4000, sample_rate=16000, channels=1)])  # type: ignore[arg-type]
     tone(4100)
     arguments = (tmp_path / "manifest.jsonl", tmp_path / "audio.h5", AudioParams(), tmp_path, "downmix", "cpu")
-    with pytest.raises(DataError, match=r"'a': .*a\.wav has changed .* \(found 4100 samples, expected 4000 samples\)"):
+    with pytest.raises(DataError, match=r"'a\.wav': .*a\.wav has changed .* \(found 4100 samples, expected 4000 samples\)"):
+        extract_audio(*arguments)  # type: ignore[arg-type]
+    tone(4000)
+    (changed,) = (one.model_copy(update={"content": "of another"}) for one in read_manifest(arguments[0]))
+    write_manifest(arguments[0], [changed])
+    with pytest.raises(DataError, match=r"a\.wav has changed since the manifest was made; run pipeline-prepare again"):
         extract_audio(*arguments)  # type: ignore[arg-type]
     (tmp_path / "a.wav").unlink()
     with pytest.raises(DataError, match="no such file, though the manifest has it"):
@@ -202,10 +220,16 @@ def test_marked_a_vanished_recording_leaves_its_utterance_empty_and_named(
     (root / str(records[4].audio)).unlink()
     outcome = extract(recordings, on_error="mark")
     part = read_part(root.parent / "audio.h5")
-    assert dict(outcome.failures) == dict(part.failed) == {records[4].id: "missing-file"}
-    assert [len(part.rows(index)) == 0 for index in range(10)] == [index == 4 for index in range(10)]
+    assert outcome.failures == {records[4].audio: "missing-file"}
+    assert part.failed == {content_key(records[4], "audio"): "missing-file"}
+    extract_text(root.parent / "ten.jsonl", root.parent / "text.h5", TextParams(), "cpu")
+    write_manifest(root.parent / "ten.jsonl", [record.model_copy(update={"split": "train"}) for record in records])
+    view = join(*(root.parent / name for name in ("ten.jsonl", "audio.h5", "text.h5", "feats.h5"))).audio
+    assert view is not None
+    assert view.failed == {records[4].id: "missing-file"}
+    assert [len(view.rows(index)) == 0 for index in range(10)] == [index == 4 for index in range(10)]
     assert (outcome.encoded, outcome.rows) == (9, len(part.values))
-    assert f"missing-file: '{records[4].id}'" in outcome.summary("frames")
+    assert f"missing-file: '{records[4].audio}'" in outcome.summary("recordings", "frames")
 
 
 def test_marking_everything_is_a_mistake(recordings: tuple[Path, list[Utterance]]) -> None:
@@ -361,6 +385,42 @@ def test_inspect_names_the_damaged_utterance(joined: Path, tmp_path: Path) -> No
 
     with pytest.raises(StoreError, match=f"1 of .* utterances do not match their checksum: '{part.ids[10]}'"):
         inspect_file(tmp_path / "audio.h5", verify=True)
+
+
+def test_features_are_found_by_content_whatever_the_names_splits_and_order(
+    manifest: Path, joined: Path, tmp_path: Path
+) -> None:
+    """Also where conversations and ids hold the split, as those of some corpora do, and where turns say the same."""
+    before, features = read_manifest(manifest), read_features(joined)
+    moved = [
+        u.model_copy(update={"id": f"{split}/{u.id}", "conversation": f"{split}/{u.conversation}", "split": split})
+        for u in before
+        for split in [SPLITS[(SPLITS.index(u.split) + 1 + (u.conversation > "c010")) % 3]]
+    ]
+    write_manifest(tmp_path / "manifest.jsonl", sorted(moved, key=manifest_order))
+    for modality, name in SOURCES.items():
+        write_sources(manifest, before)
+        write_sources(tmp_path / "manifest.jsonl", moved)
+        assert (tmp_path / name).read_bytes() == manifest.with_name(name).read_bytes()
+        assert read_sources(tmp_path / name, modality) == read_sources(manifest, modality)
+    parts = (shutil.copy(joined.parent / name, tmp_path) for name in ("audio.h5", "text.h5"))
+    again = join(tmp_path / "manifest.jsonl", *map(Path, parts), tmp_path / "feats.h5")
+    assert again.digest != features.digest
+    places = [features.utterances.ids.index(name.partition("/")[2]) for name in again.utterances.ids]
+    assert places != sorted(places)
+    for part, earlier in ((again.audio, features.audio), (again.text, features.text)):
+        assert part is not None
+        assert earlier is not None
+        assert len(earlier.values) <= earlier.offsets[-1]
+        for index, place in enumerate(places):
+            np.testing.assert_array_equal(part.rows(index), earlier.rows(place))
+
+
+def test_an_encoder_is_given_each_recording_and_text_once(manifest: Path, encoded: Path) -> None:
+    records = read_manifest(manifest)
+    assert read_part(encoded / "text.h5").offsets[-1] < read_features(encoded / "feats.h5").text.offsets[-1]  # type: ignore[union-attr]
+    assert len(read_part(encoded / "text.h5").ids) == len({record.text for record in records} - {""})
+    assert len(read_part(encoded / "audio.h5").ids) == len({record.audio for record in records} - {None})
 
 
 def test_swapped_parts_are_refused(manifest: Path, joined: Path, tmp_path: Path) -> None:
