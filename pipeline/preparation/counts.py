@@ -115,6 +115,22 @@ def label_warnings(utterances: Sequence[Utterance], params: DatasetParams) -> li
     return [*found, f"in params.yaml this {' and '.join(deeds)} them: dataset.labels: {_escape(key)}"]
 
 
+def split_warnings(utterances: Sequence[Utterance]) -> list[str]:
+    """Labels of train that another split lacks, which no score on it speaks of."""
+    counts = Counter((utterance.split, utterance.label) for utterance in utterances if utterance.label is not None)
+    trained = sorted(label for split, label in counts if split == "train")
+    absent = {
+        split: [f"'{label}' (train: {counts['train', label]})" for label in trained if not counts[split, label]]
+        for split in ("validation", "test")
+    }
+    return [
+        f"{split} has no utterance labelled {', '.join(labels)}; "
+        "take another dataset.split_seed, larger shares, or give the splits in the table"
+        for split, labels in absent.items()
+        if labels
+    ]
+
+
 def name_notes(utterances: Sequence[Utterance]) -> list[str]:
     """Speakers and conversations that are probably one; no key merges them."""
     speakers = Counter(utterance.speaker for utterance in utterances if utterance.speaker)

@@ -2,17 +2,21 @@
 
 Whole conversations are held out, or whole speakers together with every conversation that they take part in, so that
 nothing of a test conversation (or voice) is seen in training. A missing validation split comes out of train, never out
-of test.
+of test. The seed deals the groups out; where there are labels, every split then gets its share of each as far as whole
+groups allow (`pipeline.store.splits`).
 """
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from pipeline.datasets import Turn
 from pipeline.errors import DataError
 from pipeline.manifest import Split
 from pipeline.params import DatasetParams
+from pipeline.store import count_labels, stratify, whole_groups
 
 
 def assign_splits(turns: Sequence[Turn], params: DatasetParams) -> dict[str, Split]:
@@ -26,8 +30,9 @@ def assign_splits(turns: Sequence[Turn], params: DatasetParams) -> dict[str, Spl
     if params.split == "given":
         splits = _given_splits(turns, source)
         return splits if "validation" in splits.values() else _hold_out_validation(turns, splits, params)
-    groups = _groups(turns, params.split == "speaker", source)
-    return _made_splits(groups, Counter(turn.conversation for turn in turns), params)
+    speakers = _speakers(turns, source) if params.split == "speaker" else None
+    groups = whole_groups([turn.conversation for turn in turns], speakers)
+    return _balanced(_made_splits(groups, Counter(turn.conversation for turn in turns), params), groups, turns)
 
 
 def _given_splits(turns: Sequence[Turn], source: str) -> dict[str, Split]:
@@ -53,34 +58,37 @@ def _hold_out_validation(turns: Sequence[Turn], splits: Mapping[str, Split], par
     if len(train) < 2:
         return dict(splits)
     sizes = Counter(turn.conversation for turn in turns)
-    random.Random(params.split_seed).shuffle(train)
-    taken = _hold_out(train, params.validation_share * sum(sizes[name] for (name,) in train), 1, sizes)
-    return {**splits, **{name: "validation" for (name,) in taken}}
+    left = list(train)
+    random.Random(params.split_seed).shuffle(left)
+    taken = _hold_out(left, params.validation_share * sum(sizes[name] for (name,) in left), 1, sizes)
+    made: dict[str, Split] = {name: "validation" if [name] in taken else "train" for (name,) in train}
+    return {**splits, **_balanced(made, train, [turn for turn in turns if turn.conversation in made])}
 
 
-def _groups(turns: Sequence[Turn], by_speaker: bool, source: str) -> list[list[str]]:
-    """Conversations that must share a split: each alone, or all that are connected by a speaker."""
-    group: dict[str, str] = {turn.conversation: turn.conversation for turn in turns}
+def _balanced(splits: Mapping[str, Split], groups: Sequence[list[str]], turns: Sequence[Turn]) -> dict[str, Split]:
+    """The splits of `groups`, exchanged among them for the sake of labels; their shares stay about what they are."""
+    labels: dict[str, list[str | None]] = defaultdict(list)
+    for turn in turns:
+        labels[turn.conversation].append(turn.label)
+    counts = count_labels(groups, labels)
+    if counts.shape[1] < 2:
+        return dict(splits)
+    sizes = np.array([sum(len(labels[name]) for name in group) for group in groups])
+    names = sorted(set(splits.values()))
+    parts = np.array([names.index(splits[group[0]]) for group in groups])
+    shares = np.bincount(parts, sizes) / sizes.sum()
+    found = stratify(counts, sizes, parts, shares)
+    return {name: names[part] for group, part in zip(groups, found, strict=True) for name in group}
 
-    def root(conversation: str) -> str:
-        while group[conversation] != conversation:
-            group[conversation] = group[group[conversation]]
-            conversation = group[conversation]
-        return conversation
 
-    if by_speaker:
-        first_of: dict[str, str] = {}
-        for turn in turns:
-            if turn.speaker is None:
-                raise DataError(
-                    f"{source}: conversation '{turn.conversation}' has a turn without a speaker, and dataset.split is "
-                    "'speaker'; fill the speaker column, or set dataset.split: conversation"
-                )
-            group[root(turn.conversation)] = root(first_of.setdefault(turn.speaker, turn.conversation))
-    members: dict[str, list[str]] = {}
-    for conversation in group:
-        members.setdefault(root(conversation), []).append(conversation)
-    return sorted(sorted(conversations) for conversations in members.values())
+def _speakers(turns: Sequence[Turn], source: str) -> list[str]:
+    for turn in turns:
+        if turn.speaker is None:
+            raise DataError(
+                f"{source}: conversation '{turn.conversation}' has a turn without a speaker, and dataset.split is "
+                "'speaker'; fill the speaker column, or set dataset.split: conversation"
+            )
+    return [str(turn.speaker) for turn in turns]
 
 
 def _made_splits(groups: list[list[str]], sizes: Counter[str], params: DatasetParams) -> dict[str, Split]:
@@ -91,6 +99,7 @@ def _made_splits(groups: list[list[str]], sizes: Counter[str], params: DatasetPa
             f"{params.root}: {len(groups)} {what}, but three splits need at least 3; "
             "set dataset.split to another kind, or give the splits in the table"
         )
+    groups = list(groups)
     random.Random(params.split_seed).shuffle(groups)
     total = sum(sizes.values())
     held_out: dict[Split, list[list[str]]] = {

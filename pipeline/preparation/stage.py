@@ -23,6 +23,7 @@ from pipeline.preparation.counts import (
     modality_warnings,
     name_notes,
     select,
+    split_warnings,
     statuses,
     target_warnings,
 )
@@ -59,6 +60,7 @@ def prepare(params: DatasetParams) -> Prepared:
     notes = [*corpus.notes, *note_validation(corpus.turns, params), *name_notes(utterances)]
     warnings = [
         *label_warnings(utterances, params),
+        *split_warnings(utterances),
         *modality_warnings(utterances),
         *target_warnings(corpus.turns, utterances),
     ]

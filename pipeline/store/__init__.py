@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         read_part,
     )
     from pipeline.store.slot_writer import SlotWriter, lock
+    from pipeline.store.splits import count_labels, stratify, whole_groups
     from pipeline.store.writer import PartLayout, sync, write_features, write_joint, writing
 else:
     __getattr__ = door(__name__, __file__)

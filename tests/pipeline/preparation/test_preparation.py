@@ -134,6 +134,15 @@ def test_no_turn_is_dropped(odd: dict[str, Utterance]) -> None:
     assert turns == list(range(16))
 
 
+def test_a_split_without_one_of_the_labels_is_a_warning(tmp_path: Path) -> None:
+    labelled = [cells | {"label": "joy"} for cells in three_splits()]
+    rows = [*labelled, row("d", label="fear"), row("e", "test", label="fear")]
+    assert prepare(params(write_corpus(tmp_path, rows))).warnings == [
+        "validation has no utterance labelled 'fear' (train: 1); take another dataset.split_seed, larger shares, or "
+        "give the splits in the table"
+    ]
+
+
 def test_the_summary_counts_every_status_and_split(tmp_path: Path) -> None:
     rows = [*three_splits(label="joy"), row("d", label="joy", audio="gone.mp3"), row("e", text="", audio="gone.mp3")]
     write_corpus(tmp_path, rows)

@@ -1,5 +1,6 @@
 """Splits: whole conversations, whole speakers, the same for the same seed."""
 
+import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -100,6 +101,39 @@ def test_made_splits_stay_what_they_were() -> None:
     splits = assign_splits(turns, params(split="conversation", split_seed=0))
     assert {name for name, split in splits.items() if split == "test"} == {"c6", "c9"}
     assert {name for name, split in splits.items() if split == "validation"} == {"c0", "c2"}
+
+
+@pytest.mark.parametrize("split", ["conversation", "speaker", "given"])
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_are_shared_as_far_as_whole_groups_allow(split: str, seed: int) -> None:
+    """Conversations of one label each: four of two labels, three of the third, which is just enough for every split."""
+    labels = [*"aaaa", *"bbbb", *"ccc"]
+    turns = [
+        Turn(conversation=f"c{n:02}", order=order, speaker=f"s{n}", label=label, split="train")
+        for n, label in enumerate(labels)
+        for order in range(5)
+    ]
+    made = assign_splits(turns, params(split=split, split_seed=seed, validation_share=0.3, test_share=0.3))
+    held = {name: {turn.label for turn in turns if made[turn.conversation] == name} for name in set(made.values())}
+    assert set(held) == (SPLITS if split != "given" else {"train", "validation"})
+    assert all(found == {"a", "b", "c"} for found in held.values())
+
+
+def test_shares_of_labels_are_nearer_than_by_chance() -> None:
+    chance = random.Random(0)
+    turns = [
+        Turn(conversation=f"c{n}", order=order, label=chance.choices("abcd", [40, 30, 20, n % 9])[0] or None)
+        for n in range(150)
+        for order in range(chance.randint(2, 12))
+    ]
+    totals = Counter(turn.label for turn in turns)
+    for seed in range(3):
+        splits = assign_splits(turns, params(split="conversation", split_seed=seed))
+        found = Counter(turn.label for turn in turns if splits[turn.conversation] == "test")
+        whole = sizes(turns, splits)["test"] / len(turns)
+        assert whole == pytest.approx(0.2, abs=0.02)
+        for label, count in totals.items():
+            assert found[label] / count == pytest.approx(whole, abs=0.02)
 
 
 def test_given_splits_are_taken_as_they_are() -> None:
