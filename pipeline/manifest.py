@@ -85,7 +85,9 @@ class Source(BaseModel):
         """For messages."""
         if self.audio is None:
             return shorten(self.text, EXCERPT, placeholder=" ...")
-        stretch = "" if self.start is None and self.end is None else f", {self.start or 0:g} s to {self.end or 'its end'}"
+        stretch = (
+            "" if self.start is None and self.end is None else f", {self.start or 0:g} s to {self.end or 'its end'}"
+        )
         return self.audio + stretch
 
 

@@ -17,7 +17,7 @@ from pipeline.imports.values import Survey, as_rows, check_finite, not_finite, s
 from pipeline.join import table_of
 from pipeline.manifest import Utterance, label_names
 from pipeline.params import DatasetParams, ImportParams
-from pipeline.preparation import label_warnings, note_validation, settle
+from pipeline.preparation import label_warnings, note_validation, settle, split_warnings
 from pipeline.store import Part, read_features, write_joint
 
 NAMED = 5  # utterances that are named in a line of the summary
@@ -79,7 +79,8 @@ def import_features(
         ]
         ids = [row.utterance.id for row in rows]
         notes = [*corpus.notes, *note_validation(corpus.turns, dataset), *files.notes]
-        notes += label_warnings([row.utterance for row in rows], dataset)
+        drafts = [row.utterance for row in rows]
+        notes += [*label_warnings(drafts, dataset), *split_warnings(drafts)]
         for modality in modalities:
             check_finite(modality.survey, ids, modality.name, params)
             if strict:

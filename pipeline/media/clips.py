@@ -117,7 +117,9 @@ class Clips:
             raise _failure(utterance, clip, path, self._decode_seconds)
         if utterance.content not in (None, clip.content):
             raise ClipError(
-                f"'{utterance.name}': {path} has changed since the manifest was made; {AGAIN}", utterance.name, "changed"
+                f"'{utterance.name}': {path} has changed since the manifest was made; {AGAIN}",
+                utterance.name,
+                "changed",
             )
         if _stamp(path) != self._stamps[str(utterance.audio)]:
             raise ClipError(f"'{utterance.name}': {path} changed while it was read; {AGAIN}", utterance.name, "changed")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pipeline.settings import door
 
 if TYPE_CHECKING:
-    from pipeline.preparation.counts import label_warnings
+    from pipeline.preparation.counts import label_warnings, split_warnings
     from pipeline.preparation.stage import (
         Prepared,
         after_probing,

@@ -185,8 +185,8 @@ def _refuse_broken(path: Path, layout: PartLayout, intact: np.ndarray) -> None:
     broken = np.flatnonzero(~intact)
     if broken.size:
         raise StoreError(
-            f"{path}: {broken.size} utterances did not reach the disk intact, the first '{layout.name(broken[0])}'; check the "
-            "disk, then run the command again to write them anew"
+            f"{path}: {broken.size} utterances did not reach the disk intact, the first '{layout.name(broken[0])}'; "
+            "check the disk, then run the command again to write them anew"
         )
 
 

@@ -160,7 +160,9 @@ def test_a_recording_that_changed_since_the_manifest_is_refused(tmp_path: Path) 
     write_manifest(tmp_path / "manifest.jsonl", [Utterance(**record, samples=4000, sample_rate=16000, channels=1)])  # type: ignore[arg-type]
     tone(4100)
     arguments = (tmp_path / "manifest.jsonl", tmp_path / "audio.h5", AudioParams(), tmp_path, "downmix", "cpu")
-    with pytest.raises(DataError, match=r"'a\.wav': .*a\.wav has changed .* \(found 4100 samples, expected 4000 samples\)"):
+    with pytest.raises(
+        DataError, match=r"'a\.wav': .*a\.wav has changed .* \(found 4100 samples, expected 4000 samples\)"
+    ):
         extract_audio(*arguments)  # type: ignore[arg-type]
     tone(4000)
     (changed,) = (one.model_copy(update={"content": "of another"}) for one in read_manifest(arguments[0]))
