@@ -34,7 +34,7 @@ from pipeline.degradation.distortions import (
 )
 from pipeline.errors import DataError, StoreError
 from pipeline.extraction import Altered, Recordings, Work, fill, plan_audio, plan_text
-from pipeline.manifest import Utterance, read_manifest
+from pipeline.manifest import Source, Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, DegradeParams, NoiseKind, TextParams
 from pipeline.settings import closure_digest
@@ -106,7 +106,7 @@ def degrade(
     done: dict[bool, list[Condition]] = {True: [], False: []}  # by whether an earlier run had encoded it
     for condition in (
         *_text_conditions(test, hearings, text, device),
-        *_audio_conditions(Recordings(test, audio, root, channels), params, kept, device),
+        *_audio_conditions(test, Recordings(test, audio, root, channels), params, kept, device),
     ):
         reused = _is_finished(kept / condition.name, condition.work.layout)
         if not reused:
@@ -171,14 +171,16 @@ def _text_conditions(
         yield Condition(f"text-{hearing.name}.h5", work, measured)
 
 
-def _audio_conditions(recordings: Recordings, params: DegradeParams, scratch: Path, device: str) -> Iterator[Condition]:
+def _audio_conditions(
+    test: Sequence[Utterance], recordings: Recordings, params: DegradeParams, scratch: Path, device: str
+) -> Iterator[Condition]:
     if not params.noise:
         return
     from pipeline.encoders import load_speech_encoder
 
     encoder, code = load_speech_encoder(recordings.params, device), closure_digest(CODE)
-    clips = sum(utterance.samples > 0 for utterance in recordings.utterances)
-    silent = sum("silent" in utterance.status.split("+") for utterance in recordings.utterances)
+    clips = sum(utterance.samples > 0 for utterance in test)
+    silent = sum("silent" in utterance.status.split("+") for utterance in test)
     for ratio in params.noise:
         given = {"study": "noise", "level": ratio, "seed": params.seed, "kind": params.noise_kind, "silent": silent}
         alter = partial(_add_noise, ratio=ratio, seed=params.seed, kind=params.noise_kind)
@@ -189,7 +191,7 @@ def _audio_conditions(recordings: Recordings, params: DegradeParams, scratch: Pa
         )
 
 
-def _add_noise(utterance: Utterance, clip: "torch.Tensor", ratio: float, seed: int, kind: NoiseKind) -> "torch.Tensor":
+def _add_noise(utterance: Source, clip: "torch.Tensor", ratio: float, seed: int, kind: NoiseKind) -> "torch.Tensor":
     import torch
 
     return torch.from_numpy(add_noise(clip.numpy(), ratio, seed, utterance.id, kind))
