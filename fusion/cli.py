@@ -19,7 +19,9 @@ SECTIONS = {
 }
 command = partial(single_command, sections=SECTIONS, one_thread=True)
 resumable = partial(command, goes_on=True)
-encoding = partial(single_command, sections={"dataset": "pipeline.settings:Section"})  # takes every core
+encoding = partial(  # takes every core
+    single_command, sections={"dataset": "pipeline.settings:Section", "model": SECTIONS["model"]}
+)
 
 
 def complete_only(context: typer.Context) -> list[str]:
@@ -85,14 +87,14 @@ def evaluate_app(
         write_report,
         write_robustness,
     )
-    from fusion.params import EvaluateParams, ModelParams, TrainParams
+    from fusion.params import EvaluateParams, TrainParams, read_model_folder
     from fusion.runtime import pick_device, writing
     from pipeline.settings import read_section
     from pipeline.store import read_features
 
     path = find_params(params)
     section = read_section(path, "evaluate", EvaluateParams, overrides)
-    models = models or Path("models") / read_section(path, "model", ModelParams, overrides).name
+    models = read_model_folder(path, overrides, models)
     joint, chosen, commit = read_features(features), pick_device(device), current_commit()
     parts = read_degraded(degraded, joint)
     with writing(output):  # now, rather than after all is scored
@@ -161,14 +163,14 @@ def report_app(
     device: Device = "auto",
 ) -> None:
     """Write an evaluation as one page to open in a browser: scores, and every turn with what the models say of it."""
-    from fusion.params import ModelParams, TrainParams
+    from fusion.params import TrainParams, read_model_folder
     from fusion.report import PAGE, Sources, write_page
     from fusion.runtime import pick_device
     from pipeline.settings import read_section
     from pipeline.store import read_features
 
     path = find_params(params)
-    models = models or Path("models") / read_section(path, "model", ModelParams, overrides).name
+    models = read_model_folder(path, overrides, models)
     memory = read_section(path, "train", TrainParams, overrides).memory
     usual = features.with_name("manifest.jsonl")
     sources = Sources(manifest or (usual if usual.exists() else None), root, tokenizer, beside)
@@ -217,7 +219,12 @@ def predict_app(
         Path | None, typer.Option("--params", help="A YAML file whose dataset.columns name the table's columns.")
     ] = None,
     overrides: Annotated[
-        list[str], typer.Option("--set", metavar="dataset.columns.NAME=COLUMN", help="Or one of them; repeatable.")
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="dataset.columns.NAME=COLUMN, or the model.name of a plug-in; repeatable.",
+        ),
     ] = [],  # noqa: B006
     audio_encoder: Annotated[
         Path | None, typer.Option(help="The folder of the model's audio encoder, if it has none of its own to find.")
@@ -230,8 +237,10 @@ def predict_app(
 
     asked = Asked(model, table, audio, text, speaker, features, stream, root, split, output, params, overrides)
     asked.check()
+    from fusion.params import trust_model_named
     from fusion.prediction import Predictor  # behind the check, because torch takes seconds to import
 
+    trust_model_named(params, overrides)
     with Predictor.load(model, device, audio_encoder, text_encoder) as predictor:
         predict(asked, predictor)
 
@@ -247,10 +256,15 @@ def export_app(
     accept_edits: Annotated[
         bool, typer.Option("--accept-edits", help="Take files that were edited after training, such as label names.")
     ] = False,
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="model.name=NAME", help="Of a plug-in, which is then imported.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Make a folder to share of one trained model: weights, configuration, a card with its scores, ONNX."""
     from fusion.checkpoint import share_model
+    from fusion.params import trust_model_named
 
+    trust_model_named(None, overrides)
     loaded = share_model(model, output, results, onnx, accept_edits)
     extras = [*(["test scores"] if results else []), *(["ONNX"] if onnx else [])]
     name, seed = loaded.provenance.recipe.model.name, loaded.provenance.seed

@@ -7,17 +7,28 @@ Models and metrics, which load torch, are imported when a value is checked: shel
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
-from fusion.models import ConversationEncoding, Heads, SharedParams, Wanted
+from fusion.models import MODEL_PLUGINS, ConversationEncoding, Heads, SharedParams, Wanted
 from fusion.objective import Target
-from pipeline.settings import Precision, Section, SettingsError, check_section, read_section
+from pipeline.settings import (
+    DEFAULT_PARAMS,
+    PLACE,
+    Precision,
+    Section,
+    SettingsError,
+    check_plugin_name,
+    check_section,
+    installed_plugins,
+    read_section,
+)
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
@@ -33,8 +44,17 @@ LOSSES = {  # the keys of section `loss` that need a part of the model, by the a
 OF_LABELS = {"supervised", "label_aware", "label_smoothing", "class_weights"}  # of section `loss`: no use with scores
 
 
+OwnModel = Literal["hbaf", "hcam", "audio", "text", "concat", "crossmodal"]  # `fusion.models.registry` has the classes
+MODEL_NAMES: tuple[str, ...] = get_args(OwnModel)
+
+
+def _names_a_model(name: str) -> str:
+    return check_plugin_name(name, MODEL_PLUGINS, "the place of a model: my_package.module:Class", PLACE)
+
+
 class ModelParams(SharedParams):
-    """Section `model`: the keys that models share; and a group for each model that has keys besides, by its name.
+    """Section `model`: the keys that models share; and a group for each model that has keys besides, by its name; a dot
+    in the name of a plug-in is a level of groups, as in every key.
 
     The groups are read by the models alone: `own_params` makes of this section what the model named is built from.
     """
@@ -42,7 +62,8 @@ class ModelParams(SharedParams):
     model_config = ConfigDict(extra="allow")
 
     __pydantic_extra__: dict[str, Any]
-    name: Literal["hbaf", "hcam", "audio", "text", "concat", "crossmodal"] = "hbaf"
+    # also a plug-in: an entry point of the group `erc_fusion.models`, or my_package.module:Class
+    name: OwnModel | Annotated[str, AfterValidator(_names_a_model)] = "hbaf"
     modalities: Modalities = "both"  # given to the model; a withheld one is empty in every utterance
     audio_frames: int = Field(128, ge=1, le=100_000)  # longer utterances are average-pooled to it, nothing is cut
     heads: Heads = 4  # of each attention
@@ -57,7 +78,10 @@ class ModelParams(SharedParams):
     @property
     def group(self) -> dict[str, Any]:
         """What stands under the model's name."""
-        return self.__pydantic_extra__.get(self.name) or {}
+        found = self.__pydantic_extra__
+        for level in self.name.split("."):
+            found = found.get(level) or {}
+        return found
 
     @field_validator("modalities")
     @classmethod
@@ -78,25 +102,37 @@ class ModelParams(SharedParams):
     @model_validator(mode="after")
     def _knows_its_groups(self) -> "ModelParams":
         for key, value in self.__pydantic_extra__.items():
-            if key not in MODEL_NAMES:
+            if "." in key:
+                raise ValueError(f"'model.{key}': give each part between dots a line of its own, one inside the other")
+            if not any(map(_is_model, _groups(key, value))):
                 raise ValueError(_unknown(key))
             if not isinstance(value, dict | None):
                 raise ValueError(f"'model.{key}' is {value!r}: expected a group of keys and values")
         return self
 
 
-MODEL_NAMES: tuple[str, ...] = get_args(ModelParams.model_fields["name"].annotation)
+def _is_model(name: str) -> bool:
+    return bool(name in MODEL_NAMES or PLACE.fullmatch(name) or name in installed_plugins(MODEL_PLUGINS))
 
 
-def own_params(model: ModelParams, source: str, overrides: Sequence[str] = ()) -> SharedParams:
+def _groups(key: str, value: Any) -> Iterator[str]:
+    """`key` and all groups in it that may be a plug-in's, which has a colon in its name."""
+    yield key
+    if ":" not in key and isinstance(value, dict):
+        for inner, content in value.items():
+            yield from _groups(f"{key}.{inner}", content)
+
+
+def own_params(model: ModelParams, source: str, overrides: Sequence[str] = (), *, trusted: bool = True) -> SharedParams:
     """What the model named is built from: its group, and the shared keys that it takes.
 
     Raises:
-        SettingsError: a key or value of the group is not accepted; `source` and `overrides` as of `check_section`.
+        SettingsError: a key or value of the group is not accepted; `source` and `overrides` as of `check_section`; or
+            there is no such model, `trusted` as of `find_model`.
     """
-    from fusion.models import MODELS
+    from fusion.models import find_model
 
-    params, shared = MODELS[model.name].Params, ModelParams.model_fields
+    params, shared = find_model(model.name, trusted).Params, ModelParams.model_fields
     for key in model.group:
         if key in shared:
             raise SettingsError(f"{source}: 'model.{model.name}.{key}' is shared by all models; set 'model.{key}'")
@@ -107,23 +143,48 @@ def own_params(model: ModelParams, source: str, overrides: Sequence[str] = ()) -
 def check_model_named(name: str, keys: Iterable[str], source: str) -> None:
     """Raise SettingsError where one of `keys` (`section.key`) is in the group of another model than `name`."""
     for key in keys:
-        section, group, *inside = f"{key}.".split(".")
-        if section == "model" and inside and group in MODEL_NAMES and group != name:
+        group, inside = _group_of(key)
+        if group not in (None, name):
+            if inside and group in MODEL_NAMES:
+                _check_key(group, inside, source)
             raise SettingsError(
                 f"{source}: '{key}' is of model {group}, but model.name is {name}, which does not look at it; "
                 f"set model.name to {group}, or leave the key out"
             )
 
 
-def _unknown(key: str) -> str:
-    """What is wrong with a key of section `model` that is neither shared nor a model's name."""
+def _group_of(key: str) -> tuple[str | None, str]:
+    """The model whose group the dotted `key` is of, or in, and the rest of it; None where it is of no group."""
+    section, *levels = key.split(".")
+    if section == "model" and levels[0] not in ModelParams.model_fields:
+        for end in range(1, len(levels) + 1):
+            if _is_model(name := ".".join(levels[:end])):
+                return name, ".".join(levels[end:])
+    return None, ""
+
+
+def _own_keys() -> dict[str, set[str]]:
+    """The keys of each model's group."""
     from fusion.models import MODELS
 
-    groups = {name: {*one.Params.model_fields} - {*ModelParams.model_fields} for name, one in MODELS.items()}
+    return {name: {*one.Params.model_fields} - {*ModelParams.model_fields} for name, one in MODELS.items()}
+
+
+def _check_key(group: str, key: str, source: str) -> None:
+    """Raise SettingsError where the model called `group` has no such key."""
+    if key.partition(".")[0] not in _own_keys()[group]:
+        others = [f"'model.{name}.{key}'" for name, keys in _own_keys().items() if key in keys]
+        hint = f"; there is {' and '.join(others)}" if others else ""
+        raise SettingsError(f"{source}: unknown key 'model.{group}.{key}'{hint}")
+
+
+def _unknown(key: str) -> str:
+    """What is wrong with a key of section `model` that is neither shared nor a model's name."""
+    groups = _own_keys()
     moved = [f"'model.{name}.{key}'" for name, keys in groups.items() if key in keys]
     if moved:
         return f"'model.{key}' is now {' or '.join(moved)}"
-    known = [*ModelParams.model_fields, *MODELS, *(f"{name}.{one}" for name, keys in groups.items() for one in keys)]
+    known = [*ModelParams.model_fields, *groups, *(f"{name}.{one}" for name, keys in groups.items() for one in keys)]
     ends = {one.rpartition(".")[2]: one for one in reversed(known)}
     close = difflib.get_close_matches(key, ends, n=1)
     hint = f"did you mean 'model.{ends[close[0]]}'?" if close else f"known here: {', '.join(sorted(known))}"
@@ -247,6 +308,10 @@ class Recipe:
     loss: LossParams
     train: TrainParams
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without `own`, whose class another process would have to find before it knows where."""
+        return {name: value for name, value in vars(self).items() if name != "own"}
+
     @cached_property
     def own(self) -> SharedParams:
         """What the model is built from, an instance of its `Params`."""
@@ -269,8 +334,10 @@ class Recipe:
         name, shared, own = self.model.name, {*ModelParams.model_fields}, {*type(self.own).model_fields}
         model = self.model.model_dump(mode="json", include={*GENERAL, *(shared & own)})
         group = self.own.model_dump(mode="json", exclude=shared)
+        for level in reversed(name.split(".") if group else ()):
+            group = {level: group}
         return {
-            "model": model | ({name: group} if group else {}),
+            "model": model | group,
             "loss": self.loss.model_dump(mode="json", include=_own_losses(name, self.train.target)),
             "train": self.train.model_dump(mode="json", exclude={"seeds", "memory"}),
         }
@@ -294,6 +361,30 @@ def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def read_model_folder(path: Path | None, overrides: Sequence[str] = (), folder: Path | None = None) -> Path:
+    """`folder`, or that of the model which section `model` of the file at `path` names. If that is a plug-in, it is
+    imported: the user has named it, and from then on the folder may.
+
+    Raises:
+        SettingsError: as `read_section`, or as `find_model`.
+    """
+    name = read_section(path, "model", ModelParams, overrides).name
+    if name not in MODEL_NAMES:
+        from fusion.models import find_model
+
+        find_model(name)
+    return folder or Path("models") / name
+
+
+def trust_model_named(path: Path | None, overrides: Sequence[str] = ()) -> None:
+    """The same for a command that is given a folder, and to which params.yaml is of no other use."""
+    if path is None and DEFAULT_PARAMS.exists():
+        with suppress(SettingsError):  # it may be of another project
+            read_section(DEFAULT_PARAMS, "model", ModelParams)
+            path = DEFAULT_PARAMS
+    read_model_folder(path, overrides)
+
+
 def losses_of(target: Target) -> set[str]:
     """Keys of section `loss` that make a difference to the loss of `target`."""
     return {*LossParams.model_fields} - (OF_LABELS if target == "score" else set())
@@ -301,8 +392,8 @@ def losses_of(target: Target) -> set[str]:
 
 def _own_losses(name: str, target: Target) -> set[str]:
     """Keys of section `loss` that make a difference to the model called `name`."""
-    from fusion.models import MODELS
+    from fusion.models import find_model
 
     parts = {argument: keys for argument, keys in LOSSES.items() if not (target == "score" and argument in OF_LABELS)}
-    taken = {key for argument in MODELS[name].losses for key in parts.get(argument, ())}
+    taken = {key for argument in find_model(name).losses for key in parts.get(argument, ())}
     return losses_of(target) - ({key for keys in LOSSES.values() for key in keys} - taken)

@@ -1,14 +1,12 @@
 """What the pipeline owns of params.yaml: `dataset`, `audio`, `text`, `features`, `import`, and `evaluate.degrade`."""
 
 import codecs
-import re
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pipeline.settings import Precision, Section
+from pipeline.settings import MODULE, PLACE, Precision, Section, check_plugin_name
 
 Layers = Literal["last"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -28,17 +26,11 @@ UserPath = Annotated[str, AfterValidator(_expand_home)]
 OwnCorpus = Literal["demo", "table", "meld", "iemocap", "mosi"]  # `pipeline.datasets.registry` has the adapters
 CORPORA: tuple[str, ...] = get_args(OwnCorpus)
 CORPUS_PLUGINS = "erc_fusion.corpora"  # entry points of installed packages that bring an adapter
-ADAPTER_PLACE = re.compile(r"[^\W\d]\w*((\.[^\W\d]\w*)+(:[^\W\d]\w*)?|:[^\W\d]\w*)")  # package.module, module:function
 
 
 def _names_an_adapter(name: str) -> str:
-    """`name` if it is that of an installed plug-in or says where an adapter lies; nothing is imported for it."""
-    if not ADAPTER_PLACE.fullmatch(name):
-        installed = entry_points(group=CORPUS_PLUGINS).names
-        if name not in installed:
-            also = f"{', '.join(sorted(installed))} (installed) or " if installed else ""
-            raise ValueError(f"input should be {also}the place of an adapter: my_package.module or module:function")
-    return name
+    expected = "the place of an adapter: my_package.module or module:function"
+    return check_plugin_name(name, CORPUS_PLUGINS, expected, PLACE, MODULE)
 
 
 def _names_an_encoding(name: str) -> str:

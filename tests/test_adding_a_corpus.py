@@ -95,8 +95,8 @@ def test_an_installed_package_gives_its_corpus_a_name(folder: Path, monkeypatch:
     def installed(group: str) -> EntryPoints:
         return EntryPoints([EntryPoint("odd", "mine.odd:read", group)] if group == "erc_fusion.corpora" else [])
 
-    for user in ("pipeline.params", "pipeline.datasets.registry"):
-        monkeypatch.setattr(f"{user}.entry_points", installed)
+    monkeypatch.setattr("pipeline.settings.closure.entry_points", installed)
+    monkeypatch.syspath_prepend(folder)
     assert [turn.label for turn in read("odd").turns] == ["joy"]
     with pytest.raises(SettingsError, match=r"'mosi' or odd \(installed\) or the place of an adapter"):
         read("od")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -114,6 +115,22 @@ def test_an_item_that_kills_its_actors_is_given_up_and_the_others_are_done(conne
 def test_what_an_actor_cannot_make_is_told_with_its_node(connected: Cluster) -> None:
     with pytest.raises(ErcError, match=f"^node {os.uname().nodename}: no such folder$"):
         list(connected.work([0], make_nothing))
+
+
+@pytest.mark.soak
+def test_actors_find_a_model_that_plugs_in(
+    nodes: TwoNodes, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "adding-a-model.md").read_text(encoding="utf-8")
+    (tmp_path / "plugged.py").write_text(page.split("```python\n")[1].split("```")[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    features, small = read_features(project / "feats.h5"), ["model.dim=4", "model.heads=2", "train.epochs=2"]
+    variants = read_variants(None, ["model.name=plugged:Gated", *small])
+    train = partial(ablate, features, variants, EvaluateParams())
+    with connect(ClusterParams(engine="ray", address=nodes.address), "auto", threads=1) as cluster:
+        found = train(tmp_path / "ray", torch.device("cpu"), None, cluster)
+    assert_same(found, train(tmp_path / "here", torch.device("cpu"), 1))
 
 
 @pytest.mark.soak

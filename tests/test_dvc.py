@@ -247,6 +247,52 @@ def test_every_source_that_a_stage_names_exists() -> None:
                 assert (ROOT / dependency).exists(), dependency
 
 
+SPOKEN = """
+from collections import Counter
+from pathlib import Path
+
+from pipeline.datasets import Corpus, Turn, read_rows
+
+
+def read(params):
+    rows = [row.cells for row in read_rows(Path(params.root) / "utterances.csv", Counter())]
+    for row in rows:
+        row["order"] = int(row.pop("turn"))
+        del row["cue"]
+    return Corpus([Turn(**row) for row in rows])
+"""
+
+
+@pytest.mark.soak
+def test_a_model_and_a_corpus_of_ones_own_go_all_the_way(tmp_path: Path) -> None:
+    """Those of a folder outside of the package, with the lines in dvc.yaml that the pages ask for."""
+    (gated, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding-a-model.md").read_text(), flags=re.DOTALL)
+    with warm_scripts(tmp_path / "bin") as scripts:
+        project = Project(tmp_path / "project", scripts)
+        mine = project.folder / "mine"
+        mine.mkdir()
+        (mine / "gated.py").write_text(gated)
+        (mine / "spoken.py").write_text(SPOKEN)
+        stages = yaml.safe_load((project.folder / "dvc.yaml").read_text())
+        for stage, module in {"prepare": "spoken", "train": "gated", "evaluate": "gated", "report": "gated"}.items():
+            stages["stages"][stage]["deps"].append(f"mine/{module}.py")
+        (project.folder / "dvc.yaml").write_text(yaml.safe_dump(stages))
+        project.edit("dataset", name="mine.spoken:read")
+        project.edit("model", name="mine.gated:Gated", mine={"gated:Gated": {"gate": False}})
+        project.params["ablations"] = {
+            "gate": {"model.mine.gated:Gated.gate": True},
+            "concat": {"model.name": "concat"},
+        }
+        project.edit("train", seeds=[0])
+        assert sorted(project.repro()) == sorted(STAGES)
+        assert project.repro() == []
+        project.run("fusion-ablate", "--features", "data/feats.h5")
+        said = project.run("fusion-predict", "--model", "models/mine.gated:Gated", "--text", "We lost.")
+        assert json.loads(said)["label"]
+        (mine / "gated.py").write_text(gated + "# edited\n")
+        assert project.would_run() == {"train", "evaluate", "report"}
+
+
 @pytest.mark.soak
 def test_fine_tuning_feeds_its_own_modality_and_while_off_nothing(project: Project) -> None:
     """The last test of the project: it leaves edits behind."""

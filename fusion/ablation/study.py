@@ -38,6 +38,7 @@ from fusion.ablation.single_run import (
 from fusion.ablation.variants import Variant
 from fusion.data import Split
 from fusion.errors import TrainingError
+from fusion.models import model_source
 from fusion.objective import Task, find_task
 from fusion.params import EvaluateParams
 from fusion.runtime import (
@@ -79,7 +80,8 @@ def train_on_cluster(
     """
     shared = cluster.put({frames: _convert(one, Tensor, Tensor.numpy) for frames, one in splits.held.here.items()})
     place = Place(cluster.device, cluster.share.gpus, cluster.share.threads, memory)
-    work = cluster.work(runs, _make_trainer, shared, classes, place)
+    sources = {run.recipe.model.name: model_source(run.recipe.model.name) for run in runs}
+    work = cluster.work(runs, _make_trainer, shared, classes, place, sources)
     for run, result in work:
         match result:
             case Result():
@@ -92,8 +94,13 @@ def train_on_cluster(
                 yield failure
 
 
-def _make_trainer(shared: Mapping[int, Any], classes: int, place: Place) -> Callable[[Run], Result | str]:
-    """In an actor: what trains a run, or says why it failed."""
+def _make_trainer(
+    shared: Mapping[int, Any], classes: int, place: Place, sources: Mapping[str, str | None]
+) -> Callable[[Run], Result | str]:
+    """In an actor: what trains a run, or says why it failed; `sources` is what `model_source` says of each model."""
+    for name, source in sources.items():
+        if model_source(name) != source:
+            raise ClusterError(f"the code of model {name} is another here: put the same on every node")
     torch.set_num_threads(place.threads)
     importlib.import_module("torch._dynamo")  # every optimizer needs it: seconds, once and in no run's time
     with warnings.catch_warnings():

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fusion.checkpoint.provenance import CONFIDENCE, RESAMPLES, Provenance
 from fusion.errors import ResultError
-from fusion.models import MODELS
+from fusion.models import find_model
 from fusion.objective import METRICS, Calibration, Interval
 from fusion.tables import bounds, mean_std, rounded
 from pipeline.store import Identity
@@ -173,7 +173,7 @@ def _method(name: str) -> Method:
     """Of a model without an entry here, such as a user's own, what its class says of itself."""
     if name in METHODS:
         return METHODS[name]
-    own = MODELS[name]
+    own = find_model(name)
     summary = (inspect.getdoc(own) or f"{own.__name__}.").split("\n\n")[0]
     return Method(name, " ".join(summary.split()), own.__name__, UNNAMED, module=own.__module__)
 

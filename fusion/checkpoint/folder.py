@@ -11,6 +11,7 @@ README.md           model card, which may be edited
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from torch import nn
 from fusion.checkpoint.card import model_card
 from fusion.checkpoint.provenance import VERSION, Provenance, provenance_from_json
 from fusion.errors import ModelError, OutputError
-from fusion.models import MODELS, Sizes, build_model
+from fusion.models import Sizes, build_model, find_model, model_source
 from fusion.objective import Epoch, find_task, history_from_json, history_to_json
 from fusion.runtime import check_model_folder, publish, write_file, writing
 from pipeline.settings import SettingsError
@@ -36,6 +37,8 @@ DAMAGE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, Arit
 HASHES = "hashes.json"
 HASHED = ("model.safetensors", "config.json", "history.json")
 FILES = (*HASHED, HASHES, "README.md")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +120,8 @@ def read_provenance(folder: Path, edited: bool = False) -> Provenance:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         content = config[EXTRA]
-        name = content["model"]
-        if name in MODELS and "sizes" in config:
+        _check_model(content["model"], path)
+        if "sizes" in config:
             return provenance_from_json(content, path)
     except OSError as error:
         raise _unread(path, error) from error
@@ -127,9 +130,15 @@ def read_provenance(folder: Path, edited: bool = False) -> Provenance:
         raise ModelError(f"{path}: damaged, or not of erc-fusion ({reason}); train it again") from error
     except SettingsError as error:
         raise ModelError(f"{error} (the model is of version {content.get('version')}, this is {VERSION})") from error
-    if name in MODELS:
-        raise ModelError(f"{path}: of an earlier version, whose models took other arguments; train it again")
-    raise ModelError(f"{path}: unknown model '{name}'; this version ({VERSION}) knows {', '.join(MODELS)}")
+    raise ModelError(f"{path}: of an earlier version, whose models took other arguments; train it again")
+
+
+def _check_model(name: str, path: Path) -> None:
+    """Raise ModelError where there is no such model, or it is a plug-in that nobody here has named."""
+    try:
+        find_model(name, trusted=False)
+    except SettingsError as error:
+        raise ModelError(f"{path}: {error} (this is erc-fusion {VERSION})") from error
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu", edited: bool = False) -> LoadedModel:
@@ -139,6 +148,12 @@ def load_model(folder: Path, device: torch.device | str = "cpu", edited: bool = 
         ModelError: the folder is missing, incomplete or damaged, or holds a model that this version does not know.
     """
     provenance = read_provenance(folder, edited)
+    if provenance.source != model_source(provenance.recipe.model.name):
+        log.warning(
+            "%s: the code of its model, %s, is not what it was trained with, so its answers may differ; train it again",
+            folder,
+            provenance.recipe.model.name,
+        )
     try:
         # not the mixin's `from_pretrained`: that one prints, and takes an unknown argument or weight for nothing
         arguments = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -148,7 +163,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu", edited: bool = 
         if sizes.classes != outputs:
             raise ValueError(f"classes is {sizes.classes}, but there are {outputs}")
         expected_arguments = {"params": recipe.own.model_dump(mode="json"), "sizes": asdict(sizes)}
-        if MODELS[recipe.model.name].losses:
+        if find_model(recipe.model.name).losses:
             expected_arguments["wanted"] = asdict(recipe.wanted)
         if arguments != expected_arguments:
             raise ValueError("the constructor's arguments are not those of the training")

@@ -80,6 +80,7 @@ class Provenance:
     intervals: Mapping[str, Mapping[str, Interval]] = field(
         default_factory=dict
     )  # of `validation`, see fusion.checkpoint.provenance
+    source: str | None = None  # hash of the files of a model that plugs in
     version: str = VERSION
 
     @property
@@ -107,6 +108,7 @@ class Provenance:
                 head: {metric: asdict(interval) for metric, interval in own.items()}
                 for head, own in self.intervals.items()
             },
+            "source": self.source,
             "version": self.version,
         }
 
@@ -115,7 +117,8 @@ def provenance_from_json(content: Mapping[str, Any], path: Path) -> Provenance:
     """The inverse of `Provenance.to_json`; `path` leads the messages.
 
     Raises:
-        SettingsError: this version does not know or accept a parameter.
+        SettingsError: this version does not know or accept a parameter, or the model is a plug-in that nobody here has
+            named.
         KeyError, TypeError, AttributeError, ValueError: `content` is something else.
     """
     _check(content)
@@ -126,7 +129,7 @@ def provenance_from_json(content: Mapping[str, Any], path: Path) -> Provenance:
         check_section(params["loss"], "loss", LossParams, str(path)),
         check_section(train, "train", TrainParams, str(path)),
     )
-    own_params(recipe.model, str(path))
+    own_params(recipe.model, str(path), trusted=False)
     return Provenance(
         recipe=recipe,
         seed=content["seed"],
@@ -144,6 +147,7 @@ def provenance_from_json(content: Mapping[str, Any], path: Path) -> Provenance:
             head: {metric: Interval(**interval) for metric, interval in own.items()}
             for head, own in content["intervals"].items()
         },
+        source=content.get("source"),
         version=content["version"],
     )
 

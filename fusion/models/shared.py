@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from pipeline.settings import Section
 
+MODEL_PLUGINS = "erc_fusion.models"  # entry points of installed packages that bring a model
 Heads = Annotated[int, Field(ge=1, le=64)]
 ConversationEncoding = Literal["gru", "none"]
 

@@ -19,6 +19,7 @@ import torch
 from fusion.checkpoint import VERSION, Provenance, count_split, read_provenance, save_model, score_intervals
 from fusion.data import Split, hold, load_split, report_columns
 from fusion.errors import ModelError, OutputError
+from fusion.models import model_source
 from fusion.objective import find_task
 from fusion.params import Recipe
 from fusion.runtime import (
@@ -103,7 +104,8 @@ def training_headline(trained: Sequence[Provenance]) -> str:
 def fingerprint(features: Features, recipe: Recipe, seed: int, device: torch.device) -> str:
     """Hash (hex) of everything that decides the weights of a model, but the processor and its threads."""
     code = closure_digest(*CODE)
-    parts = [features.digest, recipe.digest, seed, device.type, torch.__version__, VERSION, code]
+    source = model_source(recipe.model.name)
+    parts = [features.digest, recipe.digest, seed, device.type, torch.__version__, VERSION, code, source]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -133,6 +135,7 @@ def _train_seed(
             corpus=features.corpus,
             data={split.name: count_split(split, task, features.label_names) for split in splits},
             intervals=score_intervals(task, splits[1], result.answers),
+            source=model_source(recipe.model.name),
         )
         save_model(folder, result.model, found, result.history)
     state.delete()

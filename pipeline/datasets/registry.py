@@ -1,17 +1,12 @@
 """The corpora, by the names that params.yaml uses, and adapters of others that plug in (docs/adding-a-corpus.md)."""
 
-import sys
 from collections.abc import Callable
-from importlib import import_module
-from importlib.metadata import entry_points
-from pathlib import Path
-from types import FunctionType
 
 from pipeline.datasets import iemocap, meld, mosi, table
 from pipeline.datasets.corpus import Corpus, check_target
 from pipeline.errors import DataError
 from pipeline.params import CORPUS_PLUGINS, DatasetParams
-from pipeline.settings import SettingsError
+from pipeline.settings import load_plugin
 
 Adapter = Callable[[DatasetParams], Corpus]
 
@@ -52,26 +47,5 @@ def find_adapter(name: str) -> Adapter:
     """
     if name in ADAPTERS:
         return ADAPTERS[name]
-    installed = {plugin.name: plugin.value for plugin in entry_points(group=CORPUS_PLUGINS)}
-    module, _, function = installed.get(name, name).partition(":")
-    function, folder = function or "read", str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        found = import_module(module)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there, and lacks something itself
-        raise SettingsError(
-            f"dataset.name '{name}': there is no module '{error.name}' in {folder}, and none is installed; go to the "
-            "folder that holds it, or install it"
-        ) from None
-    adapter: Adapter | None = getattr(found, function, None)
-    if not callable(adapter):
-        functions = [value for value in vars(found).values() if isinstance(value, FunctionType)]
-        own = [value.__name__ for value in functions if value.__module__ == module and value.__name__[0] != "_"]
-        raise SettingsError(
-            f"dataset.name '{name}': {found.__file__ or module} has no function '{function}'; it has "
-            f"{', '.join(own) or 'none'}. Name another one with {module}:<function>"
-        )
+    adapter: Adapter = load_plugin("dataset.name", name, CORPUS_PLUGINS, "function", callable, default="read")
     return adapter

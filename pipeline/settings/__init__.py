@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.errors import ErcError
-    from pipeline.settings.closure import closure_digest
+    from pipeline.settings.closure import (
+        MODULE,
+        PLACE,
+        check_plugin_name,
+        closure_digest,
+        installed_plugins,
+        is_trusted,
+        load_plugin,
+        plugin_digest,
+    )
     from pipeline.settings.cluster import Cluster, ClusterError, ClusterParams, connect
     from pipeline.settings.command import (
         DEFAULT_PARAMS,

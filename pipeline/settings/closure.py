@@ -7,14 +7,26 @@ Annotations count: what is called on an argument is of its class. Those in quote
 
 DVC's stages depend on the closure of what they run (`scripts/stage_dependencies.py`), and fingerprints of finished work
 hash it.
+
+And code of a user's own: models and corpora that plug in by `my_package.module:name`, or by the plain name that an
+installed package gives one as an entry point. Whoever names a place in params.yaml or on the command line wants it
+imported. A name that stands in a file of somebody else's is not followed, unless an installed package offers it or the
+module has been imported already.
 """
 
 import ast
 import hashlib
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
+
+from pipeline.settings.sections import SettingsError
 
 PACKAGES = ("pipeline", "fusion")
 ROOT = Path(__file__).parents[2]  # both lie beside each other
@@ -139,3 +151,110 @@ def _imports(node: ast.AST, module: str) -> dict[str, tuple[str, str | None]]:
 
 def _names(node: ast.AST) -> set[str]:
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+
+
+_NAME = r"[^\W\d]\w*"
+PLACE = re.compile(rf"{_NAME}(\.{_NAME})*:{_NAME}")  # module:name, package.module:name
+MODULE = re.compile(rf"{_NAME}(\.{_NAME})+")  # package.module
+
+
+def installed_plugins(group: str) -> dict[str, str]:
+    """The places that installed packages offer as entry points of `group`, by name."""
+    return {plugin.name: plugin.value for plugin in entry_points(group=group)}
+
+
+def check_plugin_name(name: str, group: str, kind: str, *places: re.Pattern[str]) -> str:
+    """`name` if it is that of an installed plug-in or has the form of one of `places`; nothing is imported for it.
+
+    Raises:
+        ValueError: it is neither; `kind` says what is expected there.
+    """
+    if not any(place.fullmatch(name) for place in places):
+        installed = installed_plugins(group)
+        if name not in installed:
+            also = f"{', '.join(sorted(installed))} (installed) or " if installed else ""
+            raise ValueError(f"input should be {also}{kind}")
+    return name
+
+
+def is_trusted(name: str, group: str) -> bool:
+    """Whether an installed package offers the plug-in called `name`, or its module has been imported already."""
+    installed = installed_plugins(group)
+    return name in {*installed, *installed.values()} or name.partition(":")[0] in sys.modules
+
+
+def load_plugin(key: str, name: str, group: str, noun: str, fits: Callable[[Any], bool], default: str = "") -> Any:
+    """What lies where the plug-in `name` says. Its module is also found in the current folder, as `python -m` would.
+
+    Args:
+        key: of params.yaml, for messages.
+        noun: what is looked for: a function, a class.
+        fits: whether something is what is looked for.
+        default: the name in the module where `name` has none.
+
+    Raises:
+        SettingsError: there is no such module, or nothing in it that fits. An error inside the module is its own.
+    """
+    installed = installed_plugins(group)
+    module, _, wanted = installed.get(name, name).partition(":")
+    wanted, folder = wanted or default, str(Path.cwd())
+    if name not in {*installed, *installed.values()} and folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and lacks something itself
+        raise SettingsError(
+            f"{key} '{name}': there is no module '{error.name}' in {folder}, and none is installed; go to the "
+            "folder that holds it, or install it"
+        ) from None
+    value = getattr(found, wanted, None)
+    if not fits(value):
+        own = [name for name, one in vars(found).items() if name[0] != "_" and _is_own(one, module) and fits(one)]
+        raise SettingsError(
+            f"{key} '{name}': {found.__file__ or module} has no {noun} '{wanted}'; it has "
+            f"{', '.join(own) or 'none'}. Name another one with {module}:<{noun}>"
+        )
+    return value
+
+
+def _is_own(value: Any, module: str) -> bool:
+    return getattr(value, "__module__", None) == module
+
+
+def plugin_digest(module: str) -> str:
+    """Hash (hex) of the source files of an imported plug-in: its whole package, or its file; and, unless it is
+    installed, those of what it imports from beside it.
+    """
+    digest = hashlib.sha256()
+    for name, path in _plugin_sources(module).items():
+        digest.update(f"{name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _plugin_sources(module: str) -> Mapping[str, Path]:
+    """By their path from the folder that is on the search path."""
+    top = module.partition(".")[0]
+    file = Path(str(sys.modules[module].__file__)).absolute()
+    folder = file.parents[module.count(".") + (file.name == "__init__.py")]
+    installed = "site-packages" in folder.parts
+    found: dict[str, Path] = {}
+    waiting = [top]
+    while waiting:
+        name = waiting.pop()
+        place = folder / name
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
+            if path.is_file() and path.relative_to(folder).as_posix() not in found:
+                found[path.relative_to(folder).as_posix()] = path
+                waiting += [] if installed else _imported(path)
+    return dict(sorted(found.items()))
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Packages and modules that a file imports from the search path, but those of this project."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [str(node.module)]
+        yield from {name.partition(".")[0] for name in names} - {*PACKAGES}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
-from fusion.models import MODELS, Sizes, Wanted, build_model
+from fusion.models import Sizes, Wanted, build_model, find_model
 from fusion.objective import LossTerms, fusion_loss, head_masks
 from fusion.objective.losses import FUSED, absolute_error, cross_entropy
 
@@ -24,7 +24,7 @@ def make(name: str, **arguments: Any) -> Any:
     """The model called `name`, small, always with the same weights, in evaluation mode."""
     torch.manual_seed(0)
     small = {
-        key: value for key, value in {"dim": DIM, "heads": HEADS}.items() if key in MODELS[name].Params.model_fields
+        key: value for key, value in {"dim": DIM, "heads": HEADS}.items() if key in find_model(name).Params.model_fields
     }
     model = build(name, **(small | arguments)).eval()
     for (
@@ -42,7 +42,7 @@ def build(name: str, **arguments: Any) -> Any:
     own = {key: value for key, value in arguments.items() if key not in sizes | wanted}
     return build_model(
         name,
-        MODELS[name].Params.model_validate_json(json.dumps(own)),
+        find_model(name).Params.model_validate_json(json.dumps(own)),
         Sizes(**SIZES | {key: value for key, value in arguments.items() if key in sizes}),
         Wanted(**{key: value for key, value in arguments.items() if key in wanted}),
     )

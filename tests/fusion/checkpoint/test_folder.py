@@ -133,7 +133,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "not ours": (lambda config: config.pop("erc"), "damaged, or not of erc-fusion"),
     "unknown model": (
         lambda config: config["erc"].update(model="hcam2"),
-        r"config\.json: unknown model 'hcam2'; this version \(0.* knows hbaf",
+        r"config\.json: model\.name is 'hcam2': expected one of hbaf.*did you mean 'hcam'\? \(this is erc-fusion 0",
     ),
     "unknown parameter": (lambda config: config["erc"]["params"]["model"].update(new=1), r"unknown key 'model\.new'"),
     "no seed": (lambda config: config["erc"].pop("seed"), "damaged, or not of erc-fusion"),

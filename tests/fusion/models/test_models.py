@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fusion.batch import Batch
 from fusion.layers import primitives
-from fusion.models import MODELS, SharedParams, Sizes, Stage, build_model
+from fusion.models import MODELS, SharedParams, Sizes, Stage, build_model, find_model
 from pipeline.settings import SettingsError
 from tests.fusion.batches import (
     assert_same,
@@ -288,8 +288,8 @@ def test_a_saved_model_gives_identical_answers(name: str, setting: dict[str, Any
 def test_config_json_holds_every_argument_and_nothing_else(name: str, tmp_path: Path) -> None:
     make(name, dropout=0.5).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert set(config) == {"params", "sizes", *(("wanted",) if MODELS[name].losses else ())}
-    assert set(config["params"]) == set(MODELS[name].Params.model_fields)
+    assert set(config) == {"params", "sizes", *(("wanted",) if find_model(name).losses else ())}
+    assert set(config["params"]) == set(find_model(name).Params.model_fields)
     assert (config["params"]["dropout"], config["sizes"]["audio_layers"]) == (0.5, 1)
 
 
