@@ -150,6 +150,7 @@ class Batch:
         labels: (utterances,) int64, -1 = unlabelled
         scores: (utterances,) float32, nan = none
         turns: of as many utterances
+        linear: (utterances, outputs), what a linear model makes of their features; None where nobody asked it
     """
 
     groups: Sequence[Group]
@@ -157,6 +158,7 @@ class Batch:
     labels: Tensor
     scores: Tensor
     turns: Turns
+    linear: Tensor | None = None
 
     @classmethod
     def padded(
@@ -246,7 +248,8 @@ class Batch:
             for group in self.groups
         ]
         rest = {name: getattr(self, name).to(device) for name in ("order", "labels", "scores", "turns")}
-        return Batch(groups, **rest)
+        linear = None if self.linear is None else self.linear.to(device)
+        return Batch(groups, **rest, linear=linear)
 
     def _gather(self, rows: Sequence[Tensor]) -> Tensor:
         """Rows (n, ...) of each group -> (utterances, ...)."""

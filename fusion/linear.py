@@ -26,6 +26,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from fusion.data import Chosen, Ragged, Split
+from fusion.layers import STATISTICS, LinearWeights
 from fusion.objective import METRICS, Task, find_task
 from fusion.params import Recipe
 
@@ -35,6 +36,7 @@ LIKELIHOOD = 0.1  # its weight in the choice, beside a metric
 ITERATIONS = 100  # of a fit, which goes on from the one before: far from what any corpus needed
 TOLERANCE = 1e-3  # of the gradient
 GATHERED = 16_384  # rows of frames or tokens at a time
+UNSEEN = -10.0  # the logit of a label that train lacks
 CONSTANT = 1e-6  # of the largest number in a column: one that varies less is constant but for rounding
 
 
@@ -107,6 +109,11 @@ class _Columns:
             for name in variant.modalities
         }
 
+    @property
+    def neighbours(self) -> int:
+        """On how many sides it looks at the next turn."""
+        return (1 + self.both_sides) * self.variant.neighbours
+
     def of(self, pooled: Pooled) -> np.ndarray:
         """(utterances, columns) float32, 0 where there is nothing."""
         blocks = []
@@ -178,6 +185,22 @@ class Fitted:
     def answer(self, pooled: Pooled, task: Task) -> np.ndarray:
         """Of every utterance, as `answers`."""
         return _answer(self.model, self.columns.of(pooled), task)
+
+    def weights(self, task: Task) -> LinearWeights:
+        """The same model on features as they are stored: what a fusion model takes along beside its deep path."""
+        bias, rows = _coefficients(self.model, task)  # (outputs,), (outputs, columns)
+        taken, centres, weights = 0, {}, {}
+        for name, scales in self.columns.scales.items():
+            means, deviations = scales
+            blocks = [means, deviations, *[means, means][: self.columns.neighbours]]
+            centres[name] = np.zeros((len(STATISTICS), len(means.kept)), np.float32)
+            weights[name] = np.zeros((len(STATISTICS), len(bias), len(means.kept)), np.float32)
+            for statistic, scale in enumerate(blocks):
+                width = len(scale.mean)
+                centres[name][statistic, scale.kept] = scale.mean
+                weights[name][statistic][:, scale.kept] = rows[:, taken : taken + width] / scale.spread
+                taken += width
+        return LinearWeights(bias.astype(np.float32), centres, weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,6 +310,21 @@ def _make_model(truth: np.ndarray, task: Task, balanced: bool) -> Any:
         return DummyClassifier(strategy="prior")
     weights = "balanced" if balanced else None
     return LogisticRegression(tol=TOLERANCE, max_iter=ITERATIONS, warm_start=True, class_weight=weights)
+
+
+def _coefficients(model: Any, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Bias (outputs,) and weights (outputs, columns); of a label that train lacks the bias is low, `UNSEEN`."""
+    if task.target == "score":
+        return np.atleast_1d(model.intercept_), np.atleast_2d(model.coef_)
+    bias = np.full(task.outputs, UNSEEN)
+    if not hasattr(model, "coef_"):  # train has one label
+        bias[model.classes_] = 0
+        return bias, np.zeros((task.outputs, 1))
+    rows = np.zeros((task.outputs, model.coef_.shape[1]))
+    single = len(model.classes_) == 2  # scikit-learn then has one row, for the second of them
+    rows[model.classes_] = np.concatenate([-model.coef_, model.coef_]) / 2 if single else model.coef_
+    bias[model.classes_] = np.concatenate([-model.intercept_, model.intercept_]) / 2 if single else model.intercept_
+    return bias, rows
 
 
 def _answer(model: Any, columns: np.ndarray, task: Task) -> np.ndarray:

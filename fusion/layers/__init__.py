@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     )
     from fusion.layers.ensemble import Ensemble
     from fusion.layers.pooling import AttentionPooling, MeanPooling
+    from fusion.layers.linear_path import STATISTICS, LinearPath, LinearWeights, path_weights
     from fusion.layers.primitives import (
         Constant,
         Embedding,

@@ -6,31 +6,39 @@ stage's branches, and each branch keeps those of its own best epoch on validatio
 
 With `model.standardise` every model looks at standardised features (`fusion.layers.Standardise`). A model that is
 trained in one piece does not see to that itself: its `forward` is given a batch that is standardised.
+
+With `model.linear_path` a linear model stands beside it (`fusion.layers.LinearPath`), which is fitted after training:
+what it makes of the features as they are stored is added to the fused logits that `forward` returns.
 """
 
 import copy
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from fusion.batch import Batch
-from fusion.layers import Standardise
+from fusion.batch import Batch, Output
+from fusion.layers import LinearPath, Standardise
 from fusion.models.shared import SharedParams, Sizes
 
 
-class _StandardisesFirst(type):
-    """Gives a model, once it is built, the attribute `standardise`, which its batches pass before `forward`.
+class _Completed(type):
+    """Gives a model, once it is built, the attributes `linear_path` and `standardise`, around its `forward`.
 
-    Not so where a part does it already, as in a model that is trained in stages.
+    Not the latter where a part does it already, as in a model that is trained in stages.
     """
 
     def __call__(cls, params: SharedParams, sizes: Sizes, *wanted: Any, **named: Any) -> Any:
         model: Any = super().__call__(params, sizes, *wanted, **named)
+        if params.linear_path:  # before what standardises: it looks at the features as they are stored
+            stored = (sizes.audio_dim, sizes.audio_layers), (sizes.text_dim, sizes.text_layers)
+            model.linear_path = LinearPath(*stored, sizes.classes, cls.inputs)  # type: ignore[attr-defined]
+            model.register_forward_pre_hook(_ask_linear_path)
+            model.register_forward_hook(_join_linear_path)
         if params.standardise and not any(isinstance(part, Standardise) for part in model.modules()):
             model.standardise = standardise_of(sizes, cls.inputs)  # type: ignore[attr-defined]
             model.register_forward_pre_hook(_standardise_first)
@@ -47,7 +55,17 @@ def _standardise_first(model: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
     return model.standardise(batch), *others
 
 
-class HubModel(PyTorchModelHubMixin, metaclass=_StandardisesFirst):
+def _ask_linear_path(model: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    batch, *others = given
+    return given if model.training else (replace(batch, linear=model.linear_path(batch)), *others)
+
+
+def _join_linear_path(model: Any, given: tuple[Any, ...], output: Output) -> Output:
+    linear = given[0].linear
+    return output if linear is None else model.linear_path.join(output, linear)
+
+
+class HubModel(PyTorchModelHubMixin, metaclass=_Completed):
     """huggingface_hub's mixin, which by itself ignores a weight that is missing or too many.
 
     Nor does it save a model whose GRUs are on a GPU: cuDNN lays their weights into one storage, which safetensors takes

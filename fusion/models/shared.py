@@ -22,6 +22,7 @@ class SharedParams(Section):
     dropout: float = Field(0.3, ge=0, lt=1)  # share of activations
     direction: Literal["past", "both"] = "both"  # past: no turn sees a later one
     standardise: bool = True  # columns of the features, by mean and deviation over the train split
+    linear_path: bool = True  # a linear model beside the deep one, weighted on validation
 
     @model_validator(mode="after")
     def _divides(self) -> "SharedParams":

@@ -5,20 +5,23 @@ validation split and cannot see another one. Its numbers depend on the splits, t
 torch's version: an interrupted run ends with the bits of an undisturbed one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from fusion.batch import Batch
 from fusion.data import Split
 from fusion.errors import TrainingError
-from fusion.inference import fit_ensembles, predict_heads, score_heads
-from fusion.layers import Standardise
+from fusion.inference import CONVERSATIONS, fit_ensembles, predict_heads, score_heads
+from fusion.layers import LinearPath, Standardise, path_weights
+from fusion.linear import LinearReference, fit_linear
 from fusion.models import Sizes, build_model
-from fusion.objective import Calibration, Epoch, find_task, history_from_json
+from fusion.objective import Calibration, Epoch, Task, find_task, history_from_json
 from fusion.params import Recipe
 from fusion.runtime import place, reproducible
 from fusion.training.resume import StateFile
@@ -65,14 +68,22 @@ def standardise_inputs(model: nn.Module, train: Split) -> nn.Module:
 
 
 def fit(
-    train: Split, validation: Split, recipe: Recipe, seed: int, *, classes: int, state: StateFile | None = None
-) -> Fit:
+    train: Split,
+    validation: Split,
+    recipe: Recipe,
+    seed: int,
+    *,
+    classes: int,
+    state: StateFile | None = None,
+    linear: LinearReference | None = None,
+) -> Fit:  # seven: what is learned from, how, and what several seeds share
     """Train `recipe` on `train` from `seed`, select on `validation`.
 
     Args:
         train, validation: on the device that trains.
         classes: labels are 0 .. classes - 1; for scores it does not matter.
         state: where to keep the state after every epoch, and to go on from if it is there.
+        linear: what `fit_linear` makes of these splits and this recipe, if it is known already.
 
     Raises:
         SettingsError: the model does not accept its parameters.
@@ -93,6 +104,9 @@ def fit(
         raise TrainingError(f"seed {seed}, {error}") from None
     model, task = training.model, training.task
     fit_ensembles(model, validation, task)
+    if isinstance(path := getattr(model, "linear_path", None), LinearPath):
+        linear = linear or fit_linear(train, validation, recipe, classes)
+        _fit_linear_path(path, linear, model, validation, task)
     answers = predict_heads(model, validation, task)
     return Fit(
         model=model,
@@ -106,6 +120,24 @@ def fit(
         calibration=task.calibration(task.truth(validation).numpy(), answers["fused"]),
         answers=answers,
     )
+
+
+def _fit_linear_path(
+    path: LinearPath, reference: LinearReference, model: nn.Module, validation: Split, task: Task
+) -> None:
+    """Put the linear reference beside the trained model, both with the weights that suit `validation` best."""
+    truth = task.truth(validation)
+    counted = task.counted(truth)
+    deep = _outputs(lambda batch: model(batch).logits, validation)[counted]
+    path.fit(reference.chosen.weights(task))
+    linear = _outputs(path, validation)[counted]
+    path.weigh(*path_weights(deep, linear, truth[counted].numpy(), task.target == "score"))
+
+
+def _outputs(model: Callable[[Batch], Tensor], split: Split) -> np.ndarray:
+    """(utterances, outputs) float64."""
+    with reproducible(0, split.device), torch.no_grad():
+        return torch.cat([model(batch) for batch in split.batches(CONVERSATIONS)]).double().cpu().numpy()
 
 
 def _train(training: Training, name: str, file: StateFile | None) -> None:

@@ -62,7 +62,7 @@ def test_a_folder_says_where_its_model_comes_from(trained: Path, features: Featu
     assert (provenance.audio, provenance.text) == (AUDIO, TEXT)
     assert provenance.features == features.digest
     assert provenance.selected == {"fusion.fused": 1}
-    assert provenance.validation["fused"] == loaded.history[0].scores
+    assert provenance.validation["audio"] == loaded.history[0].heads["audio"]  # heads without a linear path
     assert set(provenance.validation) == {"fused", "audio", "text"}
 
 

@@ -1,0 +1,144 @@
+"""A linear model beside a deep one: what a model answers is never far from what a linear model makes of the features.
+
+    logits = deep * logits + linear(features)
+
+The linear model (`fusion.linear`) and the weight of each of the two are fitted after training, the latter on
+validation. Both are buffers of the model: they lie beside the weights in model.safetensors and in an exported graph.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy  # see `fusion.objective.statistics`
+import torch
+from torch import Tensor, nn
+
+from fusion.batch import Batch, Group, Output
+
+STATISTICS = ("mean", "deviation", "mean of the turn before", "mean of the turn after")  # of an utterance's rows
+DOUBT = 3.0  # how many utterances of validation it takes to move both weights from one half by a factor of e
+
+
+@dataclass(frozen=True, eq=False)
+class LinearWeights:
+    """A linear model of the raw features.
+
+    Shape:
+        bias: (outputs,)
+        centres: by modality, (statistics, dim), what `STATISTICS` are on average
+        weights: by modality, (statistics, outputs, dim), zero where the model does not look
+    """
+
+    bias: np.ndarray
+    centres: Mapping[str, np.ndarray]
+    weights: Mapping[str, np.ndarray]
+
+
+class LinearModality(nn.Module):
+    """The part of one modality: weights * (statistics of the utterance's rows - centres), 0 where it has none.
+
+    Shape:
+        returns: (utterances, outputs)
+    """
+
+    centres: Tensor
+    weights: Tensor
+
+    def __init__(self, name: str, dim: int, layers: int, outputs: int) -> None:
+        super().__init__()
+        self.name = name
+        self.stored = (layers, dim)
+        self.register_buffer("centres", torch.zeros(len(STATISTICS), dim))
+        self.register_buffer("weights", torch.zeros(len(STATISTICS), outputs, dim))
+
+    def forward(self, batch: Batch) -> Tensor:
+        own, deviation, before, after = batch.each(self._group)  # (utterances, outputs)
+        earlier, later = batch.turns.to_grid(before), batch.turns.to_grid(after)  # (conversations, turns, outputs)
+        none = torch.zeros_like(earlier[:, :1])
+        beside = torch.cat([none, earlier], dim=1)[:, :-1] + torch.cat([later, none], dim=1)[:, 1:]
+        return own + deviation + batch.turns.to_flat(beside)
+
+    def _group(self, group: Group) -> tuple[Tensor, ...]:
+        x, mask = group.modality(self.name)
+        x = x.detach().reshape(*x.shape[:2], *self.stored).mean(dim=2)  # (utterances, positions, dim)
+        real, count = mask[:, :, None], mask.sum(dim=1, keepdim=True)
+        mean = (x * real).sum(dim=1) / count.clamp_min(1)  # (utterances, dim)
+        deviation = (((x - mean[:, None]) ** 2 * real).sum(dim=1) / count.clamp_min(1)).sqrt()
+        found = torch.stack([mean, deviation, mean, mean]) - self.centres[:, None]
+        return tuple(torch.bmm(found * (count > 0), self.weights.transpose(1, 2)))
+
+
+class LinearPath(nn.Module):
+    """The linear model, and the weight of the deep one. Until `fit`, answers are those of the deep model alone.
+
+    Args:
+        audio, text: (dim, layers) as stored.
+        outputs: of each head.
+        modalities: those that the model looks at.
+    """
+
+    deep: Tensor
+    bias: Tensor
+
+    def __init__(
+        self, audio: tuple[int, int], text: tuple[int, int], outputs: int, modalities: Collection[str]
+    ) -> None:
+        super().__init__()
+        sizes = {"audio": audio, "text": text}
+        self.register_buffer("deep", torch.ones(()))
+        self.register_buffer("bias", torch.zeros(outputs))
+        self.parts = nn.ModuleDict({name: LinearModality(name, *sizes[name], outputs) for name in modalities})
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(utterances, outputs) of the linear model."""
+        found = [part(batch) for part in self.parts.values()]
+        return self.bias + torch.stack(found).sum(dim=0)
+
+    def join(self, output: Output, linear: Tensor) -> Output:
+        """The same output with the fused logits of both."""
+        return replace(output, logits=self.deep * output.logits + linear)
+
+    @torch.no_grad()
+    def fit(self, linear: LinearWeights) -> None:
+        """Become `linear`, with as much weight as the deep model."""
+        self.bias.copy_(torch.from_numpy(linear.bias))
+        for name, part in self.parts.items():
+            assert isinstance(part, LinearModality)
+            part.centres.zero_()
+            part.weights.zero_()
+            if name in linear.weights:
+                part.centres.copy_(torch.from_numpy(linear.centres[name]))
+                part.weights.copy_(torch.from_numpy(linear.weights[name]))
+
+    @torch.no_grad()
+    def weigh(self, deep: float, linear: float) -> None:
+        """Give both models their weights."""
+        self.deep.fill_(deep)
+        self.bias.mul_(linear)
+        for part in self.parts.values():
+            assert isinstance(part, LinearModality)
+            part.weights.mul_(linear)
+
+
+def path_weights(deep: np.ndarray, linear: np.ndarray, truth: np.ndarray, scores: bool) -> tuple[float, float]:
+    """The weights of the deep and of the linear model under which `truth` is most likely.
+
+    Errors of scores count as normal. Few utterances say little: both weights start from one half, and `DOUBT` holds
+    them there.
+
+    Shape:
+        deep, linear: (utterances, outputs)
+        truth: (utterances,), labels or scores, none missing
+    """
+
+    def unlikely(logarithms: np.ndarray) -> float:
+        mixed = np.exp(logarithms[0]) * deep + np.exp(logarithms[1]) * linear
+        if scores:
+            error = len(truth) / 2 * np.log(np.mean((mixed[:, 0] - truth) ** 2) + 1e-12)
+        else:
+            error = -scipy.special.log_softmax(mixed, axis=1)[np.arange(len(truth)), truth].sum()
+        return float(error + DOUBT * np.square(logarithms - np.log(0.5)).sum())
+
+    found = scipy.optimize.minimize(unlikely, np.full(2, np.log(0.5)), method="Nelder-Mead")
+    return float(np.exp(found.x[0])), float(np.exp(found.x[1]))

@@ -1,0 +1,75 @@
+"""The linear model beside the deep one: the linear reference itself, weighted on validation."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fusion.data import Split, load_split
+from fusion.inference import predict
+from fusion.layers import LinearPath, path_weights
+from fusion.linear import fit_linear
+from fusion.models import MODELS
+from fusion.objective import find_task
+from fusion.params import Recipe
+from fusion.training import fit
+from tests.fusion.made import Made, make_features, tiny_recipe
+
+MADE = Made(conversations=(12, 6, 6), frames=(0, 9), layers=(1, 2))
+
+
+def splits_of(made: Made, recipe: Recipe) -> list[Split]:
+    given: dict[str, Any] = {"audio_frames": 8, "target": recipe.train.target, "modalities": recipe.model.modalities}
+    return [load_split(make_features(made), name, **given) for name in ("train", "validation", "test")]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("target", ["label", "score"])
+def test_the_linear_path_says_what_the_linear_reference_says(name: str, target: str) -> None:
+    recipe = tiny_recipe({"name": name, "direction": "past"}, epochs=1, target=target)
+    train, validation, test = splits_of(replace(MADE, scored=target == "score"), recipe)
+    reference, task = fit_linear(train, validation, recipe, 3), find_task(recipe.train.target, 3)
+    model = fit(train, validation, recipe, 0, classes=3).model
+    path = model.linear_path
+    assert isinstance(path, LinearPath)
+    assert float(path.deep) > 0
+    for one in reference.fitted:  # of audio, text and both; with and without neighbours
+        path.fit(one.weights(task))
+        path.deep.zero_()
+        expected = reference.answer_all(test)[one.variant.name]
+        np.testing.assert_allclose(predict(model, test, task), expected, atol=1e-5)
+
+
+def test_without_a_linear_path_the_deep_model_speaks_alone_and_heads_never_notice() -> None:
+    alone, beside = (
+        tiny_recipe({"linear_path": wanted, "modalities": "audio"}, epochs=1) for wanted in (False, True)
+    )
+    splits = splits_of(MADE, alone)
+    deep, both = (fit(*splits[:2], recipe, 0, classes=3) for recipe in (alone, beside))
+    assert not hasattr(deep.model, "linear_path")
+    assert np.array_equal(deep.answers["audio"], both.answers["audio"])
+    assert not np.array_equal(deep.answers["fused"], both.answers["fused"])
+    assert deep.history == both.history
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_the_weights_follow_the_better_model_as_far_as_the_utterances_say_so(scores: bool) -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.normal(size=4000) if scores else generator.integers(3, size=4000)
+    good = truth[:, None] + generator.normal(size=(4000, 1)) if scores else 2 * np.eye(3)[truth]
+    good = good + generator.normal(size=good.shape) / 2
+    bad = generator.normal(size=good.shape)
+    many, few = path_weights(bad, good, truth, scores), path_weights(bad[:4], good[:4], truth[:4], scores)
+    assert many[1] > 10 * many[0]
+    assert path_weights(good, bad, truth, scores)[0] == pytest.approx(many[1], rel=1e-2)
+    assert 0.25 < few[0] < 1
+    assert 0.25 < few[1] < 1
+
+
+def test_a_path_that_is_not_fitted_changes_nothing() -> None:
+    (split, *_) = splits_of(MADE, tiny_recipe())
+    batch = next(split.batches(4))
+    path = LinearPath((split.audio.dim, 1), (split.text.dim, 2), 3, ("audio", "text"))
+    assert torch.equal(path(batch), torch.zeros(len(batch.labels), 3))
