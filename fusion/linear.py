@@ -35,7 +35,7 @@ PATIENCE = 3  # strengths in a row that are not better than the best one so far,
 LIKELIHOOD = 0.1  # its weight in the choice, beside a metric
 ITERATIONS = 100  # of a fit, which goes on from the one before: far from what any corpus needed
 TOLERANCE = 1e-3  # of the gradient
-GATHERED = 16_384  # rows of frames or tokens at a time
+GATHERED = 1024  # rows of frames or tokens, as stored, at a time
 UNSEEN = -10.0  # the logit of a label that train lacks
 CONSTANT = 1e-6  # of the largest number in a column: one that varies less is constant but for rounding
 
@@ -82,7 +82,7 @@ def _moments(rows: Ragged) -> tuple[np.ndarray, np.ndarray]:
     found = torch.zeros(2, len(rows.lengths), rows.dim)
     order = rows.lengths.argsort(stable=True)
     order = order[rows.lengths[order] > 0]
-    for piece in _pieces(order, rows.lengths):
+    for piece in _pieces(order, rows.stored):
         lengths = rows.lengths[piece].to(rows.device)[:, None, None]
         values, mask = rows.gather(Chosen(piece, piece.to(rows.device)), int(lengths.max()))
         values = values.mean(2) if values.dim() == 4 else values

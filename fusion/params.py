@@ -65,7 +65,7 @@ class ModelParams(SharedParams):
     # also a plug-in: an entry point of the group `erc_fusion.models`, or my_package.module:Class
     name: OwnModel | Annotated[str, AfterValidator(_names_a_model)] = "hbaf"
     modalities: Modalities = "both"  # given to the model; a withheld one is empty in every utterance
-    audio_frames: int = Field(128, ge=1, le=100_000)  # longer utterances are average-pooled to it, nothing is cut
+    audio_frames: int = Field(64, ge=1, le=100_000)  # longer utterances are average-pooled to it, nothing is cut
     heads: Heads = 4  # of each attention
     conversation_encoder: ConversationEncoding = "gru"  # none: utterances by themselves
 
@@ -214,13 +214,20 @@ class TrainParams(Section):
 
     target: Target = "label"  # what models learn to predict of an utterance, of the columns of the feature file
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)] = (0, 1, 2)  # one model each
-    epochs: int = Field(60, ge=1, le=100_000)  # at most
-    patience: int = Field(15, ge=1)  # epochs without a better validation score before stopping
+    epochs: int = Field(200, ge=1, le=100_000)  # at most
+    patience: int = Field(5, ge=1)  # epochs without a better validation score before stopping
+    patience_updates: int = Field(
+        150, ge=0
+    )  # of the weights, which these epochs must have as well: some have only three
     metric: str = Field(None, validate_default=True)  # on validation; the best epoch's weights are kept
     conversations: int = Field(16, ge=1, le=100_000)  # a batch, on average; see `fusion.data.batches.draw_batches`
-    optimizer: Literal["adam", "adamw"] = "adam"  # adam: weight decay as L2 penalty; adamw: decoupled from the step
-    learning_rate: float = Field(1e-3, gt=0, le=10)
-    weight_decay: float = Field(1e-4, ge=0, le=10)
+    optimizer: Literal["adam", "adamw"] = "adamw"  # adam: weight decay as L2 penalty; adamw: decoupled from the step
+    learning_rate: float = Field(2e-3, gt=0, le=10)  # after the warm-up
+    warmup_updates: int = Field(50, ge=0, le=1_000_000)  # in which the rate rises to that, of each stage
+    weight_decay: float = Field(1e-2, ge=0, le=10)
+    average: Fraction = (
+        0.98  # share of the old in the running mean of the weights, which is validated and kept; 0: none
+    )
     gradient_clip: float = Field(1.0, gt=0)  # largest norm of all gradients together
     precision: Precision = "float32"  # bfloat16: of matrix products and attention while it learns
     # GB for features; more stay in the file, with the same results. auto: half of what is free on the training device

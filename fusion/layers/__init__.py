@@ -14,8 +14,8 @@ if TYPE_CHECKING:
         turn_keys,
     )
     from fusion.layers.ensemble import Ensemble
-    from fusion.layers.pooling import AttentionPooling, MeanPooling
     from fusion.layers.linear_path import STATISTICS, LinearPath, LinearWeights, path_weights
+    from fusion.layers.pooling import AttentionPooling, MeanPooling
     from fusion.layers.primitives import (
         Constant,
         Embedding,

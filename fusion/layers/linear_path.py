@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fusion.batch import Batch, Group, Output
 
 STATISTICS = ("mean", "deviation", "mean of the turn before", "mean of the turn after")  # of an utterance's rows
-DOUBT = 3.0  # how many utterances of validation it takes to move both weights from one half by a factor of e
+DOUBT = 10.0  # in utterances: how many speak for moving both weights from one half by a factor of e
 
 
 @dataclass(frozen=True, eq=False)

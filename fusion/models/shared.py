@@ -19,7 +19,7 @@ class SharedParams(Section):
     """What every model takes. A model's own params class adds its keys, and of the other shared ones those it takes."""
 
     dim: int = Field(64, ge=2, le=4096)  # width of every layer; a multiple of `heads`, even for direction both
-    dropout: float = Field(0.3, ge=0, lt=1)  # share of activations
+    dropout: float = Field(0.5, ge=0, lt=1)  # share of activations
     direction: Literal["past", "both"] = "both"  # past: no turn sees a later one
     standardise: bool = True  # columns of the features, by mean and deviation over the train split
     linear_path: bool = True  # a linear model beside the deep one, weighted on validation

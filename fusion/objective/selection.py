@@ -6,6 +6,8 @@ from typing import Any
 
 from fusion.objective.metrics import METRICS
 
+LOSS_SHARE = 0.1  # of a head's validation loss, in the choice of its best epoch
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -17,6 +19,7 @@ class Epoch:
     scores: Mapping[str, float]  # of the fused head on validation, by metric
     stage: str = "fusion"
     heads: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # the same of the other heads
+    updates: int = 0  # of the weights, since the stage began
 
     def score(self, head: str, metric: str) -> float:
         """The validation score of one head."""
@@ -24,10 +27,13 @@ class Epoch:
 
 
 def best_epoch(history: Sequence[Epoch], metric: str, head: str = "fused", stage: str | None = None) -> Epoch:
-    """The epoch (of `stage`, if given) with the best validation `metric` of `head`; the first of equals."""
+    """The epoch (of `stage`, if given) with the best validation `metric` of `head`; the first of equals.
+
+    A tenth of the head's validation loss counts against it (`LOSS_SHARE`): a metric of few utterances wavers.
+    """
     epochs = [epoch for epoch in history if stage in (None, epoch.stage)]
-    best = min if METRICS[metric].lower_is_better else max
-    return best(epochs, key=lambda epoch: epoch.score(head, metric))
+    sign = -1 if METRICS[metric].lower_is_better else 1
+    return max(epochs, key=lambda epoch: sign * epoch.score(head, metric) - LOSS_SHARE * epoch.validation.get(head, 0))
 
 
 def history_to_json(history: Sequence[Epoch]) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ class State:
     stage: str  # which one is under way
     best: dict[str, dict[str, Tensor]]  # weights of the best epoch so far of each of its branches
     optimizer: dict[str, Any]
+    average: list[Tensor]  # running means of its weights, empty where there are none
     random: dict[str, Tensor]  # states of the random generators by name
     history: list[dict[str, Any]]
 

@@ -19,6 +19,7 @@ import torch
 from fusion.checkpoint import VERSION, Provenance, count_split, read_provenance, save_model, score_intervals
 from fusion.data import Split, hold, load_split, report_columns
 from fusion.errors import ModelError, OutputError
+from fusion.linear import LinearReference, fit_linear
 from fusion.models import model_source
 from fusion.objective import find_task
 from fusion.params import Recipe
@@ -66,7 +67,11 @@ def train_seeds(
     jobs = count_jobs(jobs, device)
     with single_thread(jobs) as threads:
         held = _load(features, recipe, device)
-        train = partial(_train_seed, features=features, held=held, recipe=recipe, work=work, device=device)
+        beside = recipe.model.linear_path  # the same for all seeds
+        linear = fit_linear(*held.here, recipe, len(features.label_names)) if beside else None
+        train = partial(
+            _train_seed, features=features, held=held, recipe=recipe, work=work, device=device, linear=linear
+        )
         with side_by_side(recipe.train.seeds, train, jobs, threads) as finished:
             found = {one.seed: one for one in finished}
     _publish(work, output, keep={f"seed-{seed}" for seed in recipe.train.seeds})
@@ -110,7 +115,13 @@ def fingerprint(features: Features, recipe: Recipe, seed: int, device: torch.dev
 
 
 def _train_seed(
-    seed: int, features: Features, held: Held[tuple[Split, Split]], recipe: Recipe, work: Path, device: torch.device
+    seed: int,
+    features: Features,
+    held: Held[tuple[Split, Split]],
+    recipe: Recipe,
+    work: Path,
+    device: torch.device,
+    linear: LinearReference | None,
 ) -> Provenance:
     folder = work / f"seed-{seed}"
     state = StateFile(work / f"seed-{seed}.state", fingerprint(features, recipe, seed, device))
@@ -118,7 +129,7 @@ def _train_seed(
     if found is None:
         classes = len(features.label_names)
         result = within_memory(
-            lambda: fit(*held.here, recipe, seed, classes=classes, state=state), held, f"seed {seed}"
+            lambda: fit(*held.here, recipe, seed, classes=classes, state=state, linear=linear), held, f"seed {seed}"
         )
         task, splits = find_task(recipe.train.target, classes), held.here
         found = Provenance(

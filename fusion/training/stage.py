@@ -4,7 +4,8 @@ Which epoch is the best is `best_epoch` of `fusion.objective.selection`, and not
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -32,6 +33,8 @@ from fusion.training.precision import check_precision
 from fusion.training.resume import State
 
 HEAD_LOSS = {"class_weights", "label_smoothing"}  # keys of section `loss` that change what a head's loss is
+
+EARLY = 9  # updates after which a running mean keeps half of what it was
 
 
 class Criterion:
@@ -66,6 +69,40 @@ class LossMeans:
         """By name, `total` and the terms; the only wait for the device in an epoch."""
         means = torch.stack(self.sums).sum(0) / torch.stack(self.counts).sum()
         return dict(zip(self.names, means.tolist(), strict=True))
+
+
+class RunningMean:
+    """Exponential means of weights over updates: as good as a rate that decays, whenever learning ends.
+
+    The first ones are averaged over less, so that the random weights of the beginning are soon forgotten.
+
+    Args:
+        weights: that learn.
+        keep: share of the mean before; 0: the mean is the weights themselves.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter], keep: float) -> None:
+        self.weights, self.keep = weights, keep
+        self.means = [weight.detach().clone() for weight in weights] if keep else []
+
+    @torch.no_grad()
+    def update(self, updates: int) -> None:
+        """Count the weights as they are after so many updates."""
+        if self.keep:
+            keep = min(self.keep, updates / (updates + EARLY))
+            torch._foreach_lerp_(self.means, list(self.weights), 1 - keep)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The means are the weights while the context is open."""
+        if not self.keep:
+            yield
+            return
+        learning = [weight.detach().clone() for weight in self.weights]
+        with torch.no_grad():
+            torch._foreach_copy_(list(self.weights), self.means)
+            yield
+            torch._foreach_copy_(list(self.weights), learning)
 
 
 class Training:
@@ -104,6 +141,8 @@ class StageRun:
             check_precision(stage.module, self.validation)
         self.weights = [weight for branch in stage.branches.values() for weight in branch.parameters()]
         self.optimizer = _optimizer(self.weights, self.params)
+        self.average = RunningMean(self.weights, self.params.average)
+        self.updates = 0
         self.best: dict[str, dict[str, Tensor]] = {}  # weights by branch
 
     @property
@@ -116,18 +155,21 @@ class StageRun:
         """Whether no branch has become better for long enough, or all epochs are over."""
         if not self.epochs:
             return False
-        newest = max(epoch.number for epoch in self.training.best_epochs(self.stage).values())
-        waited = self.training.history[-1].number - newest
-        return len(self.epochs) >= self.params.epochs or waited >= self.params.patience
+        best = max(self.training.best_epochs(self.stage).values(), key=lambda epoch: epoch.number)
+        epochs = self.training.history[-1].number - best.number
+        enough = self.updates - best.updates >= self.params.patience_updates
+        return len(self.epochs) >= self.params.epochs or (epochs >= self.params.patience and enough)
 
     def advance(self) -> Epoch:
         """One epoch of learning and its validation; branches that it makes better than ever keep their weights."""
-        epoch = self._validate(self._learn())
-        self.training.history.append(epoch)
-        for branch, best in self.training.best_epochs(self.stage).items():
-            if best is epoch:
-                weights = self.stage.branches[branch].state_dict()
-                self.best[branch] = {name: weight.detach().clone() for name, weight in weights.items()}
+        losses = self._learn()
+        with self.average.in_place():
+            epoch = self._validate(losses)
+            self.training.history.append(epoch)
+            for branch, best in self.training.best_epochs(self.stage).items():
+                if best is epoch:
+                    weights = self.stage.branches[branch].state_dict()
+                    self.best[branch] = {name: weight.detach().clone() for name, weight in weights.items()}
         return epoch
 
     def select(self) -> None:
@@ -142,7 +184,11 @@ class StageRun:
         self.optimizer.zero_grad()
         losses.total.backward()
         nn.utils.clip_grad_norm_(self.weights, self.params.gradient_clip)
+        self.updates += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.params.learning_rate * min(1.0, self.updates / max(1, self.params.warmup_updates))
         self.optimizer.step()
+        self.average.update(self.updates)
         return losses
 
     def ask(self, batch: Batch) -> Output:
@@ -170,7 +216,7 @@ class StageRun:
         scores = score_heads(task, self.validation, answers)
         fused = scores.pop("fused")
         number = len(self.training.history) + 1
-        return Epoch(number, train_losses, self._finite(means), fused, self.stage.name, scores)
+        return Epoch(number, train_losses, self._finite(means), fused, self.stage.name, scores, self.updates)
 
     def _count(self, batch: Batch) -> Tensor:
         task = self.training.task
@@ -196,6 +242,7 @@ class StageRun:
             stage=self.stage.name,
             best=self.best,
             optimizer=self.optimizer.state_dict(),
+            average=self.average.means,
             random=random,
             history=history_to_json(self.training.history),
         )
@@ -204,6 +251,8 @@ class StageRun:
         """Go on from `state`, which is of this stage; the model and the history are as in it."""
         device = self.train.device
         self.optimizer.load_state_dict(state.optimizer)
+        self.updates = self.epochs[-1].updates
+        self.average.means = [mean.to(device) for mean in state.average]
         self.best = {
             branch: {name: weight.to(device) for name, weight in weights.items()}
             for branch, weights in state.best.items()

@@ -47,6 +47,7 @@ def tiny_recipe(
     """A recipe that trains in a second; keywords are keys of section `train`, `model` has the model's own keys too."""
     small: dict[str, Any] = {"dim": 8, "heads": 2, "dropout": 0.1, "audio_frames": 8}
     short: dict[str, Any] = {"seeds": (0,), "epochs": 3, "conversations": 4, "learning_rate": 1e-2}
+    short |= {"warmup_updates": 0, "patience_updates": 0, "average": 0}  # a few updates are all there are
     return Recipe(model_params(**small | dict(model)), LossParams(**loss), TrainParams(**short | train))
 
 

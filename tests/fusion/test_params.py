@@ -22,6 +22,7 @@ from fusion.params import (
 from pipeline.settings import Section, SettingsError, check_section
 from tests.fusion.made import tiny_recipe
 
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelParams,
     "loss": LossParams,
@@ -66,6 +67,13 @@ def test_a_value_out_of_range_is_refused_by_its_key(name: str, content: dict[str
 @pytest.mark.parametrize("name", SECTIONS)
 def test_an_absent_section_means_its_defaults(name: str, tmp_path: Path) -> None:
     assert check_section({}, name, SECTIONS[name], "params.yaml") == SECTIONS[name]()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_params_yaml_and_the_code_have_one_set_of_defaults(name: str) -> None:
+    shipped, built_in = (read_recipe(path, [f"model.name={name}"]) for path in (PARAMS, None))
+    assert shipped.to_json() == built_in.to_json()
+    assert shipped.train.seeds == built_in.train.seeds
 
 
 def test_every_model_is_in_the_section() -> None:

@@ -43,9 +43,7 @@ def test_the_linear_path_says_what_the_linear_reference_says(name: str, target: 
 
 
 def test_without_a_linear_path_the_deep_model_speaks_alone_and_heads_never_notice() -> None:
-    alone, beside = (
-        tiny_recipe({"linear_path": wanted, "modalities": "audio"}, epochs=1) for wanted in (False, True)
-    )
+    alone, beside = (tiny_recipe({"linear_path": wanted, "modalities": "audio"}, epochs=1) for wanted in (False, True))
     splits = splits_of(MADE, alone)
     deep, both = (fit(*splits[:2], recipe, 0, classes=3) for recipe in (alone, beside))
     assert not hasattr(deep.model, "linear_path")
@@ -62,7 +60,7 @@ def test_the_weights_follow_the_better_model_as_far_as_the_utterances_say_so(sco
     good = good + generator.normal(size=good.shape) / 2
     bad = generator.normal(size=good.shape)
     many, few = path_weights(bad, good, truth, scores), path_weights(bad[:4], good[:4], truth[:4], scores)
-    assert many[1] > 10 * many[0]
+    assert many[1] > 5 * many[0]
     assert path_weights(good, bad, truth, scores)[0] == pytest.approx(many[1], rel=1e-2)
     assert 0.25 < few[0] < 1
     assert 0.25 < few[1] < 1

@@ -75,6 +75,33 @@ def test_every_branch_has_the_weights_of_its_own_best_epoch() -> None:
         assert_same_weights(weights_of(run.stage.branches[branch]), kept[number][branch])
 
 
+def test_the_rate_rises_to_its_height_and_stays_there() -> None:
+    _, run = next(stage_runs(tiny_recipe(warmup_updates=4, learning_rate=0.1)))
+    rates = []
+    for batch in [*run.train.batches(4)] * 3:
+        run.step(batch)
+        rates.append(run.optimizer.param_groups[0]["lr"])
+    assert rates[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+    assert set(rates[3:]) == {0.1}
+
+
+def test_what_is_validated_and_kept_is_the_running_mean_of_the_weights() -> None:
+    _, run = next(stage_runs(tiny_recipe(average=0.6, epochs=1, conversations=2)))
+    mean = [weight.detach().clone() for weight in run.weights]
+    for updates, batch in enumerate(run.train.batches(2), start=1):
+        run.step(batch)
+        keep = min(0.6, updates / (updates + 9))
+        mean = [keep * old + (1 - keep) * new.detach() for old, new in zip(mean, run.weights, strict=True)]
+    learning = [weight.detach().clone() for weight in run.weights]
+    with run.average.in_place():
+        torch.testing.assert_close([weight.detach() for weight in run.weights], mean)
+    assert all(torch.equal(before, after) for before, after in zip(learning, run.weights, strict=True))
+    run.advance()
+    run.select()
+    kept = [weight.detach() for weight in run.weights]
+    torch.testing.assert_close(kept, run.average.means)
+
+
 def test_the_history_numbers_epochs_through_all_stages() -> None:
     result = train(FEATURES, tiny_recipe(model={"name": "hcam"}, epochs=2))
     assert [epoch.number for epoch in result.history] == [1, 2, 3, 4, 5, 6]
@@ -86,7 +113,7 @@ def test_the_history_numbers_epochs_through_all_stages() -> None:
 
 
 def test_every_stage_is_scored_on_validation() -> None:
-    result = train(FEATURES, tiny_recipe(model={"name": "hcam"}, epochs=2))
+    result = train(FEATURES, tiny_recipe(model={"name": "hcam", "linear_path": False}, epochs=2))
     by_number = {epoch.number: epoch for epoch in result.history}
     for selected, number in result.selected.items():
         stage, head = selected.split(".")
