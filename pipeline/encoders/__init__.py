@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from pipeline.settings import door
 
 if TYPE_CHECKING:
+    from pipeline.encoders.architectures import REFUSED, SPEECH, TEXT, Architecture, ready_for_a_text
     from pipeline.encoders.batching import Rows, batches_under_budget, cut, shuffled_batches
     from pipeline.encoders.exact import Convolutions, make_exact, padded, prepared, restore_names, widen_narrow_groups
     from pipeline.encoders.front_end import Prepared
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
         Source,
         choose_device,
         find_model,
+        load_config,
         load_pretrained,
         read_note,
         weights_hash,
@@ -21,11 +23,9 @@ if TYPE_CHECKING:
     from pipeline.encoders.named import NamedSpeech, NamedText, load_speech, load_text
     from pipeline.encoders.precision import Probe, reduce_precision
     from pipeline.encoders.speech import (
-        FAMILY,
         LOG_MEL,
         PROBE_FRAMES,
         SpeechEncoder,
-        load_config,
         load_speech_encoder,
         noise_and_tones,
         preprocessing,

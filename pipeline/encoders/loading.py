@@ -7,10 +7,13 @@ fine-tuning off, its command must cost nothing.
 
 import hashlib
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.encoders.architectures import Architecture, Modality, check_supported
 from pipeline.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -40,12 +43,8 @@ def read_note(folder: Path) -> str | None:
     return note if note.startswith(OFF) else None
 
 
-# Heads of pretraining and fine-tuning, and parts that only training uses: their weights may be in the checkpoint and
-# not in the encoder, or the other way round. Any other difference means that an encoder would be partly random.
-HEADS = ("cls.", "lm_head.", "classifier.", "projector.", "predictions.", "discriminator_predictions.", "qa_outputs.")
-PRETRAINING = ("quantizer.", "project_q.", "project_hid.", "final_proj.", "mask_predictions.", "vocab_", "label_embs")
-UNUSED_HERE = ("pooler.", "masked_spec_embed", "adapter.")
-FRESH = (*HEADS, *UNUSED_HERE)  # what a model that is about to be fine-tuned may begin with random weights
+UNUSED = ("pooler.", "masked_spec_embed", "adapter.")  # of a base model: for training, and for tasks that are not ours
+BUFFERS = (".position_ids", ".token_type_ids", ".inv_freq", ".num_batches_tracked")  # that older checkpoints hold
 
 
 @dataclass(frozen=True)
@@ -101,13 +100,46 @@ def _commit(name: str, revision: str | None) -> str:
     return commit or revision or "main"
 
 
-def load_pretrained(loader: Any, source: Source, *, trainable: bool = False, **options: Any) -> Any:
-    """`loader.from_pretrained(source)`, safely, and refusing a checkpoint that does not fit the model.
+@dataclass(frozen=True)
+class Supported:
+    """A model that can be loaded."""
 
-    A model that is to be trained may begin with a head of random weights; one that is not has none.
+    config: Any
+    architecture: Architecture
+
+
+def load_config(source: Source, modality: Modality, who: str, others: str = "") -> Supported:
+    """The model's configuration, without its weights, and what is known of its architecture.
 
     Raises:
-        EncoderError: files are missing or damaged, or weight names are missing, unexpected or of another shape.
+        EncoderError: it cannot be read, or `who` is of an architecture that is not supported.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    place = {"revision": source.revision, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source.location, **place)
+    except Exception as error:  # whatever a damaged file makes the library raise
+        with suppress(OSError, ValueError):  # it may be of an architecture that the library does not know
+            content, _ = PretrainedConfig.get_config_dict(source.location, **place)
+            if isinstance(content.get("model_type"), str):
+                check_supported(modality, content["model_type"], who, others)
+        reason = " ".join(str(error).split())[:300]
+        raise EncoderError(f"encoder {source.location}: its config.json cannot be read: {reason}") from None
+    return Supported(config, check_supported(modality, config.model_type, who, others))
+
+
+def load_pretrained(
+    loader: Any, source: Source, *, trainable: bool = False, cut: Callable[[Any], None] | None = None, **options: Any
+) -> Any:
+    """`loader.from_pretrained(source)`, safely, and refusing a checkpoint that does not fit the model.
+
+    What matters are the weights of the encoder that are left by `cut`: whether one is missing or of another shape.
+    Weights of heads may be in the checkpoint and not in the model; a model that is to be trained may begin with a head
+    of random weights.
+
+    Raises:
+        EncoderError: files are missing or damaged, or weights of the encoder are missing, unknown or of another shape.
     """
     import transformers
     from transformers.utils import logging
@@ -129,25 +161,28 @@ def load_pretrained(loader: Any, source: Source, *, trainable: bool = False, **o
         raise EncoderError(f"encoder {source.location} cannot be loaded: {type(error).__name__}: {reason}") from None
     finally:
         transformers.logging.set_verbosity(verbosity)
-    prefix = f"{model.base_model_prefix}."
-    fresh = FRESH if trainable else UNUSED_HERE
-    _refuse_misfits(source, {kind: [_bare(key, prefix) for key in report[kind]] for kind in report}, fresh)
+    if cut:
+        cut(model)
+    _refuse_misfits(source, model, report)
     return model.train(trainable).requires_grad_(trainable)
 
 
-def _bare(key: Any, prefix: str) -> str:
-    name = str(key[0] if isinstance(key, tuple | list) else key)  # mismatched keys come with their shapes
-    return name.removeprefix(prefix)
+def _refuse_misfits(source: Source, model: Any, report: dict[str, Any]) -> None:
+    encoder, prefix = model.base_model, f"{model.base_model_prefix}."
+    parts, weights = dict(encoder.named_children()), encoder.state_dict().keys()
+    with_head = type(encoder).__name__ not in (encoder.config.architectures or [type(encoder).__name__])
 
+    def of_encoder(kind: str, name: str) -> bool:
+        bare = name.removeprefix(prefix)
+        if bare.startswith(UNUSED) or bare.endswith(BUFFERS):
+            return False
+        if kind == "unexpected_keys":  # named as in the checkpoint, where weights of a head have no prefix
+            return bare.partition(".")[0] in parts and (not with_head or bare != name)
+        return bare in weights and (encoder is model or bare != name)
 
-def _refuse_misfits(source: Source, report: dict[str, list[str]], fresh: tuple[str, ...]) -> None:
-    tolerated = {
-        "missing_keys": fresh,
-        "unexpected_keys": (*HEADS, *PRETRAINING, *UNUSED_HERE),
-        "mismatched_keys": HEADS if fresh == FRESH else (),
-    }
-    for kind, prefixes in tolerated.items():
-        wrong = sorted(key for key in report.get(kind, []) if not key.startswith(prefixes))
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = (str(key[0] if isinstance(key, tuple | list) else key) for key in report.get(kind, ()))
+        wrong = sorted(name.removeprefix(prefix) for name in names if of_encoder(kind, name))
         if wrong:
             raise EncoderError(
                 f"encoder {source.location}: {len(wrong)} weights are {kind.removesuffix('_keys')}, such as "

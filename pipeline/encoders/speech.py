@@ -1,4 +1,4 @@
-"""Speech encoders: the wav2vec2 family (wav2vec2, HuBERT, WavLM, data2vec-audio), and log-mel frames as a reference.
+"""Speech encoders: the wav2vec2 family (wav2vec2, HuBERT, WavLM, UniSpeech, data2vec-audio), and log-mel, a reference.
 
 A clip's features do not depend on the clips that share its batch; `pipeline.encoders.exact` says how.
 
@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from pipeline.encoders.batching import Rows, windows
 from pipeline.encoders.exact import Convolutions, Padding, prepared, zero_before_positions
 from pipeline.encoders.front_end import FrontEnd, Prepared
-from pipeline.encoders.loading import Source, choose_device, find_model, load_pretrained, resolve_layers, weights_hash
+from pipeline.encoders.loading import (
+    Source,
+    choose_device,
+    find_model,
+    load_config,
+    load_pretrained,
+    resolve_layers,
+    weights_hash,
+)
 from pipeline.encoders.precision import Probe, cast_products, ready_for_inference, reduce_precision
 from pipeline.encoders.tiny import TINY_SPEECH
 from pipeline.encoders.transfer import fetched, fitting, upload
@@ -27,7 +35,6 @@ from pipeline.settings import full_float32
 from pipeline.store import Dtype, Identity
 
 VERSION = 3  # raise it when a change alters the features
-FAMILY = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 LOG_MEL = "log-mel"
 PIECE_FRAMES = 100  # of a clip on a processor: what the convolutions work on stays in its cache
 TOGETHER_SECONDS = 64  # of audio that a GPU's convolutions work on at once, padding included: about 1.3 GB for base
@@ -97,7 +104,6 @@ class HiddenStates:
         self,
         model: Any,
         layers: list[int],
-        final_norm: nn.Module,
         normalise: bool,
         sample_rate: int,
         device: str,
@@ -109,8 +115,11 @@ class HiddenStates:
         self._window = int(params.window_seconds * sample_rate) // self.hop
         self._overlap = int(params.overlap_seconds * sample_rate) // self.hop
         self.device = torch.device(device)
-        self._layers, self._final_norm = layers, final_norm
+        self._layers = layers
         self._norm_first = getattr(model.config, "do_stable_layer_norm", False)
+        # the norm behind the last layer of models with norms in front ("stable") is part of their last state alone
+        final = self._norm_first and layers[-1] == model.config.num_hidden_layers
+        self._final_norm = model.encoder.layer_norm if final else nn.Identity()
         # scaled dot-product attention takes masks of (clips, 1, frames, frames); WavLM makes its own of (clips, frames)
         self._ready_mask = model.config._attn_implementation == "sdpa"
         self._padding = Padding(self._convolutions)
@@ -258,15 +267,9 @@ def _activation_bytes(config: Any, layers: int, sample_rate: int, hop: int, on_c
     return transformer if on_cpu else max(transformer, 3 * first)  # a processor's convolutions take it by the piece
 
 
-def _cut(model: Any, depth: int) -> nn.Module:
-    """Take away the layers behind `depth`; returns the norm that belongs to the last state, if one does.
-
-    The norm behind the last layer of models with norms in front ("stable") is part of their last hidden state.
-    """
-    stable = getattr(model.config, "do_stable_layer_norm", False)
-    final = stable and depth == len(model.encoder.layers)
+def _cut(model: Any, depth: int) -> None:
+    """Take away the layers behind `depth`."""
     model.encoder.layers = model.encoder.layers[: max(1, depth)]
-    return model.encoder.layer_norm if final else nn.Identity()
 
 
 class LogMel:
@@ -315,7 +318,7 @@ def load_speech_encoder(params: AudioParams, device: str = "auto") -> SpeechEnco
     """The encoder that `params` names, ready on `device`.
 
     Raises:
-        EncoderError: it cannot be found or loaded, or is not of the wav2vec2 family.
+        EncoderError: it cannot be found or loaded, or its architecture is not supported.
     """
     device = choose_device(device)
     if params.encoder == LOG_MEL:
@@ -341,20 +344,14 @@ def _log_mel_encoder(params: AudioParams, device: str) -> SpeechEncoder:
 
 
 def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> SpeechEncoder:
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    config = load_config(AutoConfig, source)
-    if config.model_type not in FAMILY:
-        raise EncoderError(
-            f"audio.encoder {params.encoder} is a '{config.model_type}' model; expected one of {', '.join(FAMILY)}, "
-            f"or {LOG_MEL}"
-        )
-    model = load_pretrained(AutoModel, source, dtype=torch.float32)
-    layers = resolve_layers(params.layers, len(model.encoder.layers), params.encoder)
+    config = load_config(source, "audio", f"audio.encoder {params.encoder}", f", or {LOG_MEL}").config
+    layers = resolve_layers(params.layers, int(config.num_hidden_layers), params.encoder)
+    model = load_pretrained(AutoModel, source, cut=lambda model: _cut(model, layers[-1]), dtype=torch.float32)
     normalise, sample_rate = preprocessing(source)
-    final_norm = _cut(model, layers[-1])
     weights = weights_hash(model)
-    frontend = HiddenStates(model, layers, final_norm, normalise, sample_rate, device, params)
+    frontend = HiddenStates(model, layers, normalise, sample_rate, device, params)
     if params.precision == "bfloat16":
         names = [layer_name(layer) for layer in layers]
         reduce_precision(frontend, names, who=f"encoder {params.encoder}", key="audio.precision", weights=weights)
@@ -379,15 +376,6 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
     )
     dim = int(config.hidden_size)
     return SpeechEncoder(frontend, identity, (dim,) if params.mix == "mean" else (len(layers), dim), params)
-
-
-def load_config(loader: Any, source: Source) -> Any:
-    """The model's configuration, without its weights; raises EncoderError where it cannot be read."""
-    try:
-        return loader.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file makes the library raise
-        reason = " ".join(str(error).split())[:300]
-        raise EncoderError(f"encoder {source.location}: its config.json cannot be read: {reason}") from None
 
 
 def preprocessing(source: Source) -> tuple[bool, int]:

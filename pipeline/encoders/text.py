@@ -1,4 +1,5 @@
-"""Text encoders: the BERT family. A text's features do not depend on the texts that share its batch (attention mask).
+"""Text encoders: BERT and the like. A text's features do not depend on the texts that share its batch: attention is
+masked, and what a mask does not keep apart is encoded one text at a time (`pipeline.encoders.architectures`).
 
 Every token is kept, with the special tokens at both ends ([CLS] and [SEP]). A text longer than the model's positions
 is encoded in overlapping windows instead of being cut.
@@ -14,8 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.encoders.architectures import TEXT, cut, hidden_states
 from pipeline.encoders.batching import Rows, windows
-from pipeline.encoders.loading import Source, choose_device, find_model, load_pretrained, resolve_layers, weights_hash
+from pipeline.encoders.loading import (
+    Source,
+    choose_device,
+    find_model,
+    load_config,
+    load_pretrained,
+    resolve_layers,
+    weights_hash,
+)
 from pipeline.encoders.precision import Probe, cast_products, ready_for_inference, reduce_precision
 from pipeline.encoders.tiny import TINY_TEXT
 from pipeline.encoders.transfer import fetched, fitting, upload
@@ -24,9 +34,9 @@ from pipeline.params import TextParams
 from pipeline.settings import full_float32
 from pipeline.store import Dtype, Identity
 
-VERSION = 1  # raise it when a change alters the features
 LARGEST_BATCH = {"cpu": 4096, "cuda": 65_536}  # tokens; more of them make nothing faster
-READY_MASK = ("bert", "camembert", "data2vec-text", "electra", "roberta", "xlm-roberta")  # take masks as they are used
+LONGEST = 4096  # tokens encoded at once, whatever a model takes: the memory for attention grows with the square
+ENDLESS = 2048  # likewise, where positions are relative and have no end
 PROBE_TOKENS = (1, 5, 17, 50)
 PROBE = "a"  # a text that every vocabulary can hold, to see which special tokens surround it
 
@@ -44,18 +54,21 @@ class TextEncoder:
     ) -> None:
         self.identity = identity
         dim = int(model.config.hidden_size)
+        self._architecture = TEXT[model.config.model_type]
         self.row_shape = (dim,) if params.mix == "mean" else (len(layers), dim)
         self._tokenizer = tokenizer
         self._prefix, self._suffix = special_tokens(tokenizer)
-        self._window = longest_sequence(model, tokenizer) - len(self._prefix) - len(self._suffix)
+        longest = longest_sequence(model, tokenizer, layers[-1], f"text.encoder {params.encoder}")
+        self._window = longest - len(self._prefix) - len(self._suffix)
         self._overlap = min(params.overlap_tokens, self._window // 2)
         self._pad = tokenizer.pad_token_id or 0
         self._layers, self._mix, self.device = layers, params.mix, torch.device(device)
         self._reduced = False
         self._model = model.to(self.device)
-        self._ready_mask = model.config.model_type in READY_MASK and model.config._attn_implementation == "sdpa"
+        self._ready_mask = self._architecture.ready_mask and model.config._attn_implementation == "sdpa"
         ready_for_inference(self._model)
-        self._bytes_per_token = 4 * (8 * dim + 2 * model.config.intermediate_size + len(layers) * dim)
+        inner = getattr(model.config, "intermediate_size", 4 * dim)
+        self._bytes_per_token = 4 * (8 * dim + 2 * inner + len(layers) * dim)
 
     def reduce(self) -> None:
         """Compute in bfloat16 from now on."""
@@ -105,24 +118,28 @@ class TextEncoder:
 
     def _forward(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
         """Token numbers -> (tokens, layers, dim) float32 each."""
-        states, lengths = self._states(texts)
-        stacked = torch.stack([states[layer].float() for layer in self._layers], dim=2)
-        return [stacked[index, :length] for index, length in enumerate(lengths)]
+        states = self._states(texts, self._layers)
+        each = zip(*(states[layer] for layer in self._layers), strict=True)
+        return [torch.stack([rows.float() for rows in layers], dim=1) for layers in each]
 
-    def _states(self, texts: Sequence[Sequence[int]]) -> tuple[Sequence[Tensor], list[int]]:
-        """Hidden states (texts, tokens, dim) by layer, and the tokens of each text, special ones included."""
+    def _states(self, texts: Sequence[Sequence[int]], wanted: Sequence[int]) -> dict[int, list[Tensor]]:
+        """Hidden states (tokens, dim) of each text, special tokens included, by layer."""
+        if self._architecture.alone and len(texts) > 1:
+            each = [self._states([token_ids], wanted) for token_ids in texts]
+            return {layer: [states[layer][0] for states in each] for layer in wanted}
         whole = [torch.tensor([*self._prefix, *token_ids, *self._suffix]) for token_ids in texts]
         lengths = [len(tokens) for tokens in whole]
         padded = nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=self._pad)
         batch, sent = upload([padded, torch.tensor(lengths)], self.device)  # (texts, tokens), (texts,)
         mask = torch.arange(batch.shape[1], device=self.device)[None] < sent[:, None]
+        attended: Tensor | None
         if self._ready_mask:  # else the model looks at every mask whether it hides anything, and a GPU waits
             attended = mask[:, None, None].expand(-1, 1, batch.shape[1], -1) if min(lengths) < max(lengths) else None
         else:
             attended = mask.long()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._reduced):
-            found = self._model(input_ids=batch, attention_mask=attended, output_hidden_states=True)
-        return found.hidden_states, lengths
+            states = hidden_states(self._model, self._architecture, wanted, batch, attended)
+        return {layer: [rows[:length] for rows, length in zip(states[layer], lengths, strict=True)] for layer in wanted}
 
     def probes(self) -> list[Probe]:
         """Token numbers at random, from one to fifty; the longest window too, through one layer."""
@@ -131,16 +148,9 @@ class TextEncoder:
 
     def look(self, inputs: Sequence[Sequence[int]], depth: int | None) -> dict[str, Tensor]:
         """By layer, the rows (all tokens, dim) of texts that are encoded together."""
-        blocks = self._model.encoder.layer
-        self._model.encoder.layer = blocks[:depth]
-        try:
-            states, lengths = self._states(inputs)
-        finally:
-            self._model.encoder.layer = blocks
-        return {
-            layer_name(number): torch.cat([rows[:length] for rows, length in zip(state.float(), lengths, strict=True)])
-            for number, state in enumerate(states)
-        }
+        deepest = min(depth or self._layers[-1], self._layers[-1])
+        states = self._states(inputs, range(deepest + 1))
+        return {layer_name(number): torch.cat(rows).float() for number, rows in states.items()}
 
 
 def random_tokens(vocabulary: int, count: int) -> list[int]:
@@ -157,23 +167,21 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
     """The encoder that `params` names, ready on `device`; the model is cut at the highest layer asked for.
 
     Raises:
-        EncoderError: it cannot be found or loaded, or is not of the BERT family.
+        EncoderError: it cannot be found, loaded or run, or its architecture is not supported.
     """
-    from transformers import AutoModel
+    import transformers
 
     device = choose_device(device)
     source = find_model(params.encoder, params.revision, {"tiny": TINY_TEXT})
-    model = load_pretrained(AutoModel, source, dtype=torch.float32)
-    blocks = getattr(getattr(model, "encoder", None), "layer", None)
-    if blocks is None:
-        raise EncoderError(
-            f"text.encoder {params.encoder} is a '{model.config.model_type}' model; expected one of the BERT family "
-            "(BERT, RoBERTa, ELECTRA, MPNet, ...)"
-        )
+    found = load_config(source, "text", f"text.encoder {params.encoder}")
+    layers = resolve_layers(params.layers, int(found.config.num_hidden_layers), params.encoder)
+    model = load_pretrained(
+        getattr(transformers, found.architecture.loader),
+        source,
+        cut=lambda model: cut(model, found.architecture, layers[-1]),
+        dtype=torch.float32,
+    )
     tokenizer = load_tokenizer(source, int(model.config.vocab_size))
-    layers = resolve_layers(params.layers, len(blocks), params.encoder)
-    model.encoder.layer = blocks[: layers[-1]]
-    model.pooler = None  # it reads [CLS] for tasks that are not ours
     weights = weights_hash(model)
     identity = Identity(
         {
@@ -188,7 +196,7 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
             "overlap_tokens": params.overlap_tokens,
             "precision": params.precision,
             "dtype": params.dtype,
-            "version": VERSION,
+            "version": found.architecture.version,
         }
     )
     encoder = TextEncoder(model, tokenizer, identity, layers, params, device)
@@ -232,9 +240,36 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     raise EncoderError("the tokenizer changes a text when it adds special tokens; no such tokenizer is supported")
 
 
-def longest_sequence(model: Any, tokenizer: Any) -> int:
-    """The longest sequence that the model was built for, special tokens included."""
-    positions = int(getattr(model.config, "max_position_embeddings", 512))
-    if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text"):
-        positions -= model.config.pad_token_id + 1  # their first position is behind that of the padding
-    return min(positions, int(min(tokenizer.model_max_length, positions)))
+def longest_sequence(model: Any, tokenizer: Any, depth: int, who: str) -> int:
+    """The longest sequence that the model takes, special tokens included: found by trying, on the processor.
+
+    Raises:
+        EncoderError: it cannot even encode a short text, up to hidden state `depth`.
+    """
+    architecture = TEXT[model.config.model_type]
+    token = tokenizer(PROBE, add_special_tokens=False)["input_ids"][0]  # padding would take no position
+
+    def attempt(tokens: int, wanted: Sequence[int] = ()) -> Exception | None:
+        numbers = torch.full((1, tokens), token)
+        try:
+            with torch.inference_mode():
+                hidden_states(model, architecture, wanted, numbers, torch.ones_like(numbers))
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:  # as each architecture has it
+            return error
+        return None
+
+    misfit = attempt(4, [depth])
+    if misfit:
+        reason = " ".join(str(misfit).split())[:300]
+        raise EncoderError(f"{who}: a '{model.config.model_type}' model that cannot encode a short text: {reason}")
+    built_for = int(getattr(model.config, "max_position_embeddings", None) or 0)
+    rotary = any(name.endswith("inv_freq") for name, _ in model.named_buffers())  # takes any length, not built for it
+    most = built_for if rotary else max(ENDLESS, min(built_for, LONGEST))
+    most = int(min(most, LONGEST, tokenizer.model_max_length))
+    if attempt(most) is None:
+        return most
+    taken = 4
+    while most - taken > 1:
+        middle = (taken + most) // 2
+        taken, most = (taken, middle) if attempt(middle) else (middle, most)
+    return taken

@@ -6,7 +6,8 @@ Axes: clips, samples, texts, tokens.
 It is that of extraction (`pipeline.encoders.precision`), on the model as it is about to learn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders import (
-    FAMILY,
     LOG_MEL,
     PROBE_FRAMES,
     PROBE_TOKENS,
+    TEXT,
     TINY_SPEECH,
     TINY_TEXT,
     Convolutions,
@@ -34,6 +35,7 @@ from pipeline.encoders import (
     prepared,
     preprocessing,
     random_tokens,
+    ready_for_a_text,
     reduce_precision,
     restore_names,
     special_tokens,
@@ -43,6 +45,8 @@ from pipeline.encoders import (
 from pipeline.errors import EncoderError
 from pipeline.finetuning.examples import Example
 from pipeline.params import FinetuneAudioParams, FinetuneTextParams
+
+DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "mlp_dropout")  # what configurations call it
 
 
 class Learner(Protocol):
@@ -78,19 +82,14 @@ class SpeechLearner:
         """Load it.
 
         Raises:
-            EncoderError: it cannot be found or loaded, or is not of the wav2vec2 family.
+            EncoderError: it cannot be found or loaded, or its architecture is not supported.
         """
-        from transformers import AutoConfig, AutoModelForAudioClassification
+        from transformers import AutoModelForAudioClassification
 
         if params.encoder == LOG_MEL:
             raise EncoderError(f"audio.finetune.encoder: {LOG_MEL} has no weights that could learn; name a model")
         self.source = find_model(params.encoder, params.revision, {"tiny": TINY_SPEECH})
-        architecture = load_config(AutoConfig, self.source).model_type
-        if architecture not in FAMILY:
-            raise EncoderError(
-                f"audio.finetune.encoder {params.encoder} is a '{architecture}' model; expected one of "
-                f"{', '.join(FAMILY)}"
-            )
+        config = load_config(self.source, "audio", f"audio.finetune.encoder {params.encoder}").config
         self._normalise, self.sample_rate = preprocessing(self.source)
         self._longest = int(params.max_seconds * self.sample_rate)
         regularisation = {
@@ -98,6 +97,8 @@ class SpeechLearner:
             "mask_time_prob": params.mask_time,
             "mask_feature_prob": params.mask_features,
             "apply_spec_augment": True if params.mask_time or params.mask_features else None,
+            # a classifier that weighs all states needs all of them
+            "layerdrop": 0.0 if getattr(config, "use_weighted_layer_sum", False) else None,
         }
         options = _given(regularisation) | _naming(labels)
         self.model = load_pretrained(
@@ -144,36 +145,38 @@ class SpeechLearner:
 
 
 class TextLearner:
-    """A BERT-family model: (texts, tokens) -> (texts, classes), from the first token."""
+    """A text encoder: (texts, tokens) -> (texts, classes), as the architecture's own classifier reads a text."""
 
     def __init__(self, params: FinetuneTextParams, labels: Sequence[str]) -> None:
         """Load it.
 
         Raises:
-            EncoderError: it cannot be found or loaded, or is not of the BERT family.
+            EncoderError: it cannot be found, loaded or run, or its architecture is not supported.
         """
-        from transformers import AutoConfig, AutoModelForSequenceClassification
+        from transformers import AutoModelForSequenceClassification
 
+        who = f"text.finetune.encoder {params.encoder}"
         self.source = find_model(params.encoder, params.revision, {"tiny": TINY_TEXT})
-        architecture = load_config(AutoConfig, self.source).model_type
-        misfit = (
-            f"text.finetune.encoder {params.encoder} is a '{architecture}' model; expected one of the BERT family "
-            "(BERT, RoBERTa, ELECTRA, MPNet, ...)"
-        )
-        if architecture in FAMILY:
-            raise EncoderError(misfit)
-        options = _given({"hidden_dropout_prob": params.dropout}) | _naming(labels)
+        found = load_config(self.source, "text", who)
+        if not found.architecture.learns:
+            learning = ", ".join(name for name, architecture in TEXT.items() if architecture.learns)
+            raise EncoderError(
+                f"{who} is a '{found.config.model_type}' model, which encodes but has no classifier here that could "
+                f"learn; expected one of {learning}"
+            )
+        options = _dropout(found.config, params.dropout, who) | _naming(labels)
         self.model = load_pretrained(
             AutoModelForSequenceClassification, self.source, trainable=True, dtype=torch.float32, **options
         )
         encoder = self.model.base_model
-        if getattr(getattr(encoder, "encoder", None), "layer", None) is None:
-            raise EncoderError(misfit)
         self.weights = weights_hash(encoder)
         self._tokenizer = load_tokenizer(self.source, int(encoder.config.vocab_size))
         self._prefix, self._suffix = special_tokens(self._tokenizer)
-        longest = min(params.max_tokens, longest_sequence(encoder, self._tokenizer))
+        depth = int(encoder.config.num_hidden_layers)
+        longest = min(params.max_tokens, longest_sequence(encoder, self._tokenizer, depth, who))
         self._longest = longest - len(self._prefix) - len(self._suffix)
+        if found.architecture.alone:
+            self.model.forward = partial(_one_by_one, self.model, self.model.forward)
 
     def tokenize(self, text: str) -> Tensor:
         """Token numbers of a text with its special tokens, its beginning where it is too long: (tokens,)."""
@@ -211,6 +214,33 @@ class TextLearner:
 
 def _labels(examples: Sequence[Example]) -> Tensor:
     return torch.tensor([example.label for example in examples])
+
+
+def _dropout(config: Any, share: float | None, who: str) -> dict[str, float]:
+    """The option that sets the dropout of hidden states, by the name that the architecture has for it."""
+    if share is None:
+        return {}
+    for name in DROPOUT:
+        if hasattr(config, name):
+            return {name: share}
+    raise EncoderError(f"{who}: a '{config.model_type}' model has no dropout to set; leave text.finetune.dropout null")
+
+
+def _one_by_one(
+    model: Any, forward: Callable[..., Any], input_ids: Tensor, attention_mask: Tensor, **options: Any
+) -> Mapping[str, Any]:
+    """`forward` of a classifier for each text by itself, without padding; states come back padded with zeros."""
+    from transformers.modeling_outputs import SequenceClassifierOutput
+
+    found = []
+    for row, mask in zip(input_ids, attention_mask.bool(), strict=True):
+        ready_for_a_text(model.base_model)
+        found.append(forward(input_ids=row[mask][None], **options))
+    states = None
+    if options.get("output_hidden_states"):
+        layers = zip(*(one.hidden_states for one in found), strict=True)
+        states = tuple(nn.utils.rnn.pad_sequence([rows[0] for rows in layer], batch_first=True) for layer in layers)
+    return SequenceClassifierOutput(logits=torch.cat([one.logits for one in found]), hidden_states=states)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.encoders import TextEncoder, front_end, speech, text, transfer
+from pipeline.encoders import TextEncoder, architectures, front_end, speech, text, transfer
 from pipeline.encoders.speech import HiddenStates
 from pipeline.params import AudioParams, TextParams
 from pipeline.store import Identity
 from tests.fake_cuda import Seen, fake_cuda
-from tests.pipeline.encoders.test_speech import toy_config
+from tests.pipeline.encoders.test_speech import TOYS, toy_config
 
-SPEECH = ("wav2vec2", "wav2vec2-layer", "hubert", "hubert-batch-norm", "wavlm", "data2vec-audio")
 WIDTH: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -51,8 +50,7 @@ def _no_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def speech_states(kind: str, precision: str, **params: Any) -> HiddenStates:
     with unset_fake_temporarily():
         model = transformers.AutoModel.from_config(toy_config(kind)).eval().requires_grad_(False)
-    final = model.encoder.layer_norm if getattr(model.config, "do_stable_layer_norm", False) else torch.nn.Identity()
-    states = HiddenStates(model, [0, 1, 2], final, True, 16_000, "cuda", AudioParams(**params))
+    states = HiddenStates(model, [0, 1, 2], True, 16_000, "cuda", AudioParams(**params))
     if precision == "bfloat16":
         states.reduce()
     return states
@@ -63,7 +61,7 @@ def finish(states: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kind", SPEECH)
+@pytest.mark.parametrize("kind", TOYS)
 def test_speech_fits_and_does_not_wait(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One upload a batch for the clips, one for their lengths in frames; nothing comes back."""
     with fake_cuda(monkeypatch):
@@ -121,7 +119,7 @@ def test_a_long_clip_has_a_bound_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", TEXT)
 def test_text_fits_and_does_not_wait(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(text.READY_MASK) == set(TEXT)
+    assert {name for name, architecture in architectures.TEXT.items() if architecture.ready_mask} == set(TEXT)
     model = transformers.AutoModel.from_config(TEXT[kind]()).eval().requires_grad_(False)
     tokenizer = transformers.BertTokenizer({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4})
     with fake_cuda(monkeypatch):
@@ -141,7 +139,3 @@ def test_an_upload_gives_back_what_went_in(dtypes: tuple[torch.dtype, ...]) -> N
     for expected, found in zip(tensors, transfer.unpacked(transfer.packed(tensors), tensors), strict=True):
         assert torch.equal(expected, found)
         assert expected.dtype == found.dtype
-
-
-def test_toys_have_the_architectures_of_the_table() -> None:
-    assert {toy_config(kind).model_type for kind in SPEECH} == set(speech.FAMILY)

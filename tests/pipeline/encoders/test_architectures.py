@@ -1,0 +1,311 @@
+"""Every architecture of the tables, as a toy with random weights: exact, with transformers' own layers, from whatever
+head it was saved with; all others are refused by name.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers.models.auto import modeling_auto
+
+from pipeline.encoders import REFUSED, SPEECH, TEXT, SpeechEncoder, TextEncoder, load_speech_encoder, load_text_encoder
+from pipeline.encoders.tiny import text_tokenizer
+from pipeline.errors import EncoderError
+from pipeline.finetuning.examples import Example
+from pipeline.finetuning.learners import SpeechLearner, TextLearner
+from pipeline.params import AudioParams, FinetuneAudioParams, FinetuneTextParams, TextParams
+from scripts import encoders_page
+from tests.pipeline.encoders.test_speech import TOLERANCE, TOYS, noise, toy_config
+
+pytestmark = [
+    pytest.mark.arithmetic,
+    pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask"),  # WavLM's own way
+]
+
+LAYERS = 3
+WORDS = ["joy", "grief", "calm", "wrath", "dread", "shame", "pride", "hope"]
+LENGTHS = (1, 3, 17, 40, 54)  # tokens; 54 and two special ones fill most of the 60 positions
+SMALL = {
+    **dict.fromkeys(("hidden_size", "d_model", "dim", "emb_dim", "embedding_size"), 32),
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "num_layers"), LAYERS),
+    **dict.fromkeys(("num_attention_heads", "n_heads", "n_head", "num_heads", "num_key_value_heads"), 4),
+    **dict.fromkeys(("intermediate_size", "hidden_dim", "d_ff", "d_inner"), 48),
+    **dict.fromkeys(("d_kv", "d_head", "head_dim"), 8),
+    "max_position_embeddings": 60,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+}
+OWN = {  # what is smaller, or more telling, than the default of an architecture
+    "big_bird": {"block_size": 4, "num_random_blocks": 1},
+    "convbert": {"head_ratio": 2, "conv_kernel_size": 5},
+    "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False},
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_buckets": 16,
+        "position_biased_input": False,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "conv_kernel_size": 3,
+    },
+    "esm": {"mask_token_id": 4, "token_dropout": True, "emb_layer_norm_before": False},
+    "longformer": {"attention_window": [8] * LAYERS},
+    "luke": {"entity_vocab_size": 4, "entity_emb_size": 8},
+    "mobilebert": {
+        "embedding_size": 16,
+        "intra_bottleneck_size": 16,
+        "true_hidden_size": 16,
+        "num_feedforward_networks": 2,
+    },
+    "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+}
+
+RELATIVE = {"deberta", "deberta-v2", "mt5", "t5", "umt5", "xlnet"}  # positions without an end
+
+
+def texts() -> list[str]:
+    generator = np.random.default_rng(0)
+    return [" ".join(generator.choice(WORDS, length)) for length in LENGTHS]
+
+
+def text_config(kind: str, **options: Any) -> Any:
+    """A toy's configuration: of the small values, those that the architecture has."""
+    own = transformers.CONFIG_MAPPING[kind]
+    default = own()
+    small = {name: value for name, value in SMALL.items() if hasattr(default, name)}
+    if kind == "xlnet":
+        del small["max_position_embeddings"]  # it has none, and says so loudly
+    return own(**{**small, "vocab_size": len(tokenizer()), **OWN.get(kind, {}), **options})
+
+
+def tokenizer() -> Any:
+    found = text_tokenizer(WORDS)
+    found.model_max_length = int(1e30)  # as where a tokenizer does not say its limit
+    return found
+
+
+def randomised(model: Any) -> Any:
+    """Weights that let everything show: biases, norms, embeddings of padding."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            drawn = torch.randn(weight.shape, generator=generator) * (0.15 if weight.dim() > 1 else 0.1)
+            weight.copy_(1 + drawn if weight.dim() == 1 and name.endswith("weight") else drawn)
+    return model.eval()
+
+
+def text_folder(kind: str, folder: Path, **options: Any) -> Path:
+    loader = getattr(transformers, TEXT[kind].loader)
+    randomised(loader.from_config(text_config(kind, **options))).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, layers: Any = "last") -> TextEncoder:
+    return load_text_encoder(TextParams(encoder=str(folder), layers=layers, mix="stack"), "cpu")
+
+
+def encoded(encoder: TextEncoder, some: list[str]) -> list[np.ndarray]:
+    return encoder.encode([encoder.tokenize(text) for text in some])
+
+
+def own_states(kind: str, folder: Path, text: str) -> torch.Tensor:
+    """What transformers gives for a text, by a model that saw none before: (tokens, layers, dim)."""
+    model = getattr(transformers, TEXT[kind].loader).from_pretrained(folder).eval()
+    batch = tokenizer()(text, return_tensors="pt")
+    with torch.inference_mode():
+        states = model(batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True).hidden_states
+    return torch.stack([state[0, : batch.input_ids.shape[1]] for state in states], dim=1)
+
+
+@pytest.mark.parametrize("kind", TEXT)
+def test_a_text_architecture_is_exact_and_has_the_layers_of_transformers(kind: str, tmp_path: Path) -> None:
+    folder = text_folder(kind, tmp_path)
+    said = texts()
+    expected = [own_states(kind, folder, text).numpy() for text in said]
+    every = tuple(range(LAYERS + 1))
+    together = load(folder, every)
+    for order in (said, said[::-1]):
+        for found, states in zip(encoded(together, order), expected if order is said else expected[::-1], strict=True):
+            assert np.abs(found - states).max() < TOLERANCE
+    for layers in ((0,), (2,), (LAYERS,)):  # whatever else is asked for
+        for found, states in zip(encoded(load(folder, layers), said), expected, strict=True):
+            assert np.abs(found - states[:, layers]).max() < TOLERANCE
+    assert all(np.abs(states[:, 1:] - states[:, :-1]).max() > 0.01 for states in expected)  # layers that differ
+    long = " ".join(WORDS * 20)  # longer than the positions, which the tokenizer does not know
+    (rows,) = encoded(together, [long])
+    assert len(rows) == together.tokens(together.tokenize(long)) == 162
+    assert np.isfinite(rows).all()
+    if kind in RELATIVE:
+        assert np.abs(rows - own_states(kind, folder, long).numpy()).max() < TOLERANCE
+
+
+def heads(kind: str) -> Iterator[str]:
+    """The classes of transformers that put something on top of an architecture, or train it."""
+    for name in dir(modeling_auto):
+        if name.startswith("MODEL_FOR_") and name.endswith("_MAPPING_NAMES"):
+            found = getattr(modeling_auto, name).get(kind, ())
+            yield from [found] if isinstance(found, str) else found
+
+
+@pytest.mark.parametrize("kind", TEXT)
+def test_a_text_encoder_is_read_from_whatever_head_it_was_saved_with(kind: str, tmp_path: Path) -> None:
+    tokenizer().save_pretrained(tmp_path)
+    weights: dict[str, torch.Tensor] = {}
+    for name in sorted(set(heads(kind))):  # all of them in one file
+        randomised(getattr(transformers, name)(text_config(kind))).save_pretrained(tmp_path)
+        weights |= load_file(tmp_path / "model.safetensors")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    said = texts()[1]
+    expected = own_states(kind, tmp_path, said).numpy()
+    for layers, states in (("last", expected[:, -1:]), ((1,), expected[:, 1:2])):
+        (rows,) = encoded(load(tmp_path, layers), [said])
+        assert np.abs(rows - states).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", [kind for kind, architecture in TEXT.items() if architecture.learns])
+def test_a_text_architecture_learns_by_texts_that_share_a_batch_or_not(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    learner = finetune_text(text_folder(kind, tmp_path / "start"))
+    learner.model.eval()
+    examples = [Example(learner.tokenize(text), 0) for text in [*texts(), " ".join(WORDS * 20)]]
+    together = scores(learner, examples)
+    for example, found in zip(examples, together, strict=True):
+        assert (found - scores(learner, [example])[0]).abs().max() < TOLERANCE
+    together.sum().backward()
+    assert all(
+        weight.grad is not None for name, weight in learner.model.base_model.named_parameters() if ".query." in name
+    )
+    learner.save(tmp_path / "learned")
+    left, right = (encoded(load(tmp_path / name), texts()) for name in ("start", "learned"))
+    assert all(np.array_equal(one, other) for one, other in zip(left, right, strict=True))  # no step was taken
+
+
+def scores(learner: TextLearner | SpeechLearner, examples: list[Example]) -> torch.Tensor:
+    batch = dict(learner.collate(examples))
+    del batch["labels"]
+    logits: torch.Tensor = learner.model(**batch)["logits"]
+    return logits
+
+
+def speech_folder(kind: str, folder: Path, head: str = "AutoModel", **options: Any) -> Path:
+    config = toy_config(kind)
+    for name, value in options.items():
+        setattr(config, name, value)
+    model = getattr(transformers, head)
+    randomised(model.from_config(config) if head.startswith("Auto") else model(config)).save_pretrained(folder)
+    return folder
+
+
+def load_audio(folder: Path, layers: Any = "last") -> SpeechEncoder:
+    return load_speech_encoder(AudioParams(encoder=str(folder), layers=layers, mix="stack"), "cpu")
+
+
+def finetune_text(folder: Path) -> TextLearner:
+    return TextLearner(FinetuneTextParams(encoder=str(folder)), ["calm", "tense"])
+
+
+def finetune_audio(folder: Path) -> SpeechLearner:
+    return SpeechLearner(FinetuneAudioParams(encoder=str(folder)), ["calm", "tense"])
+
+
+def own_frames(folder: Path, clip: torch.Tensor) -> np.ndarray:
+    """What transformers gives for a clip: (frames, layers, dim)."""
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    normed = (clip - clip.mean()) / torch.sqrt(clip.var(correction=0) + 1e-7)
+    with torch.inference_mode():
+        output = model(normed[None], output_hidden_states=True)
+    # of models with norms in front, transformers 5 leaves the norm behind the last layer out of hidden_states[-1] alone
+    states = [*output.hidden_states[:-1], output.last_hidden_state]
+    return np.stack([state[0].numpy() for state in states], axis=1)
+
+
+def test_speech_toys_are_of_all_architectures() -> None:
+    assert {toy_config(kind).model_type for kind in TOYS} == set(SPEECH)
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_a_speech_architecture_is_exact_and_has_the_layers_of_transformers(kind: str, tmp_path: Path) -> None:
+    folder, clips = speech_folder(kind, tmp_path), noise(400, 16000, 5003)
+    expected = [own_frames(folder, clip) for clip in clips]
+    for layers in ((0, 1, 2), (0,), (1,), (2,)):
+        for found, states in zip(load_audio(folder, layers).encode(clips), expected, strict=True):
+            assert np.abs(found - states[:, layers]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_a_speech_encoder_is_read_from_whatever_head_it_was_saved_with(kind: str, tmp_path: Path) -> None:
+    (clip,) = noise(5003)
+    for name in sorted(set(heads(toy_config(kind).model_type))):  # with the weighted sum of SUPERB, x-vectors
+        speech_folder(kind, tmp_path, name, use_weighted_layer_sum=True)
+        (frames,) = load_audio(tmp_path).encode([clip])
+        assert np.abs(frames[:, 0] - own_frames(tmp_path, clip)[:, -1]).max() < TOLERANCE, name
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_a_speech_architecture_that_weighs_its_layers_learns_and_drops_none(kind: str, tmp_path: Path) -> None:
+    head = "AutoModelForAudioClassification"
+    folder = speech_folder(kind, tmp_path, head, use_weighted_layer_sum=True, layerdrop=0.9, hidden_dropout=0.0)
+    learner = finetune_audio(folder)
+    examples = [Example(learner.prepare(clip), 0) for clip in noise(16000, 5003, 400)]
+    for _ in range(3):
+        scores(learner, examples)
+    learner.model.eval()
+    together = scores(learner, examples)
+    for example, found in zip(examples, together, strict=True):
+        assert (found - scores(learner, [example])[0]).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", [*REFUSED, "bart", "vit", "an-architecture-of-next-year"])
+@pytest.mark.parametrize("load_encoder", [load, load_audio, finetune_text, finetune_audio])
+def test_other_architectures_are_refused_by_name(kind: str, load_encoder: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    supported = ", ".join(SPEECH if load_encoder in (load_audio, finetune_audio) else TEXT)
+    with pytest.raises(EncoderError, match=rf"is a '{kind}' model.*; expected one of {supported}"):
+        load_encoder(tmp_path)
+
+
+def test_a_text_encoder_without_a_classifier_is_not_fine_tuned(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match=r"is a 't5' model, which encodes but .* expected one of albert, .*, xlnet"):
+        finetune_text(text_folder("t5", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("xmod", {"default_language": None}), ("nystromformer", {"segment_means_seq_len": 32})]
+)
+def test_a_model_that_cannot_run_as_it_is_is_named(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+    folder = text_folder(kind, tmp_path, **options)
+    for load_encoder in (load, finetune_text):
+        with pytest.raises(EncoderError, match=f"a '{kind}' model that cannot encode a short text: "):
+            load_encoder(folder)
+
+
+@pytest.mark.parametrize("layers", ["last", (1,)])
+def test_a_weight_that_is_not_kept_may_be_missing_or_misshapen(layers: Any, tmp_path: Path) -> None:
+    folder = text_folder("bert", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.2.output.dense.bias"] = torch.zeros(5)
+    del weights["encoder.layer.1.output.dense.bias"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    if layers == "last":
+        with pytest.raises(
+            EncoderError, match=r"1 weights are missing, such as 'encoder\.layer\.1\.output\.dense\.bias'"
+        ):
+            load(folder, layers)
+    else:
+        assert load(folder, layers).row_shape == (1, 32)
+
+
+def test_the_page_lists_the_table() -> None:
+    content = encoders_page.PAGE.read_text(encoding="utf-8")
+    assert content == encoders_page.page(content), "run python scripts/encoders_page.py"
