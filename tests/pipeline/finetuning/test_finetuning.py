@@ -423,7 +423,7 @@ def test_labels_that_cannot_be_learned_are_refused(
     [
         ({"encoder": "./no/such"}, "no such encoder folder: ./no/such"),
         ({"encoder": "log-mel"}, "log-mel has no weights that could learn"),
-        ({"encoder": "text"}, "is a 'bert' model; expected one of wav2vec2"),
+        ({"encoder": "text"}, "is a 'bert' model; expected one of wav2vec2, "),
     ],
 )
 def test_encoders_that_cannot_learn_are_refused(
