@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pipeline.encoders.exact import widen_narrow_groups
-from pipeline.settings import check_agreement, full_float32
+from pipeline.settings import PrecisionError, check_agreement, full_float32, ran_out_of_memory
 
 Rows = Mapping[str, Tensor]  # by layer, in the order of computation: (rows, dim)
 
@@ -64,10 +64,20 @@ def reduce_precision(encoder: Reducible, decisive: Sequence[str], *, who: str, k
         encoder.reduce()
         for probe, rows in zip(probes, expected, strict=True):
             used = decisive if probe.depth is None else [list(rows)[-1]]
-            together = [] if len(probe.inputs) == 1 else [encoder.look(*probe)]
-            for found in (_alone(encoder, probe), *together):
+            for found in _reduced(encoder, probe, who, key):
                 check_agreement(rows, found, used, who=who, key=key, device=encoder.device)
     _proven.add(proof)
+
+
+def _reduced(encoder: Reducible, probe: Probe, who: str, key: str) -> list[Rows]:
+    """The rows of a probe, each input alone and all together; code that is for float32 only is named."""
+    try:
+        return [_alone(encoder, probe), *([] if len(probe.inputs) == 1 else [encoder.look(*probe)])]
+    except (RuntimeError, TypeError) as error:  # as kernels and architectures have it
+        if ran_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise PrecisionError(f"{who} cannot compute in bfloat16 ({reason}); set {key}: float32") from None
 
 
 def _alone(encoder: Reducible, probe: Probe) -> Rows:

@@ -20,6 +20,7 @@ from pipeline.errors import EncoderError
 from pipeline.finetuning.examples import Example
 from pipeline.finetuning.learners import SpeechLearner, TextLearner
 from pipeline.params import AudioParams, FinetuneAudioParams, FinetuneTextParams, TextParams
+from pipeline.settings import PrecisionError
 from scripts import encoders_page
 from tests.pipeline.encoders.test_speech import TOLERANCE, TOYS, noise, toy_config
 
@@ -304,6 +305,13 @@ def test_a_weight_that_is_not_kept_may_be_missing_or_misshapen(layers: Any, tmp_
             load(folder, layers)
     else:
         assert load(folder, layers).row_shape == (1, 32)
+
+
+@pytest.mark.parametrize("kind", ["big_bird", "deberta"])
+def test_an_architecture_that_has_no_bfloat16_is_named(kind: str, tmp_path: Path) -> None:
+    params = TextParams(encoder=str(text_folder(kind, tmp_path)), precision="bfloat16")
+    with pytest.raises(PrecisionError, match=r"cannot compute in bfloat16 \(.*\); set text.precision: float32"):
+        load_text_encoder(params, "cpu")
 
 
 def test_the_page_lists_the_table() -> None:
