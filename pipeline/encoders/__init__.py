@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pipeline.settings import door
 
 if TYPE_CHECKING:
-    from pipeline.encoders.architectures import REFUSED, SPEECH, TEXT, Architecture, ready_for_a_text
+    from pipeline.encoders.architectures import REFUSED, SPEECH, TEXT, ready_for_a_text
     from pipeline.encoders.batching import Rows, batches_under_budget, cut, shuffled_batches
     from pipeline.encoders.exact import Convolutions, make_exact, padded, prepared, restore_names, widen_narrow_groups
     from pipeline.encoders.front_end import Prepared
