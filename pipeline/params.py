@@ -1,14 +1,27 @@
 """What the pipeline owns of params.yaml: `dataset`, `audio`, `text`, `features`, `import`, and `evaluate.degrade`."""
 
 import codecs
+import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.settings import MODULE, PLACE, Precision, Section, check_plugin_name
 
-Layers = Literal["last"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+def _last_few(layers: object) -> object:
+    if not (isinstance(layers, str) and re.fullmatch(r"last-[1-9]\d{0,3}", layers)):
+        raise ValueError("input should be 'last-4'")
+    return layers
+
+
+Layers = (
+    Literal["last", "all"]
+    | Annotated[str, BeforeValidator(_last_few)]
+    | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+)
+Mix = Literal["mean", "sum", "concat", "stack"]  # of several layers; stack keeps all, for a learned mix in the model
 Share = Annotated[float, Field(gt=0, lt=1)]
 NoiseKind = Literal["white", "speech"]
 
@@ -141,7 +154,7 @@ class AudioParams(Section):
     encoder: UserPath = "tiny"  # tiny | log-mel | a Hugging Face name | a local folder
     revision: str | None = None  # commit of a Hugging Face model
     layers: Layers = "last"  # hidden states to keep: 0 is the input of the first transformer layer
-    mix: Literal["mean", "stack"] = "mean"  # several layers: their mean, or all, for a learned mix in the model
+    mix: Mix = "mean"
     precision: Precision = "float32"  # of the encoder's arithmetic
     dtype: Literal["float16", "float32"] = "float16"  # of the stored features
     # seconds of audio in a batch, padding included; auto: found from the memory that is free
@@ -169,7 +182,7 @@ class TextParams(Section):
     encoder: UserPath = "tiny"  # tiny | a Hugging Face name | a local folder
     revision: str | None = None
     layers: Layers = "last"
-    mix: Literal["mean", "stack"] = "mean"
+    mix: Mix = "mean"
     precision: Precision = "float32"
     dtype: Literal["float16", "float32"] = "float16"
     batch: Literal["auto"] | Annotated[int, Field(gt=0, le=10_000_000)] = "auto"  # tokens in a batch, padding included

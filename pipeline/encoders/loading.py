@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.encoders.architectures import Architecture, Modality, check_supported
 from pipeline.errors import EncoderError
+from pipeline.params import Mix
 
 if TYPE_CHECKING:
     import torch
@@ -213,10 +214,31 @@ def choose_device(device: str) -> str:
 
 
 def resolve_layers(layers: str | tuple[int, ...], available: int, name: str) -> list[int]:
-    """`last` or layer numbers -> sorted numbers, each at most `available`; raises EncoderError otherwise."""
+    """`last`, `last-<n>`, `all` (the embeddings, layer 0, among them) or layer numbers -> sorted numbers.
+
+    Raises:
+        EncoderError: a number is above `available`, or more layers are asked for than there are.
+    """
     if isinstance(layers, str):
-        return [available]
+        count = available + 1 if layers == "all" else int(layers.partition("-")[2] or 1)
+        if count > available + 1:
+            raise EncoderError(f"encoder {name} has layers 0 to {available}; asked for the {layers.replace('-', ' ')}")
+        return list(range(available + 1 - count, available + 1))
     wrong = [layer for layer in layers if layer > available]
     if wrong:
         raise EncoderError(f"encoder {name} has layers 0 to {available}; asked for layer {wrong[0]}")
     return sorted(set(layers))
+
+
+def row_shape(mix: Mix, layers: int, dim: int) -> tuple[int, ...]:
+    """The shape of one frame or token."""
+    return {"mean": (dim,), "sum": (dim,), "concat": (layers * dim,), "stack": (layers, dim)}[mix]
+
+
+def mixed(states: "torch.Tensor", mix: Mix) -> "torch.Tensor":
+    """(..., layers, dim) -> (..., *row_shape)."""
+    if mix == "mean":
+        return states.mean(dim=-2)
+    if mix == "sum":
+        return states.sum(dim=-2)
+    return states.flatten(-2) if mix == "concat" else states

@@ -23,7 +23,9 @@ from pipeline.encoders.loading import (
     find_model,
     load_config,
     load_pretrained,
+    mixed,
     resolve_layers,
+    row_shape,
     weights_hash,
 )
 from pipeline.encoders.precision import Probe, cast_products, ready_for_inference, reduce_precision
@@ -86,7 +88,7 @@ class SpeechEncoder:
 
         def finish(states: Tensor) -> Tensor:
             """(..., layers, dim) -> (..., *row_shape)."""
-            return (states.mean(dim=-2) if self._mix == "mean" else states).to(stored)
+            return mixed(states, self._mix).to(stored)
 
         with full_float32():
             frames = self._frontend(clips, finish)
@@ -374,8 +376,7 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
             "version": VERSION,
         }
     )
-    dim = int(config.hidden_size)
-    return SpeechEncoder(frontend, identity, (dim,) if params.mix == "mean" else (len(layers), dim), params)
+    return SpeechEncoder(frontend, identity, row_shape(params.mix, len(layers), int(config.hidden_size)), params)
 
 
 def preprocessing(source: Source) -> tuple[bool, int]:

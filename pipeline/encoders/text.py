@@ -23,7 +23,9 @@ from pipeline.encoders.loading import (
     find_model,
     load_config,
     load_pretrained,
+    mixed,
     resolve_layers,
+    row_shape,
     weights_hash,
 )
 from pipeline.encoders.precision import Probe, cast_products, ready_for_inference, reduce_precision
@@ -55,7 +57,7 @@ class TextEncoder:
         self.identity = identity
         dim = int(model.config.hidden_size)
         self._architecture = TEXT[model.config.model_type]
-        self.row_shape = (dim,) if params.mix == "mean" else (len(layers), dim)
+        self.row_shape = row_shape(params.mix, len(layers), dim)
         self._tokenizer = tokenizer
         self._prefix, self._suffix = special_tokens(tokenizer)
         longest = longest_sequence(model, tokenizer, layers[-1], f"text.encoder {params.encoder}")
@@ -101,8 +103,7 @@ class TextEncoder:
             encoded = iter(self._forward(fitting) if fitting else [])
             rows = [next(encoded) if len(ids) <= self._window else self._encode_long(ids) for ids in texts]
         flat = torch.cat(rows)  # (all tokens, layers, dim)
-        mixed = flat.mean(dim=1) if self._mix == "mean" else flat
-        return fetched(mixed.to(getattr(torch, dtype)), [len(row) for row in rows])
+        return fetched(mixed(flat, self._mix).to(getattr(torch, dtype)), [len(row) for row in rows])
 
     def _encode_long(self, token_ids: Sequence[int]) -> Tensor:
         before, after = len(self._prefix), len(self._suffix)

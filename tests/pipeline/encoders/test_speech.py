@@ -145,12 +145,17 @@ def test_a_cut_model_gives_the_same_state(stable_speech_folder: Path) -> None:
     assert np.allclose(cut, whole[:, 0], atol=1e-6)
 
 
-def test_mix_mean_is_the_mean_of_the_stack(speech_folder: Path) -> None:
+def test_layers_are_mixed_as_asked(speech_folder: Path) -> None:
     clips = noise(9000)
-    stacked = load(speech_folder, layers=(1, 2, 3), mix="stack")
-    mean = load(speech_folder, layers=(1, 2, 3), mix="mean")
-    assert (stacked.row_shape, mean.row_shape) == ((3, 96), (96,))
-    assert np.allclose(stacked.encode(clips)[0].mean(axis=1), mean.encode(clips)[0], atol=1e-6)
+    stacked = load(speech_folder, layers="last-3", mix="stack")
+    (states,) = stacked.encode(clips)
+    assert (stacked.row_shape, stacked.identity.fields["layers"]) == ((3, 96), [1, 2, 3])
+    assert load(speech_folder, layers="all").identity.fields["layers"] == [0, 1, 2, 3]
+    expected = {"mean": states.mean(axis=1), "sum": states.sum(axis=1), "concat": states.reshape(-1, 288)}
+    for mix, rows in expected.items():
+        encoder = load(speech_folder, layers=(1, 2, 3), mix=mix)
+        assert encoder.row_shape == rows.shape[1:]
+        assert np.allclose(encoder.encode(clips)[0], rows, atol=1e-5)
 
 
 @pytest.mark.parametrize("samples", [1, 399, 400, 719, 720, 16000, 48001])
@@ -298,6 +303,8 @@ def test_a_text_model_is_no_speech_encoder() -> None:
 def test_a_layer_that_does_not_exist_is_refused(speech_folder: Path) -> None:
     with pytest.raises(EncoderError, match="has layers 0 to 3; asked for layer 12"):
         load(speech_folder, layers=(12,))
+    with pytest.raises(EncoderError, match="has layers 0 to 3; asked for the last 5"):
+        load(speech_folder, layers="last-5")
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder", "~/no/such"])

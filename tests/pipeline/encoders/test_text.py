@@ -71,6 +71,16 @@ def test_windows_agree_with_the_whole_away_from_the_seams() -> None:
     assert np.median(cosine) > 0.8
 
 
+@pytest.mark.parametrize(("mix", "shape"), [("mean", (96,)), ("sum", (96,)), ("concat", (288,)), ("stack", (3, 96))])
+def test_layers_are_mixed_as_asked(mix: str, shape: tuple[int, ...]) -> None:
+    encoder, stack = load(layers="all", mix=mix), load(layers=(0, 1, 2), mix="stack")
+    ids = encoder.tokenize(TEXTS[1])
+    states, (rows,) = torch.from_numpy(stack.encode([ids])[0]), encoder.encode([ids])
+    expected = {"mean": states.mean(1), "sum": states.sum(1), "concat": states.flatten(1), "stack": states}[mix]
+    assert rows.shape[1:] == encoder.row_shape == shape
+    assert np.allclose(rows, expected, atol=1e-5)
+
+
 def test_identity_follows_what_features_depend_on(minilm: Path) -> None:
     variants = [load(), load(layers=(1,)), load(layers=(1, 2)), load(layers=(1, 2), mix="stack"), load(minilm)]
     assert len({encoder.identity for encoder in variants}) == len(variants)

@@ -184,12 +184,12 @@ WRONG = {
     "infinite": ("audio: {batch: .inf}", "'audio.batch' is inf: input should be 'auto' or a finite number"),
     "word for layers": (
         "audio: {layers: lst}",
-        "'audio.layers' is 'lst': input should be 'last' or a list; did you mean 'last'?",
+        "'audio.layers' is 'lst': input should be 'last' or 'all' or 'last-4' or a list; did you mean 'last'?",
     ),
     "negative layer": ("audio: {layers: [-1]}", "'audio.layers.0' is -1: input should be greater than or equal to 0"),
     "no layers": (
         "audio: {layers: []}",
-        "'audio.layers' is []: input should be 'last' or list should have at least 1 item",
+        "'audio.layers' is []: input should be 'last' or 'all' or 'last-4' or list should have at least 1 item",
     ),
     "group": ("dataset: {columns: text}", "'dataset.columns' is 'text': input should be a group of keys and values"),
     "two shares": (
@@ -268,7 +268,7 @@ def test_a_mistaken_override_is_answered_by_itself(tmp_path: Path, override: str
         ("audio.batch=1e9", "'auto' or less than or equal to 36000"),
         ("audio.batch=many", "'auto' or a valid number"),
         ("text.batch=1.5", "'auto' or a valid integer"),
-        ("audio.layers=first", "'last' or a list"),
+        ("audio.layers=first", "'last' or 'all' or 'last-4' or a list"),
         ("audio.precision=float64", "'float32' or 'bfloat16'"),
     ],
 )
