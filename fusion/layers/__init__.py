@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fusion.layers.conversation import (
         ConversationEncoder,
         ConversationEncoding,
+        EncodeBoth,
         TurnAttention,
         gather_neighbours,
         turn_keys,

@@ -10,11 +10,13 @@ Equations and weights are those of `torch.nn.GRU` (Cho et al., arXiv 1406.1078, 
 Axes: steps, directions, rows (sequences), width.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import rnn
 
 from fusion.batch import Turns, take_rows
 from fusion.layers import primitives
@@ -167,6 +169,63 @@ class TurnGRU(nn.Module):
         states = self.gru.run([take_rows(x, rows) for rows, _ in ways])
         found = [take_rows(state.flatten(0, 1), places) for state, (_, places) in zip(states, ways, strict=True)]
         return torch.cat(found, dim=-1)
+
+
+class SideBySide(nn.Module):
+    """GRUs of one size, each along inputs of its own, as one wide GRU whose weights are their blocks and zeros between.
+
+    For a GPU, which launches as many kernels for a wide GRU as for one of them. Zeros add nothing to a sum, so states
+    are the same. All weights come out of one tensor, in cuDNN's order, which it takes as it is.
+
+    Shape:
+        x: (sequences, positions, grus * dim)
+        returns: (sequences, positions, grus * width)
+    """
+
+    index: Tensor
+    inverse: Tensor
+    zero: Tensor
+
+    def __init__(self, grus: int, dim: int, width: int) -> None:
+        super().__init__()
+        gates = 3 * width
+        shapes = [(gates, dim), (gates, width), (gates,), (gates,)]
+        own = torch.arange(grus * gates * (dim + width + 2)).view(grus, -1)  # the weights of each, one behind the other
+        index = []
+        for (rows, *columns), part in zip(shapes, own.split([math.prod(shape) for shape in shapes], 1), strict=True):
+            blocks = torch.full((3, grus, rows // 3, *([grus, *columns] if columns else [])), own.numel())  # a zero
+            for gru in range(grus):
+                place = blocks[:, gru, :, gru] if columns else blocks[:, gru]
+                place.copy_(part[gru].view(place.shape))
+            index.append(blocks.flatten())
+        self.shapes = [(grus * rows, *(grus * size for size in columns)) for rows, *columns in shapes]
+        self.register_buffer("index", torch.cat(index), persistent=False)
+        self.register_buffer("zero", torch.zeros(1), persistent=False)
+        self.register_buffer("inverse", self.index.argsort()[: own.numel()], persistent=False)
+
+    def forward(self, grus: Sequence[nn.Module], x: Tensor) -> Tensor:
+        weights = [weight for gru in grus for weight in gru.parameters()]
+        flat = _Blocks.apply(self.index, self.inverse, self.zero, *weights)
+        parts = flat.split([math.prod(shape) for shape in self.shapes])
+        wide = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        first = x.new_zeros(1, len(x), self.shapes[1][1])
+        states: Tensor = rnn._VF.gru(x, first, wide, True, 1, 0.0, self.training, False, True)[0]
+        return states
+
+
+class _Blocks(torch.autograd.Function):
+    """Weights and a zero behind them, in the order of `index`, where each weight has one place: that in `inverse`."""
+
+    @staticmethod
+    def forward(ctx: Any, index: Tensor, inverse: Tensor, zero: Tensor, *weights: Tensor) -> Tensor:
+        ctx.shapes = [weight.shape for weight in weights]
+        ctx.save_for_backward(inverse)
+        return torch.cat([*(weight.flatten() for weight in weights), zero]).index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        parts = gradients[0].index_select(0, ctx.saved_tensors[0]).split([shape.numel() for shape in ctx.shapes])
+        return None, None, None, *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
 
 
 class _Reorder(torch.autograd.Function):

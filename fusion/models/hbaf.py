@@ -49,6 +49,7 @@ from fusion.layers import (
     ConversationEncoder,
     Direction,
     Embedding,
+    EncodeBoth,
     Gate,
     InputProjection,
     KeyMask,
@@ -296,6 +297,7 @@ class HBAF(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2503.06405"):
         self.text_pool = AttentionPooling(dim)
         self.audio_encoder = encoder()
         self.text_encoder = encoder()
+        self.encode_both = EncodeBoth(dim, params.direction)
         self.classifier = classifier(3 * dim, dim, classes, dropout)
         self.audio_head = nn.Linear(dim, classes) if wanted.auxiliary else Constant(None)
         self.text_head = nn.Linear(dim, classes) if wanted.auxiliary else Constant(None)
@@ -312,8 +314,8 @@ class HBAF(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2503.06405"):
             h = batch.encoded(self._project)  # Ha = LN(Wa xa), Ht = LN(Wt xt)
             contents = [level.augment.look_up(h) for level in self.levels.values()]  # Ht and c
             a, t = h.each(self._fuse, *contents)  # (utterances, dim)
-            a = self.audio_encoder(a, batch.turns)  # a = LN(a + GRU(a))
-            t = self.text_encoder(t, batch.turns)
+            encoders = self.audio_encoder, self.text_encoder
+            a, t = self.encode_both(encoders, a, t, batch.turns)  # a = LN(a + GRU(a)), t likewise
             return Output(
                 logits=self.classifier(torch.cat([a, t, a * t], dim=-1)),  # MLP([a; t; a * t])
                 audio_logits=self.audio_head(a),
