@@ -288,7 +288,7 @@ def test_a_model_and_a_corpus_of_ones_own_go_all_the_way(tmp_path: Path) -> None
         assert project.repro() == []
         project.run("fusion-ablate", "--features", "data/feats.h5")
         said = project.run("fusion-predict", "--model", "models/mine.gated:Gated", "--text", "We lost.")
-        assert json.loads(said)["label"]
+        assert json.loads(said)["predicted"]
         (mine / "gated.py").write_text(gated + "# edited\n")
         assert project.would_run() == {"train", "evaluate", "report"}
 
