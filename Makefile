@@ -21,6 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/installed
 	dvc repro
 	@cat results/table.md results/robustness/table.md
+	@echo "open results/report/index.html in a browser: scores, and every turn with what the model says of it"
 
 test: lint
 	pytest

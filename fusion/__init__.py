@@ -77,16 +77,18 @@ def train(
     params: str | PathLike[str] | None = None,
     device: str = "auto",
     jobs: int | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Train a model for each seed, selected on validation; an interrupted call is continued by the next one.
 
     Args:
         features: a feature file, or what `load_features` returned.
-        output: the folder of the models, `seed-<n>` each; models/<model.name> by default. Older ones are replaced.
+        output: the folder of the models, `seed-<n>` each; models/<model.name> by default.
         model, loss, train: sections of params.yaml, such as `model={"name": "hbaf", "dim": 32}`.
         params: a params.yaml whose values hold where these name none; without it, the defaults of `fusion-train`.
         device: auto, cpu, cuda or cuda:<n>.
         jobs: seeds that are trained side by side; one for each core by default, always one on a GPU.
+        overwrite: whether other models in the folder may be replaced; the very same are never trained again.
 
     Returns:
         The folder of the models: `load_model(folder / "seed-0")` reads one, `evaluate` and `predict` take all.
@@ -103,7 +105,7 @@ def train(
     recipe = read_recipe(_path(params), as_overrides(model=model, loss=loss, train=train))
     folder = Path(output or Path("models") / recipe.model.name)
     with _as_commands_do():
-        train_seeds(_opened(features), recipe, folder, pick_device(device), jobs)
+        train_seeds(_opened(features), recipe, folder, pick_device(device), jobs, overwrite)
     return folder
 
 

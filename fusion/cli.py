@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from pipeline.settings import DEFAULT_PARAMS, Device, OptionalParams, Overrides, find_params, single_command
+from pipeline.settings import (
+    DEFAULT_PARAMS,
+    Device,
+    OptionalParams,
+    Overrides,
+    Overwrite,
+    find_params,
+    single_command,
+)
 
 SECTIONS = {
     "model": "fusion.params:ModelParams",
@@ -38,10 +46,19 @@ def complete_only(context: typer.Context) -> list[str]:
 
 FeatureFile = Annotated[Path, typer.Option(help="The joint feature file, such as data/feats.h5.")]
 ModelFolder = Annotated[Path | None, typer.Option(help="The model folder; models/<model.name> by default.")]
+ManifestFile = Annotated[
+    Path | None, typer.Option(help="Texts and statuses; manifest.jsonl beside the feature file where it is there.")
+]
 Jobs = Annotated[
     int | None,
     typer.Option(min=1, help="Runs side by side on this machine; one for each core by default, one on a GPU."),
 ]
+
+
+def manifest_beside(features: Path) -> Path | None:
+    """The manifest beside a feature file, where it is there."""
+    path = features.with_name("manifest.jsonl")
+    return path if path.exists() else None
 
 
 @resumable
@@ -52,6 +69,7 @@ def train_app(
     output: ModelFolder = None,
     jobs: Jobs = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Train the model of params.yaml with every seed, selected on validation. An interrupted run goes on."""
     from fusion.params import read_recipe
@@ -61,7 +79,7 @@ def train_app(
 
     recipe = read_recipe(find_params(params), overrides)
     output = output or Path("models") / recipe.model.name
-    trained = train_seeds(read_features(features), recipe, output, pick_device(device), jobs)
+    trained = train_seeds(read_features(features), recipe, output, pick_device(device), jobs, overwrite)
     print(f"{output}: {training_headline(trained)}")
 
 
@@ -75,15 +93,19 @@ def evaluate_app(
     degraded: Annotated[
         Path | None, typer.Option(help="What pipeline-degrade wrote; degraded/ beside the feature file by default.")
     ] = None,
+    manifest: ManifestFile = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Score the trained models of all seeds on the test split, clean and degraded, and write the result files."""
     from fusion.evaluation import (
+        check_results,
         current_commit,
         describe_run,
         evaluate_all,
         headline,
         read_degraded,
+        read_texts,
         write_report,
         write_robustness,
     )
@@ -96,14 +118,16 @@ def evaluate_app(
     section = read_section(path, "evaluate", EvaluateParams, overrides)
     models = read_model_folder(path, overrides, models)
     joint, chosen, commit = read_features(features), pick_device(device), current_commit()
-    parts = read_degraded(degraded, joint)
+    parts, texts = read_degraded(degraded, joint), read_texts(manifest or manifest_beside(features))
+    if not overwrite:
+        check_results(output, models, joint, section)
     with writing(output):  # now, rather than after all is scored
         output.mkdir(parents=True, exist_ok=True)
     memory = read_section(path, "train", TrainParams, overrides).memory
     evaluation, robustness = evaluate_all(joint, models, section, parts, chosen, memory)
-    write_report(evaluation, output, commit)
-    write_robustness(robustness, output / "robustness", describe_run(evaluation, commit))
-    print(f"{output}: {headline(evaluation)}")
+    changed = write_report(evaluation, output, commit, texts)
+    changed |= write_robustness(robustness, output / "robustness", describe_run(evaluation, commit))
+    print(f"{output}: {headline(evaluation)}{'' if changed else '; all files were there already, unchanged'}")
 
 
 @resumable
@@ -148,12 +172,18 @@ def report_app(
     params: OptionalParams = None,
     overrides: Overrides = [],  # noqa: B006
     results: Annotated[Path, typer.Option(help="What fusion-evaluate wrote.")] = Path("results"),
-    manifest: Annotated[
-        Path | None, typer.Option(help="Texts and statuses; manifest.jsonl beside the feature file where it is there.")
+    manifest: ManifestFile = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="The corpus, in which the manifest names recordings; dataset.root of params.yaml by default."
+        ),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="The corpus, in which the manifest names recordings.")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.json of the text encoder, or its folder: names the tokens.")
+        Path | None,
+        typer.Option(
+            help="The text encoder's tokenizer.json or folder, where it is not found by itself: names the tokens."
+        ),
     ] = None,
     beside: Annotated[
         Path | None, typer.Option(help="Another model's folder, to see both side by side on every turn.")
@@ -163,7 +193,7 @@ def report_app(
     device: Device = "auto",
 ) -> None:
     """Write an evaluation as one page to open in a browser: scores, and every turn with what the models say of it."""
-    from fusion.params import TrainParams, read_model_folder
+    from fusion.params import TrainParams, read_model_folder, read_places
     from fusion.report import PAGE, Sources, write_page
     from fusion.runtime import pick_device
     from pipeline.settings import read_section
@@ -172,8 +202,9 @@ def report_app(
     path = find_params(params)
     models = read_model_folder(path, overrides, models)
     memory = read_section(path, "train", TrainParams, overrides).memory
-    usual = features.with_name("manifest.jsonl")
-    sources = Sources(manifest or (usual if usual.exists() else None), root, tokenizer, beside)
+    corpus, text = read_places(path)
+    places = [tokenizer] if tokenizer else [*([text] if text else []), Path("models/encoders/text")]
+    sources = Sources(manifest or manifest_beside(features), root or corpus, places, beside)
     page = write_page(read_features(features), models, results, split, sources, output, pick_device(device), memory)
     print(f"{output / PAGE}: {page.turns} turns, {page.viewed} with views, {page.size / 1e6:.1f} MB")
 
@@ -216,7 +247,8 @@ def predict_app(
         Path | None, typer.Option(help="A .jsonl or .csv file; JSON lines on standard output by default.")
     ] = None,
     params: Annotated[
-        Path | None, typer.Option("--params", help="A YAML file whose dataset.columns name the table's columns.")
+        Path | None,
+        typer.Option("--params", help="Its dataset.columns name the table's columns; params.yaml where it is here."),
     ] = None,
     overrides: Annotated[
         list[str],
@@ -231,11 +263,14 @@ def predict_app(
     ] = None,
     text_encoder: Annotated[Path | None, typer.Option(help="The folder of the model's text encoder, likewise.")] = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Predict the labels of new recordings and texts with trained models (docs/prediction.md)."""
     from fusion.prediction import Asked, predict
 
-    asked = Asked(model, table, audio, text, speaker, features, stream, root, split, output, params, overrides)
+    asked = Asked(
+        model, table, audio, text, speaker, features, stream, root, split, output, params, overrides, overwrite
+    )
     asked.check()
     from fusion.params import trust_model_named
     from fusion.prediction import Predictor  # behind the check, because torch takes seconds to import
@@ -248,7 +283,7 @@ def predict_app(
 @command
 def export_app(
     model: Annotated[Path, typer.Argument(help="The folder of one seed, such as models/hbaf/seed-0.")],
-    output: Annotated[Path, typer.Option(help="The folder to hand on; an older one is replaced.")],
+    output: Annotated[Path, typer.Option(help="The folder to hand on.")],
     results: Annotated[
         Path | None, typer.Option(help="What fusion-evaluate wrote of the model: test scores for its card.")
     ] = None,
@@ -259,13 +294,18 @@ def export_app(
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="model.name=NAME", help="Of a plug-in, which is then imported.")
     ] = [],  # noqa: B006
+    overwrite: Overwrite = False,
 ) -> None:
     """Make a folder to share of one trained model: weights, configuration, a card with its scores, ONNX."""
     from fusion.checkpoint import share_model
     from fusion.params import trust_model_named
 
     trust_model_named(None, overrides)
-    loaded = share_model(model, output, results, onnx, accept_edits)
+    shared = share_model(model, output, results, onnx, accept_edits, overwrite)
+    loaded = shared.model
     extras = [*(["test scores"] if results else []), *(["ONNX"] if onnx else [])]
     name, seed = loaded.provenance.recipe.model.name, loaded.provenance.seed
-    print(f"{output}: {name}, seed {seed}, {'with ' + ' and '.join(extras) if extras else 'as trained'}")
+    print(
+        f"{output}: {name}, seed {seed}, {'with ' + ' and '.join(extras) if extras else 'as trained'}"
+        f"{'' if shared.written else '; it was there already, unchanged'}"
+    )

@@ -404,3 +404,30 @@ def _own_losses(name: str, target: Target) -> set[str]:
     parts = {argument: keys for argument, keys in LOSSES.items() if not (target == "score" and argument in OF_LABELS)}
     taken = {key for argument in find_model(name).losses for key in parts.get(argument, ())}
     return losses_of(target) - ({key for keys in LOSSES.values() for key in keys} - taken)
+
+
+class _Corpus(Section):
+    """Of section `dataset`, which the pipeline owns, where recordings lie."""
+
+    model_config = ConfigDict(extra="ignore")
+    root: str | None = None
+
+
+class _TextEncoder(Section):
+    """Of section `text`, which the pipeline owns, where the encoder lies."""
+
+    model_config = ConfigDict(extra="ignore")
+    encoder: str | None = None
+
+
+def read_places(path: Path | None) -> tuple[Path | None, Path | None]:
+    """The folder of the corpus and that of the text encoder (or its name on the hub), where the file at `path` says so.
+
+    They serve the report, of which no number depends on them.
+
+    Raises:
+        SettingsError: as `read_section`.
+    """
+    root = read_section(path, "dataset", _Corpus).root
+    encoder = read_section(path, "text", _TextEncoder).encoder
+    return (Path(root).expanduser() if root else None), (Path(encoder).expanduser() if encoder else None)

@@ -4,6 +4,8 @@ import csv
 import hashlib
 import io
 import json
+import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -90,6 +92,20 @@ def latex_table(columns: str, header: Sequence[str], rows: Iterable[Sequence[str
     first, *others = [" & ".join(cells) + r" \\" for cells in (header, *rows)]
     begin = rf"\begin{{tabular}}{{{columns}}}"
     return [begin, r"\toprule", first, r"\midrule", *others, r"\bottomrule", r"\end{tabular}"]
+
+
+csv.field_size_limit(sys.maxsize)  # of what is read: a text may be a whole interview
+FORMULA = re.compile(r"[=+\-@\t\r]")
+PLAIN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+
+
+def plain_cell(text: str) -> str:
+    """A name or text that no spreadsheet takes for a formula.
+
+    >>> plain_cell("=1+1"), plain_cell("-5"), plain_cell("Ross")
+    ("'=1+1", '-5', 'Ross')
+    """
+    return f"'{text}" if FORMULA.match(text) and not PLAIN_NUMBER.fullmatch(text) else text
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -8,9 +8,10 @@ decoded once, in processes of their own; a turn is never dropped, and its status
     context-only    nothing of the turn can be used: a model knows it by the turns around it alone
 """
 
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,13 +26,14 @@ from pipeline.manifest import OK, Utterance
 from pipeline.media import SAMPLE_RATES, Channels, Decoders, Recording, Stretch, judge, resample
 from pipeline.params import DatasetParams
 from pipeline.preparation import after_probing, by_conversation, draft_utterance, relative_path
-from pipeline.settings import Threads, read_section
+from pipeline.settings import DEFAULT_PARAMS, Threads, read_section
 from pipeline.store import Identity
 
 if TYPE_CHECKING:
     import torch
 
 
+log = logging.getLogger(__name__)
 UNREAD = ("split", "label", "score", "recognised")  # columns that say nothing to a model
 LONGEST_TEXT = 10_000  # characters of a turn; what attention takes grows with the square of it
 DECODE_SECONDS = 60.0  # that decoding may go without progress, as dataset.decode_seconds
@@ -53,6 +55,9 @@ class Spoken:
 
     utterance: Utterance
     sound: Path | Waveform | None
+    label: str | None = None  # what a table says that the answer is; no model sees it
+    score: str | None = None
+    carried: Mapping[str, str] = field(default_factory=dict)  # its other columns, by the table's own names
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +77,9 @@ class EncodedTurn:
 def read_turns(table: Path, root: Path, params: Path | None = None, overrides: Sequence[str] = ()) -> list[Spoken]:
     """The turns of a table (.csv, .tsv, .jsonl, .parquet), conversation by conversation, each in its order.
 
-    Columns are those of `dataset.name: table`, which `dataset.columns` of `params` and `overrides` may name otherwise;
-    labels, scores and splits are not looked at. Recordings lie under `root`.
+    Columns are those of `dataset.name: table`, which `dataset.columns` of `params` and `overrides` may name otherwise.
+    Without `params`, those of the params.yaml that lies here are taken where the table has them. Recordings lie under
+    `root`. What the answer may be, and every other column, comes along unread.
 
     Raises:
         SettingsError: section `dataset` is not as it must be.
@@ -81,13 +87,32 @@ def read_turns(table: Path, root: Path, params: Path | None = None, overrides: S
     """
     if not table.is_file():
         raise DataError(f"{table}: no such table; name another one (--table)")
-    turns = read_table(table, read_section(params, "dataset", DatasetParams, overrides), unread=UNREAD).turns
-    drafts = [
-        draft_utterance(turn, index, "test", _dataset(root))
+    asked = read_section(params, "dataset", DatasetParams, overrides).columns.model_dump()
+    here = DEFAULT_PARAMS if params is None and DEFAULT_PARAMS.exists() else params
+    dataset = read_section(here, "dataset", DatasetParams, overrides)
+    optional = [name for name, column in asked.items() if column is None]
+    turns = read_table(table, dataset, unread=UNREAD, optional=optional).turns
+    names = {name: column or name for name, column in dataset.columns.model_dump().items()}
+    unused = dict.fromkeys(name for turn in turns for name in turn.extra if name not in map(names.get, UNREAD))
+    if unused:
+        log.warning("%s: columns that are not used, only carried along: %s", table, ", ".join(unused))
+    return [
+        _spoken(turn, draft_utterance(turn, index, "test", _dataset(root)), root, dataset, names)
         for conversation in by_conversation(turns)
         for index, turn in enumerate(conversation)
     ]
-    return [Spoken(draft, None if draft.audio is None else root / draft.audio) for draft in drafts]
+
+
+def _spoken(turn: Turn, draft: Utterance, root: Path, dataset: DatasetParams, names: Mapping[str, str]) -> Spoken:
+    label = turn.extra.get(names["label"])
+    own = {names[name]: getattr(turn, name) for name in ("text", "audio", "start", "end")}
+    return Spoken(
+        draft,
+        None if draft.audio is None else root / draft.audio,
+        label=None if label is None else dataset.labels.get(label, label),
+        score=turn.extra.get(names["score"]),
+        carried={**{name: str(value) for name, value in own.items() if value not in (None, "")}, **turn.extra},
+    )
 
 
 def speak(

@@ -160,6 +160,26 @@ def test_a_label_in_the_table_runs_no_encoder_and_another_text_runs_its_own(proj
     assert not {"audio", "text"} & {*project.repro()}
 
 
+def test_no_command_holds_what_a_user_may_write_freely() -> None:
+    """Such as `dataset.root`, which a shell would split at its blanks; commands read it from params.yaml."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert {found for stage in stages.values() for found in re.findall(r"\$\{.*?\}", stage["cmd"])} == {"${model.name}"}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["my corpus", 'it\'s "mine"', "a $HOME ${x}", "~odd", "Gespräche ✓", "a;b&c(d)*"])
+def test_a_corpus_may_lie_in_a_folder_of_any_name(project: Project, name: str) -> None:
+    before = dict(project.params["dataset"])
+    root = project.folder / "data" / name
+    shutil.copytree(project.folder / "data" / "demo", root)
+    project.edit("dataset", root=f"data/{name}" if name[0] != "~" else name)
+    if name[0] == "~":
+        root.rename(project.folder / name)
+    assert "report" in project.repro()
+    assert "data:audio" in (project.folder / "results" / "report" / "index.html").read_text(encoding="utf-8")
+    project.edit("dataset", **before)
+
+
 @pytest.mark.soak
 def test_a_further_level_of_noise_encodes_that_level_alone(project: Project) -> None:
     """Although DVC deletes the folder with the others before it runs the stage."""

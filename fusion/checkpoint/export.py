@@ -6,21 +6,35 @@ model.onnx                                      if asked for
 """
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from fusion.checkpoint.card import model_card, read_scores
 from fusion.checkpoint.folder import FILES, HASHED, LoadedModel, load_model, write_hashes
 from fusion.errors import OutputError
-from fusion.runtime import publish, write_file, writing
+from fusion.runtime import holds, publish, write_files, writing
 
 ONNX = "model.onnx"
 CARD = "README.md"
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What `share_model` did."""
+
+    model: LoadedModel
+    written: bool  # false: the very same was there
+
+
 def share_model(
-    folder: Path, output: Path, results: Path | None = None, onnx: bool = False, accept_edits: bool = False
-) -> LoadedModel:
-    """Write the model in `folder` to `output`, which appears whole, replacing an older one.
+    folder: Path,
+    output: Path,
+    results: Path | None = None,
+    onnx: bool = False,
+    accept_edits: bool = False,
+    overwrite: bool = False,
+) -> Shared:
+    """Write the model in `folder` to `output`, which appears whole.
 
     Args:
         folder: of one seed, such as models/hbaf/seed-0; it stays as it is.
@@ -28,29 +42,38 @@ def share_model(
         onnx: whether there is to be a model.onnx.
         accept_edits: whether files of `folder` may be others than training wrote, such as a config.json with other
             label names; `output` gets hashes of its own.
+        overwrite: whether another shared model in `output` may be replaced.
 
     Raises:
         ModelError: the folder is missing, incomplete or damaged.
         ResultError: the results are missing or damaged, or of another model.
-        OutputError: `output` is something else than such a folder or cannot be written, or ONNX's packages are missing.
+        OutputError: `output` is something else than such a folder or cannot be written, it holds another model or card
+            and `overwrite` is not given, or ONNX's packages are missing.
     """
     output = output.absolute()
     loaded = load_model(folder, edited=accept_edits)
     _check_replaceable(output, folder)
     scores = read_scores(results, loaded.provenance) if results else None
-    graph = _export(loaded) if onnx else None
+    contents = {name: (folder / name).read_bytes() for name in HASHED}
+    contents[CARD] = model_card(loaded.provenance, scores, onnx).encode()
+    differing = [name for name, content in contents.items() if not holds(output / name, content)]
+    if not differing and (output / ONNX).exists() == onnx:
+        return Shared(loaded, written=False)
+    if (output / CARD).exists() and differing and not overwrite:
+        raise OutputError(
+            f"{output}: holds another model or card ({', '.join(differing)} differ); name another folder with "
+            "--output, or replace it with --overwrite"
+        )
+    if onnx:
+        contents[ONNX] = _export(loaded)
     partial = output.with_name(output.name + ".tmp")
     with writing(output):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for name in HASHED:
-            shutil.copyfile(folder / name, partial / name)
+        write_files(partial, contents)
         write_hashes(partial)
-        write_file(partial / CARD, model_card(loaded.provenance, scores, onnx).encode())
-        if graph is not None:
-            write_file(partial / ONNX, graph)
         publish(partial, output)
-    return loaded
+    return Shared(loaded, written=True)
 
 
 def _export(loaded: LoadedModel) -> bytes:

@@ -7,8 +7,15 @@ from pipeline.settings import door
 if TYPE_CHECKING:
     from fusion.evaluation.folds import folds_headline, join_folds, write_folds
     from fusion.evaluation.pictures import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, draw_png, draw_svg
-    from fusion.evaluation.predictions import class_rows
-    from fusion.evaluation.result_files import current_commit, describe_run, headline, read_result, write_report
+    from fusion.evaluation.predictions import class_rows, read_texts
+    from fusion.evaluation.result_files import (
+        check_results,
+        current_commit,
+        describe_run,
+        headline,
+        read_result,
+        write_report,
+    )
     from fusion.evaluation.robustness import evaluate_all, measure_robustness, read_degraded
     from fusion.evaluation.robustness_files import AXES, TITLES, level_name, write_robustness
     from fusion.evaluation.scores import Evaluation, evaluate, load_test, sample_std

@@ -46,6 +46,7 @@ from pipeline.store import UNLABELLED
 
 COLUMNS = ("run", "seed", "utterance", "conversation", "split", "true", "predicted")
 PROBABILITY = "p_"  # before a label
+KNOWN = ("speaker", "text")  # behind the labels
 SAME = ("model", "modalities", "params", "encoders", "seeds", "version")  # of what was run, in every fold
 
 
@@ -116,7 +117,7 @@ def read_fold(folder: Path) -> Fold:
     details = _read_details(folder / "details.json")
     path = folder / "predictions.csv"
     header, rows = _read_rows(path)
-    labels = tuple(name.removeprefix(PROBABILITY) for name in header[len(COLUMNS) :])
+    labels = tuple(name.removeprefix(PROBABILITY) for name in header[len(COLUMNS) :] if name not in KNOWN)
     by_seed: dict[str, list[tuple[str, ...]]] = {}
     for row in rows:
         by_seed.setdefault(row[1], []).append(row)
@@ -158,7 +159,7 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         header, *rows = [tuple(row) for row in csv.reader(io.StringIO(read_result(path), newline=""), strict=True)]
     except (csv.Error, ValueError):
         raise ResultError(f"{path}: holds no table of predictions; {AGAIN}") from None
-    labels = header[len(COLUMNS) :]
+    labels = [name for name in header[len(COLUMNS) :] if name not in KNOWN]
     if header[: len(COLUMNS)] != COLUMNS or not labels or any(not name.startswith(PROBABILITY) for name in labels):
         raise ResultError(
             f"{path}: expected the columns {', '.join(COLUMNS)} and a probability of each label, "

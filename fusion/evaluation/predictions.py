@@ -2,14 +2,17 @@
 label.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fusion.errors import FeatureError
 from fusion.evaluation.scores import Evaluation, sample_std
 from fusion.objective import ClassScores, to_seven
-from fusion.tables import csv_text, markdown_table, mean_std, number, spread
+from fusion.tables import csv_text, markdown_table, mean_std, number, plain_cell, spread
 
 SHOWN = ("precision", "recall", "f1")
 
@@ -45,19 +48,39 @@ def class_table(described: Mapping[str, Mapping[str, Any]], title: str = "label"
     return markdown_table([title, *SHOWN, "support"], class_rows(described))
 
 
-def predictions_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
-    """Every utterance of the split under every seed; `true` is empty where there is none."""
+def read_texts(manifest: Path | None) -> dict[str, str]:
+    """The texts of a manifest (JSON lines) by id; none where there is no manifest.
+
+    Raises:
+        FeatureError: it cannot be read, or a line is not an utterance.
+    """
+    if manifest is None:
+        return {}
+    try:
+        lines = [json.loads(line) for line in manifest.read_text(encoding="utf-8").split("\n") if line]
+        return {str(line["id"]): str(line.get("text", "")) for line in lines}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise FeatureError(f"{manifest}: not a manifest ({reason}); name another with --manifest") from None
+
+
+def predictions_csv(evaluation: Evaluation, run: Mapping[str, Any], texts: Mapping[str, str]) -> str:
+    """Every utterance of the split under every seed; `true` is empty where there is none, as are speaker and text."""
     header = ["run", "seed", "utterance", "conversation", "split", "true", "predicted"]
     if evaluation.task.target == "label":
         header += [f"p_{label}" for label in evaluation.labels]
-    rows = (
-        [run["id"], seed.provenance.seed, utterance, conversation, "test", *cells]
-        for seed in evaluation.seeds
-        for utterance, conversation, cells in zip(
-            evaluation.ids, evaluation.conversations, _cells(evaluation, seed.answers), strict=True
+    said = [
+        (utterance, conversation, [plain_cell(speaker), plain_cell(texts.get(utterance, ""))])
+        for utterance, conversation, speaker in zip(
+            evaluation.ids, evaluation.conversations, evaluation.speakers, strict=True
         )
+    ]
+    rows = (
+        [run["id"], seed.provenance.seed, utterance, conversation, "test", *cells, *known]
+        for seed in evaluation.seeds
+        for (utterance, conversation, known), cells in zip(said, _cells(evaluation, seed.answers), strict=True)
     )
-    return csv_text(header, rows)
+    return csv_text([*header, "speaker", "text"], rows)
 
 
 def confusion_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:

@@ -11,17 +11,21 @@ The CSV files and metrics.json name in `run` the `run.id` of details.json, which
 the hashes of the feature files and the commit given there.
 """
 
+import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from fusion.errors import ResultError
+from fusion.checkpoint import Provenance, read_provenance
+from fusion.errors import OutputError, ResultError
 from fusion.evaluation.predictions import class_table, confusion_csv, describe_classes, predictions_csv, stack_seeds
 from fusion.evaluation.scores import Evaluation, SeedScores, Summary, sample_std
+from fusion.params import EvaluateParams
 from fusion.runtime import write_files
 from fusion.tables import (
     bounds,
@@ -35,12 +39,47 @@ from fusion.tables import (
     rounded,
     spread,
 )
+from pipeline.store import Features
 
 AGAIN = "run fusion-evaluate again"
+COMPARED = ("model", "params", "seeds", "features", "trained_on", "intervals")  # of two evaluations; not the commit
 
 
-def write_report(evaluation: Evaluation, folder: Path, commit: str | None) -> None:
-    """Write all files of `evaluation` into `folder`, made where it is missing; `commit` is that of the code.
+def check_results(folder: Path, models: Path, features: Features, params: EvaluateParams) -> None:
+    """See that an evaluation of `models` would not replace another one in `folder`.
+
+    Raises:
+        OutputError: finished results of other models, parameters, seeds or features are there.
+        ModelError: `models` cannot be read.
+    """
+    path = folder / "details.json"
+    if not path.exists():
+        return
+    seeds = [read_provenance(one) for one in models.glob("seed-*")] or [read_provenance(models)]
+    wanted = _identify(sorted(seeds, key=lambda one: one.seed), features.digest, params)
+    try:
+        found = json.loads(read_result(path))["run"]
+        differing = [name for name in COMPARED if found.get(name) != wanted[name]]
+    except (ResultError, ValueError, KeyError, TypeError, AttributeError):
+        differing = ["everything that can be read"]
+    if differing:
+        raise OutputError(
+            f"{folder}: holds the results of another evaluation (other {', '.join(differing)}); name another folder "
+            "(--output) to keep them, or replace them with --overwrite"
+        )
+
+
+def write_report(
+    evaluation: Evaluation, folder: Path, commit: str | None, texts: Mapping[str, str] = MappingProxyType({})
+) -> bool:
+    """Write all files of `evaluation` into `folder`, made where it is missing.
+
+    Args:
+        commit: that of the code.
+        texts: what was said, by id, where it is known.
+
+    Returns:
+        Whether anything changed.
 
     Raises:
         OutputError: a file cannot be written.
@@ -49,12 +88,12 @@ def write_report(evaluation: Evaluation, folder: Path, commit: str | None) -> No
     contents = {
         "metrics.json": metrics_json(evaluation, run),
         "details.json": details_json(evaluation, run),
-        "predictions.csv": predictions_csv(evaluation, run),
+        "predictions.csv": predictions_csv(evaluation, run, texts),
         "confusion.csv": confusion_csv(evaluation, run),
         "curves.csv": curves_csv(evaluation, run),
         "table.md": table_md(evaluation, run),
     }
-    write_files(folder, contents)
+    return write_files(folder, contents)
 
 
 def read_result(path: Path) -> str:
@@ -92,21 +131,24 @@ def current_commit() -> str | None:
 
 def describe_run(evaluation: Evaluation, commit: str | None) -> dict[str, Any]:
     """What was run; `id` is a short hash of the rest."""
-    first = evaluation.seeds[0].provenance
-    run = {
+    seeds = [seed.provenance for seed in evaluation.seeds]
+    return identified(_identify(seeds, evaluation.features, evaluation.params) | {"commit": commit})
+
+
+def _identify(seeds: Sequence[Provenance], features: str, params: EvaluateParams) -> dict[str, Any]:
+    first = seeds[0]
+    return {
         "model": first.recipe.model.name,
         "target": first.recipe.train.target,
         "modalities": first.recipe.model.modalities,
-        "encoders": ", ".join(str(one.fields.get("model")) for one in (first.audio, first.text) if one is not None),
-        "seeds": ",".join(str(seed.provenance.seed) for seed in evaluation.seeds),
+        "encoders": ", ".join(one.name for one in (first.audio, first.text) if one is not None),
+        "seeds": ",".join(str(one.seed) for one in seeds),
         "params": first.recipe.digest,
-        "features": evaluation.features,
+        "features": features,
         "trained_on": first.features,
-        "intervals": evaluation.params.model_dump(mode="json"),
+        "intervals": params.model_dump(mode="json"),
         "version": first.version,
-        "commit": commit,
     }
-    return identified(run)
 
 
 def metrics_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:

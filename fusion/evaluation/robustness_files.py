@@ -46,8 +46,11 @@ STYLES = {
 }
 
 
-def write_robustness(robustness: Robustness, folder: Path, run: Mapping[str, Any]) -> None:
+def write_robustness(robustness: Robustness, folder: Path, run: Mapping[str, Any]) -> bool:
     """Write all files into `folder`, and take away pictures of studies that are no longer asked for.
+
+    Returns:
+        Whether anything changed.
 
     Raises:
         OutputError: a file cannot be written.
@@ -61,10 +64,11 @@ def write_robustness(robustness: Robustness, folder: Path, run: Mapping[str, Any
         for name in PICTURES
         if _levels(robustness, PICTURES[name][0])
     }
-    write_files(folder, contents)
-    for name in PICTURES:
-        if f"{name}.png" not in contents:
-            (folder / f"{name}.png").unlink(missing_ok=True)
+    changed = write_files(folder, contents)
+    left = [path for name in PICTURES if (path := folder / f"{name}.png").exists() and path.name not in contents]
+    for path in left:
+        path.unlink()
+    return changed or bool(left)
 
 
 def scores_csv(robustness: Robustness, run: Mapping[str, Any]) -> str:

@@ -67,6 +67,7 @@ class Evaluation:
     labels: Sequence[str]
     ids: Sequence[str]  # utterances
     conversations: Sequence[str]  # of each utterance
+    speakers: Sequence[str]  # likewise; "" where none is known
     true: np.ndarray  # (utterances,), labels, -1 = unlabelled, or scores, nan = none
     seeds: Sequence[SeedScores]
     summaries: Mapping[str, Summary]  # of the models as a whole, by metric
@@ -169,11 +170,17 @@ def score_test(tested: Tested, params: EvaluateParams) -> Evaluation:
         labels=tested.features.label_names,
         ids=split.ids,
         conversations=split.conversation_ids,
+        speakers=_speakers(tested),
         true=task.truth(split).numpy(),
         seeds=seeds,
         summaries=summaries.pop("fused"),
         heads=summaries,
     )
+
+
+def _speakers(tested: Tested) -> list[str]:
+    known = dict(zip(tested.features.utterances.ids, tested.features.utterances.speakers, strict=True))
+    return [known[utterance] for utterance in tested.split.ids]
 
 
 def _seed_scores(tested: Tested, index: int, draws: Mapping[str, np.ndarray], confidence: float) -> SeedScores:

@@ -36,6 +36,7 @@ class Asked:
     output: Path | None = None
     params: Path | None = None
     overrides: Sequence[str] = ()
+    overwrite: bool = False
 
     @property
     def turns(self) -> list[Turn]:
@@ -143,9 +144,11 @@ def predict(asked: Asked, predictor: "Predictor") -> None:
         print(answer_stream(predictor, sys.stdin.buffer, sys.stdout, asked.root or Path()), file=sys.stderr)
         return
     predictions = asked.predict(predictor)
+    told = [*filter(None, [predictor.score(predictions)]), summary(predictions)]
     if asked.output is None:
         print(to_json_lines(predictions, ascii_only=True), end="")
-        print(summary(predictions), file=sys.stderr)
+        print("\n".join(told), file=sys.stderr)
     else:
-        write_predictions(asked.output, predictions)
-        print(f"{asked.output}: {summary(predictions)}")
+        changed = write_predictions(asked.output, predictions, asked.overwrite)
+        told[-1] = f"{asked.output}: {told[-1]}{'' if changed else '; it was there already, unchanged'}"
+        print("\n".join(told))

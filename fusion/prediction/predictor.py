@@ -6,6 +6,7 @@
 ...     print(second.label, second.probabilities["sadness"])
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from fusion.checkpoint import LoadedModel, check_encoders, load_model, load_seed
 from fusion.data import Split
 from fusion.errors import FeatureError, RecordingError
 from fusion.inference import ensemble, predict
-from fusion.objective import find_task
+from fusion.objective import compute_all, find_task
 from fusion.prediction.inputs import Heard, Known, cached_turns, load_cached, split_of
 from fusion.prediction.recordings import EncoderFolders, Recordings, read_table, speak
 from fusion.prediction.records import Prediction, Turn
@@ -123,7 +124,7 @@ class Predictor:
         """What is to be said of each turn of a table, conversation by conversation.
 
         Args:
-            table: .csv, .tsv, .jsonl or .parquet, a row a turn.
+            table: .csv, .tsv, .jsonl or .parquet, a row a turn; its other columns come along.
             root: the folder of its recordings; that of the table where it is None.
             params, overrides: of `dataset.columns`, where columns have names of their own.
 
@@ -132,7 +133,38 @@ class Predictor:
         """
         path = Path(table)
         file = None if params is None else Path(params)
-        return self._predict_spoken(read_table(path, Path(root or path.parent), file, overrides))
+        turns = read_table(path, Path(root or path.parent), file, overrides)
+        predicted = zip(turns, self._predict_spoken(turns), strict=True)
+        return [replace(one, true=self._truth(turn), carried=turn.carried) for turn, one in predicted]
+
+    def _truth(self, turn: "Spoken") -> str | float | None:
+        """What the table says, in the terms of the models; a label that they do not know stays as it is."""
+        if self.labels:
+            return turn.label
+        try:
+            score = float(turn.score or "nan")
+        except ValueError:
+            return None
+        return score if math.isfinite(score) else None
+
+    def score(self, predictions: Sequence[Prediction]) -> str:
+        """How well they agree with what the table says, in a line; "" where it says nothing."""
+        told = [one for one in predictions if one.true is not None and (not self.labels or one.true in self.labels)]
+        strange = Counter(str(one.true) for one in predictions if self.labels and one.true is not None)
+        strange = Counter({label: count for label, count in strange.items() if label not in self.labels})
+        parts = []
+        if told:
+            truth = np.array([self.labels.index(str(one.true)) if self.labels else one.true for one in told])
+            answers = np.array([list(one.probabilities.values()) if self.labels else [one.score] for one in told])
+            tally = self._task.tally(truth, answers, np.array([0, len(told)]))[0]
+            scores = compute_all(self._task.metrics, tally)
+            kind = "label" if self.labels else "score"
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            parts.append(f"{len(told)} turns have a {kind} in the table: {shown}")
+        if strange:
+            named = ", ".join(f"'{label}' {count}" for label, count in strange.most_common(5))
+            parts.append(f"labels that the model does not know are not scored: {named}")
+        return "; ".join(parts)
 
     def predict_features(self, features: Features, split: str | None = None) -> list[Prediction]:
         """What is to be said of each utterance of a feature file, in one split or in all of them.

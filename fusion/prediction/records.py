@@ -5,10 +5,9 @@ with an apostrophe in front, as spreadsheets themselves write it. JSON lines hav
 """
 
 import json
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from fusion.errors import OutputError, RecordingError
-from fusion.runtime import try_place, write_file
-from fusion.tables import csv_text, number, rounded
+from fusion.runtime import holds, try_place, write_file
+from fusion.tables import csv_text, number, plain_cell, rounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +57,11 @@ class Prediction:
     probabilities: Mapping[str, float]  # by label, in the order of the classes
     status: str  # ok, or what was amiss with the turn (`pipeline.manifest`, `pipeline.recordings`)
     seeds: tuple[int, ...]  # of the models
+    true: str | float | None = None  # the label or score that a table gives; None where it gives none
+    carried: Mapping[str, str] = field(default_factory=dict)  # the other columns of a table
 
 
 SUFFIXES = (".jsonl", ".csv")
-FORMULA = re.compile(r"[=+\-@\t\r]")
-PLAIN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
 def check_output(path: Path, sources: Sequence[Path]) -> None:
@@ -78,14 +77,19 @@ def check_output(path: Path, sources: Sequence[Path]) -> None:
     try_place(path)
 
 
-def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    """Write a .jsonl or .csv file; it appears whole or not at all.
+def write_predictions(path: Path, predictions: Sequence[Prediction], overwrite: bool = False) -> bool:
+    """Write a .jsonl or .csv file, which appears whole or not at all; false where the very same was there.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or other predictions are there and `overwrite` is not given.
     """
     text = to_csv(predictions) if path.suffix.lower() == ".csv" else to_json_lines(predictions)
+    if holds(path, text.encode()):
+        return False
+    if path.exists() and not overwrite:
+        raise OutputError(f"--output {path}: holds something else; name another file, or replace it with --overwrite")
     write_file(path, text.encode())
+    return True
 
 
 def to_json_lines(predictions: Sequence[Prediction], ascii_only: bool = False) -> str:
@@ -98,20 +102,22 @@ def to_csv(predictions: Sequence[Prediction]) -> str:
     labels = list(predictions[0].probabilities) if predictions else []
     told = "predicted" if labels else "score"
     header = ["conversation", "turn", "speaker", "id", told, *(f"p_{label}" for label in labels), "status", "seeds"]
+    carried = dict.fromkeys(name for one in predictions for name in one.carried)
     rows = (
         [
-            _cell(one.conversation),
+            plain_cell(one.conversation),
             one.turn,
-            _cell(one.speaker or ""),
-            _cell(one.id),
-            number(one.score) if one.label is None else _cell(one.label),
+            plain_cell(one.speaker or ""),
+            plain_cell(one.id),
+            number(one.score) if one.label is None else plain_cell(one.label),
             *(number(one.probabilities[label]) for label in labels),
             one.status,
             " ".join(map(str, one.seeds)),
+            *(plain_cell(one.carried.get(name, "")) for name in carried),
         ]
         for one in predictions
     )
-    return csv_text(header, rows)
+    return csv_text([*header, *(_apart(name, header) for name in carried)], rows)
 
 
 def summary(predictions: Sequence[Prediction]) -> str:
@@ -137,13 +143,10 @@ def _record(one: Prediction) -> dict[str, Any]:
             "probabilities": {label: rounded(share) for label, share in one.probabilities.items()},
         }
     )
-    return place | answer | {"status": one.status, "seeds": list(one.seeds)}
+    own = place | answer | {"status": one.status, "seeds": list(one.seeds)}
+    return own | {_apart(name, own): value for name, value in one.carried.items()}
 
 
-def _cell(name: str) -> str:
-    """A name that no spreadsheet takes for a formula.
-
-    >>> _cell("=1+1"), _cell("-5"), _cell("Ross")
-    ("'=1+1", '-5', 'Ross')
-    """
-    return f"'{name}" if FORMULA.match(name) and not PLAIN_NUMBER.fullmatch(name) else name
+def _apart(name: str, own: Collection[str]) -> str:
+    """The name of a column that is carried along, which no column of ours has."""
+    return f"input_{name}" if name in own else name

@@ -6,5 +6,6 @@ from pipeline.settings import door
 
 if TYPE_CHECKING:
     from fusion.report.build import PAGE, Sources, write_page
+    from fusion.report.utterances import find_words
 else:
     __getattr__ = door(__name__, __file__)

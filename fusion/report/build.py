@@ -40,7 +40,7 @@ class Sources:
 
     manifest: Path | None = None
     root: Path | None = None  # of the corpus: the manifest names recordings relative to it
-    tokenizer: Path | None = None
+    encoders: Sequence[Path] = ()  # files and folders in which the tokenizer of the text encoder may lie
     beside: Path | None = None  # the folder of another model, which is asked about the same turns
 
 
@@ -97,7 +97,7 @@ def write_page(
         return render(told | variables | {"view_seed": seeds[0]}, turns)
 
     budget = PAGE_BYTES - len(draw(Views(seeds[0])))
-    views = _views(loaded[0], splits, order, records, features, sources.tokenizer, budget)
+    views = _views(loaded[0], splits, order, records, features, sources.encoders, budget)
     content = draw(views)
     write_file(output / PAGE, content)
     return Page(len(ids), len(views.content), len(content))
@@ -196,12 +196,12 @@ def _views(
     order: Sequence[int],
     records: dict[str, Record],
     features: Features,
-    tokenizer: Path | None,
+    encoders: Sequence[Path],
     budget: int,
 ) -> Views:
     """The views of the turns in this order that fit into `budget` bytes of the page, with their words."""
     viewer, content, words = Viewer(model), dict[int, bytes](), dict[int, list[str]]()
-    known = find_words(tokenizer, features.text.identity if features.text else None)
+    known = find_words(features.text.identity if features.text else None, encoders)
     ids = [name for split in splits for name in split.ids]
     tokens = [count for split in splits for count in split.text.lengths.tolist()]
     for turn, shown in _show_all(viewer, splits, order):

@@ -6,8 +6,9 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -150,25 +151,51 @@ class Words:
         return pieces if len(pieces) == tokens else None
 
 
-def find_words(given: Path | None, identity: Identity | None) -> Words | None:
-    """The tokenizer of the encoder with this `identity`: in the file or folder `given`, else in the encoder's folder.
+def find_words(identity: Identity | None, near: Sequence[Path] = ()) -> Words | None:
+    """The tokenizer that this `identity` of a text encoder states, wherever it is found.
 
-    None where there is none, or another one: the page then numbers tokens and says so.
+    Looked through are the places `near`, the encoder that comes with the package, and the local cache of the hub.
+
+    Args:
+        near: files (tokenizer.json) and folders; one that is not there is passed over, unless it is the only one.
+
+    Returns:
+        None where there is none, or another encoder's: the page then numbers tokens and says so.
 
     Raises:
-        FeatureError: `given` is no tokenizer.
+        FeatureError: a file is no tokenizer, or the only place given is not there.
     """
     if identity is None or "tokenizer" not in identity.fields:
         return None
-    for place in [given, Path(str(identity.fields.get("model")))]:
-        if place is None or not (file := place / FILE if place.is_dir() else place).is_file():
-            continue
-        tokenizer = _load(file)
-        if hashlib.sha256(tokenizer.to_str().encode()).hexdigest() == identity.fields["tokenizer"]:
-            return Words(tokenizer)
-    if given is not None and not given.exists():
-        raise FeatureError(f"{given}: no such tokenizer; name the {FILE} of the text encoder, or its folder")
+    for found in _tokenizers(identity, near):
+        if hashlib.sha256(found.to_str().encode()).hexdigest() == identity.fields["tokenizer"]:
+            return Words(found)
+    if len(near) == 1 and not near[0].exists():
+        raise FeatureError(f"{near[0]}: no such tokenizer; name the {FILE} of the text encoder, or its folder")
     return None
+
+
+def _tokenizers(identity: Identity, near: Sequence[Path]) -> Iterator[Any]:
+    built_in = Path(str(files("pipeline"))) / "encoders" / "weights" / "tiny-bert"
+    for place in [*near, *([built_in] if identity.fields.get("model") == "tiny" else [])]:
+        if (file := place / FILE if place.is_dir() else place).is_file():
+            yield _load(file)
+        if place.is_dir():
+            yield from _as_encoders_do(str(place), None)
+    if identity.fields.get("revision"):  # of the hub, so its name is one
+        yield from _as_encoders_do(str(identity.fields["model"]), str(identity.fields["revision"]))
+
+
+def _as_encoders_do(place: str, revision: str | None) -> Iterator[Any]:
+    """The tokenizer as transformers makes it, which may differ from its file; no network, no code of strangers."""
+    from transformers import AutoTokenizer
+
+    try:
+        made = AutoTokenizer.from_pretrained(place, revision=revision, local_files_only=True, trust_remote_code=False)
+    except Exception:  # the library raises nothing narrower; whoever asks is told that there is none
+        return
+    if backend := getattr(made, "backend_tokenizer", None):
+        yield backend
 
 
 def _load(file: Path) -> Any:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fusion.runtime.files import (
         check_model_folder,
         exchange,
+        holds,
         partial_folder,
         publish,
         restore,

@@ -110,10 +110,21 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
-    """Write `contents`, by name, into `folder`, each as `write_file` does."""
-    for name, content in contents.items():
-        write_file(folder / name, content.encode() if isinstance(content, str) else content)
+def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> bool:
+    """Write `contents`, by name, into `folder`, each as `write_file` does; false where all were there already."""
+    encoded = {name: content.encode() if isinstance(content, str) else content for name, content in contents.items()}
+    missing = {name: content for name, content in encoded.items() if not holds(folder / name, content)}
+    for name, content in missing.items():
+        write_file(folder / name, content)
+    return bool(missing)
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether the file at `path` is there and has this very content."""
+    try:
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def try_place(path: Path) -> None:

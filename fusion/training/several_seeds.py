@@ -10,13 +10,21 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from fusion.checkpoint import VERSION, Provenance, count_split, read_provenance, save_model, score_intervals
+from fusion.checkpoint import (
+    VERSION,
+    Provenance,
+    count_split,
+    load_model,
+    read_provenance,
+    save_model,
+    score_intervals,
+)
 from fusion.data import Split, hold, load_split, report_columns
 from fusion.errors import ModelError, OutputError
 from fusion.linear import LinearReference, fit_linear
@@ -45,25 +53,39 @@ log = logging.getLogger(__name__)
 
 
 def train_seeds(
-    features: Features, recipe: Recipe, output: Path, device: torch.device, jobs: int | None = None
+    features: Features,
+    recipe: Recipe,
+    output: Path,
+    device: torch.device,
+    jobs: int | None = None,
+    overwrite: bool = False,
 ) -> list[Provenance]:
-    """One model for each of `train.seeds`, in `output/seed-<n>/`; an older `output` is replaced at the end.
+    """One model for each of `train.seeds`, in `output/seed-<n>/`, which appears when all are done.
 
-    Interrupted and called again, it goes on where it stopped.
+    Interrupted and called again, it goes on where it stopped. Models that `output` holds already are not trained.
 
     Args:
         jobs: seeds that are trained side by side; one for each core by default, always one on a GPU.
+        overwrite: whether other models in `output` may be replaced, at the end.
 
     Raises:
         FeatureError, SettingsError, TrainingError: as `load_split` and `fit`; or a process was killed.
-        OutputError: the models cannot be written, or `output` is something else than a folder of models.
+        OutputError: the models cannot be written, `output` is something else than a folder of models, or it holds
+            other models and `overwrite` is not given.
     """
     _check_replaceable(output)
-    _tell_replaced(output, features, recipe)
+    wanted = {seed: fingerprint(features, recipe, seed, device) for seed in recipe.train.seeds}
+    there = _finished_before(output, features, recipe, wanted, overwrite)
+    if there.keys() == wanted.keys():
+        log.warning("%s: these very models are there already; nothing is trained", output)
+        return [there[seed] for seed in recipe.train.seeds]
     output = output.absolute()
     work = partial_folder(output)
     with writing(work):  # now, rather than after the first epoch
         work.mkdir(parents=True, exist_ok=True)
+        for seed in there:
+            if not (work / f"seed-{seed}").exists():
+                shutil.copytree(output / f"seed-{seed}", work / f"seed-{seed}")
     jobs = count_jobs(jobs, device)
     with single_thread(jobs) as threads:
         held = _load(features, recipe, device)
@@ -183,28 +205,43 @@ def _check_replaceable(output: Path) -> None:
         raise OutputError(f"{output}: exists and is not a folder of models alone; name another one (--output)")
 
 
-def _tell_replaced(output: Path, features: Features, recipe: Recipe) -> None:
-    """Warn of models in `output` that are not what training makes; of what cannot be read there is nothing to say."""
+def _finished_before(
+    output: Path, features: Features, recipe: Recipe, wanted: Mapping[int, str], overwrite: bool
+) -> dict[int, Provenance]:
+    """The models in `output` that need no training, by seed; none where others lie beside them and may go.
+
+    Raises:
+        OutputError: others lie there, and `overwrite` is not given.
+    """
+    found: dict[int, Provenance] = {}
     for folder in sorted(output.glob("seed-*")):
         try:
-            found = read_provenance(folder)
-        except ModelError:
-            continue
-        differing = {
-            "parameters": found.recipe.digest != recipe.digest,
-            "features": found.features != features.digest,
-            "seeds": found.seed not in recipe.train.seeds,
-        }
-        if any(differing.values()):
-            what = " and ".join(name for name, differs in differing.items() if differs)
-            log.warning(
-                "%s: holds models of %s with other %s, which are replaced when all seeds are done; "
-                "name another folder (--output) to keep them",
-                output,
-                found.recipe.model.name,
-                what,
+            one = load_model(folder).provenance  # whole, not just its config.json
+            what = _differing(one, features, recipe, wanted)
+        except ModelError as error:
+            one, what = None, f"that cannot be used ({error})"
+        if one is not None and not what:
+            found[one.seed] = one
+        elif overwrite:
+            return {}
+        else:
+            model = f"a model of {one.recipe.model.name} with other {what}" if one else f"a model {what}"
+            raise OutputError(
+                f"{folder}: holds {model}; name another folder (--output) to keep it, or replace all with --overwrite"
             )
-            return
+    return found
+
+
+def _differing(found: Provenance, features: Features, recipe: Recipe, wanted: Mapping[int, str]) -> str:
+    """In what a model is not one that would be trained; "" where it is."""
+    if wanted.get(found.seed) == found.fingerprint:
+        return ""
+    differing = {
+        "parameters": found.recipe.digest != recipe.digest,
+        "features": found.features != features.digest,
+        "seeds": found.seed not in wanted,
+    }
+    return " and ".join(name for name, differs in differing.items() if differs) or "code, torch or device"
 
 
 def _publish(work: Path, output: Path, keep: set[str]) -> None:

@@ -225,11 +225,22 @@ def read(params: DatasetParams, to_encode: bool = True) -> Corpus:
     return read_table(Path(params.root) / params.table, params, to_encode)
 
 
-def read_table(path: Path, params: DatasetParams, to_encode: bool = True, unread: Collection[str] = ()) -> Corpus:
-    """The turns of the table at `path`; raises as `read`. Columns of the fields `unread` are only carried along."""
+def read_table(
+    path: Path,
+    params: DatasetParams,
+    to_encode: bool = True,
+    unread: Collection[str] = (),
+    optional: Collection[str] = (),
+) -> Corpus:
+    """The turns of the table at `path`; raises as `read`.
+
+    Args:
+        unread: fields whose columns are only carried along.
+        optional: fields whose column in `dataset.columns` the table may lack.
+    """
     repaired: Counter[str] = Counter()
     rows, named = read_rows(path, repaired, params.encoding), params.columns
-    columns = _resolve_columns(list(rows[0].cells), named, path)
+    columns = _resolve_columns(list(rows[0].cells), named, path, optional)
     columns = {field: column for field, column in columns.items() if field not in unread}
     if to_encode:
         _check_media(list(rows[0].cells), columns, path)
@@ -251,10 +262,12 @@ def _notes(columns: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     return notes
 
 
-def _resolve_columns(found: list[str], columns: Columns, path: Path) -> dict[str, str]:
+def _resolve_columns(found: list[str], columns: Columns, path: Path, optional: Collection[str]) -> dict[str, str]:
     """Field -> column of the table."""
     resolved = {}
     for name, column in columns.model_dump().items():
+        if name in optional and column not in found:
+            column = None
         if column is not None and column not in found:
             close = difflib.get_close_matches(column, found, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Device,
         OptionalParams,
         Overrides,
+        Overwrite,
         ParamsFile,
         escape_unseen,
         find_params,

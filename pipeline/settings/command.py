@@ -153,6 +153,7 @@ Overrides = Annotated[
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda or cuda:<n>.", autocompletion=lambda: ["auto", "cpu", "cuda"])
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace finished work of other parameters or inputs.")]
 _Version = Annotated[bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)]
 
 

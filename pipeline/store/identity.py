@@ -16,6 +16,14 @@ class Identity:
 
     fields: Mapping[str, Any]
 
+    @property
+    def name(self) -> str:
+        """What to call the encoder: its name on the hub or here; that of a folder with what tells it from others."""
+        name, known = str(self.fields.get("model")), ("tiny", "log-mel", "imported")
+        if name in known or self.fields.get("revision") or "weights" not in self.fields:
+            return name
+        return f"{name} ({self.fields.get('architecture', 'folder')}, weights {str(self.fields['weights'])[:8]})"
+
     def to_json(self) -> str:
         """One canonical line: sorted keys, no spaces."""
         return json.dumps(dict(self.fields), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -58,11 +58,13 @@ def model_params(name: str = "hbaf", **values: Any) -> ModelParams:
     return ModelParams(name=name, **shared, **({name: own} if own else {}))  # type: ignore[arg-type]
 
 
-def train_made(features: Features | Path, output: Path, recipe: Recipe, jobs: int | None = None) -> list[Provenance]:
+def train_made(
+    features: Features | Path, output: Path, recipe: Recipe, jobs: int | None = None, overwrite: bool = False
+) -> list[Provenance]:
     """`train_seeds` on the CPU with one thread, in this process or in one that is about to be killed."""
     torch.set_num_threads(1)  # elsewhere than in a test, tests/fusion/conftest.py has not done it
     opened = read_features(features) if isinstance(features, Path) else features
-    return train_seeds(opened, recipe, output, torch.device("cpu"), jobs)
+    return train_seeds(opened, recipe, output, torch.device("cpu"), jobs, overwrite)
 
 
 def make_table(made: Made) -> Utterances:

@@ -1,5 +1,6 @@
 """fusion-train and fusion-evaluate as a user types them."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fusion.cli import evaluate_app, train_app
+from pipeline.store import read_features
 from tests.fusion.made import Made, write_made
 from tests.pipeline.test_interrupts import KEPT, children, interrupted
 
@@ -55,6 +57,40 @@ def test_paths_and_parameters_can_be_given(project: Path) -> None:
     assert config["params"]["context"] == "none"
     assert run(evaluate_app, *common, "--models", "out/plain", "--output", "out/scores").exit_code == 0
     assert (project / "out" / "scores" / "metrics.json").exists()
+
+
+def test_finished_results_are_replaced_only_where_that_is_said(project: Path) -> None:
+    common = ["--features", "data/feats.h5"]
+    assert run(train_app, *common).exit_code == run(evaluate_app, *common).exit_code == 0
+    written = {path: path.stat().st_mtime_ns for path in Path("results").rglob("*") if path.is_file()}
+    same = run(evaluate_app, *common)
+    assert (same.exit_code, same.stdout.rstrip().endswith("; all files were there already, unchanged")) == (0, True)
+    for other, expected in (
+        (["--set", "evaluate.resamples=30"], "other intervals"),
+        (["--models", "models/longer"], "other params"),
+    ):
+        if "models/longer" in other:
+            more = ["--set", "train.epochs=3", "--output", "models/longer"]
+            assert run(train_app, *common, *more).exit_code == 0
+        refused = run(evaluate_app, *common, *other)
+        assert refused.exit_code == 2
+        assert f"results: holds the results of another evaluation ({expected}); name another folder" in refused.stderr
+        assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert run(evaluate_app, *common, "--models", "models/longer", "--overwrite").exit_code == 0
+    assert any(path.stat().st_mtime_ns != written[path] for path in written)
+
+
+def test_predictions_have_speakers_and_what_was_said(project: Path) -> None:
+    features = read_features(project / "data" / "feats.h5")
+    lines = [json.dumps({"id": name, "text": f"=said, in {name}"}) for name in features.utterances.ids]
+    (project / "data" / "manifest.jsonl").write_text("\n".join(lines))
+    common = ["--features", "data/feats.h5"]
+    assert run(train_app, *common).exit_code == run(evaluate_app, *common).exit_code == 0
+    with (project / "results" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    speakers = dict(zip(features.utterances.ids, features.utterances.speakers, strict=True))
+    assert {row["utterance"]: row["speaker"] for row in rows}.items() <= speakers.items()
+    assert all(row["text"] == f"'=said, in {row['utterance']}" for row in rows)
 
 
 def test_a_place_that_cannot_be_written_is_told_before_models_are_scored(project: Path) -> None:

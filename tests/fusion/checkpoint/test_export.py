@@ -21,7 +21,7 @@ from fusion.models import MODELS
 from tests.fusion.made import Made, make_features, tiny_recipe, train_made, write_made
 
 ROOT = Path(__file__).parents[3]
-FILES = ["README.md", "config.json", "history.json", "model.safetensors"]
+FILES = ["README.md", "config.json", "hashes.json", "history.json", "model.safetensors"]
 PARAMS = """
 model: {name: concat, dim: 8, heads: 2, audio_frames: 8, conversation_encoder: none}
 train: {seeds: [0, 1], epochs: 2}
@@ -96,9 +96,16 @@ def test_a_folder_of_several_seeds_is_answered_with_one_of_them(project: Path) -
     assert not (project / "shared").exists()
 
 
-def test_an_older_shared_folder_is_replaced_and_nothing_else(project: Path) -> None:
-    for seed in ("0", "1"):
-        assert run(export_app, f"models/concat/seed-{seed}", "--output", "shared").exit_code == 0
+def test_a_shared_folder_is_replaced_only_where_that_is_said_and_nothing_else(project: Path) -> None:
+    assert run(export_app, "models/concat/seed-0", "--output", "shared").exit_code == 0
+    again = run(export_app, "models/concat/seed-0", "--output", "shared")
+    assert again.stdout == "shared: concat, seed 0, as trained; it was there already, unchanged\n"
+    for other in (["models/concat/seed-1"], ["models/concat/seed-0", "--results", "results"]):
+        refused = run(export_app, *other, "--output", "shared")
+        assert refused.exit_code == 2
+        assert "shared: holds another model or card (" in refused.stderr
+        assert load_model(project / "shared").provenance.seed == 0
+    assert run(export_app, "models/concat/seed-1", "--output", "shared", "--overwrite").exit_code == 0
     assert load_model(project / "shared").provenance.seed == 1
     (project / "shared" / "notes.txt").write_text("mine")
     for output in ("shared", "data", "params.yaml", "models/concat/seed-0", "models/concat", "models/concat/seed-0/x"):

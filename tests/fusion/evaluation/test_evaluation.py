@@ -181,6 +181,7 @@ def test_predictions_list_every_turn_of_every_seed(results: Path, evaluation: Ev
     expected = [index for index, split in enumerate(table.splits) if split == "test"]
     assert list(rows[0]) == [
         "run", "seed", "utterance", "conversation", "split", "true", "predicted", "p_anger", "p_joy", "p_neutral",
+        "speaker", "text",
     ]  # fmt: skip
     assert [row["utterance"] for row in rows] == [table.ids[index] for index in expected] * 2
     assert [row["seed"] for row in rows] == ["3"] * len(expected) + ["11"] * len(expected)

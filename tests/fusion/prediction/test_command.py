@@ -15,7 +15,7 @@ from fusion.cli import predict_app
 from fusion.prediction import Predictor, Turn
 from fusion.prediction.stream import LONGEST_LINE
 from tests.fusion.recorded import Recorded
-from tests.pipeline.made import write_rows
+from tests.pipeline.made import write_params, write_rows
 
 FIELDS = ["conversation", "turn", "speaker", "id", "predicted", "probabilities", "status", "seeds"]
 
@@ -51,12 +51,50 @@ def test_a_table_gives_a_row_for_each_turn(recorded: Recorded, models: Path, tmp
     assert len(lines) == len(rows) == count
     assert {u.id for u in recorded.utterances} == {line["id"] for line in lines}
     for line, row in zip(lines, rows, strict=True):
-        assert list(line) == FIELDS
+        assert list(line)[: len(FIELDS)] == FIELDS
         assert row["id"] == line["id"]
         assert row["predicted"] == line["predicted"] in recorded.features.label_names
         assert float(row[f"p_{line['predicted']}"]) == pytest.approx(max(line["probabilities"].values()), abs=1e-4)
         assert (row["seeds"], line["seeds"]) == ("0", [0])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["p.csv", "p.jsonl"]
+
+
+def test_columns_of_the_table_come_along_and_its_labels_are_scored(
+    recorded: Recorded,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = recorded.features.label_names[:2]
+    rows = [
+        {"words": "We lost.", "Emotion": first.upper(), "room": "=A1", "status": "new"},
+        {"words": "We won!", "Emotion": "bored", "room": "kitchen", "status": ""},
+        {"words": "Again?", "Emotion": second, "room": "", "status": "old"},
+    ]
+    table = write_rows(tmp_path / "t.csv", rows)
+    columns = {"text": "words", "label": "Emotion", "speaker": "who"}  # of the table that models were trained on
+    write_params(tmp_path / "params.yaml", dataset={"columns": columns, "labels": {first.upper(): first}})
+    monkeypatch.chdir(tmp_path)
+    asked = ["--model", models.absolute(), "--table", table, "--output", "p.csv"]
+    done = run(*asked)
+    assert done.exit_code == 0, done.stderr
+    assert "t.csv: columns that are not used, only carried along: room, status" in caplog.text
+    scored, last = done.stdout.splitlines()
+    assert scored.startswith("2 turns have a label in the table: weighted_f1 ")
+    assert scored.endswith("; labels that the model does not know are not scored: 'bored' 1")
+    assert last.startswith("p.csv: 3 turns of 3 conversations, 1 model; ")
+    found = read_csv(tmp_path / "p.csv")
+    assert [row["words"] for row in found] == [row["words"] for row in rows]
+    assert [row["Emotion"] for row in found] == [row["Emotion"] for row in rows]
+    assert [(row["room"], row["input_status"]) for row in found] == [("'=A1", "new"), ("kitchen", ""), ("", "old")]
+    assert run(*asked).stdout.rstrip().endswith("; it was there already, unchanged")
+    write_rows(table, rows[:2])
+    refused = run(*asked)
+    assert (refused.exit_code, "--output p.csv: holds something else; name another" in refused.stderr) == (2, True)
+    assert run(*asked, "--overwrite").exit_code == 0
+    asked[-1] = "q.csv"
+    assert "no column 'who' (dataset.columns.speaker)" in run(*asked, "--params", "params.yaml").stderr
 
 
 def test_models_of_scores_give_scores(recorded: Recorded, tmp_path: Path) -> None:

@@ -259,13 +259,13 @@ def test_recordings_are_inside_while_there_is_room_then_beside(tmp_path: Path) -
 def test_words_are_named_by_the_tokenizer_of_the_features_alone() -> None:
     folder = ROOT / "pipeline" / "encoders" / "weights" / "tiny-bert"
     own = "018917121c8d818b001e486eeb37842de628b13ac6831e2982bef2ac84932e8b"
-    words = find_words(folder, Identity({"tokenizer": own, "model": "tiny"}))
+    words = find_words(Identity({"tokenizer": own, "model": "model"}), [folder])
     assert words
     assert words.of("So do I!", 6) == ["[CLS]", "So", "do", "I", "!", "[SEP]"]
     assert words.of("So do I!", 5) is None
-    assert find_words(folder, Identity({"tokenizer": "0" * 64, "model": "tiny"})) is None
+    assert find_words(Identity({"tokenizer": "0" * 64, "model": "model"}), [folder]) is None
     with pytest.raises(FeatureError, match="no such tokenizer"):
-        find_words(folder / "none", Identity({"tokenizer": own, "model": "tiny"}))
+        find_words(Identity({"tokenizer": own, "model": "model"}), [folder / "none"])
 
 
 def test_long_utterances_are_shown_in_blocks(tmp_path: Path) -> None:

@@ -341,31 +341,67 @@ def test_an_older_output_stays_until_all_seeds_are_done(tmp_path: Path) -> None:
     train_made(features, output, tiny_recipe(epochs=1))
     before = files_below(output)
     with pytest.raises(FeatureError):
-        train_made(replace(features, text=None), output, tiny_recipe(epochs=1))
+        train_made(replace(features, text=None), output, tiny_recipe(epochs=1), overwrite=True)
     assert files_below(output) == before
-    train_made(features, output, tiny_recipe(epochs=1, learning_rate=0.5))
+    train_made(features, output, tiny_recipe(epochs=1, learning_rate=0.5), overwrite=True)
     assert files_below(output).keys() == before.keys()
     assert files_below(output) != before
 
 
-def test_models_that_are_replaced_are_told_of_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    output = tmp_path / "hbaf"
-    train_made(make_features(SMALL), output, tiny_recipe(epochs=1))
-    train_made(make_features(SMALL), output, tiny_recipe(epochs=1, seeds=(1, 0)))
-    assert not caplog.records
-    train_made(make_features(SMALL), output, tiny_recipe(epochs=1))
-    assert "holds models of hbaf with other seeds, which are replaced when all" in caplog.text
-    caplog.clear()
-    with pytest.raises(FeatureError):  # so the models are as before
-        train_made(replace(make_features(SMALL), text=None), output, tiny_recipe(epochs=2))
-    (told,) = caplog.messages
-    assert told == (
-        f"{output}: holds models of hbaf with other parameters and features, which are replaced when all seeds are "
-        "done; name another folder (--output) to keep them"
-    )
-    caplog.clear()
-    train_made(make_features(replace(SMALL, seed=1)), output, tiny_recipe(epochs=1))
-    assert "holds models of hbaf with other features, which" in caplog.text
+OTHERS = {
+    "parameters": (SMALL, {"epochs": 2}, "seed-0: holds a model of hbaf with other parameters; name another folder"),
+    "features": (replace(SMALL, seed=1), {}, "seed-0: holds a model of hbaf with other features; name another"),
+    "seeds": (SMALL, {"seeds": (1,)}, "seed-0: holds a model of hbaf with other seeds; name another folder"),
+    "fewer seeds": (SMALL, {"seeds": (0,)}, "seed-3: holds a model of hbaf with other seeds; name another folder"),
+    "two things": (replace(SMALL, seed=1), {"epochs": 2}, "with other parameters and features; name another folder"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_finished_models_are_replaced_only_where_that_is_said(tmp_path: Path, name: str) -> None:
+    made, train, expected = OTHERS[name]
+    output, recipe = tmp_path / "hbaf", tiny_recipe(**{"epochs": 1} | train)
+    train_made(make_features(SMALL), output, tiny_recipe(epochs=1, seeds=(0, 3)))
+    before = files_below(output)
+    with pytest.raises(OutputError, match=expected) as error:
+        train_made(make_features(made), output, recipe)
+    assert str(error.value).endswith("(--output) to keep it, or replace all with --overwrite")
+    assert files_below(output) == before
+    assert not (tmp_path / "hbaf.partial").exists()
+    train_made(make_features(made), output, recipe, overwrite=True)
+    assert {path.name for path in output.iterdir()} == {f"seed-{seed}" for seed in recipe.train.seeds}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_very_same_models_are_not_trained_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, overwrite: bool
+) -> None:
+    features, output = make_features(SMALL), tmp_path / "hbaf"
+    trained = train_made(features, output, tiny_recipe(epochs=1, seeds=(0, 3)))
+    written = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    again = train_made(features, output, tiny_recipe(epochs=1, seeds=(3, 0)), overwrite=overwrite)
+    assert [one.fingerprint for one in again] == [one.fingerprint for one in trained[::-1]]
+    assert caplog.messages == [f"{output}: these very models are there already; nothing is trained"]
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == written
+
+
+def test_further_seeds_are_trained_beside_those_that_are_there(tmp_path: Path) -> None:
+    features, output = make_features(SMALL), tmp_path / "hbaf"
+    train_made(features, output, tiny_recipe(epochs=1, seeds=(0,)))
+    card = (output / "seed-0" / "README.md").read_text() + "\nmy own words"
+    (output / "seed-0" / "README.md").write_text(card)
+    train_made(features, output, tiny_recipe(epochs=1, seeds=(0, 1)))
+    assert [path.name for path in sorted(output.iterdir())] == ["seed-0", "seed-1"]
+    assert (output / "seed-0" / "README.md").read_text() == card
+
+
+def test_a_model_that_cannot_be_used_is_replaced_only_where_that_is_said(tmp_path: Path) -> None:
+    features, output = make_features(SMALL), tmp_path / "hbaf"
+    train_made(features, output, tiny_recipe(epochs=1))
+    (output / "seed-0" / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"holds a model that cannot be used \(.*\); name another folder"):
+        train_made(features, output, tiny_recipe(epochs=1))
+    train_made(features, output, tiny_recipe(epochs=1), overwrite=True)
 
 
 def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path) -> None:
