@@ -22,7 +22,7 @@ from fusion.errors import FeatureError, ModelError, OutputError
 from fusion.evaluation import current_commit, evaluate, headline, write_report
 from fusion.evaluation.scores import Evaluation
 from fusion.inference import predict, predict_heads
-from fusion.objective import calibrate
+from fusion.objective import best_epoch, calibrate
 from fusion.objective.calibration import expected_calibration_error, fit_temperature
 from fusion.objective.tasks import LabelTask
 from fusion.params import EvaluateParams
@@ -263,7 +263,7 @@ def test_every_file_names_the_run(results: Path) -> None:
 def test_the_table_says_in_words_what_was_run(evaluation: Evaluation, results: Path) -> None:
     line = next(line for line in (results / "table.md").read_text().splitlines() if line.startswith("Model "))
     recipe = evaluation.seeds[0].provenance.recipe
-    best = [max(seed.history, key=lambda epoch: epoch.scores[recipe.train.metric]).number for seed in evaluation.seeds]
+    best = [best_epoch(seed.history, recipe.train.metric).number for seed in evaluation.seeds]
     assert line.startswith(f"Model {recipe.model.name}, target label, modalities both, encoders ")
     assert f"at most {recipe.train.epochs} epochs, patience {recipe.train.patience}; kept are its epochs" in line
     assert f"of the best {recipe.train.metric} on validation" in line
