@@ -3,7 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,11 +17,15 @@ from pipeline.settings import (
     single_command,
 )
 
+if TYPE_CHECKING:
+    from fusion.params import FoldParams
+
 SECTIONS = {
     "model": "fusion.params:ModelParams",
     "loss": "fusion.params:LossParams",
     "train": "fusion.params:TrainParams",
     "evaluate": "fusion.params:EvaluateParams",
+    "folds": "fusion.params:FoldParams",
     "ablations": "pipeline.settings:Section",  # any names
     "cluster": "pipeline.settings:ClusterParams",
 }
@@ -145,6 +149,19 @@ def ablate_app(
     device: Device = "auto",
 ) -> None:
     """Train and score the sets of section ablations with every seed, compare them. An interrupted table goes on."""
+    _ablate(features, find_params(params), overrides, output, only, jobs, device)
+
+
+def _ablate(
+    features: Path,
+    path: Path | None,
+    overrides: list[str],
+    output: Path,
+    only: list[str],
+    jobs: int | None,
+    device: str,
+    folds: "FoldParams | None" = None,
+) -> None:  # eight: the options of two commands
     import torch
 
     from fusion.ablation import ablate, compare, headline, read_variants, write_table
@@ -154,12 +171,11 @@ def ablate_app(
     from pipeline.settings import ClusterParams, connect, read_section
     from pipeline.store import read_features
 
-    path = find_params(params)
     variants, section = read_variants(path, overrides, only), read_section(path, "evaluate", EvaluateParams, overrides)
     joint, engine = read_features(features), read_section(path, "cluster", ClusterParams, overrides)
     with connect(engine, device, torch.get_num_threads()) as cluster:
         where = torch.device(cluster.device) if cluster else pick_device(device)
-        ablation = ablate(joint, variants, section, output / "ablations", where, jobs, cluster)
+        ablation = ablate(joint, variants, section, output / "ablations", where, jobs, cluster, folds)
     comparison = compare(ablation)
     write_table(comparison, output, current_commit())
     print(f"{output}: {headline(comparison)}")
@@ -209,19 +225,49 @@ def report_app(
     print(f"{output / PAGE}: {page.turns} turns, {page.viewed} with views, {page.size / 1e6:.1f} MB")
 
 
-@command
+@resumable
 def folds_app(
-    results: Annotated[list[Path], typer.Argument(help="The results of each fold, as fusion-evaluate wrote them.")],
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Results of folds that are there, as fusion-evaluate wrote them: join them."),
+    ] = None,
+    features: Annotated[Path | None, typer.Option(help="Or: make the folds of this joint feature file.")] = None,
     params: OptionalParams = None,
     overrides: Overrides = [],  # noqa: B006
-    output: Annotated[Path, typer.Option(help="Where the joined results go.")] = Path("results/folds"),
+    output: Annotated[Path, typer.Option(help="Where the results go; finished runs in its folder 'ablations'.")] = Path(
+        "results/folds"
+    ),
+    only: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="With --features: a set of section ablations beside the model of params.yaml; repeatable.",
+            autocompletion=complete_only,
+        ),
+    ] = ["base"],  # noqa: B006
+    every: Annotated[bool, typer.Option("--all", help="With --features: every set of section ablations.")] = False,
+    jobs: Jobs = None,
+    device: Device = "auto",
 ) -> None:
-    """Join the results of folds that test other conversations: the mean over folds, and all of them as one set."""
+    """Cross-validate over the folds of one feature file (section folds), or join the results of folds. An interrupted
+    run goes on.
+    """
+    from fusion.errors import ResultError
+
+    if bool(results) == bool(features):
+        raise ResultError("name the results of folds, or --features to make folds of; one of the two")
+    if features:
+        from fusion.params import FoldParams
+        from pipeline.settings import read_section
+
+        folds = read_section(find_params(params), "folds", FoldParams, overrides)
+        _ablate(features, find_params(params), overrides, output, [] if every else only, jobs, device, folds)
+        return
     from fusion.evaluation import folds_headline, join_folds, write_folds
     from fusion.params import EvaluateParams
     from pipeline.settings import read_section
 
-    joined = join_folds(results, read_section(find_params(params), "evaluate", EvaluateParams, overrides))
+    joined = join_folds(results or [], read_section(find_params(params), "evaluate", EvaluateParams, overrides))
     write_folds(joined, output)
     print(f"{output}: {folds_headline(joined)}")
 

@@ -1,4 +1,4 @@
-"""The sections of params.yaml that fusion owns: `model`, `loss`, `train`, `evaluate`, `ablations`.
+"""The sections of params.yaml that fusion owns: `model`, `loss`, `train`, `evaluate`, `folds`, `ablations`.
 
 A comment behind a key gives its meaning and unit. Defaults are those of `fusion-train` where no params.yaml lies.
 Models and metrics, which load torch, are imported when a value is checked: shell completion needs the keys alone.
@@ -277,6 +277,15 @@ class EvaluateParams(Section):
         if len(set(shares)) < len(shares):
             raise ValueError("every share may be given once only")
         return shares
+
+
+class FoldParams(Section):
+    """Section `folds`: cross-validation of one feature file (`fusion.ablation.folds`)."""
+
+    hold_out: Literal["conversation", "speaker"] = "conversation"  # whole ones, a speaker with all conversations
+    count: Annotated[int, Field(ge=2, le=10_000)] | Literal["all"] = 5  # of the folds; all: leave one out
+    validation: float = Field(0.15, gt=0, lt=1)  # share of what is not tested, in each fold
+    seed: Seed = 0
 
 
 class AblationSet(Section):

@@ -56,11 +56,13 @@ class Run:
     recipe: Recipe
     seed: int
     fingerprint: str
+    fold: int | None = None  # None: there is but one
 
     @property
     def name(self) -> str:
         """For messages."""
-        return f"row '{self.row}' of ablations: seed {self.seed}"
+        fold = "" if self.fold is None else f"fold {self.fold + 1}, "
+        return f"row '{self.row}' of ablations: {fold}seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -162,53 +164,60 @@ def compute_run(run: Run, splits: Splits, classes: int, state: StateFile | None,
 
 
 NAMES = ("train", "validation", "test")
+Place = tuple[int, int]  # the number of a fold, and model.audio_frames
 
 
 class SplitTable:
-    """Splits by what the models of rows are given.
+    """Splits by fold and by what the models of rows are given.
 
     Attributes:
-        held: the splits by model.audio_frames.
+        held: the splits by the number of the fold and model.audio_frames.
     """
 
-    def __init__(self, on_device: Mapping[int, Splits], off_device: Mapping[int, Splits]) -> None:
+    def __init__(self, on_device: Mapping[Place, Splits], off_device: Mapping[Place, Splits]) -> None:
         self.held = Held(on_device, off_device)
 
-    def __getitem__(self, recipe: Recipe) -> Splits:
+    def find(self, recipe: Recipe, fold: int | None = None) -> Splits:
         """What a model of `recipe` is given; a withheld modality costs no copy of the other one."""
-        found, modalities = self.held.here[recipe.model.audio_frames], recipe.model.modalities
+        found, modalities = self.held.here[fold or 0, recipe.model.audio_frames], recipe.model.modalities
         return Splits(*(withhold(split, modalities) for split in (found.train, found.validation, found.test)))
 
 
 def load_splits(
-    features: Features, variants: Sequence[Variant], device: torch.device, memory: int | None
+    folds: Sequence[Features], variants: Sequence[Variant], device: torch.device, memory: int | None
 ) -> SplitTable:
     """The splits of all `variants`, whose rows take at most `memory` bytes of the device's or stay in the file.
+
+    `folds` are the same features with different splits, and share their rows.
 
     Raises:
         FeatureError: the features lack what a row needs.
     """
     splits: list[Split] = []
     given, target = [one.recipe.model for one in variants], variants[0].recipe.train.target
-    all_frames = list(dict.fromkeys(one.audio_frames for one in given))
-    for frames in all_frames:
+    places = [
+        (fold, frames) for fold in range(len(folds)) for frames in dict.fromkeys(one.audio_frames for one in given)
+    ]
+    for fold, frames in places:
         wanted = {one.modalities for one in given if one.audio_frames == frames}
         modalities: Modalities = wanted.pop() if len(wanted) == 1 else "both"
-        given_to_it: dict[str, Any] = {"modalities": modalities, "audio_frames": frames, "target": target}
-        splits += [load_split(features, name, **given_to_it, device=device, resident=False) for name in NAMES]
-    on_device = _by_frames(all_frames, hold(splits, memory))
+        given_to_it: dict[str, Any] = {"modalities": modalities, "audio_frames": frames}
+        for name in NAMES:
+            needed = None if name == "test" and len(folds) > 1 else target  # what others test may suffice
+            splits.append(load_split(folds[fold], name, **given_to_it, target=needed, device=device, resident=False))
+    on_device = _by_place(places, hold(splits, memory))
     looked_at = [name for name in ("audio", "text") if any(name in one.looks_at for one in given)]
-    for found in on_device.values():
+    for found in [one for (fold, _), one in on_device.items() if not fold]:
         report_columns(found.train, looked_at, given[0].standardise)
-    return SplitTable(on_device, _by_frames(all_frames, splits))
+    return SplitTable(on_device, _by_place(places, splits))
 
 
-def place_splits(loaded: Mapping[int, Splits], device: torch.device, memory: int) -> SplitTable:
-    """Splits in the memory of this machine, by model.audio_frames; on a GPU they take at most `memory` bytes."""
+def place_splits(loaded: Mapping[Place, Splits], device: torch.device, memory: int) -> SplitTable:
+    """Splits in the memory of this machine; on a GPU they take at most `memory` bytes."""
     splits = [split for one in loaded.values() for split in (one.train, one.validation, one.test)]
     off_device = [_leave(split, device) for split in splits]
     on_device = splits if device.type == "cpu" else hold(off_device, memory)
-    return SplitTable(_by_frames(list(loaded), on_device), _by_frames(list(loaded), off_device))
+    return SplitTable(_by_place(list(loaded), on_device), _by_place(list(loaded), off_device))
 
 
 def _leave(split: Split, device: torch.device) -> Split:
@@ -216,5 +225,5 @@ def _leave(split: Split, device: torch.device) -> Split:
     return replace(split, audio=audio, text=text)
 
 
-def _by_frames(all_frames: Sequence[int], splits: Sequence[Split]) -> dict[int, Splits]:
-    return {frames: Splits(*splits[3 * number :][:3]) for number, frames in enumerate(all_frames)}
+def _by_place(places: Sequence[Place], splits: Sequence[Split]) -> dict[Place, Splits]:
+    return {place: Splits(*splits[3 * number :][:3]) for number, place in enumerate(places)}

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fusion.ablation.folds import make_folds, pool_results, pool_splits
 from fusion.ablation.single_run import (
+    Place,
     Result,
     Run,
     RunFolder,
@@ -40,7 +42,7 @@ from fusion.data import Split
 from fusion.errors import TrainingError
 from fusion.models import model_source
 from fusion.objective import Task, find_task
-from fusion.params import EvaluateParams
+from fusion.params import EvaluateParams, FoldParams
 from fusion.runtime import (
     Memory,
     count_jobs,
@@ -57,7 +59,7 @@ from pipeline.store import Features
 
 
 @dataclass(frozen=True)
-class Place:
+class Actor:
     """What an actor works with."""
 
     device: str  # cpu | cuda
@@ -78,10 +80,11 @@ def train_on_cluster(
         ClusterError: actors cannot be started.
         OutputError: a result cannot be written.
     """
-    shared = cluster.put({frames: _convert(one, Tensor, Tensor.numpy) for frames, one in splits.held.here.items()})
-    place = Place(cluster.device, cluster.share.gpus, cluster.share.threads, memory)
+    convert = _once(Tensor.numpy)
+    shared = cluster.put({place: _convert(one, Tensor, convert) for place, one in splits.held.here.items()})
+    actor = Actor(cluster.device, cluster.share.gpus, cluster.share.threads, memory)
     sources = {run.recipe.model.name: model_source(run.recipe.model.name) for run in runs}
-    work = cluster.work(runs, _make_trainer, shared, classes, place, sources)
+    work = cluster.work(runs, _make_trainer, shared, classes, actor, sources)
     for run, result in work:
         match result:
             case Result():
@@ -95,24 +98,25 @@ def train_on_cluster(
 
 
 def _make_trainer(
-    shared: Mapping[int, Any], classes: int, place: Place, sources: Mapping[str, str | None]
+    shared: Mapping[Place, Any], classes: int, actor: Actor, sources: Mapping[str, str | None]
 ) -> Callable[[Run], Result | str]:
     """In an actor: what trains a run, or says why it failed; `sources` is what `model_source` says of each model."""
     for name, source in sources.items():
         if model_source(name) != source:
             raise ClusterError(f"the code of model {name} is another here: put the same on every node")
-    torch.set_num_threads(place.threads)
+    torch.set_num_threads(actor.threads)
     importlib.import_module("torch._dynamo")  # every optimizer needs it: seconds, once and in no run's time
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to it
-        loaded = {frames: _convert(arrays, np.ndarray, torch.from_numpy) for frames, arrays in shared.items()}
-    device = torch.device(place.device)
-    share = take_share(device, place.gpus)
-    splits = place_splits(loaded, device, memory_for_features(place.memory, device, share))
+        convert = _once(torch.from_numpy)
+        loaded = {place: _convert(arrays, np.ndarray, convert) for place, arrays in shared.items()}
+    device = torch.device(actor.device)
+    share = take_share(device, actor.gpus)
+    splits = place_splits(loaded, device, memory_for_features(actor.memory, device, share))
 
     def train(run: Run) -> Result | str:
         def compute() -> Result:
-            return compute_run(run, splits[run.recipe], classes, None, sys.stderr)
+            return compute_run(run, splits.find(run.recipe, run.fold), classes, None, sys.stderr)
 
         try:
             return within_memory(compute, splits.held, run.name)
@@ -120,6 +124,18 @@ def _make_trainer(
             return str(error)
 
     return train
+
+
+def _once(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Converts a value that is met again, as rows that folds share are, to the same object."""
+    met: dict[int, tuple[Any, Any]] = {}
+
+    def converted(value: Any) -> Any:
+        if id(value) not in met:
+            met[id(value)] = value, convert(value)  # the value, so that no other one takes its id
+        return met[id(value)][1]
+
+    return converted
 
 
 def _convert(record: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
@@ -140,12 +156,14 @@ class Ablation:
 
     features: str  # hash of the feature file
     task: Task
-    test: Split
+    test: Split  # or the test splits of all folds, one behind the other
     seeds: Sequence[int]
     variants: Sequence[Variant]
-    results: Mapping[str, Sequence[Result]]  # by row, one a seed
+    results: Mapping[str, Sequence[Result]]  # by row, one a seed, of all folds together
     params: EvaluateParams
     device: str  # its type
+    folds: FoldParams | None = None  # how they were made
+    count: int = 1  # of the folds
 
 
 def ablate(
@@ -156,8 +174,11 @@ def ablate(
     device: torch.device,
     jobs: int | None = None,
     cluster: Cluster | None = None,
-) -> Ablation:
+    folds: FoldParams | None = None,
+) -> Ablation:  # eight: what is trained on what, where, and over which folds; no caller has them as one thing
     """Train every row of `variants` with every seed, or take its result from `folder`, where each is kept.
+
+    With `folds` that is done on each of them, and what the models answer on all test splits is one result.
 
     Args:
         device: that trains, here or in the actors of the cluster.
@@ -166,7 +187,7 @@ def ablate(
 
     Raises:
         SettingsError: a model refuses its parameters; nothing was trained.
-        FeatureError: the features lack what a row needs.
+        FeatureError: the features lack what a row needs, or cannot be divided into such folds.
         TrainingError: runs failed, after all others were done; or a process was killed.
         ClusterError: actors cannot be started.
         OutputError: a result cannot be written.
@@ -178,11 +199,12 @@ def ablate(
         folder.mkdir(parents=True, exist_ok=True)
     kept = RunFolder(folder)
     with single_thread(jobs) as threads:
-        splits = _load_splits(features, variants, device, cluster)
+        parts = make_folds(features, folds) if folds else [features]
+        splits = _load_splits(parts, variants, device, cluster)
         classes = len(features.label_names)
         _check_models(variants, splits, classes)
-        runs = {one.name: _list_runs(features, one, device) for one in variants}
-        distinct = {run.fingerprint: run for row in runs.values() for run in row}
+        runs = {one.name: _list_runs(parts, one, device) for one in variants}
+        distinct = {run.fingerprint: run for row in runs.values() for seed in row for run in seed}
         missing = [run for run in distinct.values() if kept.load(run) is None]
         work: AbstractContextManager[Iterator[str | None]]
         if cluster:
@@ -195,27 +217,36 @@ def ablate(
     return Ablation(
         features=features.digest,
         task=find_task(variants[0].recipe.train.target, classes),
-        test=splits[variants[0].recipe].test,
+        test=pool_splits([splits.find(variants[0].recipe, fold).test for fold in range(len(parts))]),
         seeds=variants[0].recipe.train.seeds,
         variants=variants,
-        results={name: [_load(kept, run) for run in row] for name, row in runs.items()},
+        results={
+            name: [pool_results([_load(kept, run) for run in seed]) for seed in row] for name, row in runs.items()
+        },
         params=params,
         device=device.type,
+        folds=folds,
+        count=len(parts),
     )
 
 
 def _load_splits(
-    features: Features, variants: Sequence[Variant], device: torch.device, cluster: Cluster | None
+    folds: Sequence[Features], variants: Sequence[Variant], device: torch.device, cluster: Cluster | None
 ) -> SplitTable:
     if cluster:  # to be copied from here to its nodes, whole
-        return load_splits(features, variants, torch.device("cpu"), None)
-    return load_splits(features, variants, device, memory_for_features(variants[0].recipe.train.memory, device))
+        return load_splits(folds, variants, torch.device("cpu"), None)
+    return load_splits(folds, variants, device, memory_for_features(variants[0].recipe.train.memory, device))
 
 
-def _list_runs(features: Features, variant: Variant, device: torch.device) -> list[Run]:
+def _list_runs(folds: Sequence[Features], variant: Variant, device: torch.device) -> list[list[Run]]:
+    """By seed, one for each fold."""
+    recipe = variant.recipe
     return [
-        Run(variant.name, variant.recipe, seed, fingerprint(features, variant.recipe, seed, device))
-        for seed in variant.recipe.train.seeds
+        [
+            Run(variant.name, recipe, seed, fingerprint(one, recipe, seed, device), fold if len(folds) > 1 else None)
+            for fold, one in enumerate(folds)
+        ]
+        for seed in recipe.train.seeds
     ]
 
 
@@ -224,7 +255,7 @@ def _check_models(variants: Sequence[Variant], splits: SplitTable, classes: int)
     for one in variants:
         try:
             with torch.random.fork_rng(devices=[]):
-                build_split_model(splits[one.recipe].train, one.recipe, classes)
+                build_split_model(splits.find(one.recipe).train, one.recipe, classes)
         except SettingsError as error:
             raise SettingsError(f"row '{one.name}' of ablations: {error}") from error
 
@@ -254,7 +285,9 @@ def _finish(work: AbstractContextManager[Iterator[str | None]], missing: int, to
 def _train(run: Run, splits: SplitTable, classes: int, kept: RunFolder) -> str | None:
     """Why the run failed; None if it is done."""
     try:
-        within_memory(lambda: train_run(run, splits[run.recipe], classes, kept, sys.stderr), splits.held, run.name)
+        within_memory(
+            lambda: train_run(run, splits.find(run.recipe, run.fold), classes, kept, sys.stderr), splits.held, run.name
+        )
     except TrainingError as error:
         return str(error)
     return None

@@ -85,7 +85,7 @@ def write_table(comparison: Comparison, folder: Path, commit: str | None) -> Non
         OutputError: a file cannot be written.
     """
     run = describe_run(comparison, commit)
-    label = f"{METRICS[comparison.metric].title} on the test split, {_confidence(comparison)} (run {run['id']})"
+    label = f"{METRICS[comparison.metric].title} on {_tested(comparison)}, {_confidence(comparison)} (run {run['id']})"
     chart = draw_bars(comparison.rows, label, METRICS[comparison.metric].bounds, _level(comparison))
     contents: dict[str, str | bytes] = {
         "ablations.csv": table_csv(comparison, run),
@@ -103,10 +103,15 @@ def headline(comparison: Comparison) -> str:
     sure = sum(_is_sure(row, _level(comparison)) for row in rest)
     score = mean_std(base.mean, base.std)
     return (
-        f"{len(comparison.rows)} rows of {count_seeds(len(comparison.ablation.seeds))}, "
+        f"{len(comparison.rows)} rows of {count_seeds(len(comparison.ablation.seeds))}{_over(comparison)}, "
         f"base test {comparison.metric} {score}; "
         f"{sure} of {len(rest)} differ from their base (Holm, {_level(comparison):.2g})"
     )
+
+
+def _over(comparison: Comparison) -> str:
+    count = comparison.ablation.count
+    return "" if count == 1 else f" over {count} folds"
 
 
 def describe_run(comparison: Comparison, commit: str | None) -> dict[str, Any]:
@@ -118,6 +123,7 @@ def describe_run(comparison: Comparison, commit: str | None) -> dict[str, Any]:
         "metric": comparison.metric,
         "features": ablation.features,
         "evaluate": ablation.params.model_dump(mode="json"),
+        **({"folds": ablation.folds.model_dump(mode="json")} if ablation.folds else {}),
         "device": ablation.device,
         "version": VERSION,
         "commit": commit,
@@ -174,7 +180,7 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            "# Ablations on the test split",
+            f"# Ablations on {_tested(comparison)}",
             "",
             *markdown_table([*header, "validation", "parameters", "seconds"], rows),
             "",
@@ -185,7 +191,7 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
             *changes,
             "",
             f"Run {run['id']}: features `{run['features'][:12]}`, seeds {run['seeds']}, `evaluate` "
-            f"`{json.dumps(run['evaluate'])}`, {run['device']}, erc-fusion {run['version']}, "
+            f"`{json.dumps(run['evaluate'])}`{_folds(run)}, {run['device']}, erc-fusion {run['version']}, "
             f"commit {run['commit'] or 'unknown'}.",
             "",
         ]
@@ -196,7 +202,7 @@ def table_tex(comparison: Comparison, run: Mapping[str, Any]) -> str:
     """A tabular; the differences that the corrected test confirms are bold."""
     level = _level(comparison)
     lines = [
-        f"% erc-fusion {VERSION}, run {run['id']}, seeds {run['seeds']}, {comparison.metric} on the test split,",
+        f"% erc-fusion {VERSION}, run {run['id']}, seeds {run['seeds']}, {comparison.metric} on {_tested(comparison)},",
         f"% mean and standard deviation over seeds, {_confidence(comparison)}.",
         r"% Needs \usepackage{booktabs}.",
     ]
@@ -219,6 +225,10 @@ def table_tex(comparison: Comparison, run: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *latex_table("lllllr", header, rows), ""])
 
 
+def _folds(run: Mapping[str, Any]) -> str:
+    return f", `folds` `{json.dumps(run['folds'])}`" if "folds" in run else ""
+
+
 def _explain(comparison: Comparison) -> str:
     ablation = comparison.ablation
     conversations = len(ablation.test.conversations) - 1
@@ -229,14 +239,26 @@ def _explain(comparison: Comparison) -> str:
     counted = ablation.task.counted(ablation.task.truth(ablation.test))
     compared = sum(row.difference is not None for row in comparison.rows)
     lower = [metric.title for metric in ablation.task.metrics.values() if metric.lower_is_better]
+    pooled = ""
+    if ablation.folds:
+        pooled = (
+            f" Pooled over {ablation.count} folds (whole {ablation.folds.hold_out}s held out): each seed's predictions "
+            "for the test utterances of all folds are scored as one set; validation is the mean over folds."
+        )
     less = f" Of {', '.join(lower)} less is better." * bool(lower)
     return (
         f"{int(counted.sum())} {ablation.task.counted_are} of {conversations} conversations, "
         f"mean ± standard deviation of {count_seeds(len(ablation.seeds))}. {drawn} p: paired permutation "
         f"test of no difference; p (Holm): corrected for the {compared} rows that are compared; a difference is bold "
         f"where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs beside it or not."
+        + pooled
         + less
     )
+
+
+def _tested(comparison: Comparison) -> str:
+    count = comparison.ablation.count
+    return "the test split" if count == 1 else f"the test splits of {count} folds"
 
 
 def _level(comparison: Comparison) -> float:

@@ -7,7 +7,8 @@ float32 when gathered.
 Axes: utterances, frames (audio) or tokens (text), layers, dim; rows are the frames or tokens of all utterances.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import cast
@@ -170,9 +171,37 @@ def map_rows(part: Part, first: int, last: int, limit: int | None, device: torch
     return Mapped(part.values, starts, stored, limit, torch.device(device))
 
 
-def resident_bytes(mapped: Mapped) -> int:
-    """What `load_rows` takes of the device's memory."""
-    return int(mapped.lengths.sum()) * int(np.prod(mapped.shape)) * mapped.file.dtype.itemsize
+def resident_bytes(mapped: Sequence[Mapped]) -> int:
+    """What `load_together` takes of the device's memory."""
+    return sum(
+        int(rows.lengths.sum()) * int(np.prod(rows.shape)) * rows.file.dtype.itemsize for rows, _ in _distinct(mapped)
+    )
+
+
+def load_together(mapped: Sequence[Mapped]) -> dict[int, Resident]:
+    """Each of `mapped` on the device, by its `id`; rows that several of them have, as folds do, are there once."""
+    found = {}
+    for rows, members in _distinct(mapped):
+        loaded = load_rows(rows)
+        for member, places in members:
+            found[id(member)] = Resident(loaded.values, loaded.starts[places], loaded.lengths[places])
+    return found
+
+
+def _distinct(mapped: Sequence[Mapped]) -> Iterator[tuple[Mapped, list[tuple[Mapped, Tensor]]]]:
+    """Rows that are loaded together, and where the utterances of each member are among them."""
+    alike: dict[tuple[object, ...], list[Mapped]] = defaultdict(list)
+    for rows in mapped:
+        key = rows.file.__array_interface__["data"][0], rows.limit, rows.device
+        alike[key].append(rows)
+    for group in alike.values():
+        spans = torch.cat([torch.stack([rows.starts, rows.stored], 1) for rows in group])
+        distinct, places = spans.unique(dim=0, return_inverse=True)
+        if (distinct[:, 1] > 0).sum() == (spans[:, 1] > 0).sum():  # nothing is shared: each in its own order
+            yield from ((rows, [(rows, torch.arange(len(rows.starts)))]) for rows in group)
+            continue
+        union = replace(group[0], starts=distinct[:, 0], stored=distinct[:, 1])
+        yield union, list(zip(group, places.split([len(rows.starts) for rows in group]), strict=True))
 
 
 def load_rows(mapped: Mapped) -> Resident:

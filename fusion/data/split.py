@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from fusion.batch import Batch, Group, Turns
 from fusion.data.batches import GROUP_ROWS, Plan, draw_batches, make_plan, move
-from fusion.data.rows import Chosen, Mapped, Ragged, Resident, load_rows, map_rows, resident_bytes
+from fusion.data.rows import Chosen, Mapped, Ragged, Resident, load_together, map_rows, resident_bytes
 from fusion.errors import FeatureError
 from fusion.objective import Target, find_task
 from fusion.params import Modalities
@@ -185,7 +185,7 @@ def hold(splits: Sequence[Split], memory: int | None) -> list[Split]:
 
     None sets no limit. Rows that stay in the file are read batch by batch: slower, with the same results.
     """
-    needed = sum(resident_bytes(rows) for split in splits for rows in _mapped(split))
+    needed = resident_bytes([rows for split in splits for rows in _mapped(split)])
     if memory is not None and needed > memory:
         log.warning(
             "the features take %.2f GB, more than train.memory leaves them (%.2f GB): they stay in the file and are "
@@ -194,15 +194,15 @@ def hold(splits: Sequence[Split], memory: int | None) -> list[Split]:
             memory / 1e9,
         )
         return list(splits)
-    return [replace(split, audio=_load(split.audio), text=_load(split.text)) for split in splits]
+    loaded = load_together([rows for split in splits for rows in _mapped(split)])
+    return [
+        replace(split, audio=loaded.get(id(split.audio), split.audio), text=loaded.get(id(split.text), split.text))
+        for split in splits
+    ]
 
 
 def _mapped(split: Split) -> list[Mapped]:
     return [rows for rows in (split.audio, split.text) if isinstance(rows, Mapped)]
-
-
-def _load(rows: Ragged) -> Ragged:
-    return load_rows(rows) if isinstance(rows, Mapped) else rows
 
 
 def _map_modality(

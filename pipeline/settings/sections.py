@@ -33,7 +33,7 @@ from pipeline.errors import ErcError
 
 SECTION_NAMES = (
     *("dataset", "audio", "text", "features", "import", "evaluate", "cluster"),
-    *("model", "loss", "train", "ablations"),
+    *("model", "loss", "train", "folds", "ablations"),
 )
 
 

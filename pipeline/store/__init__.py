@@ -5,15 +5,18 @@ A *part* (`data/audio.h5`, `data/text.h5`, or a group of a self-contained file) 
     values     (rows, dim) or (rows, layers, dim), little-endian float16 or float32, contiguous, uncompressed
     offsets    (utterances + 1,) int64: utterance i owns rows offsets[i] .. offsets[i + 1]
     checksums  (utterances,) uint64 of each utterance's bytes; 0 means not written yet
-    ids        (utterances,) UTF-8, in manifest order
+    ids        (utterances,) UTF-8: in a file of one modality hashes of what was encoded, each once
+               (`pipeline.manifest.content_key`); in a self-contained joint file the utterances in its order
     failed     one JSON object, id -> status, of the utterances that could not be encoded; only where there are any.
                They have no rows, as those without this modality.
     attributes `format`, `version`, `kind`, `identity` (JSON: which encoder made it), `plan` (hash of its inputs)
 
 A *joint file* (`data/feats.h5`) holds the table `/utterances` with one column an array, the label names, and the
-parts `/audio` and `/text`: as external links with relative names, or copied in. It records each part's identity and
-digest, so that its own bytes change whenever a feature does, and a part that was exchanged is refused. Its attribute
-`corpus`, where there is one, says what the corpus is (`pipeline.store.identity`).
+parts `/audio` and `/text`: as external links with relative names, or copied in. Beside a link, `/audio_slots`
+(utterances,) int64 says where in the part each utterance is (-1: it lacks this modality), so a part serves every split
+and order of its corpus; without it, the part has the order of the table. The joint file records each part's identity
+and digest, so that its own bytes change whenever a feature does, and a part that was exchanged is refused. Its
+attribute `corpus`, where there is one, says what the corpus is (`pipeline.store.identity`).
 
 A file begins with its seal (`pipeline.store.seal`), which is checked before HDF5 reads it.
 

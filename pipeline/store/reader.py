@@ -18,6 +18,7 @@ from pipeline.store.seal import check_seal
 Dtype = Literal["float16", "float32"]
 
 MODALITIES = ("audio", "text")
+SPLITS = ("train", "validation", "test")  # in the order of a file
 UNLABELLED = -1
 
 
@@ -131,6 +132,29 @@ class Features:
         """Hash (hex) that changes with any id, split, label, identity or feature: the feature-file hash."""
         parts = {name: part for name in MODALITIES if (part := getattr(self, name)) is not None}
         return _digest(self.utterances, self.label_names, {name: _fingerprint(part) for name, part in parts.items()})
+
+    def resplit(self, splits: Mapping[str, str]) -> "Features":
+        """The same utterances with other splits, by conversation, as the file would be; features are shared."""
+        table = self.utterances
+        names = [splits[conversation] for conversation in table.conversations]
+        keys = [(SPLITS.index(name), *key) for name, *key in zip(names, table.conversations, table.turns, strict=True)]
+        places = np.array(sorted(range(len(table)), key=keys.__getitem__))
+
+        def take(column: Sequence[str]) -> list[str]:
+            return [column[place] for place in places]
+
+        ids = take(table.ids)
+        utterances = Utterances(
+            ids=ids,
+            conversations=take(table.conversations),
+            turns=table.turns[places],
+            speakers=take(table.speakers),
+            splits=take(names),
+            labels=table.labels[places],
+            scores=table.scores[places],
+        )
+        audio, text = (part.take(places, ids) if part else None for part in (self.audio, self.text))
+        return replace(self, utterances=utterances, audio=audio, text=text)
 
 
 def read_features(path: Path) -> Features:

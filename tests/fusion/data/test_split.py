@@ -87,7 +87,7 @@ def test_rows_that_stay_in_the_file_give_the_same_bits(audio_frames: int) -> Non
 def test_splits_are_held_together_or_not_at_all(caplog: pytest.LogCaptureFixture) -> None:
     features = make_features(Made(frames=(0, 20)))
     splits = [load(features, name, resident=False, audio_frames=4) for name in ("train", "validation")]
-    needed = sum(resident_bytes(rows) for one in splits for rows in (one.audio, one.text) if isinstance(rows, Mapped))
+    needed = resident_bytes([rows for one in splits for rows in (one.audio, one.text) if isinstance(rows, Mapped)])
     held = hold(splits, needed)
     assert all(isinstance(rows, Resident) for one in held for rows in (one.audio, one.text))
     assert needed == sum(rows.values.nbytes for one in held for rows in (one.audio, one.text))  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusion.ablation import ablate
 from fusion.ablation.single_run import Result, Run, Splits, place_splits
-from fusion.ablation.study import Place, _convert, _make_trainer
+from fusion.ablation.study import Actor, _convert, _make_trainer
 from fusion.data import Resident, load_split
 from fusion.data.rows import Mapped
 from fusion.errors import TrainingError
@@ -122,10 +122,10 @@ def test_a_row_that_does_not_fit_is_reported_and_the_others_are_done(
 # actors of a cluster
 
 
-def shared_by(features: Features) -> Mapping[int, Any]:
+def shared_by(features: Features) -> Mapping[tuple[int, int], Any]:
     """As they come out of the object store: arrays that may not be written."""
-    arrays = {8: _convert(splits_of(features), Tensor, Tensor.numpy)}
-    for split in (arrays[8].train, arrays[8].validation, arrays[8].test):
+    arrays = {(0, 8): _convert(splits_of(features), Tensor, Tensor.numpy)}
+    for split in vars(arrays[0, 8]).values():
         split.audio.values.flags.writeable = False
         split.text.values.flags.writeable = False
     return arrays
@@ -133,13 +133,13 @@ def shared_by(features: Features) -> Mapping[int, Any]:
 
 def test_an_actor_retries_a_run_and_reports_the_next_one(allocations: Callable[[Allocation], list[int]]) -> None:
     features, recipe = make_features(Made(conversations=(4, 3, 2))), tiny_recipe({"name": "concat"}, epochs=2)
-    train = _make_trainer(shared_by(features), 3, Place("cpu", 0.0, 1, "auto"))
+    train = _make_trainer(shared_by(features), 3, Actor("cpu", 0.0, 1, "auto"), {})
     run = Run("row", recipe, 0, "0" * 64)
     expected = train(run)
     assert isinstance(expected, Result)
 
     allocations(lambda number: number == 3)
-    train = _make_trainer(shared_by(features), 3, Place("cpu", 0.0, 1, "auto"))
+    train = _make_trainer(shared_by(features), 3, Actor("cpu", 0.0, 1, "auto"), {})
     found = train(run)
     assert isinstance(found, Result)
     np.testing.assert_array_equal(found.answers, expected.answers)
@@ -173,8 +173,8 @@ def test_whole_devices_are_not_limited(device: str, gpus: float, monkeypatch: py
 
 def test_splits_of_an_actor_stay_off_a_gpu_that_has_no_room(caplog: pytest.LogCaptureFixture) -> None:
     splits = splits_of(make_features())
-    table = place_splits({8: splits}, torch.device("cuda"), memory=100)
-    rows = table.held.here[8].train.audio
+    table = place_splits({(0, 8): splits}, torch.device("cuda"), memory=100)
+    rows = table.held.here[0, 8].train.audio
     assert isinstance(rows, Mapped)
     assert rows.device.type == "cuda"
     assert "more than train.memory leaves them" in caplog.text
@@ -182,15 +182,15 @@ def test_splits_of_an_actor_stay_off_a_gpu_that_has_no_room(caplog: pytest.LogCa
 
 def test_splits_of_an_actor_without_a_gpu_are_not_copied() -> None:
     splits = splits_of(make_features())
-    table = place_splits({8: splits}, CPU, memory=0)
-    assert table.held.here[8].train is splits.train
+    table = place_splits({(0, 8): splits}, CPU, memory=0)
+    assert table.held.here[0, 8].train is splits.train
 
 
 def test_rows_in_the_memory_of_the_machine_give_the_same_batches() -> None:
     splits = splits_of(make_features())
-    table = place_splits({8: splits}, CPU, memory=0)
+    table = place_splits({(0, 8): splits}, CPU, memory=0)
     table.held.let_go()
-    left = table.held.here[8].train
+    left = table.held.here[0, 8].train
     assert isinstance(left.audio, Mapped)
     assert isinstance(splits.train.audio, Resident)
     for one, other in zip(left.batches(3), splits.train.batches(3), strict=True):
