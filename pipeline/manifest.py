@@ -7,13 +7,19 @@ A turn is never dropped: where a modality is absent or odd, `status` says why. R
     no-audio           the table names no recording
     missing-file       the recording is not there                           (no audio)
     unreadable (..)    it is there, but the system does not open it, and why: Permission denied   (no audio)
-    undecodable        it is there, but no decoder can make sense of it     (no audio)
+    undecodable        it is there, but no decoder can make sense of it, or it only refers to other files: a playlist, a
+                       script, a session description                        (no audio)
     no-sound-stream    it holds no audio, such as a video without sound     (no audio)
     empty-audio        it holds no samples, or none from start to end       (no audio)
     timed-out          its decoder gave nothing for dataset.decode_seconds  (no audio)
     decoder-crashed    its decoder died, twice                              (no audio)
     not-finite         it holds NaN or infinite samples                     (no audio)
     truncated          it ends before its own header (or `end`) says; what is there is used
+    damaged 1.0-1.1 s  these seconds of the file cannot be decoded: they are silence; what follows keeps its time
+    gap 0.0-2.0 s      the file has no sound in these seconds: it starts late, was muted, or packets are lost; silence
+    stream 1 of 2      the file has several sound streams and names no default: which one is used
+    antiphase (channels: first)   the channels cancel in the mix; set dataset.channels to first, or auto
+    first-channel      dataset.channels is auto, and the mix of the recording would cancel
     short              less than 25 ms, one frame of the encoders; it is padded to one frame
     silent             every sample is zero
     clipped            more than 1 % of its samples are at full scale
@@ -37,6 +43,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -266,6 +273,15 @@ def looks_missing(label: str) -> bool:
     """
     plain = same_spelling(label)
     return plain in MISSING or set(plain) <= DASHES
+
+
+def reasons(status: str) -> list[str]:
+    """What a status says, without the seconds that it names; nothing of `ok`.
+
+    >>> reasons("damaged 1.0-1.1 s+no-text")
+    ['damaged', 'no-text']
+    """
+    return [re.sub(r" \d.*", "", reason) for reason in status.split("+") if reason != OK]
 
 
 def manifest_order(utterance: Utterance) -> tuple[int, str, int]:

@@ -95,7 +95,9 @@ class DatasetParams(Section):
     validation_share: Share = 0.15  # of the utterances, for splits that are made
     test_share: Share = 0.2
     split_seed: int = 0
-    channels: Literal["downmix", "center", "first"] = "downmix"  # how several channels become one
+    channels: Literal["downmix", "center", "first", "auto"] = (
+        "downmix"  # how several channels become one; auto: first in recordings whose mix cancels, else downmix
+    )
     decode_seconds: Annotated[float, Field(gt=0, le=86_400)] = (
         60.0  # that decoding may go without progress: status timed-out
     )

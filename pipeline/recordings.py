@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -233,8 +233,9 @@ class TurnEncoder:
         """How several become one; features that were made before this was recorded are taken for the default."""
         assert self._audio is not None
         stated = self._audio.fields.get("channels", "downmix")
-        if stated not in ("downmix", "center", "first"):
-            raise DataError(f"the model's config.json: channels {stated!r} are none of downmix, center, first")
+        if stated not in get_args(Channels):
+            choices = ", ".join(get_args(Channels))
+            raise DataError(f"the model's config.json: channels {stated!r} are none of {choices}")
         return stated
 
     def _encode_audio(

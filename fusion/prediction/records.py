@@ -5,6 +5,7 @@ with an apostrophe in front, as spreadsheets themselves write it. JSON lines hav
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,7 +124,8 @@ def to_csv(predictions: Sequence[Prediction]) -> str:
 def summary(predictions: Sequence[Prediction]) -> str:
     """How many there are, and every status but ok with its count."""
     conversations, seeds = len({one.conversation for one in predictions}), len(predictions[0].seeds)
-    statuses = Counter(status for one in predictions for status in one.status.split("+") if status != "ok")
+    found = (status for one in predictions for status in one.status.split("+") if status != "ok")
+    statuses = Counter(re.sub(r" \d.*", "", status) for status in found)  # without the seconds that it names
     amiss = ", ".join(f"{count} {status}" for status, count in statuses.most_common()) or "all ok"
     turns = len(predictions)
     return (

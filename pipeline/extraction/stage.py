@@ -5,6 +5,7 @@ utterances share a batch, where each one lies in the file. An interrupted run go
 done, and ends with the same bytes as an undisturbed one.
 """
 
+import contextlib
 import hashlib
 import json
 from collections import deque
@@ -108,7 +109,9 @@ class Recordings:
 def file_size(root: Path, utterance: Source) -> int | None:
     """Bytes of the recording, which change with most edits of it; None where there is none."""
     path = root / utterance.audio if utterance.audio else None
-    return path.stat().st_size if path is not None and path.is_file() else None
+    with contextlib.suppress(OSError):  # also a name that is too long
+        return path.stat().st_size if path is not None and path.is_file() else None
+    return None
 
 
 def extract_audio(

@@ -6,32 +6,43 @@ with it comes back as issues, whose names `pipeline.manifest` explains.
 
 import errno
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
 from math import gcd, inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from pipeline.media.timeline import JITTER_SECONDS, SAMPLE_RATES, Block, Channels, Kind, Timeline, UnheardError
 
 if TYPE_CHECKING:
     import torch
 
 
-Channels = Literal["downmix", "center", "first"]
+__all__ = [
+    "SAMPLE_RATES",
+    "Channels",
+    "Recording",
+    "Stretch",
+    "decode",
+    "decode_stretches",
+    "judge",
+    "nothing",
+    "resample",
+]
 
 SHORT_SECONDS = 0.025  # one frame of wav2vec2: 400 samples at 16 kHz
 CLIPPED_LEVEL = 0.999
 CLIPPED_SHARE = 0.01
 TRUNCATED_SECONDS = 0.1  # a gap to the header's length that codec delay does not explain
-SAMPLE_RATES = range(1_000, 768_001)  # Hz; any other is a damaged header
+LATE_SECONDS = 0.1  # sound that starts later than this is named
+CANCELLED = 0.1  # energy of a mix, to that of a mix of unrelated channels
+NAMED_PLACES = 3  # of gaps or damage
 FINEST_RATIO = 1_000  # steps of the resampler
 HASH_DIGITS = 32  # hexadecimal
-UNKNOWN_SIZE = 0x7FFFF000  # programs that write WAV to a pipe state this many bytes, or more
-OGG_PAGE = 65_536  # bytes, at most
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,10 @@ class Stretch:
         """Its first sample."""
         return round((self.start or 0.0) * rate)
 
+    def last(self, rate: int) -> float:
+        """The sample behind it; infinite where it goes to the end."""
+        return inf if self.end is None else round(self.end * rate)
+
 
 def hash_file(path: Path) -> str:
     """Hash (hex) of the bytes of a recording, which says that it is another one; raises OSError."""
@@ -75,7 +90,7 @@ def nothing(issue: str) -> Recording:
 def decode(
     path: Path, channels: Channels = "downmix", start: float | None = None, end: float | None = None
 ) -> Recording:
-    """Decode seconds `start` .. `end` of the first audio stream of `path`.
+    """Decode seconds `start` .. `end` of `path`, on its own clock (see `pipeline.media.timeline`).
 
     An issue that leaves no usable sound comes with no samples.
     """
@@ -92,24 +107,34 @@ def decode_stretches(
 
     Seeking would spare the pass, but what a decoder of AAC or Opus gives depends on the packets before.
     """
-    import av  # not installed on machines that only encode cached audio or train
-
     if issue := _closed(path):
         yield from ((stretch, nothing(issue)) for stretch in stretches)
         return
+    issues: list[str] = []
+    if channels == "auto":
+        channels, issues = ("first", ["first-channel"]) if _cancels(path, progress) else ("downmix", [])
+    timeline = Timeline(path, channels, progress)
     try:
-        # a crafted playlist must not make the decoder open other places
-        container = av.open(str(path.absolute()), options={"protocol_whitelist": "file"})
-    except (av.error.FFmpegError, ValueError, UnicodeError):
-        yield from ((stretch, nothing("undecodable")) for stretch in stretches)
-        return
-    with container:
-        if not container.streams.audio:
-            yield from ((stretch, nothing("no-sound-stream")) for stretch in stretches)
-        elif container.streams.audio[0].codec_context is None:  # a codec that FFmpeg does not know
-            yield from ((stretch, nothing("undecodable")) for stretch in stretches)
-        else:
-            yield from _decode_open(container, path, channels, stretches, progress)
+        yield from _cut(timeline, stretches, issues)
+    except UnheardError as error:
+        yield from ((stretch, nothing(str(error))) for stretch in stretches)
+
+
+def _cancels(path: Path, progress: Callable[[], None]) -> bool:
+    """Whether mixing the channels of the whole recording loses most of it."""
+    timeline = Timeline(path, "downmix", progress)
+    mixed = heard = 0.0
+    try:
+        for block in timeline.blocks():
+            mixed, heard = mixed + block.energy, heard + block.channels_energy
+    except UnheardError:
+        return False
+    return _is_cancelled(mixed, heard, timeline.channel_count)
+
+
+def _is_cancelled(mixed: float, heard: float, channels: int) -> bool:
+    """Unrelated channels of energy E / channels each have a mix of energy E / channels ** 2."""
+    return channels > 1 and mixed < CANCELLED * heard / channels**2
 
 
 def _closed(path: Path) -> str | None:
@@ -124,48 +149,27 @@ def _closed(path: Path) -> str | None:
     return None
 
 
-def _decode_open(
-    container: Any, path: Path, channels: Channels, stretches: Sequence[Stretch], progress: Callable[[], None]
-) -> Iterator[tuple[Stretch, Recording]]:
-    import av
-
-    stream = container.streams.audio[0]
+def _cut(timeline: Timeline, stretches: Sequence[Stretch], issues: list[str]) -> Iterator[tuple[Stretch, Recording]]:
     waiting = [_Cut(stretch) for stretch in sorted(stretches, key=lambda s: s.seconds, reverse=True)]  # next one last
     running: list[_Cut] = []
-    rate = count = position = 0
-    broken = False
-    try:
-        for frame in container.decode(stream):
-            progress()
-            if frame.sample_rate not in SAMPLE_RATES or (rate and frame.sample_rate != rate):
-                broken = True  # where the rate changes midway, what follows cannot be joined to what was read
-                break
-            rate, count = frame.sample_rate, max(count, frame.layout.nb_channels)
-            position += frame.samples
-            while waiting and waiting[-1].begins(position, rate):
-                running.append(waiting.pop())
-            if running:
-                block = _mono(frame, channels)
-                for cut in running:
-                    cut.blocks.append(block)
-                ended = [cut for cut in running if cut.ends(position, rate)]
-                running = [cut for cut in running if not cut.ends(position, rate)]
-                for cut in ended:
-                    yield cut.stretch, cut.recording(position, rate, count, [])
-                if not running and not waiting:
-                    return
-    except (av.error.FFmpegError, ValueError):
-        broken = True
-    declared = _declared_seconds(container, stream)
-    lacks_its_end = _lacks_its_end(path, slack=int(TRUNCATED_SECONDS * (stream.bit_rate or 0) / 8))
+    for block in timeline.blocks():
+        position, rate = timeline.position, timeline.rate
+        while waiting and waiting[-1].begins(position, rate):
+            running.append(waiting.pop())
+        if running:
+            for cut in running:
+                cut.add(block, rate)
+            ended = [cut for cut in running if cut.ends(position, rate)]
+            running = [cut for cut in running if not cut.ends(position, rate)]
+            for cut in ended:
+                yield cut.stretch, cut.recording(timeline, issues)
+            if not running and not waiting:
+                return
     for cut in [*running, *waiting]:
         if not cut.blocks:
-            yield cut.stretch, nothing("undecodable" if broken else "empty-audio")
+            yield cut.stretch, nothing("undecodable" if timeline.failed else "empty-audio")
             continue
-        expected = declared if cut.stretch.end is None else cut.stretch.end
-        missing = expected is not None and expected - position / rate > TRUNCATED_SECONDS
-        issues = ["truncated"] if broken or missing or lacks_its_end else []
-        yield cut.stretch, cut.recording(position, rate, count, issues)
+        yield cut.stretch, cut.recording(timeline, issues, at_end=True)
 
 
 @dataclass
@@ -173,21 +177,78 @@ class _Cut:
     """A stretch while it is being decoded."""
 
     stretch: Stretch
-    blocks: list[np.ndarray] = field(default_factory=list)  # from the first one that reaches into it
+    blocks: list[np.ndarray] = field(default_factory=list)
+    energy: float = 0.0
+    channels_energy: float = 0.0
 
     def begins(self, position: int, rate: int) -> bool:
         """Whether the samples up to `position` reach into it, or beyond it."""
         return position > self.stretch.first(rate) or self.ends(position, rate)
 
     def ends(self, position: int, rate: int) -> bool:
-        return self.stretch.end is not None and position >= round(self.stretch.end * rate)
+        return position >= self.stretch.last(rate)
 
-    def recording(self, position: int, rate: int, channels: int, issues: list[str]) -> Recording:
+    def add(self, block: Block, rate: int) -> None:
+        """What of the block lies in it."""
+        first = max(self.stretch.first(rate) - block.first, 0)
+        last = int(min(self.stretch.last(rate) - block.first, block.count))
+        if block.samples is None:
+            self.blocks.append(np.zeros(max(last - first, 0), np.float32))
+            return
+        self.blocks.append(block.samples[first : max(last, first)])
+        self.energy += block.energy
+        self.channels_energy += block.channels_energy
+
+    def recording(self, timeline: Timeline, issues: list[str], at_end: bool = False) -> Recording:
         samples = np.concatenate(self.blocks)
         self.blocks.clear()  # of an hour: gigabytes
-        skipped = position - len(samples)
-        last = position if self.stretch.end is None else round(self.stretch.end * rate)
-        return judge(samples[self.stretch.first(rate) - skipped : last - skipped], rate, channels, issues)
+        rate, channels = timeline.rate, timeline.channel_count
+        found = [*issues, *timeline.issues]
+        damage = self._places(timeline, "damaged")
+        if at_end and self._lacks_its_end(timeline, damage):
+            found.append("truncated")
+        gaps = self._places(timeline, "gap")
+        found += [f"{kind} {_written(places)}" for kind, places in (("damaged", damage), ("gap", gaps)) if places]
+        judged = judge(samples, rate, channels, found)
+        if timeline.channels == "downmix" and _is_cancelled(self.energy, self.channels_energy, channels):
+            return replace(judged, issues=[*(i for i in judged.issues if i != "silent"), "antiphase (channels: first)"])
+        return judged
+
+    def _places(self, timeline: Timeline, kind: Kind) -> list[tuple[float, float]]:
+        """Seconds of the marks that reach into it; what is late by less than usual counts as no gap."""
+        rate = timeline.rate
+        return [
+            (mark.first / rate, mark.last / rate)
+            for mark in timeline.marks
+            if mark.kind == kind
+            and (kind == "damaged" or mark.last - mark.first > (JITTER_SECONDS if mark.first else LATE_SECONDS) * rate)
+            and mark.last > self.stretch.first(rate)
+            and mark.first < self.stretch.last(rate)
+        ]
+
+    def _lacks_its_end(self, timeline: Timeline, damage: list[tuple[float, float]]) -> bool:
+        reached = max([timeline.position / timeline.rate, *(last for _, last in damage)])
+        if self.stretch.end is not None:
+            return timeline.cut_off or self.stretch.end - reached > TRUNCATED_SECONDS
+        missing = (timeline.expected or 0.0) - reached
+        return timeline.cut_off or missing > max(TRUNCATED_SECONDS, timeline.slack)
+
+
+def _written(places: Sequence[tuple[float, float]]) -> str:
+    """Seconds, to the tenth.
+
+    >>> _written([(0.9985, 1.0449), (1.05, 1.07), (3.0, 4.5)])
+    '1.0-1.1, 3.0-4.5 s'
+    """
+    joined: list[list[int]] = []  # tenths
+    for first, last in places:
+        tenths = [round(10 * first), max(round(10 * last), round(10 * first) + 1)]
+        if joined and tenths[0] <= joined[-1][1]:
+            joined[-1][1] = max(joined[-1][1], tenths[1])
+        else:
+            joined.append(tenths)
+    named = ", ".join(f"{first / 10:.1f}-{last / 10:.1f}" for first, last in joined[:NAMED_PLACES])
+    return named + (f" and {len(joined) - NAMED_PLACES} more places" if len(joined) > NAMED_PLACES else " s")
 
 
 def resampled_length(samples: int, rate: int, target_rate: int) -> int:
@@ -222,62 +283,6 @@ def _resampler(rate: int, target_rate: int) -> "torch.nn.Module":
     from torchaudio.transforms import Resample
 
     return Resample(rate, target_rate)
-
-
-def _mono(frame: Any, channels: Channels) -> np.ndarray:
-    """One decoded frame as (samples,) float32 in [-1, 1]."""
-    array = frame.to_ndarray()
-    if not frame.format.is_planar:
-        array = array.reshape(-1, frame.layout.nb_channels).T
-    if array.dtype == np.uint8:
-        array = array.astype(np.float32) - 128.0
-        array /= 128.0
-    elif array.dtype.kind == "i":
-        array = array.astype(np.float32) / float(-np.iinfo(array.dtype).min)
-    with np.errstate(over="ignore"):  # a float64 too large becomes infinite, which is an issue by itself
-        array = array.astype(np.float32, copy=False)
-    if channels == "downmix" or len(array) == 1:
-        return array.mean(axis=0)
-    return array[_channel_index(frame, channels)]
-
-
-def _channel_index(frame: Any, channels: Channels) -> int:
-    """The centre channel where there is one (dialogue in films), else the first."""
-    names = [channel.name for channel in frame.layout.channels]
-    return names.index("FC") if channels == "center" and "FC" in names else 0
-
-
-def _declared_seconds(container: Any, stream: Any) -> float | None:
-    """The length that the header states; None where there is none, or where FFmpeg guesses it from the bit rate."""
-    if container.format.name == "aac":
-        return None
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    if container.duration and not container.streams.video:  # Matroska states only that of the whole
-        return container.duration / 1_000_000
-    return None
-
-
-def _lacks_its_end(path: Path, slack: int) -> bool:
-    """Whether a WAV file is shorter than its header says (by more than `slack` bytes), or an Ogg file lacks its last
-    page. FFmpeg overlooks both.
-    """
-    try:
-        opened = path.open("rb")
-    except OSError:  # it vanished behind its decoder, which had it open
-        return False
-    with opened as file:
-        head = file.read(12)
-        size = file.seek(0, os.SEEK_END)
-        if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-            stated = int.from_bytes(head[4:8], "little")
-            return size + slack < stated + 8 and stated < UNKNOWN_SIZE
-        if head[:4] != b"OggS":
-            return False
-        file.seek(max(0, size - OGG_PAGE))
-        page = file.read().rpartition(b"OggS")[2]
-    lacing = page[23 : 23 + page[22]] if len(page) > 22 else b""
-    return len(page) < 23 + len(lacing) + sum(lacing) or not page[1] & 4  # flag 4: end of stream
 
 
 def judge(samples: np.ndarray, rate: int, channels: int, issues: list[str]) -> Recording:

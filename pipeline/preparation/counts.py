@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.datasets import Counts, Turn
-from pipeline.manifest import OK, SPLITS, Utterance, looks_missing, same_spelling
+from pipeline.manifest import OK, SPLITS, Utterance, looks_missing, reasons, same_spelling
 from pipeline.params import DatasetParams
 
 ALL = "all"
@@ -77,8 +77,8 @@ def compare(utterances: Sequence[Utterance], published: Counts) -> list[Differen
 
 
 def statuses(utterances: Iterable[Utterance]) -> Counter[str]:
-    """How often each status occurs, `ok` left out."""
-    return Counter(status for utterance in utterances for status in utterance.status.split("+") if status != OK)
+    """How often each status occurs, `ok` left out, and without the seconds that it names."""
+    return Counter(reason for utterance in utterances for reason in reasons(utterance.status))
 
 
 def select(utterances: Sequence[Utterance], column: str) -> list[Utterance]:

@@ -15,6 +15,7 @@ from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, holds_con
 from pipeline.media import Decoders, Recording, Stretch, hash_file
 from pipeline.params import DatasetParams
 from pipeline.preparation.counts import (
+    ALL,
     COLUMNS,
     Difference,
     compare,
@@ -97,9 +98,9 @@ def summary(prepared: Prepared) -> str:
     utterances = prepared.utterances
     chosen = {name: select(utterances, name) for name in COLUMNS}
     rows = list(_count_rows(utterances, prepared.published))
-    named = statuses(utterances) | Counter({OK: sum(utterance.status == OK for utterance in utterances)})
-    for status, _ in named.most_common():
-        rows.append((f"status {status}", [f"{sum(status in u.status.split('+') for u in chosen[c])}" for c in COLUMNS]))
+    named = {c: statuses(chosen[c]) | Counter({OK: sum(u.status == OK for u in chosen[c])}) for c in COLUMNS}
+    for status, _ in named[ALL].most_common():
+        rows.append((f"status {status}", [f"{named[c][status]}" for c in COLUMNS]))
     width = max(len(name) for name, _ in rows)
     lines = [" " * width + "".join(f"{name:>12}" for name in COLUMNS)]
     lines += [(f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells)).rstrip() for name, cells in rows]

@@ -1,5 +1,6 @@
 """`prepare`: a corpus as people have it becomes a manifest; what is odd is named, what is contradictory refused."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.extraction import extract_audio
 from pipeline.manifest import Utterance, check_utterances, manifest_order, read_manifest, write_manifest
 from pipeline.media import Decoders
-from pipeline.params import Columns, DatasetParams
+from pipeline.params import AudioParams, Columns, DatasetParams
 from pipeline.preparation import prepare, summary
 from tests.pipeline.made import cut, rows_of, sound, write_corpus, write_encoded, write_film, write_rows, write_wav
 
@@ -193,6 +195,38 @@ def test_recordings_that_cannot_be_used_are_named_in_the_summary(tmp_path: Path)
     lines = summary(prepare(params(tmp_path))).splitlines()
     assert "status missing-file: 'b/0', b.wav" in lines
     assert "status undecodable: 'c/0', c.wav" in lines
+
+
+def test_seconds_of_a_status_are_in_the_manifest_and_its_reason_is_counted_in_the_summary(tmp_path: Path) -> None:
+    times = {"start": "", "end": ""}
+    rows = [row("a", turn=turn, audio="a.m4a", start=4 * turn, end=4 * turn + 4) for turn in range(2)]
+    write_encoded(tmp_path / "a.m4a", sound(10.0, RATE), RATE, "aac")
+    content = bytearray((tmp_path / "a.m4a").read_bytes())
+    place = len(content) // 10
+    content[place : place + 300] = np.random.default_rng(0).bytes(300)
+    (tmp_path / "a.m4a").write_bytes(content)
+    others = [cells | {"turn": 0} | times for cells in three_splits()[1:]]
+    found = prepare(params(write_corpus(tmp_path, [*rows, *others])))
+    assert [u.status for u in found.utterances if u.conversation == "a"] == ["damaged 1.0-1.1 s", "ok"]
+    assert next(line for line in summary(found).splitlines() if "damaged" in line).split() == [
+        *("status", "damaged", "1", "0", "0", "1"),
+    ]
+
+
+def test_a_name_that_is_too_long_and_a_pipe_are_no_files_from_prepare_to_the_features(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    rows = [row("a", turn=turn, audio=name) for turn, name in enumerate(["x" * 300 + ".wav", "pipe.wav", "ok.wav"])]
+    write_wav(tmp_path / "ok.wav", sound(0.5, RATE), RATE)
+    for cells in three_splits()[1:]:
+        write_wav(tmp_path / cells["audio"], sound(0.5, RATE), RATE)
+    write_rows(tmp_path / "table.csv", [*rows, *(cells | {"turn": 0} for cells in three_splits()[1:])])
+    found = prepare(params(tmp_path)).utterances
+    assert [u.status for u in found if u.conversation == "a"] == ["missing-file", "missing-file", "ok"]
+    write_manifest(tmp_path / "manifest.jsonl", found)
+    outcome = extract_audio(
+        tmp_path / "manifest.jsonl", tmp_path / "audio.h5", AudioParams(batch=10.0), tmp_path, "downmix", "cpu"
+    )
+    assert outcome.encoded == 3
 
 
 def test_a_column_that_nothing_reads_is_told(tmp_path: Path) -> None:

@@ -1,0 +1,500 @@
+"""The sound of a file on the file's own clock, which is the one that `ffmpeg -ss 3 -to 4` reads.
+
+Zero is the file's start time, that of its earliest stream. Where a stream starts late, packets are muted or lost, or
+time stamps jump, there is silence, so that every sound keeps its time. A packet that cannot be decoded costs itself: it
+is silence too, and named, and decoding goes on behind it.
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+
+Channels = Literal["downmix", "center", "first", "auto"]
+
+SAMPLE_RATES = range(1_000, 768_001)  # Hz; any other is a damaged header
+JITTER_SECONDS = 0.01  # of time stamps; the packets of usual codecs are longer, so that a lost one is more than this
+RESTART_SECONDS = 1.0  # a jump back by more is another recording behind this one; by less, packets overlap
+LONGEST_GAP_SECONDS = 3 * 3600.0  # a longer one is a jump of the clock
+BROADCAST_GAP_SECONDS = 10.0  # as ffmpeg has it for formats whose clocks do jump
+SEAM_SECONDS = 0.1  # the same, of jumps back
+READ_ERRORS = 16  # in a row, until the rest of a file is given up
+PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format tags of WAV
+OGG_PAGE = 65_536  # bytes, at most
+AVI_SHARE = 0.75  # of the length that AVI headers state, which counts chunks that were left out
+UNKNOWN_SIZE = 0x7FFFF000  # programs that write WAV to a pipe state this many bytes, or more
+LINKS = {b"OggS": b"OggS\0\2", b"fLaC": b"fLaC\0\0\0\x22"}  # what recordings begin with that are joined end to end
+STAMPED = ("flac", "wv")  # of the formats without an index, those whose frames say their time
+TAGS = (b"ID3", b"TAG", b"APETAGEX")  # not sound, where MP3 files are joined
+# they have FFmpeg open other files; and pictures
+REFUSED = {"concat", "concatf", "hls", "applehttp", "dash", "imf", "webm_dash_manifest", "sdp", "rtp", "rtsp", "sap"}
+REFUSED |= {"image2", "image2pipe", "vobsub"}
+
+Kind = Literal["gap", "damaged"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Samples that follow those of the block before, or silence."""
+
+    first: int  # place on the clock
+    count: int
+    samples: np.ndarray | None = None  # (count,) float32; None: silence that the file does not hold
+    energy: float = 0.0  # sum of squares of `samples`
+    channels_energy: float = 0.0  # the same of all channels before they were mixed
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where there is silence for want of sound, in samples."""
+
+    kind: Kind
+    first: int
+    last: int
+
+
+class UnheardError(Exception):
+    """No sound can be read; the issue that says why."""
+
+
+@dataclass
+class Timeline:
+    """The sound of one file. Its fields are filled while `blocks` is read."""
+
+    path: Path
+    channels: Channels
+    progress: Callable[[], None] = lambda: None  # called at every packet
+    rate: int = 0  # of the first frame; what follows at another rate is resampled
+    channel_count: int = 0
+    position: int = 0  # samples read
+    marks: list[Mark] = field(default_factory=list)
+    issues: list[str] = field(default_factory=list)  # of the file as a whole
+    expected: float | None = None  # seconds that the file states
+    slack: float = 0.0  # seconds of its longest frame
+    failed: bool = False  # the last of it could not be read
+    cut_off: bool = False  # the last packet is incomplete, or its container is
+    exact: bool = True  # samples are stored as numbers, so that NaN is the file's own
+
+    def blocks(self) -> Iterator[Block]:
+        """The sound from the clock's zero to its end.
+
+        Raises:
+            UnheardError: the file cannot be opened, or holds no sound.
+        """
+        for part in _parts(self.path):
+            try:
+                container, duration_is_known, errors = _open(part)
+                with container:
+                    stream = self._choose(container)
+                    clock = _Clock(container, stream, self.position, errors)
+                    self.expected = clock.end_seconds(container, stream, self.rate) if duration_is_known else None
+                    yield from self._read(container, stream, clock, getattr(part, "gain", 1.0))
+            except UnheardError:
+                if not self.rate:
+                    raise
+                self.cut_off = True
+            finally:
+                if isinstance(part, _Part):
+                    part.close()
+
+    def _choose(self, container: Any) -> Any:
+        """The audio stream that players take: the default one, else the first that can be decoded."""
+        from av.stream import Disposition
+
+        streams = container.streams.audio
+        known = [stream for stream in streams if stream.codec_context is not None]
+        if not known:  # a codec that FFmpeg does not know
+            raise UnheardError("undecodable" if streams else "no-sound-stream")
+        defaults = [stream for stream in known if stream.disposition & Disposition.default]
+        chosen = (defaults or known)[0]
+        if len(streams) > 1 and len(defaults) != 1:
+            self.issues = [f"stream {streams.index(chosen) + 1} of {len(streams)}"]
+        return chosen
+
+    def _read(self, container: Any, stream: Any, clock: "_Clock", gain: float) -> Iterator[Block]:
+        self.exact = stream.codec_context.name.startswith("pcm_")
+        for packet, frames in _decoded(container, stream):
+            self.progress()
+            clock.see(packet, frames)
+            for frame in frames or ():
+                yield from self._place(frame, clock, gain)
+        if clock.resampler:
+            rest = clock.resample(None, 0, self.rate)
+            yield from self._sound(rest, float(np.dot(rest, rest)), 0.0)
+        self._end(clock)
+
+    def _place(self, frame: Any, clock: "_Clock", gain: float) -> Iterator[Block]:
+        """A frame where it belongs, behind silence where there is a gap."""
+        if frame.sample_rate not in SAMPLE_RATES:
+            clock.drop()
+            return
+        with np.errstate(over="ignore", invalid="ignore"):  # a float64 too large becomes infinite, which is an issue
+            samples, heard = _mono(frame, self.channels)
+            if gain != 1:
+                samples, heard = samples * np.float32(gain), heard * gain * gain
+            energy = float(np.dot(samples, samples))
+        if not self.exact and not isfinite(energy):  # what a decoder makes of damage
+            clock.drop()
+            return
+        self.channel_count = max(self.channel_count, frame.layout.nb_channels)
+        self.rate = self.rate or frame.sample_rate
+        self.slack = max(self.slack, frame.samples / frame.sample_rate)
+        at = clock.place(frame, self.position, self.rate)
+        if at > self.position:
+            yield self._silence(at - self.position, "damaged" if clock.accuse() else "gap")
+        clock.placed(frame)
+        if frame.sample_rate != self.rate or clock.resampler:
+            samples = clock.resample(samples, frame.sample_rate, self.rate)
+        if at < self.position:
+            samples = samples[self.position - at :]
+        yield from self._sound(samples, energy, heard)
+
+    def _sound(self, samples: np.ndarray, energy: float, heard: float) -> Iterator[Block]:
+        if len(samples):
+            self.position += len(samples)
+            yield Block(self.position - len(samples), len(samples), samples, energy, heard)
+
+    def _silence(self, count: int, kind: Kind) -> Block:
+        self.marks.append(Mark(kind, self.position, self.position + count))
+        self.position += count
+        return Block(self.position - count, count)
+
+    def _end(self, clock: "_Clock") -> None:
+        """What is known of the end once it is there."""
+        self.cut_off = clock.partial or _lacks_its_end(self.path, slack=int(SEAM_SECONDS * clock.bytes_per_second))
+        self.failed = clock.met_trouble()
+        if self.failed and not clock.partial:
+            lost = clock.lost_samples()
+            missing = round(self.expected * self.rate) - self.position if self.expected else lost
+            if 2 * lost >= missing > 0:  # all of it is there, and damaged
+                self.marks.append(Mark("damaged", self.position, self.position + missing))
+            else:
+                self.cut_off = True
+
+
+class _Clock:
+    """Where the frames of a stream lie on the clock of their file."""
+
+    def __init__(self, container: Any, stream: Any, base: int, errors: int) -> None:
+        from av import logging
+        from av.format import Flags
+
+        flags, name = container.format.flags, container.format.name
+        self._base = base  # samples before this file, where several are joined
+        self._origin = (container.start_time or 0) / 1e6
+        self._jumps = bool(flags & Flags.ts_discont.value)
+        self._broadcast = name in ("mpegts", "mpeg")
+        self._stored = name == "matroska,webm"  # ffmpeg before version 8: blocks count from the first one
+        # elsewhere FFmpeg makes the time stamps by adding up rounded durations
+        self._stamped = not flags & Flags.generic_index.value or self._jumps or name in STAMPED
+        self._logged = logging.get_last_error
+        self._errors = self._errors_at_frame = self._logged()[0]
+        self._packets = self._frames = self._lost_bytes = self._tag_end = 0
+        self._mean_bytes = self._mean_samples = 0.0  # of the last packets
+        self._sync = b""
+        self._stamp: int | None = None  # of the frame before
+        self.frame_samples = 0
+        self.bytes_per_second = (stream.bit_rate or 0) / 8
+        self.troubled = False  # damage was met since the last frame
+        if name == "ogg" and self._errors > errors and self._origin > 0:  # the first page of sound is lost
+            self._origin, self.troubled = 0.0, True
+        self.partial = False  # what was met is the beginning of a packet
+        self.resampler: Any = None
+
+    def end_seconds(self, container: Any, stream: Any, rate: int) -> float | None:
+        """When the header says that the stream ends; None where there is no header that does."""
+        base, whole = self._base / rate if rate else 0.0, None
+        if container.duration:  # Matroska counts it from zero, FFmpeg from the start
+            whole = container.duration / 1e6 - (self._origin if self._stored else 0.0)
+        if stream.duration and stream.time_base:
+            start = float((stream.start_time or 0) * stream.time_base) - self._origin
+            late = 0.0 if container.format.name == "asf" else max(0.0, start)  # whose streams have the file's duration
+            end = late + float(stream.duration * stream.time_base)
+            end = end if whole is None else min(end, whole)
+            return base + end * (AVI_SHARE if container.format.name == "avi" else 1.0)
+        return None if whole is None or container.streams.video else base + whole
+
+    def see(self, packet: Any, frames: list[Any] | None) -> None:
+        """Take note of a packet before its frames: None where it could not be decoded, or not read."""
+        if packet is not None and not self._packets and self._stored and packet.pts is not None:
+            self._origin = min(self._origin, float(packet.pts * packet.time_base))
+        self._packets += 1
+        if packet is None:
+            self.troubled = True
+        elif frames is None:
+            self._note_damage(packet)
+        elif packet.size:
+            weight = 1 / min(self._packets, 16)
+            self._mean_bytes += (packet.size - self._mean_bytes) * weight
+            self._mean_samples += (sum(frame.samples for frame in frames) - self._mean_samples) * weight
+            self._sync = self._sync or bytes(packet)[:1]
+            self.troubled = self.troubled or packet.is_corrupt
+
+    def _note_damage(self, packet: Any) -> None:
+        content, position = bytes(packet), packet.pos or 0
+        if content.startswith(TAGS):
+            sizes = content[6:10] if content.startswith(b"ID3") else b""
+            self._tag_end = (
+                position + 10 + sum((byte & 127) << shift for byte, shift in zip(sizes, (21, 14, 7, 0), strict=False))
+            )
+        if self._tag_end > position:
+            return
+        begins = self._stamped or content.startswith(self._sync)
+        alone = not self._stamped and begins and not self.troubled and packet.size < 2 * self._mean_bytes
+        self.partial = packet.is_corrupt or alone
+        self.troubled = self.troubled or begins or packet.size >= self._mean_bytes
+        self._lost_bytes += packet.size
+
+    def drop(self) -> None:
+        """A frame is left out that cannot be sound."""
+        self.troubled = True
+        self._lost_bytes += round(self._mean_bytes)
+
+    def lost_samples(self) -> int:
+        """How many the packets held that could not be decoded, judged by their size: whole frames."""
+        if not self._lost_bytes or not self._mean_bytes:
+            return 0
+        samples = self._lost_bytes / self._mean_bytes * self._mean_samples
+        return round(samples / max(self.frame_samples, 1)) * self.frame_samples
+
+    def place(self, frame: Any, position: int, rate: int) -> int:
+        """The place of its first sample; `position` where it follows the frame before."""
+        if not self._stamped:
+            return position + self.lost_samples()
+        if frame.pts is None or frame.pts == self._stamp:  # some writers stamp nothing, or everything alike
+            return position
+        self._stamp = frame.pts
+        at = self._base + round((frame.pts * float(frame.time_base) - self._origin) * rate)
+        ahead = (at - position) / rate
+        longest = BROADCAST_GAP_SECONDS if self._broadcast else LONGEST_GAP_SECONDS
+        restarts = -ahead > (SEAM_SECONDS if self._jumps else RESTART_SECONDS)
+        if self._frames and (restarts or ahead > longest):
+            self._origin += ahead
+            return position
+        # the label of a first frame that lost its priming is rounded
+        second = self._frames == 1 and frame.samples != self.frame_samples and at > position
+        return at if abs(ahead) > JITTER_SECONDS or not self._frames or second else position
+
+    def placed(self, frame: Any) -> None:
+        """A frame was placed: the damage before it is settled."""
+        self._frames += 1
+        self.frame_samples = frame.samples
+        self._lost_bytes = 0
+        self.troubled = self.partial = False
+        self._errors_at_frame = self._logged()[0]
+
+    def accuse(self) -> bool:
+        """Whether a gap before this frame comes of damage: it was met, or FFmpeg logged an error since the last gap."""
+        before, self._errors = self._errors, self._logged()[0]
+        return self.troubled or self._errors > before
+
+    def met_trouble(self) -> bool:
+        """Whether there was damage behind the last frame."""
+        return self.troubled or self._logged()[0] > self._errors_at_frame
+
+    def resample(self, samples: np.ndarray | None, rate: int, target_rate: int) -> np.ndarray:
+        """(samples,) at `rate` -> at `target_rate`; None gives what is left in the filter."""
+        import av
+
+        flushed = []
+        if self.resampler and (samples is None or rate != self.resampler[0]):
+            flushed, self.resampler = self.resampler[1].resample(None), None
+        if samples is not None:
+            self.resampler = self.resampler or (rate, av.AudioResampler("fltp", "mono", target_rate))
+            frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
+            frame.sample_rate = rate
+            flushed += self.resampler[1].resample(frame)
+        return np.concatenate([np.empty(0, np.float32), *(frame.to_ndarray()[0] for frame in flushed)])
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[tuple[Any, list[Any] | None]]:
+    """Every packet with its frames, None where it cannot be decoded; no packet where one cannot be read."""
+    import av
+
+    packets, errors = container.demux(stream), 0
+    while errors < READ_ERRORS:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError:
+            errors += 1
+            packets = container.demux(stream)
+            yield None, None
+            continue
+        if packet is None:
+            return
+        errors = 0
+        try:
+            frames = packet.decode()
+        except (av.error.FFmpegError, ValueError):
+            frames = None if packet.size else []
+        yield packet, frames
+
+
+def _open(part: "str | _Part") -> tuple[Any, bool, int]:
+    """The container, whether its header states a duration (else FFmpeg guesses one from the bit rate), and how many
+    errors FFmpeg had logged before. A crafted playlist must not make FFmpeg open other files or places.
+    """
+    import av  # not installed on machines that only encode cached audio or train
+
+    readable = ",".join(sorted(av.formats_available - REFUSED))
+    av.logging.set_skip_repeated(False)  # of the file before, too
+    av.logging.set_level(av.logging.WARNING)
+    errors = av.logging.get_last_error()[0]
+    try:
+        with av.logging.Capture() as logged:
+            container = av.open(part, options={"protocol_whitelist": "file", "format_whitelist": readable})
+    except (av.error.FFmpegError, ValueError, UnicodeError):
+        raise UnheardError("undecodable") from None
+    finally:
+        av.logging.set_level(av.logging.PANIC)  # from here errors are counted, and nothing is passed on
+    return container, not any("from bitrate" in message for _, _, message in logged), errors
+
+
+def _mono(frame: Any, channels: Channels) -> tuple[np.ndarray, float]:
+    """One decoded frame as (samples,) float32 in [-1, 1], and the energy of all channels."""
+    array = frame.to_ndarray()
+    if not frame.format.is_planar:
+        array = array.reshape(-1, frame.layout.nb_channels).T
+    if array.dtype == np.uint8:
+        array = array.astype(np.float32) - 128.0
+        array /= 128.0
+    elif array.dtype.kind == "i":
+        array = array.astype(np.float32) / float(-np.iinfo(array.dtype).min)
+    array = array.astype(np.float32, copy=False)
+    if len(array) == 1:
+        return array[0], 0.0
+    heard = float(np.dot(flat := array.ravel(order="K"), flat))
+    return (array.mean(axis=0) if channels == "downmix" else array[_channel_index(frame, channels)]), heard
+
+
+def _channel_index(frame: Any, channels: Channels) -> int:
+    """The centre channel where there is one (dialogue in films), else the first."""
+    names = [channel.name for channel in frame.layout.channels]
+    return names.index("FC") if channels == "center" and "FC" in names else 0
+
+
+class _Part:
+    """Bytes `start` .. `end` of a file as FFmpeg reads them, with some of them set right."""
+
+    def __init__(
+        self, path: Path, start: int, end: int, fixes: dict[int, bytes] | None = None, gain: float = 1.0
+    ) -> None:
+        self.name, self.gain = str(path), gain
+        self._file = path.open("rb")
+        self._start, self._end, self._fixes = start, end, fixes or {}
+        self._file.seek(start)
+
+    def read(self, size: int) -> bytes:
+        first = self._file.tell()
+        content = bytearray(self._file.read(max(0, min(size, self._end - first))))
+        for place, fix in self._fixes.items():
+            for offset, byte in enumerate(fix, start=place - first):
+                if 0 <= offset < len(content):
+                    content[offset] = byte
+        return bytes(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._end}[whence]
+        return self._file.seek(base + offset) - self._start
+
+    def close(self) -> None:
+        self._file.close()
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
+
+
+def _parts(path: Path) -> Iterator["str | _Part"]:
+    """The recordings in a file, one after the other: several where Ogg or FLAC files are joined, which FFmpeg cannot
+    follow when rates change.
+    """
+    with path.open("rb") as file:
+        head = file.read(4)
+        size = os.fstat(file.fileno()).st_size
+        starts = _links(file, LINKS[head]) if head in LINKS else [0]
+        fixed = _padded_samples(file, size) if head in (b"RIFF", b"RF64") else None
+    if fixed:
+        fixes, gain = fixed
+        yield _Part(path, 0, size, fixes, gain)
+    elif len(starts) > 1:
+        yield from (_Part(path, start, end) for start, end in zip(starts, [*starts[1:], size], strict=True))
+    else:
+        yield str(path.absolute())
+
+
+def _links(file: IO[bytes], mark: bytes) -> list[int]:
+    """Where recordings begin: pages that begin streams follow each other where several streams play at once."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        starts, page = [], content.find(mark)
+        behind = -1  # of the last such page
+        while page >= 0:
+            if page != behind:
+                starts.append(page)
+            behind = page + 27 + (content[page + 26] if page + 27 <= len(content) else 0)
+            behind += sum(content[page + 27 : behind])
+            page = content.find(mark, page + len(mark))
+    return [0, *starts[1:]]
+
+
+def _padded_samples(file: IO[bytes], size: int) -> tuple[dict[int, bytes], float] | None:
+    """What sets a WAV header right whose samples have more bytes than bits, such as 24 bits in 32, and what its samples
+    are to be multiplied by; None for any other. FFmpeg takes these for floats, or for narrower samples.
+
+    The standard has such samples at the upper end of their bytes; many programs have them at the lower end.
+    """
+    chunks, place = {}, 12
+    while place + 8 <= size and b"data" not in chunks:
+        file.seek(place)
+        name, length = struct.unpack("<4sI", file.read(8))
+        chunks[name] = place + 8
+        place += 8 + length + length % 2
+    if not {b"fmt ", b"data"} <= set(chunks):
+        return None
+    file.seek(chunks[b"fmt "])
+    form = file.read(26).ljust(26, b"\0")
+    tag, channels, _, _, frame_bytes, bits, _, valid_bits, _, subformat = struct.unpack("<HHIIHHHHIH", form)
+    width = frame_bytes // max(channels, 1)
+    fixes = {chunks[b"fmt "] + 14: struct.pack("<H", 8 * width)}
+    if tag == EXTENSIBLE:
+        tag, bits = subformat, valid_bits or bits
+        fixes[chunks[b"fmt "] + 18] = fixes[chunks[b"fmt "] + 14]
+    if tag != PCM or not 2 <= width <= 4 or not 0 < bits <= 8 * (width - 1):
+        return None
+    file.seek(chunks[b"data"])
+    while piece := file.read(width << 16):
+        whole = np.zeros((len(piece) // width, 4), np.uint8)
+        whole[:, 4 - width :] = np.frombuffer(piece, np.uint8, len(whole) * width).reshape(-1, width)
+        values = whole.view("<i4")[:, 0] >> (32 - 8 * width)
+        if (values & 0xFF).any():  # the lower end is in use
+            if (np.abs(values) <= 1 << (bits - 1)).all():
+                return fixes, 2.0 ** (8 * width - bits)
+            return fixes | {chunks[b"fmt "]: struct.pack("<H", FLOAT)}, 2.0**-23  # Cool Edit's floats of 24 bits
+    return fixes, 1.0
+
+
+def _lacks_its_end(path: Path, slack: int) -> bool:
+    """Whether a WAV or AVI file is shorter than its header says (by more than `slack` bytes), or an Ogg file lacks its
+    last page. FFmpeg overlooks both.
+    """
+    try:
+        opened = path.open("rb")
+    except OSError:  # it vanished behind its decoder, which had it open
+        return False
+    with opened as file:
+        head = file.read(8)
+        size = file.seek(0, os.SEEK_END)
+        if head[:4] == b"RIFF":
+            stated = int.from_bytes(head[4:8], "little")
+            return size + slack < stated + 8 and stated < UNKNOWN_SIZE
+        if head[:4] != b"OggS":
+            return False
+        file.seek(max(0, size - OGG_PAGE))
+        page = file.read().rpartition(b"OggS")[2]
+    lacing = page[23 : 23 + page[22]] if len(page) > 22 else b""
+    return len(page) < 23 + len(lacing) + sum(lacing) or not page[1] & 4  # flag 4: end of stream
