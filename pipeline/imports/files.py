@@ -98,7 +98,7 @@ class Files:
                 file = self._open.enter_context(h5py.File(self._open.enter_context(path.open("rb")), "r"))
         return tree_of(file, path)
 
-    def _vectors(self, path: Path, key: str | None) -> dict[str, np.ndarray]:
+    def _vectors(self, path: Path, key: str | None) -> dict[str, np.ndarray] | np.ndarray:
         from pipeline.imports.formats import read_vectors
 
         vectors = read_vectors(path, key)

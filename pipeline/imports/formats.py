@@ -1,8 +1,10 @@
 """Files of arrays and vectors as trees: numpy's own (.npy, .npz), HDF5, and tables of utterance vectors (CSV, TSV).
 
 Such tables hold one row an utterance, as openSMILE and spreadsheets write them.
-Cells are separated by commas, semicolons or tabs, whichever the header has most of. One column names the utterance;
-every other one must hold numbers in all rows, or be one of `NOT_FEATURES`. An empty cell is a missing value: NaN.
+Cells are separated by commas, semicolons or tabs, whichever the first line has most of, or by blanks if it has none.
+A column names the utterance; every other one must hold numbers in all rows, or be one of `NOT_FEATURES`. Where no
+column names it, rows are in the order of the table, as those of an array; then there may be no header, and a first
+column without a name that counts the rows, as pandas writes one, is left out. An empty cell is a missing value: NaN.
 """
 
 import csv
@@ -105,23 +107,25 @@ NOT_FEATURES = ("start", "end", "frametime", "class")  # where openSMILE says wh
 
 @dataclass(frozen=True)
 class Vectors:
-    """Vectors by the name of their utterance, and the columns that were left out."""
+    """Vectors by the name of their utterance, or in the order of the table, and the columns that were left out."""
 
-    rows: dict[str, np.ndarray]  # (dim,) float32 each, or float64 where float32 cannot hold it
+    rows: dict[str, np.ndarray] | np.ndarray  # (dim,) float32 each, or float64 where float32 cannot hold it
     left_out: list[str]
 
 
 def read_vectors(path: Path, naming: str | None) -> Vectors:
-    """The vectors of the table at `path`; column `naming` names the utterances (None: one of `NAMES`).
+    """The vectors of the table at `path`; column `naming` names the utterances (None: one of `NAMES`, if it has one).
 
     Raises:
         DataError: no such column, a row of another length, a cell that is no number, a name that is empty or repeated.
     """
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            header_line = file.readline()
-            delimiter = max(",;\t", key=header_line.count)
+            first_line = file.readline()
+            delimiter = max(",;\t", key=first_line.count)
             file.seek(0)
+            if naming is None and not first_line.count(delimiter) and len(first_line.split()) > 1:  # numpy.savetxt
+                return _read_cells(csv.reader((" ".join(line.split()) for line in file), delimiter=" "), path, naming)
             return _read_cells(csv.reader(file, delimiter=delimiter, strict=True), path, naming)
     except csv.Error as error:
         raise DataError(f"{path}: {error}; look for a cell whose quote is not closed") from None
@@ -131,6 +135,8 @@ def read_vectors(path: Path, naming: str | None) -> Vectors:
 
 def _read_cells(reader: Any, path: Path, naming: str | None) -> Vectors:
     header = [name.strip().strip("'\"") for name in next(reader, [])]
+    if naming is None and not any(name.lower() in NAMES for name in header):
+        return _read_unnamed(header, reader, path)
     column = _naming_column(header, path, naming)
     left_out = [index for index, name in enumerate(header) if name.lower() in NOT_FEATURES and index != column]
     kept = [index for index in range(len(header)) if index != column and index not in left_out]
@@ -151,6 +157,41 @@ def _read_cells(reader: Any, path: Path, naming: str | None) -> Vectors:
     return Vectors(rows, [header[index] for index in left_out])
 
 
+def _read_unnamed(header: list[str], reader: Any, path: Path) -> Vectors:
+    """Rows in the order of the table: all columns hold numbers, the first line perhaps, too."""
+    lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    counted = header[:1] == [""] and [cells[0].strip() for _, cells in lines] in _counts(len(lines))
+    named = header[1:] if counted else header
+    if all(map(_is_number, named)) and named != [str(place) for place in range(len(named))]:
+        lines.insert(0, (1, header))
+        header = [f"column {place}" for place in range(len(header))]
+    left_out = [index for index, name in enumerate(header) if name.lower() in NOT_FEATURES or (counted and not index)]
+    kept = [index for index in range(len(header)) if index not in left_out]
+    if not kept or not lines:
+        raise DataError(f"{path}: no column of numbers (it has {', '.join(header)}); expected one column a dimension")
+    rows = []
+    for number, cells in lines:
+        where = f"{path}, line {number}"
+        if len(cells) != len(header):
+            raise DataError(f"{where}: {len(cells)} cells, expected {len(header)} as in the first line; fix the row")
+        unnamed = f"name the column that names the utterances ({path}:COLUMN), or take"
+        rows.append(_numbers(cells, kept, header, where, unnamed))
+    return Vectors(np.stack(rows), [header[index] or "(the number of the row)" for index in left_out])
+
+
+def _counts(rows: int) -> list[list[str]]:
+    """What a column that counts so many rows holds."""
+    return [[str(row) for row in range(first, first + rows)] for first in (0, 1)]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
 def _naming_column(header: list[str], path: Path, naming: str | None) -> int:
     repeated = (
         next((name for name in header if header.count(name) > 1), None) if len(set(header)) < len(header) else None
@@ -167,14 +208,16 @@ def _naming_column(header: list[str], path: Path, naming: str | None) -> int:
     return header.index(known[0])
 
 
-def _numbers(cells: Sequence[str], kept: Sequence[int], header: Sequence[str], where: str) -> np.ndarray:
+def _numbers(
+    cells: Sequence[str], kept: Sequence[int], header: Sequence[str], where: str, fix: str = "take"
+) -> np.ndarray:
     numbers = np.empty(len(kept))
     for place, index in enumerate(kept):
         try:
             numbers[place] = float(cells[index]) if cells[index].strip() else np.nan
         except ValueError:
             raise DataError(
-                f"{where}: '{header[index]}' is {cells[index]!r:.40}, not a number; take the column out of the table"
+                f"{where}: '{header[index]}' is {cells[index]!r:.40}, not a number; {fix} the column out of the table"
             ) from None
     with np.errstate(over="ignore"):
         short = numbers.astype(np.float32)

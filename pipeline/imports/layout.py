@@ -1,6 +1,6 @@
 """PATH[:KEY], perhaps with lengths, a mask or ids -> a `Source`: how features lie in a file is settled here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,15 +64,16 @@ def read_source(given: Given, params: ImportParams, files: Files) -> Source:
     node = value_of(_only(node) if beside and isinstance(node, dict) else node)
     if isinstance(node, dict):
         return replace(_of_names(node, where), hint=_lengths_hint(given, node))
+    hint = "" if given.lengths else _lengths_hint(given, node)
     if isinstance(node, list | tuple) or (isinstance(node, np.ndarray) and node.dtype == object):
         entries = list(node)
+        hint = _elements_hint(entries, where, unnamed=node is tree)
         if given.lengths or given.mask:
             raise DataError(f"{where}: is a list of {len(entries)} arrays; lengths and masks are for one array of all")
     elif hasattr(node, "shape"):
         entries = list(_of_array(node, given, params, files, beyond))
     else:
         raise DataError(f"{where}: holds {node!r:.60}, no features")
-    hint = "" if given.lengths else _lengths_hint(given, node)
     return _with_ids(entries, given, files, beyond, hint)
 
 
@@ -80,6 +81,35 @@ def _lengths_hint(given: Given, node: Any) -> str:
     """For one array that no lengths describe: its rows may be frames or tokens instead of utterances."""
     one = len(node) == 1 if isinstance(node, dict) else len(getattr(node, "shape", ())) == 2
     return f"; if one array holds the rows of all utterances, give {given.flags[0]}" if one else ""
+
+
+FEW = 30  # elements that a tuple of no known layout may have
+
+
+def _elements_hint(entries: list[Any], where: str, unnamed: bool) -> str:
+    """What the elements of a list are, for when they are no utterances.
+
+    Raises:
+        DataError: one of them cannot be an utterance.
+    """
+    if not 0 < len(entries) <= FEW:
+        return ""
+    fix = f"name one by its place, such as {where.rstrip(':')}:{len(entries) - 1}"
+    fix += ", or all of them with --set import.layout=[..]" if unnamed else ""
+    found = f"it is a list of {len(entries)} elements ({_kinds(entries)}): {fix}"
+    if any(isinstance(value_of(entry), dict | set | frozenset | str | bytes) for entry in entries):
+        raise DataError(f"{where}: holds no array an utterance and no known layout; {found}")
+    return f"; if these are no utterances, {found}"
+
+
+def _kinds(entries: Sequence[Any]) -> str:
+    """The place, type and size of each."""
+    said = []
+    for place, element in enumerate(map(value_of, entries)):
+        shape = getattr(element, "shape", None)
+        size = f" of {len(element)}" if hasattr(element, "__len__") else ""
+        said.append(f"{place}: " + (f"{type(element).__name__}{size}" if shape is None else f"array {tuple(shape)}"))
+    return ", ".join(said)
 
 
 def _flags(given: Given) -> list[str]:
@@ -101,8 +131,9 @@ def _select(tree: Any, key: str | None, where: str) -> Any:
         elif isinstance(node, list | tuple) and name.isdecimal() and int(name) < len(node):
             node = node[int(name)]
         else:
-            size = f" of {len(node)} elements" if isinstance(node, list | tuple) else ""
-            raise DataError(f"{where}: no '{name}' lies in a {type(node).__name__}{size}; fix the key")
+            few = isinstance(node, list | tuple) and len(node) <= FEW
+            has = f" ({_kinds(node)}): name one by its place" if few else "; fix the key"
+            raise DataError(f"{where}: no '{name}' lies in a {type(node).__name__}{has}")
     return node
 
 

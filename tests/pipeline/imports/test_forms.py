@@ -88,6 +88,42 @@ def test_a_csv_of_vectors_is_read_as_opensmile_writes_it(tmp_path: Path, delimit
     assert "matched by recording's file name" in imported.summary()
 
 
+VECTORS = np.arange(12 * DIM).reshape(12, DIM) / 7
+
+
+def write_lines(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def cells_of(delimiter: str, number: int | None = None) -> list[str]:
+    """The vectors as text, perhaps with the number of each row in front, counted from `number`."""
+    counted = [[] if number is None else [number + row] for row in range(len(VECTORS))]
+    return [delimiter.join(map(repr, [*own, *row])) for own, row in zip(counted, VECTORS.tolist(), strict=True)]
+
+
+CSV_IN_TABLE_ORDER = {
+    "as numpy writes it": lambda path: np.savetxt(path, VECTORS),
+    "as numpy writes it with commas": lambda path: np.savetxt(path, VECTORS, delimiter=","),
+    "with a header": lambda path: write_lines(path, "a;b;c;d", *cells_of(";")),
+    "with a header of numbers": lambda path: write_lines(path, "0,1,2,3", *cells_of(",")),
+    "as pandas writes it": lambda path: write_lines(path, ",0,1,2,3", *cells_of(",", 0)),
+    "with rows counted from 1": lambda path: write_lines(path, "\ta\tb\tc\td", *cells_of("\t", 1)),
+}
+
+
+@pytest.mark.parametrize("form", CSV_IN_TABLE_ORDER)
+def test_a_csv_of_vectors_in_the_order_of_the_table_is_read_as_the_same_array(tmp_path: Path, form: str) -> None:
+    rows = rows_of_table()
+    CSV_IN_TABLE_ORDER[form](tmp_path / "all.csv")
+    np.save(tmp_path / "all.npy", VECTORS.astype(np.float32))
+    written = []
+    for name in ("all.csv", "all.npy"):
+        run(tmp_path, Given("audio", str(tmp_path / name)), rows=rows)
+        written.append((tmp_path / "out.h5").read_bytes())
+    assert written[0] == written[1]
+
+
 def test_float16_is_kept_and_a_parameter_changes_that(tmp_path: Path) -> None:
     rows = rows_of_table()
     arrays = arrays_of(rows, np.float16)

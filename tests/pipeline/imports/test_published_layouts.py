@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.imports.layout import Given
-from tests.pipeline.imported import DIM, by_id, pad, run, write_pickle
+from tests.pipeline.imported import DIM, by_id, pad, rows_of_table, run, write_pickle
 from tests.pipeline.made import write_rows
 
 TURNS = {"c0": 3, "c1": 2, "c2": 4, "c3": 1}
@@ -113,6 +113,35 @@ def test_a_layout_names_the_elements_of_an_unknown_tuple(tmp_path: Path) -> None
     assert len(features.utterances) == sum(TURNS.values())
     with pytest.raises(DataError, match=r"has 5 elements, but import\.layout names 1"):
         run(tmp_path, Given("text", str(path)), layout=("train",))
+
+
+@pytest.mark.parametrize(
+    ("elements", "key", "expected"),
+    [
+        (
+            ({"c": [1]}, {"c": [2]}, ["c"]),
+            "",
+            r"no known layout; .*3 elements \(0: dict of 1, 1: dict of 1, 2: list of 1\)",
+        ),
+        (
+            ({"c": [1]}, {"c": [2]}, ["c"]),
+            ":audio",
+            r"no 'audio' lies in a tuple \(0: dict of 1, .*name one by its place",
+        ),
+        (
+            (np.zeros((9, 2)), np.zeros((9, 3))),
+            "",
+            r"if these are no utterances, .*\(0: array \(9, 2\), 1: array \(9, 3\)",
+        ),
+    ],
+)
+def test_a_tuple_of_no_known_layout_is_described_with_what_to_do(
+    tmp_path: Path, elements: tuple[Any, ...], key: str, expected: str
+) -> None:
+    path = write_pickle(tmp_path / "x.pkl", elements)
+    with pytest.raises(DataError, match=expected) as error:
+        run(tmp_path, Given("audio", f"{path}{key}"), rows=rows_of_table())
+    assert key or "import.layout=[..]" in str(error.value)
 
 
 def test_a_table_beside_a_tuple_has_the_last_word(tmp_path: Path) -> None:

@@ -263,7 +263,12 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "names alike": (lambda root: str(write_pickle(root / "x.pkl", {1: [1], "1": [1]})), "two arrays are called '1'"),
     "a name that is none": (lambda root: str(write_pickle(root / "x.pkl", {(1, 2): [1]})), r"\(1, 2\) is no name"),
     "deep dicts": (lambda root: str(write_pickle(root / "x.pkl", deep())), "more than 16 deep"),
-    "csv without names": (lambda root: text(root, "x.csv", "a,b\n1,2\n"), "no column of id, .* names the utterances"),
+    "csv without names": (lambda root: text(root, "x.csv", "a,b\n1,2\n"), r"1 utterances, but the table has \d+ rows"),
+    "csv with names in a column of its own": (
+        lambda root: text(root, "x.csv", "clip,b\nu0-0,2\n"),
+        r"'clip' is 'u0-0', not a number; name the column that names the utterances \(.*:COLUMN\)",
+    ),
+    "csv without names with short rows": (lambda root: text(root, "x.csv", "1,2\n1\n"), "line 2: 1 cells, expected 2"),
     "csv without numbers": (lambda root: text(root, "x.csv", "id\nu0-0\n"), "no column of numbers"),
     "csv with words": (lambda root: text(root, "x.csv", "id,a\nu0-0,b\n"), "line 2: 'a' is 'b', not a number"),
     "csv with short rows": (lambda root: text(root, "x.csv", "id,a,b\nu0-0,1\n"), "line 2: 2 cells, expected 3"),
@@ -271,7 +276,7 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "csv with a column twice": (lambda root: text(root, "x.csv", "id,a,a\nu,1,2\n"), "'a' is given twice"),
     "csv with an open quote": (lambda root: text(root, "x.csv", 'id,a\n"u,1\n'), "quote is not closed"),
     "csv with an empty name": (lambda root: text(root, "x.csv", "id,a\n,1\n"), "column 'id' is empty"),
-    "csv without anything": (lambda root: text(root, "x.csv", ""), "names the utterances"),
+    "csv without anything": (lambda root: text(root, "x.csv", ""), "no column of numbers"),
     "csv with an empty cell": (lambda root: text(root, "x.csv", "id,a\nu0-0,\n"), "1 NaN and 0 infinite"),
 }
 
