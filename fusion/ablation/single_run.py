@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from fusion.ablation.variants import Variant
-from fusion.data import Resident, Split, hold, load_split, report_columns, withhold
+from fusion.data import Resident, Split, hold, load_split, report_features, withhold
 from fusion.errors import TrainingError
 from fusion.inference import predict
 from fusion.objective import find_task
@@ -206,9 +206,9 @@ def load_splits(
             needed = None if name == "test" and len(folds) > 1 else target  # what others test may suffice
             splits.append(load_split(folds[fold], name, **given_to_it, target=needed, device=device, resident=False))
     on_device = _by_place(places, hold(splits, memory))
-    looked_at = [name for name in ("audio", "text") if any(name in one.looks_at for one in given)]
-    for found in [one for (fold, _), one in on_device.items() if not fold]:
-        report_columns(found.train, looked_at, given[0].standardise)
+    for (fold, frames), found in on_device.items():
+        recipes = [one.recipe for one in variants if one.recipe.model.audio_frames == frames]
+        report_features(found.train, recipes, aloud=not fold)
     return SplitTable(on_device, _by_place(places, splits))
 
 

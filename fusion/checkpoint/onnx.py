@@ -82,6 +82,9 @@ class OneConversation(Turns):
     def to_grid(self, flat: Tensor) -> Tensor:
         return flat[None]
 
+    def spread(self, flat: Tensor) -> Tensor:
+        return flat[None]
+
     def to_flat(self, grid: Tensor) -> Tensor:
         return grid[0]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         encode_split,
         hold,
         load_split,
-        report_columns,
+        report_features,
         withhold,
     )
 else:

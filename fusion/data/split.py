@@ -5,7 +5,7 @@ Axes: utterances, conversations, turns, frames (audio) or tokens (text), layers,
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,8 @@ from fusion.data.batches import GROUP_ROWS, Plan, draw_batches, make_plan, move
 from fusion.data.rows import Chosen, Mapped, Ragged, Resident, load_together, map_rows, resident_bytes
 from fusion.errors import FeatureError
 from fusion.objective import Target, find_task
-from fusion.params import Modalities
-from pipeline.store import Features, Part
+from fusion.params import Modalities, Recipe
+from pipeline.store import MODALITIES, Features, Part
 
 ENCODED = 16  # conversations at a time; what is encoded does not depend on it
 
@@ -161,16 +161,22 @@ def withhold(split: Split, modalities: Modalities) -> Split:
     return replace(split, audio=audio, text=text)
 
 
-def report_columns(train: Split, modalities: Collection[str], standardise: bool) -> None:
-    """Warn of columns of some `modalities` that are constant, not finite, or of wildly different scale.
+def report_features(train: Split, recipes: Sequence[Recipe], aloud: bool = True) -> None:
+    """Warn of columns that are constant, not finite or of wildly different scale, and of what models cannot do here.
 
-    What is found out is kept with the rows, for the models that standardise them.
+    What is found out about columns is kept with the rows, for the models that standardise them; not `aloud`, that alone
+    is done.
     """
-    after = "standardised" if standardise else "not standardised (model.standardise is false)"
-    for name in modalities:
-        rows: Ragged = getattr(train, name)
-        if oddities := rows.columns.oddities():
+    looked_at = [name for name in MODALITIES if any(name in recipe.model.looks_at for recipe in recipes)]
+    rows: dict[str, Ragged] = {name: getattr(train, name) for name in looked_at}
+    after = "standardised" if recipes[0].model.standardise else "not standardised (model.standardise is false)"
+    for name, own in rows.items():
+        if (oddities := own.columns.oddities()) and aloud:
             log.warning("%s features of the train split, %s: %s", name, after, oddities)
+    longest = {name: int(own.lengths.max()) for name, own in rows.items()}
+    doubts = [one.own.doubt({name: longest[name] for name in one.model.looks_at}) for one in recipes]
+    for doubt in dict.fromkeys(filter(None, doubts)) if aloud else ():
+        log.warning("%s", doubt)
 
 
 def conversation_offsets(conversation_ids: list[str]) -> Tensor:

@@ -7,6 +7,7 @@ from pipeline.settings import door
 if TYPE_CHECKING:
     from fusion.layers.attention import KeyMask, MultiHeadAttention
     from fusion.layers.conversation import (
+        AttentionAmongTurns,
         ConversationEncoder,
         ConversationEncoding,
         EncodeBoth,

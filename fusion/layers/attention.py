@@ -38,6 +38,11 @@ class KeyMask:
     real: Tensor
 
     @cached_property
+    def queries(self) -> Tensor:
+        """(utterances, 1, keys, 1), of attention weights which of the rows are real where the keys are what asks."""
+        return self.real[:, None, :, None]
+
+    @cached_property
     def by_query(self) -> Tensor:
         """(utterances, queries or 1, keys)."""
         return self.real if self.real.dim() == 3 else self.real[:, None, :]

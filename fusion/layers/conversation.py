@@ -98,12 +98,11 @@ def turn_keys(present: Tensor, turns: Turns, direction: Direction) -> KeyMask:
     return KeyMask(keys & (turns.distances <= 0) if direction == "past" else keys)
 
 
-class TurnAttention(nn.Module):
-    """Multi-head attention of each turn to the turns of its conversation: LN(x + MHA(x; y)).
+class AttentionAmongTurns(nn.Module):
+    """Multi-head attention of each turn to the turns of its conversation: MHA(x; y).
 
     Each head learns how much it looks at a turn so many turns away, all beyond `REACH` alike: without that, attention
-    could not tell the turn before from any other. A turn that has nothing to attend to stays as it is, apart from the
-    norm.
+    could not tell the turn before from any other. A turn that has nothing to attend to receives zeros.
 
     Shape:
         x: (utterances, dim), what asks
@@ -112,20 +111,17 @@ class TurnAttention(nn.Module):
         returns: (utterances, dim)
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.attention = MultiHeadAttention(dim, heads)
         self.distances = nn.Parameter(torch.zeros(heads, 2 * REACH + 1))  # added to the scores, from -REACH to REACH
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, y: Tensor, y_keys: KeyMask, turns: Turns) -> Tensor:
-        attended = self.attention(*self._inputs(x, y, y_keys, turns))
-        return self.norm(x + self.dropout(turns.to_flat(attended)))
+        return turns.to_flat(self.attention(*self._inputs(x, y, y_keys, turns)))
 
-    def views(self, x: Tensor, y: Tensor, y_keys: KeyMask, turns: Turns) -> dict[str, Tensor]:
-        weights = self.attention.weights(*self._inputs(x, y, y_keys, turns))
-        return {"attention": turns.to_flat(weights.transpose(1, 2))}  # (utterances, heads, turns)
+    def weights(self, x: Tensor, y: Tensor, y_keys: KeyMask, turns: Turns) -> Tensor:
+        """(utterances, heads, turns), how much each looks at each turn of its conversation."""
+        return turns.to_flat(self.attention.weights(*self._inputs(x, y, y_keys, turns)).transpose(1, 2))
 
     def _inputs(self, x: Tensor, y: Tensor, y_keys: KeyMask, turns: Turns) -> tuple[Tensor, Tensor, KeyMask, Tensor]:
         """Queries, keys, which turns each turn may attend to, and what is added."""
@@ -134,3 +130,21 @@ class TurnAttention(nn.Module):
         queries = turns.spread(x)
         keys = queries if y is x and primitives.dominate(x) else turns.spread(y)
         return queries, keys, y_keys, bias
+
+
+class TurnAttention(nn.Module):
+    """LN(x + MHA(x; y)) among turns; see `AttentionAmongTurns`. A turn with nothing to attend to stays as it is, apart
+    from the norm.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attend = AttentionAmongTurns(dim, heads)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, y: Tensor, y_keys: KeyMask, turns: Turns) -> Tensor:
+        return self.norm(x + self.dropout(self.attend(x, y, y_keys, turns)))
+
+    def views(self, x: Tensor, y: Tensor, y_keys: KeyMask, turns: Turns) -> dict[str, Tensor]:
+        return {"attention": self.attend.weights(x, y, y_keys, turns)}

@@ -17,6 +17,10 @@ inter-modal contrastive learning of absolute and relative       `Embedding` of e
 Our choices:
 
 - What the conversation says is read from its text: summaries pool an utterance's tokens.
+- With `attends: turns`, frames and tokens are pooled to one vector each, on each level, and bimodal attention is among
+  the turns of the conversation that have the modality, with a learned weight for each distance, as a head cannot count.
+  The authors' sister paper (arXiv 2503.05858) has one vector an utterance. The audio context network still looks at
+  tokens.
 - Levels have parameters of their own, and are mixed position by position, by one pair of weights for each modality.
 - The conversation encoder adds what it finds to each utterance, a = LN(a + GRU(a)), one for each modality.
 - The auxiliary heads and the embeddings take the same two vectors as the classifier.
@@ -35,15 +39,17 @@ And what each switch leaves:
 - `direction: past` lets no later turn influence an earlier one, anywhere in the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fusion.batch import Batch, Group, Output
+from fusion.batch import Batch, Group, Output, Turns
 from fusion.layers import (
+    AttentionAmongTurns,
     AttentionPooling,
     Constant,
     ConversationEncoder,
@@ -53,6 +59,7 @@ from fusion.layers import (
     Gate,
     InputProjection,
     KeyMask,
+    MeanPooling,
     MultiHeadAttention,
     Parts,
     SequenceDropout,
@@ -63,6 +70,7 @@ from fusion.layers import (
     collect_views,
     feed_forward,
     gather_neighbours,
+    turn_keys,
     zero_padding,
 )
 from fusion.models.interface import HubModel, Stage, whole
@@ -74,6 +82,7 @@ class HBAFParams(SharedParams):
 
     heads: Heads = 4  # of every attention
     conversation_encoder: ConversationEncoding = "gru"
+    attends: Literal["positions", "turns"] = "positions"  # bimodal attention: of an utterance, or of a conversation
     context: Literal["none", "text", "conversation", "both"] = "both"  # what audio frames look up
     context_turns: int = Field(4, ge=1, le=1000)  # turns on each side whose summaries are context
     levels: Literal["both", "raw", "context"] = "both"  # of fusion
@@ -82,6 +91,15 @@ class HBAFParams(SharedParams):
     gate: bool = True  # per dimension, between the two relations
     relevance: bool = True  # per position, may close a false cross-modal relation
     residual: bool = True
+
+    def doubt(self, longest: Mapping[str, int]) -> str:
+        single = " and ".join(name for name, rows in longest.items() if rows == 1)
+        if self.attends == "turns" or not single:
+            return ""
+        return (
+            f"model.hbaf.attends is positions, but no utterance has more than one row of {single}: attention to it has "
+            "nothing to choose from; set model.hbaf.attends to turns, for attention among the turns of a conversation"
+        )
 
     @model_validator(mode="after")
     def _leaves_something(self) -> "HBAFParams":
@@ -180,6 +198,87 @@ class NoContext(Unchanged):
         return [None for _ in batch.groups]
 
 
+@dataclass(frozen=True, eq=False)
+class TurnKeys:
+    """One modality of the utterances of a batch as keys of attention among turns, as `KeyMask` is of positions.
+
+    Shape:
+        real: (utterances, 1), which have the modality
+        by_turn: of (conversations, turns) or (conversations, turns, turns), from `turn_keys`
+    """
+
+    real: Tensor
+    by_turn: KeyMask
+    turns: Turns
+
+    @property
+    def queries(self) -> Tensor:
+        """(utterances, 1, 1), of attention weights which of the rows are real."""
+        return self.real[:, :, None]
+
+
+Mask = KeyMask | TurnKeys
+
+
+class Positions(nn.Module):
+    """What bimodal attention is among: the frames and tokens of each utterance, as they are."""
+
+    def forward(self, batch: Batch) -> Batch:
+        return batch
+
+    def keys(self, batch: Batch) -> list[tuple[Mask, Mask]]:
+        """Of audio and text of each group."""
+        return [(KeyMask(group.audio_mask), KeyMask(group.text_mask)) for group in batch.groups]
+
+
+class PooledTurns(nn.Module):
+    """What bimodal attention is among: the turns of each conversation, one vector of each modality.
+
+    Shape:
+        returns: a batch whose features are (utterances, 1, dim)
+    """
+
+    def __init__(self, dim: int, direction: Direction) -> None:
+        super().__init__()
+        self.direction = direction
+        self.audio_pool = AttentionPooling(dim)
+        self.text_pool = AttentionPooling(dim)
+
+    def forward(self, batch: Batch) -> Batch:
+        return batch.of_vectors(*batch.each(self._pool))
+
+    def keys(self, batch: Batch) -> list[tuple[Mask, Mask]]:
+        """Of audio and text of each group, which is one."""
+        return [(self._keys(batch.audio_present, batch.turns), self._keys(batch.text_present, batch.turns))]
+
+    def _pool(self, group: Group) -> tuple[Tensor, Tensor]:
+        return self.audio_pool(group.audio, group.audio_mask), self.text_pool(group.text, group.text_mask)
+
+    def _keys(self, present: Tensor, turns: Turns) -> TurnKeys:
+        return TurnKeys(present[:, None], turn_keys(present, turns, self.direction), turns)
+
+
+class AmongTurns(nn.Module):
+    """MHA(x; y) among the turns of each conversation, in the place of attention among the positions of an utterance.
+
+    Shape:
+        x, y: (utterances, 1, dim)
+        returns: (utterances, 1, dim)
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.attention = AttentionAmongTurns(dim, heads)
+
+    def forward(self, x: Tensor, y: Tensor, y_keys: TurnKeys) -> Tensor:
+        query = x[:, 0]
+        return self.attention(query, query if y is x else y[:, 0], y_keys.by_turn, y_keys.turns)[:, None]
+
+    def weights(self, x: Tensor, y: Tensor, y_keys: TurnKeys) -> Tensor:
+        """(utterances, heads, turns)."""
+        return self.attention.weights(x[:, 0], y[:, 0], y_keys.by_turn, y_keys.turns)
+
+
 class BimodalAttention(nn.Module):
     """Dynamic bimodal attention: one modality x, enriched with itself and with the other modality y.
 
@@ -188,7 +287,7 @@ class BimodalAttention(nn.Module):
         z = LN(z + FFN(z))
 
     Shape:
-        x: (utterances, positions, dim)
+        x: (utterances, positions, dim), one position each among turns
         y: (utterances, others, dim)
         x_mask: of (utterances, positions)
         y_mask: of (utterances, others)
@@ -198,8 +297,9 @@ class BimodalAttention(nn.Module):
     def __init__(self, params: HBAFParams) -> None:
         super().__init__()
         dim, heads, dropout = params.dim, params.heads, params.dropout
-        self.intra = MultiHeadAttention(dim, heads) if params.self_attention else Constant(0.0)
-        self.inter = MultiHeadAttention(dim, heads) if params.cross_attention else Constant(0.0)
+        attention = {"positions": MultiHeadAttention, "turns": AmongTurns}[params.attends]
+        self.intra = attention(dim, heads) if params.self_attention else Constant(0.0)
+        self.inter = attention(dim, heads) if params.cross_attention else Constant(0.0)
         self.relevance = Gate(dim, width=1) if params.cross_attention and params.relevance else Constant(1.0)
         if params.self_attention and params.cross_attention:
             self.gate = Gate(dim, width=dim) if params.gate else Constant(0.5)
@@ -211,18 +311,18 @@ class BimodalAttention(nn.Module):
         self.feed_forward = feed_forward(dim, dropout)
         self.feed_forward_norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, y: Tensor, x_mask: KeyMask, y_mask: KeyMask) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, x_mask: Mask, y_mask: Mask) -> Tensor:
         own, other, relevance, gate = self._relate(x, y, x_mask, y_mask)
         z = self.norm(self.residual(x) + self.dropout(gate * own + (1 - gate) * relevance * other))
         return self.feed_forward_norm(z + self.feed_forward(z))
 
-    def views(self, x: Tensor, y: Tensor, x_mask: KeyMask, y_mask: KeyMask) -> dict[str, Tensor]:
+    def views(self, x: Tensor, y: Tensor, x_mask: Mask, y_mask: Mask) -> dict[str, Tensor]:
         _, _, relevance, gate = self._relate(x, y, x_mask, y_mask)
         maps = {"intra": self.intra.weights(x, x, x_mask), "inter": self.inter.weights(x, y, y_mask)}
         decisions = {"relevance": relevance, "gate": gate}
-        return zero_padding(decisions, x_mask.real[:, :, None]) | zero_padding(maps, x_mask.real[:, None, :, None])
+        return zero_padding(decisions, x_mask.real[:, :, None]) | zero_padding(maps, x_mask.queries)
 
-    def _relate(self, x: Tensor, y: Tensor, x_mask: KeyMask, y_mask: KeyMask) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _relate(self, x: Tensor, y: Tensor, x_mask: Mask, y_mask: Mask) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         own = self.intra(x, x, x_mask)
         other = self.inter(x, y, y_mask)
         return own, other, self.relevance(x, other), self.gate(own, other)
@@ -232,11 +332,10 @@ class Level(nn.Module):
     """One level of fusion: both directions of bimodal attention, between audio as `augment` leaves it and text.
 
     Shape:
-        audio: (utterances, frames, dim)
+        audio: (utterances, frames, dim), of what `enrich` returns
         audio_mask: of (utterances, frames)
         text: (utterances, tokens, dim)
         text_mask: of (utterances, tokens)
-        content: from `augment.look_up`, of these utterances
         returns: audio (utterances, frames, dim) and text (utterances, tokens, dim)
     """
 
@@ -246,10 +345,17 @@ class Level(nn.Module):
         self.audio = BimodalAttention(params)
         self.text = BimodalAttention(params)
 
-    def forward(
-        self, audio: Tensor, audio_mask: KeyMask, text: Tensor, text_mask: KeyMask, content: Content | None
-    ) -> tuple[Tensor, Tensor]:
-        audio = self.augment(audio, audio_mask.real, content)  # Hc
+    def enrich(self, batch: Batch) -> Batch:
+        """Hc, or Ha, in the place of the audio."""
+        contents = self.augment.look_up(batch)
+        audios = [
+            self.augment(group.audio, group.audio_mask, content)
+            for group, content in zip(batch.groups, contents, strict=True)
+        ]
+        pairs = zip(batch.groups, audios, strict=True)
+        return replace(batch, groups=[replace(group, audio=audio) for group, audio in pairs])
+
+    def forward(self, audio: Tensor, audio_mask: Mask, text: Tensor, text_mask: Mask) -> tuple[Tensor, Tensor]:
         return self.audio(audio, text, audio_mask, text_mask), self.text(text, audio, text_mask, audio_mask)
 
 
@@ -269,7 +375,12 @@ class HBAF(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2503.06405"):
         <modality>_mix.weights                 (levels,)
         <modality>_pool.weights                (utterances, positions)
 
-    where <level> is raw or context, <modality> is audio or text, and positions are its frames or tokens.
+    where <level> is raw or context, <modality> is audio or text, and positions are its frames or tokens. Where it
+    attends to turns there is one position, and
+
+        levels.<level>.<modality>.intra        (utterances, heads, turns)
+        levels.<level>.<modality>.inter        (utterances, heads, turns)
+        among.<modality>_pool.weights          (utterances, frames or tokens), on the last level
     """
 
     Params = HBAFParams
@@ -291,10 +402,12 @@ class HBAF(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2503.06405"):
         self.audio_input = InputProjection(sizes.audio_dim, sizes.audio_layers, dim, dropout)
         self.text_input = InputProjection(sizes.text_dim, sizes.text_layers, dim, dropout)
         self.levels: Parts[Level] = Parts({name: level(name) for name in names})
+        turns = params.attends == "turns"
+        self.among = PooledTurns(dim, params.direction) if turns else Positions()
         self.audio_mix = WeightedMix(len(names)) if len(names) > 1 else Unchanged()
         self.text_mix = WeightedMix(len(names)) if len(names) > 1 else Unchanged()
-        self.audio_pool = AttentionPooling(dim)
-        self.text_pool = AttentionPooling(dim)
+        self.audio_pool = MeanPooling() if turns else AttentionPooling(dim)
+        self.text_pool = MeanPooling() if turns else AttentionPooling(dim)
         self.audio_encoder = encoder()
         self.text_encoder = encoder()
         self.encode_both = EncodeBoth(dim, params.direction)
@@ -312,8 +425,8 @@ class HBAF(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2503.06405"):
         batch = batch.joined() if views else batch
         with collect_views(self, views) as shown:
             h = batch.encoded(self._project)  # Ha = LN(Wa xa), Ht = LN(Wt xt)
-            contents = [level.augment.look_up(h) for level in self.levels.values()]  # Ht and c
-            a, t = h.each(self._fuse, *contents)  # (utterances, dim)
+            levels = [self.among(level.enrich(h)) for level in self.levels.values()]  # Ha and Hc, each with Ht
+            a, t = levels[0].each(self._fuse, self.among.keys(levels[0]), *(one.groups for one in levels))
             encoders = self.audio_encoder, self.text_encoder
             a, t = self.encode_both(encoders, a, t, batch.turns)  # a = LN(a + GRU(a)), t likewise
             return Output(
@@ -328,12 +441,12 @@ class HBAF(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2503.06405"):
     def _project(self, group: Group) -> tuple[Tensor, Tensor]:
         return self.audio_input(group.audio), self.text_input(group.text)
 
-    def _fuse(self, group: Group, *contents: Content | None) -> tuple[Tensor, Tensor]:
-        """Both modalities of some utterances on all levels, pooled: (utterances, dim) twice."""
-        audio_mask, text_mask = KeyMask(group.audio_mask), KeyMask(group.text_mask)
+    def _fuse(self, _: Group, masks: tuple[Mask, Mask], *groups: Group) -> tuple[Tensor, Tensor]:
+        """Both modalities of some utterances on all levels, each of which has its group: (utterances, dim) twice."""
+        audio_mask, text_mask = masks
         levels = [
-            level(group.audio, audio_mask, group.text, text_mask, content)
-            for level, content in zip(self.levels.values(), contents, strict=True)
+            level(group.audio, audio_mask, group.text, text_mask)
+            for level, group in zip(self.levels.values(), groups, strict=True)
         ]
         audios, texts = zip(*levels, strict=True)  # of each level: (utterances, positions, dim)
         audio = self.audio_pool(self.audio_mix(*audios), audio_mask.real)

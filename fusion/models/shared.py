@@ -3,6 +3,7 @@
 Without torch, since shell completion reads the keys.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -23,6 +24,14 @@ class SharedParams(Section):
     direction: Literal["past", "both"] = "both"  # past: no turn sees a later one
     standardise: bool = True  # columns of the features, by mean and deviation over the train split
     linear_path: bool = True  # a linear model beside the deep one, weighted on validation
+
+    def doubt(self, longest: Mapping[str, int]) -> str:
+        """Why the model can't do with such features what its parameters say, in a line; "" where it can.
+
+        Args:
+            longest: rows of the longest utterance, of each modality that the model looks at.
+        """
+        return ""
 
     @model_validator(mode="after")
     def _divides(self) -> "SharedParams":

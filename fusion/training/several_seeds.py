@@ -25,7 +25,7 @@ from fusion.checkpoint import (
     save_model,
     score_intervals,
 )
-from fusion.data import Split, hold, load_split, report_columns
+from fusion.data import Split, hold, load_split, report_features
 from fusion.errors import ModelError, OutputError
 from fusion.linear import LinearReference, fit_linear
 from fusion.models import model_source
@@ -113,7 +113,7 @@ def _load(features: Features, recipe: Recipe, device: torch.device) -> Held[tupl
     )
     train, validation = load("train"), load("validation")
     held = hold([train, validation], memory_for_features(recipe.train.memory, device))
-    report_columns(held[0], recipe.model.looks_at, recipe.model.standardise)
+    report_features(held[0], [recipe])
     return Held((held[0], held[1]), (train, validation))
 
 

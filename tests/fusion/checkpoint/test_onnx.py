@@ -1,7 +1,7 @@
 """Exported models answer in onnxruntime as they do in torch.
 
-An export takes seconds, so three small models stand for all of them, which have every operator of ONNX that any model
-has, and two of the three wait for `make soak`; tests/fusion/checkpoint/test_export.py exports a `concat`, too. With
+An export takes seconds, so four small models stand for all of them, which have every operator of ONNX that any model
+has, and three of the four wait for `make soak`; tests/fusion/checkpoint/test_export.py exports a `concat`, too. With
 ERC_EVERY_ONNX=1 in the environment every model is exported under every setting of tests/fusion/models/test_models.py.
 """
 
@@ -42,7 +42,8 @@ A_FEW: list[tuple[str, dict[str, Any]]] = [
             "contrastive": False,
         },
     ),
-    ("hcam", {"stages": ["fusion"], "blocks": 0, "ensemble": True, "supervised": False}),
+    ("hbaf", {"attends": "turns", "levels": "raw", "direction": "past"}),
+    ("hcam", {"ensemble": True}),
 ]
 EVERY = [
     (name, setting)

@@ -269,7 +269,7 @@ def test_examples_in_docstrings_hold(name: str) -> None:
 
 def test_attention_along_turns_can_choose_by_distance() -> None:
     layer = TurnAttention(DIM, heads=2, dropout=0.0)
-    nn.init.constant_(layer.distances[:, REACH - 1], 100.0)  # the turn before
+    nn.init.constant_(layer.attend.distances[:, REACH - 1], 100.0)  # the turn before
     turns = Turns.of(torch.tensor([[True, True, True], [True, True, False]]))
     keys = turn_keys(torch.ones(5, dtype=torch.bool), turns, "both")
     weights = layer.views(random(5, DIM), random(5, DIM, seed=1), keys, turns)["attention"]

@@ -59,6 +59,53 @@ def test_context_decides_whether_turns_see_each_other() -> None:
 
 
 @pytest.mark.parametrize(
+    ("setting", "seen"),
+    [
+        ({"attends": "positions"}, [False, False, True, False]),
+        ({"attends": "turns"}, [True, True, True, True]),
+        ({"attends": "turns", "direction": "past"}, [True, True, True, False]),
+        ({"attends": "turns", "self_attention": False}, [True, True, True, True]),
+        ({"attends": "turns", "cross_attention": False}, [True, True, True, True]),
+    ],
+    ids=lambda value: name_of(value) if isinstance(value, dict) else "",
+)
+def test_attends_decides_whether_bimodal_attention_looks_at_other_turns(
+    setting: dict[str, Any], seen: list[bool]
+) -> None:
+    model = make_model(**{"direction": "both", "context": "none", "conversation_encoder": "none"} | setting)
+    for rows in (None, [1] * 6):  # any number of frames and tokens, and one of each
+        assert influence(model, make_batch([4, 2], rows, rows), target=2) == [*seen, False, False]
+
+
+def test_a_turn_without_the_modality_is_not_attended_to() -> None:
+    model = make_model(attends="turns", context="none", conversation_encoder="none")
+    views = model(make_batch([3, 2], [2, 0, 3, 1, 2], [1, 2, 3, 2, 0]), views=True).views
+    for level in ("raw", "context"):
+        audio, text = (views[f"levels.{level}.{name}.inter"] for name in ("audio", "text"))
+        assert audio.shape == text.shape == (5, HEADS, 3)
+        assert text.ne(0).all(1).int().tolist() == [[1, 0, 1], [1, 0, 1], [1, 0, 1], [1, 1, 0], [0, 0, 0]]
+        assert audio.ne(0).all(1).int().tolist() == [[1, 1, 1], [0, 0, 0], [1, 1, 1], [1, 0, 0], [1, 0, 0]]
+        torch.testing.assert_close(text[:3].sum(2), torch.ones(3, HEADS))
+
+
+@pytest.mark.parametrize(
+    ("attends", "longest", "said"),
+    [
+        ("positions", {"audio": 1, "text": 1}, "one row of audio and text: attention to it has nothing to choose from"),
+        ("positions", {"audio": 1, "text": 9}, "more than one row of audio: "),
+        ("positions", {"text": 1}, "more than one row of text: "),
+        ("positions", {"audio": 2, "text": 9}, ""),
+        ("positions", {"audio": 0, "text": 9}, ""),
+        ("turns", {"audio": 1, "text": 1}, ""),
+    ],
+)
+def test_attention_that_has_nothing_to_choose_from_is_named(attends: Any, longest: dict[str, int], said: str) -> None:
+    doubt = HBAFParams(attends=attends).doubt(longest)
+    assert said in doubt
+    assert bool(doubt) == bool(said)
+
+
+@pytest.mark.parametrize(
     ("setting", "gone"),
     [
         ({"context": "none"}, "levels.context.augment."),

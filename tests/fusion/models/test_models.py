@@ -49,6 +49,9 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"conversation_encoder": "none"},
         {"auxiliary": False},
         {"contrastive": False},
+        {"attends": "turns"},
+        {"attends": "turns", "direction": "past", "context": "none", "conversation_encoder": "none"},
+        {"attends": "turns", "levels": "raw", "self_attention": False},
         {
             "context": "none",
             "levels": "raw",

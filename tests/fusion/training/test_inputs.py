@@ -1,4 +1,4 @@
-"""Models look at features on one scale, that of the train split, whatever the units of the columns were."""
+"""What models make of features: one scale for all columns, and a word where they can make nothing of them."""
 
 from dataclasses import replace
 from functools import partial
@@ -114,6 +114,18 @@ def test_training_reports_odd_columns_once(standardise: bool, tmp_path: Path, ca
     assert said.startswith("text features of the train split, ")
     assert "of 10 columns: 1 constant (1/3), standard deviations from " in said
     assert ("not standardised" in said) is not standardise
+
+
+def test_training_says_once_that_attention_has_nothing_to_choose_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    features = make_features(replace(MADE, layers=(1, 1), frames=(1, 1), tokens=(0, 1)))
+    for attends in ("positions", "turns"):
+        caplog.clear()
+        train_seeds(features, tiny_recipe({"attends": attends}, seeds=(0, 1), epochs=1), tmp_path / attends, CPU, 1)
+        said = [record.getMessage() for record in caplog.records if "nothing to choose from" in record.getMessage()]
+        assert len(said) == (attends == "positions")
+        assert all("model.hbaf.attends" in line for line in said)
 
 
 class OfOneLine(nn.Module, HubModel):
