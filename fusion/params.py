@@ -222,7 +222,7 @@ class TrainParams(Section):
     metric: str = Field(None, validate_default=True)  # on validation; the best epoch's weights are kept
     conversations: int = Field(16, ge=1, le=100_000)  # a batch, on average; see `fusion.data.batches.draw_batches`
     optimizer: Literal["adam", "adamw"] = "adamw"  # adam: weight decay as L2 penalty; adamw: decoupled from the step
-    learning_rate: float = Field(2e-3, gt=0, le=10)  # after the warm-up
+    learning_rate: float = Field(1e-3, gt=0, le=10)  # after the warm-up
     warmup_updates: int = Field(50, ge=0, le=1_000_000)  # in which the rate rises to that, of each stage
     weight_decay: float = Field(1e-2, ge=0, le=10)
     average: Fraction = (
