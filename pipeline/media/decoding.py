@@ -6,6 +6,7 @@ with it comes back as issues, whose names `pipeline.manifest` explains.
 
 import errno
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -43,6 +44,8 @@ CANCELLED = 0.1  # energy of a mix, to that of a mix of unrelated channels
 NAMED_PLACES = 3  # of gaps or damage
 FINEST_RATIO = 1_000  # steps of the resampler
 HASH_DIGITS = 32  # hexadecimal
+UNKNOWN_SIZE = 0x7FFFF000  # programs that write WAV to a pipe state this many bytes, or more
+OGG_PAGE = 65_536  # bytes, at most
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ def decode_stretches(
         yield from _cut(timeline, stretches, issues)
     except UnheardError as error:
         yield from ((stretch, nothing(str(error))) for stretch in stretches)
+    except FileNotFoundError:  # it vanished
+        yield from ((stretch, nothing("missing-file")) for stretch in stretches)
 
 
 def _cancels(path: Path, progress: Callable[[], None]) -> bool:
@@ -127,7 +132,7 @@ def _cancels(path: Path, progress: Callable[[], None]) -> bool:
     try:
         for block in timeline.blocks():
             mixed, heard = mixed + block.energy, heard + block.channels_energy
-    except UnheardError:
+    except (UnheardError, FileNotFoundError):
         return False
     return _is_cancelled(mixed, heard, timeline.channel_count)
 
@@ -165,6 +170,8 @@ def _cut(timeline: Timeline, stretches: Sequence[Stretch], issues: list[str]) ->
                 yield cut.stretch, cut.recording(timeline, issues)
             if not running and not waiting:
                 return
+    slack = int(TRUNCATED_SECONDS * timeline.bytes_per_second)
+    timeline.cut_off = timeline.cut_off or _lacks_its_end(timeline.path, slack)
     for cut in [*running, *waiting]:
         if not cut.blocks:
             yield cut.stretch, nothing("undecodable" if timeline.failed else "empty-audio")
@@ -190,14 +197,12 @@ class _Cut:
 
     def add(self, block: Block, rate: int) -> None:
         """What of the block lies in it."""
-        first = max(self.stretch.first(rate) - block.first, 0)
-        last = int(min(self.stretch.last(rate) - block.first, block.count))
-        if block.samples is None:
-            self.blocks.append(np.zeros(max(last - first, 0), np.float32))
-            return
-        self.blocks.append(block.samples[first : max(last, first)])
         self.energy += block.energy
         self.channels_energy += block.channels_energy
+        first = max(self.stretch.first(rate) - block.first, 0)
+        last = int(max(min(self.stretch.last(rate) - block.first, block.count), first))
+        samples = np.zeros(last - first, np.float32) if block.samples is None else block.samples[first:last]
+        self.blocks.append(samples)
 
     def recording(self, timeline: Timeline, issues: list[str], at_end: bool = False) -> Recording:
         samples = np.concatenate(self.blocks)
@@ -249,6 +254,25 @@ def _written(places: Sequence[tuple[float, float]]) -> str:
             joined.append(tenths)
     named = ", ".join(f"{first / 10:.1f}-{last / 10:.1f}" for first, last in joined[:NAMED_PLACES])
     return named + (f" and {len(joined) - NAMED_PLACES} more places" if len(joined) > NAMED_PLACES else " s")
+
+
+def _lacks_its_end(path: Path, slack: int) -> bool:
+    """Whether a WAV or AVI file is shorter than its header says (by more than `slack` bytes), or an Ogg file lacks its
+    last page. FFmpeg overlooks both.
+    """
+    if not path.is_file():  # it vanished behind its decoder, which had it open
+        return False
+    with path.open("rb") as file:
+        head, size = file.read(8), os.fstat(file.fileno()).st_size
+        if head[:4] == b"RIFF":
+            stated = int.from_bytes(head[4:8], "little")
+            return size + slack < stated + 8 and stated < UNKNOWN_SIZE
+        if head[:4] != b"OggS":
+            return False
+        file.seek(max(0, size - OGG_PAGE))
+        page = file.read().rpartition(b"OggS")[2]
+    lacing = page[23 : 23 + page[22]] if len(page) > 22 else b""
+    return len(page) < 23 + len(lacing) + sum(lacing) or not page[1] & 4  # flag 4: end of stream
 
 
 def resampled_length(samples: int, rate: int, target_rate: int) -> int:

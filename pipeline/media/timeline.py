@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -26,9 +27,7 @@ BROADCAST_GAP_SECONDS = 10.0  # as ffmpeg has it for formats whose clocks do jum
 SEAM_SECONDS = 0.1  # the same, of jumps back
 READ_ERRORS = 16  # in a row, until the rest of a file is given up
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format tags of WAV
-OGG_PAGE = 65_536  # bytes, at most
 AVI_SHARE = 0.75  # of the length that AVI headers state, which counts chunks that were left out
-UNKNOWN_SIZE = 0x7FFFF000  # programs that write WAV to a pipe state this many bytes, or more
 LINKS = {b"OggS": b"OggS\0\2", b"fLaC": b"fLaC\0\0\0\x22"}  # what recordings begin with that are joined end to end
 STAMPED = ("flac", "wv")  # of the formats without an index, those whose frames say their time
 TAGS = (b"ID3", b"TAG", b"APETAGEX")  # not sound, where MP3 files are joined
@@ -39,7 +38,7 @@ REFUSED |= {"image2", "image2pipe", "vobsub"}
 Kind = Literal["gap", "damaged"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen, one for every packet would take time
 class Block:
     """Samples that follow those of the block before, or silence."""
 
@@ -78,7 +77,8 @@ class Timeline:
     expected: float | None = None  # seconds that the file states
     slack: float = 0.0  # seconds of its longest frame
     failed: bool = False  # the last of it could not be read
-    cut_off: bool = False  # the last packet is incomplete, or its container is
+    cut_off: bool = False  # the last packet is incomplete
+    bytes_per_second: float = 0.0
     exact: bool = True  # samples are stored as numbers, so that NaN is the file's own
 
     def blocks(self) -> Iterator[Block]:
@@ -126,7 +126,8 @@ class Timeline:
                 yield from self._place(frame, clock, gain)
         if clock.resampler:
             rest = clock.resample(None, 0, self.rate)
-            yield from self._sound(rest, float(np.dot(rest, rest)), 0.0)
+            self.position += len(rest)
+            yield Block(self.position - len(rest), len(rest), rest)
         self._end(clock)
 
     def _place(self, frame: Any, clock: "_Clock", gain: float) -> Iterator[Block]:
@@ -135,27 +136,25 @@ class Timeline:
             clock.drop()
             return
         with np.errstate(over="ignore", invalid="ignore"):  # a float64 too large becomes infinite, which is an issue
-            samples, heard = _mono(frame, self.channels)
+            samples, heard, count = _mono(frame, self.channels)
             if gain != 1:
                 samples, heard = samples * np.float32(gain), heard * gain * gain
             energy = float(np.dot(samples, samples))
         if not self.exact and not isfinite(energy):  # what a decoder makes of damage
             clock.drop()
             return
-        self.channel_count = max(self.channel_count, frame.layout.nb_channels)
-        self.rate = self.rate or frame.sample_rate
-        self.slack = max(self.slack, frame.samples / frame.sample_rate)
-        at = clock.place(frame, self.position, self.rate)
+        rate, size = frame.sample_rate, len(samples)
+        self.channel_count = max(self.channel_count, count)
+        self.rate = self.rate or rate
+        self.slack = max(self.slack, size / rate)
+        at = clock.place(frame.pts, size, self.position, self.rate)
         if at > self.position:
             yield self._silence(at - self.position, "damaged" if clock.accuse() else "gap")
-        clock.placed(frame)
-        if frame.sample_rate != self.rate or clock.resampler:
-            samples = clock.resample(samples, frame.sample_rate, self.rate)
+        clock.placed(size)
+        if rate != self.rate or clock.resampler:
+            samples = clock.resample(samples, rate, self.rate)
         if at < self.position:
             samples = samples[self.position - at :]
-        yield from self._sound(samples, energy, heard)
-
-    def _sound(self, samples: np.ndarray, energy: float, heard: float) -> Iterator[Block]:
         if len(samples):
             self.position += len(samples)
             yield Block(self.position - len(samples), len(samples), samples, energy, heard)
@@ -167,7 +166,7 @@ class Timeline:
 
     def _end(self, clock: "_Clock") -> None:
         """What is known of the end once it is there."""
-        self.cut_off = clock.partial or _lacks_its_end(self.path, slack=int(SEAM_SECONDS * clock.bytes_per_second))
+        self.cut_off, self.bytes_per_second = clock.partial, clock.bytes_per_second
         self.failed = clock.met_trouble()
         if self.failed and not clock.partial:
             lost = clock.lost_samples()
@@ -186,6 +185,7 @@ class _Clock:
         from av.format import Flags
 
         flags, name = container.format.flags, container.format.name
+        self._tick = float(stream.time_base)  # seconds
         self._base = base  # samples before this file, where several are joined
         self._origin = (container.start_time or 0) / 1e6
         self._jumps = bool(flags & Flags.ts_discont.value)
@@ -263,14 +263,14 @@ class _Clock:
         samples = self._lost_bytes / self._mean_bytes * self._mean_samples
         return round(samples / max(self.frame_samples, 1)) * self.frame_samples
 
-    def place(self, frame: Any, position: int, rate: int) -> int:
+    def place(self, stamp: int | None, samples: int, position: int, rate: int) -> int:
         """The place of its first sample; `position` where it follows the frame before."""
         if not self._stamped:
             return position + self.lost_samples()
-        if frame.pts is None or frame.pts == self._stamp:  # some writers stamp nothing, or everything alike
+        if stamp is None or stamp == self._stamp:  # some writers stamp nothing, or everything alike
             return position
-        self._stamp = frame.pts
-        at = self._base + round((frame.pts * float(frame.time_base) - self._origin) * rate)
+        self._stamp = stamp
+        at = self._base + round((stamp * self._tick - self._origin) * rate)
         ahead = (at - position) / rate
         longest = BROADCAST_GAP_SECONDS if self._broadcast else LONGEST_GAP_SECONDS
         restarts = -ahead > (SEAM_SECONDS if self._jumps else RESTART_SECONDS)
@@ -278,13 +278,13 @@ class _Clock:
             self._origin += ahead
             return position
         # the label of a first frame that lost its priming is rounded
-        second = self._frames == 1 and frame.samples != self.frame_samples and at > position
+        second = self._frames == 1 and samples != self.frame_samples and at > position
         return at if abs(ahead) > JITTER_SECONDS or not self._frames or second else position
 
-    def placed(self, frame: Any) -> None:
+    def placed(self, samples: int) -> None:
         """A frame was placed: the damage before it is settled."""
         self._frames += 1
-        self.frame_samples = frame.samples
+        self.frame_samples = samples
         self._lost_bytes = 0
         self.troubled = self.partial = False
         self._errors_at_frame = self._logged()[0]
@@ -311,6 +311,13 @@ class _Clock:
             frame.sample_rate = rate
             flushed += self.resampler[1].resample(frame)
         return np.concatenate([np.empty(0, np.float32), *(frame.to_ndarray()[0] for frame in flushed)])
+
+
+@lru_cache(maxsize=1)
+def _readable() -> str:
+    import av
+
+    return ",".join(sorted(av.formats_available - REFUSED))
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[tuple[Any, list[Any] | None]]:
@@ -342,13 +349,12 @@ def _open(part: "str | _Part") -> tuple[Any, bool, int]:
     """
     import av  # not installed on machines that only encode cached audio or train
 
-    readable = ",".join(sorted(av.formats_available - REFUSED))
     av.logging.set_skip_repeated(False)  # of the file before, too
     av.logging.set_level(av.logging.WARNING)
     errors = av.logging.get_last_error()[0]
     try:
         with av.logging.Capture() as logged:
-            container = av.open(part, options={"protocol_whitelist": "file", "format_whitelist": readable})
+            container = av.open(part, options={"protocol_whitelist": "file", "format_whitelist": _readable()})
     except (av.error.FFmpegError, ValueError, UnicodeError):
         raise UnheardError("undecodable") from None
     finally:
@@ -356,8 +362,8 @@ def _open(part: "str | _Part") -> tuple[Any, bool, int]:
     return container, not any("from bitrate" in message for _, _, message in logged), errors
 
 
-def _mono(frame: Any, channels: Channels) -> tuple[np.ndarray, float]:
-    """One decoded frame as (samples,) float32 in [-1, 1], and the energy of all channels."""
+def _mono(frame: Any, channels: Channels) -> tuple[np.ndarray, float, int]:
+    """One decoded frame as (samples,) float32 in [-1, 1], and the energy of all channels and their number."""
     array = frame.to_ndarray()
     if not frame.format.is_planar:
         array = array.reshape(-1, frame.layout.nb_channels).T
@@ -368,9 +374,13 @@ def _mono(frame: Any, channels: Channels) -> tuple[np.ndarray, float]:
         array = array.astype(np.float32) / float(-np.iinfo(array.dtype).min)
     array = array.astype(np.float32, copy=False)
     if len(array) == 1:
-        return array[0], 0.0
+        return array[0], 0.0, 1
     heard = float(np.dot(flat := array.ravel(order="K"), flat))
-    return (array.mean(axis=0) if channels == "downmix" else array[_channel_index(frame, channels)]), heard
+    if channels != "downmix":
+        return array[_channel_index(frame, channels)], heard, len(array)
+    samples = np.add.reduce(array, axis=0)  # and this makes it the mean, in half of its time
+    samples /= len(array)
+    return samples, heard, len(array)
 
 
 def _channel_index(frame: Any, channels: Channels) -> int:
@@ -476,25 +486,3 @@ def _padded_samples(file: IO[bytes], size: int) -> tuple[dict[int, bytes], float
                 return fixes, 2.0 ** (8 * width - bits)
             return fixes | {chunks[b"fmt "]: struct.pack("<H", FLOAT)}, 2.0**-23  # Cool Edit's floats of 24 bits
     return fixes, 1.0
-
-
-def _lacks_its_end(path: Path, slack: int) -> bool:
-    """Whether a WAV or AVI file is shorter than its header says (by more than `slack` bytes), or an Ogg file lacks its
-    last page. FFmpeg overlooks both.
-    """
-    try:
-        opened = path.open("rb")
-    except OSError:  # it vanished behind its decoder, which had it open
-        return False
-    with opened as file:
-        head = file.read(8)
-        size = file.seek(0, os.SEEK_END)
-        if head[:4] == b"RIFF":
-            stated = int.from_bytes(head[4:8], "little")
-            return size + slack < stated + 8 and stated < UNKNOWN_SIZE
-        if head[:4] != b"OggS":
-            return False
-        file.seek(max(0, size - OGG_PAGE))
-        page = file.read().rpartition(b"OggS")[2]
-    lacing = page[23 : 23 + page[22]] if len(page) > 22 else b""
-    return len(page) < 23 + len(lacing) + sum(lacing) or not page[1] & 4  # flag 4: end of stream
