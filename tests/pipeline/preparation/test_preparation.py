@@ -226,7 +226,7 @@ def test_a_name_that_is_too_long_and_a_pipe_are_no_files_from_prepare_to_the_fea
     outcome = extract_audio(
         tmp_path / "manifest.jsonl", tmp_path / "audio.h5", AudioParams(batch=10.0), tmp_path, "downmix", "cpu"
     )
-    assert outcome.encoded == 3
+    assert (outcome.encoded, outcome.failures) == (1, {})  # the three that are heard are alike, and encoded once
 
 
 def test_a_column_that_nothing_reads_is_told(tmp_path: Path) -> None:
