@@ -26,6 +26,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from fusion.data import Chosen, Ragged, Split
+from fusion.inference import score_answers
 from fusion.layers import STATISTICS, LinearWeights
 from fusion.objective import METRICS, Task, find_task
 from fusion.params import Recipe
@@ -171,6 +172,7 @@ class Fitted:
     variant: Variant
     strength: float  # C of the logistic regression, 1 / alpha of the ridge regression
     answers: np.ndarray  # on validation: probabilities (utterances, classes), or scores (utterances, 1), float64
+    scores: Mapping[str, float]  # of these, by metric
     merit: float  # of these: what the choice goes by, more is better
     parameters: int
     columns: _Columns
@@ -250,7 +252,8 @@ def _fit(train: Split, validation: Split, recipe: Recipe, classes: int) -> Linea
         best = int(np.argmax(merits))  # of equals the first, which has the strongest penalty
         step = path[best]
         size = int(np.size(step.model.coef_) + np.size(step.model.intercept_)) if hasattr(step.model, "coef_") else 0
-        fitted.append(Fitted(variant, step.strength, step.answers, merits[best], size, columns, step.model))
+        scores = score_answers(task, validation, step.answers)
+        fitted.append(Fitted(variant, step.strength, step.answers, scores, merits[best], size, columns, step.model))
     return LinearReference(task, fitted)
 
 

@@ -9,9 +9,9 @@ Test scores are read from the results that `fusion-evaluate` wrote of the model 
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,17 @@ class SharedScore:
     std: float | None
     mean_interval: Interval
     floor: float  # of always giving the one answer that suits train best
+    chance: float  # of answers drawn as those of train are distributed
+
+
+@dataclass(frozen=True)
+class SharedReference:
+    """The linear reference, or the seeds as an ensemble, on the test split."""
+
+    name: str
+    scores: Mapping[str, float]  # by metric
+    change: float  # the mean over seeds minus it, by the metric that selects
+    interval: Interval  # of the change
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ class SharedScores:
     metrics: Mapping[str, SharedScore]
     per_class: Mapping[str, Mapping[str, Any]]  # as `fusion.evaluation.predictions.describe_classes`, over all seeds
     calibration: Calibration | None
+    beside: Sequence[SharedReference]
+    warnings: Sequence[str]  # what must not be overlooked
 
 
 def read_scores(results: Path, provenance: Provenance) -> SharedScores:
@@ -73,6 +86,10 @@ def read_scores(results: Path, provenance: Provenance) -> SharedScores:
             metrics=metrics,
             per_class=content["test"]["per_class"],
             calibration=None if calibration is None else Calibration(**calibration),
+            beside=[
+                _reference(one, provenance.recipe.train.metric) for one in (content["ensemble"], *content["linear"][:1])
+            ],
+            warnings=[str(line) for line in content["warnings"]],
         )
     except FileNotFoundError as error:
         raise ResultError(f"{path}: no such file; score the model with fusion-evaluate first") from error
@@ -89,6 +106,17 @@ def _score(own: Mapping[str, float], summary: Mapping[str, Any]) -> SharedScore:
         std=summary["std"],
         mean_interval=Interval(summary["low"], summary["high"]),
         floor=summary["floor"],
+        chance=summary["chance"],
+    )
+
+
+def _reference(content: Mapping[str, Any], metric: str) -> SharedReference:
+    change = content["difference"][metric]
+    return SharedReference(
+        name=content["name"],
+        scores={name: one["value"] for name, one in content["test"].items()},
+        change=change["mean"],
+        interval=Interval(change["low"], change["high"]),
     )
 
 
@@ -198,6 +226,9 @@ def model_card(provenance: Provenance, scores: SharedScores | None = None, onnx:
         intervals=provenance.intervals,
         selected=", ".join(f"{head} {number}" for head, number in provenance.selected.items()),
         calibration=provenance.calibration,
+        references=provenance.references,
+        gain=provenance.gain,
+        unlearned=provenance.unlearned,
         scores=scores,
         lead=recipe.train.metric,
         titles={name: metric.title for name, metric in METRICS.items()},
@@ -303,6 +334,7 @@ def _template() -> Any:
         "code": code,
         "block": _block,
         "interval": bounds,
+        "signed": partial(bounds, signed=True),
         "mean_std": _mean_std,
         "encoder": describe_encoder,
         "title_of": lambda name: escape(METRICS[name].title),

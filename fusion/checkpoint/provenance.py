@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fusion.data import Split
-from fusion.inference import split_tallies
+from fusion.inference import score_answers, split_tallies
 from fusion.objective import Calibration, Interval, Task, bootstrap, percentile_interval
 from fusion.params import LossParams, ModelParams, Recipe, TrainParams, own_params
 from pipeline.settings import check_section
@@ -62,6 +62,24 @@ VERSION = version("erc-fusion")
 
 
 @dataclass(frozen=True)
+class Gain:
+    """A model minus the linear reference, on validation, by the metric that selects."""
+
+    linear: str  # which one it is
+    mean: float
+    interval: Interval  # over conversations, for the same models
+
+
+def measure_gain(task: Task, split: Split, metric: str, answers: np.ndarray, linear: str, others: np.ndarray) -> Gain:
+    """Of a model that gives `answers` over the linear one that gives `others`: a paired bootstrap of conversations."""
+    draws = [
+        bootstrap(split_tallies(task, split, one), task.metrics[metric], RESAMPLES, SEED) for one in (answers, others)
+    ]
+    scores = [score_answers(task, split, one)[metric] for one in (answers, others)]
+    return Gain(linear, scores[0] - scores[1], percentile_interval(draws[0] - draws[1], CONFIDENCE))
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What a model was trained on, with and for, and how well it did on validation."""
 
@@ -81,6 +99,9 @@ class Provenance:
         default_factory=dict
     )  # of `validation`, see fusion.checkpoint.provenance
     source: str | None = None  # hash of the files of a model that plugs in
+    references: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # validation scores to hold it against
+    gain: Gain | None = None  # against the linear reference
+    unlearned: tuple[str, ...] = ()  # what shows that nothing was learned, `signs_of_no_learning`
     version: str = VERSION
 
     @property
@@ -109,6 +130,9 @@ class Provenance:
                 for head, own in self.intervals.items()
             },
             "source": self.source,
+            "references": {name: dict(scores) for name, scores in self.references.items()},
+            "gain": asdict(self.gain) if self.gain else None,
+            "unlearned": list(self.unlearned),
             "version": self.version,
         }
 
@@ -148,6 +172,9 @@ def provenance_from_json(content: Mapping[str, Any], path: Path) -> Provenance:
             for head, own in content["intervals"].items()
         },
         source=content.get("source"),
+        references=content.get("references", {}),
+        gain=_gain(content.get("gain")),
+        unlearned=tuple(content.get("unlearned", ())),
         version=content["version"],
     )
 
@@ -163,6 +190,10 @@ def _check(content: Mapping[str, Any]) -> None:
         raise ValueError(f"a temperature of {calibration['temperature']}")
     if not all(isinstance(content[name], dict | None) for name in ("audio", "text")):
         raise ValueError("an encoder is no group of keys and values")
+
+
+def _gain(fields: Mapping[str, Any] | None) -> Gain | None:
+    return None if fields is None else Gain(fields["linear"], fields["mean"], Interval(**fields["interval"]))
 
 
 def _identity(fields: Mapping[str, Any] | None) -> Identity | None:

@@ -12,6 +12,7 @@ the hashes of the feature files and the commit given there.
 """
 
 import json
+import logging
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -24,7 +25,8 @@ import numpy as np
 from fusion.checkpoint import Provenance, read_provenance
 from fusion.errors import OutputError, ResultError
 from fusion.evaluation.predictions import class_table, confusion_csv, describe_classes, predictions_csv, stack_seeds
-from fusion.evaluation.scores import Evaluation, SeedScores, Summary, sample_std
+from fusion.evaluation.scores import Beside, Evaluation, SeedScores, Summary, sample_std
+from fusion.objective import Interval
 from fusion.params import EvaluateParams
 from fusion.runtime import write_files
 from fusion.tables import (
@@ -40,6 +42,8 @@ from fusion.tables import (
     spread,
 )
 from pipeline.store import Features
+
+log = logging.getLogger(__name__)
 
 AGAIN = "run fusion-evaluate again"
 COMPARED = ("model", "params", "seeds", "features", "trained_on", "intervals")  # of two evaluations; not the commit
@@ -93,6 +97,8 @@ def write_report(
         "curves.csv": curves_csv(evaluation, run),
         "table.md": table_md(evaluation, run),
     }
+    for warning in evaluation.warnings:
+        log.warning("%s", warning)
     return write_files(folder, contents)
 
 
@@ -112,11 +118,14 @@ def read_result(path: Path) -> str:
 
 def headline(evaluation: Evaluation) -> str:
     """One line: the metric that training selected on, on the test split."""
-    metric = evaluation.seeds[0].provenance.recipe.train.metric
+    metric = evaluation.metric
     summary = evaluation.summaries[metric]
+    beside = {one.name.split(",")[0]: one.scores[metric] for one in (evaluation.ensemble, *evaluation.linear[:1])}
     return (
         f"test {metric} {mean_std(summary.mean, summary.std)} over {count_seeds(len(evaluation.seeds))} "
-        f"({evaluation.params.confidence:.0%} interval {bounds(summary.interval)}, floor {summary.floor:.3f})"
+        f"({evaluation.params.confidence:.0%} interval {bounds(summary.interval)}, floor {summary.floor:.3f}, "
+        f"chance {summary.chance:.3f}, "
+        f"{', '.join(f'{name} {score:.3f}' for name, score in beside.items())})"
     )
 
 
@@ -157,18 +166,26 @@ def metrics_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     scores = {name: _summary(summary) for name, summary in evaluation.summaries.items()}
     content: dict[str, Any] = {name: {key: score[key] for key in ("mean", "std")} for name, score in scores.items()}
     seeds = {str(seed.provenance.seed): _seed(seed)["test"][first]["value"] for seed in evaluation.seeds}
-    content |= {"floor": {first: scores[first]["floor"]}, "seeds": {first: seeds}, "run": run["id"]}
+    content |= {name: {first: scores[first][name]} for name in ("floor", "chance")}
+    content["ensemble"] = {name: rounded(value) for name, value in evaluation.ensemble.scores.items()}
+    if evaluation.linear:
+        content["linear"] = {name: rounded(value) for name, value in evaluation.linear[0].scores.items()}
+    content |= {"seeds": {first: seeds}, "run": run["id"]}
     return json_text(content)
 
 
 def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     """All numbers: every metric with its interval, per class (none of scores) and per seed; and what was run.
 
+    `ensemble`: the seeds together; `linear`: *the* linear reference, then those of other inputs; `difference`: the mean
+    over seeds minus it.
+
     `calibration`: the temperature of each seed and its expected calibration error on the test split (none of scores).
     """
     scores = {name: _summary(summary) for name, summary in evaluation.summaries.items()}
     content = {
         "run": dict(run),
+        "warnings": evaluation.warnings,
         "test": {**scores, "per_class": _per_class(evaluation), "utterances": int(evaluation.counted.sum())},
         "validation": {name: rounded(summary.validation) for name, summary in evaluation.summaries.items()},
         "heads": {
@@ -183,6 +200,8 @@ def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
             if seed.calibration
         },
         "seeds": {str(seed.provenance.seed): _seed(seed) for seed in evaluation.seeds},
+        "ensemble": _beside(evaluation.ensemble),
+        "linear": [_beside(one) for one in evaluation.linear],
     }
     return json_text(content)
 
@@ -224,7 +243,7 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     confidence = f"{evaluation.params.confidence:.0%} interval"
     rows = [
         [name, mean_std(summary.mean, summary.std), bounds(summary.interval), f"{summary.floor:.3f}",
-         f"{summary.validation:.3f}"]
+         f"{summary.chance:.3f}", f"{summary.validation:.3f}"]
         for name, summary in evaluation.summaries.items()
     ]  # fmt: skip
     task = evaluation.task
@@ -232,15 +251,16 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     lines = [
         f"# {run['model']} on the test split",
         "",
+        *(line for warning in evaluation.warnings for line in (f"**{warning}**", "")),
         f"{int(evaluation.counted.sum())} {task.counted_are}, seeds {run['seeds']}. Mean ± standard deviation over "
-        f"seeds; intervals resample whole conversations; the floor always predicts {task.floor_is}."
-        + f" Of {', '.join(lower)} less is better."
-        * bool(lower),
+        f"seeds; intervals resample whole conversations; the floor always predicts {task.floor_is}, chance: "
+        f"{task.chance_is}." + f" Of {', '.join(lower)} less is better." * bool(lower),
         "",
         _settings(evaluation, run),
         "",
-        *markdown_table(["metric", "test", confidence, "floor", "validation"], rows),
+        *markdown_table(["metric", "test", confidence, "floor", "chance", "validation"], rows),
         "",
+        *_references(evaluation, confidence),
         *_classes(evaluation),
         *_heads(evaluation, confidence),
         *_calibration(evaluation),
@@ -265,6 +285,47 @@ def _settings(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         f"patience {params.patience}; kept are its epochs of the best {params.metric} on validation, by stage and "
         f"head: {'; '.join(chosen)}."
     )
+
+
+def _references(evaluation: Evaluation, confidence: str) -> list[str]:
+    """A table of what the mean over seeds is held against: the seeds as an ensemble, and linear models."""
+    metric = evaluation.metric
+    rows = [
+        [one.name, f"{one.scores[metric]:.3f}", bounds(one.intervals[metric]),
+         f"{one.validation[metric]:.3f}" if one.validation else "",
+         f"{one.changes[metric].mean:+.3f}", bounds(one.changes[metric].interval, signed=True)]
+        for one in (evaluation.ensemble, *evaluation.linear)
+    ]  # fmt: skip
+    said = "The ensemble is the mean of the calibrated answers of all seeds, as `fusion-predict` gives it."
+    if evaluation.linear:
+        said += (
+            " The linear reference, the first of these, is fitted on train and chosen on validation; the others are "
+            "those of other inputs. Differences are the mean over seeds minus the row, intervals over conversations "
+            "and seeds."
+        )
+    else:
+        said += " No linear reference: the feature file has no train and validation split to fit and choose it on."
+    return [
+        said,
+        "",
+        *markdown_table([f"{metric} of", "test", confidence, "validation", "difference", confidence], rows),
+        "",
+    ]
+
+
+def _beside(one: Beside) -> dict[str, Any]:
+    test = {name: {"value": rounded(value), **_ends(one.intervals[name])} for name, value in one.scores.items()}
+    difference = {name: {"mean": rounded(own.mean), **_ends(own.interval)} for name, own in one.changes.items()}
+    content: dict[str, Any] = {"name": one.name, "test": test, "difference": difference}
+    if one.validation:
+        content["validation"] = {name: rounded(value) for name, value in one.validation.items()}
+    if one.calibration_error is not None:
+        content["calibration_error"] = rounded(one.calibration_error)
+    return content
+
+
+def _ends(interval: Interval) -> dict[str, float]:
+    return {"low": rounded(interval.low), "high": rounded(interval.high)}
 
 
 def _classes(evaluation: Evaluation) -> list[str]:
@@ -308,18 +369,14 @@ def _calibration(evaluation: Evaluation) -> list[str]:
 
 
 def _summary(summary: Summary) -> dict[str, float | None]:
-    return spread(summary.mean, summary.std, summary.interval) | {"floor": rounded(summary.floor)}
+    return spread(summary.mean, summary.std, summary.interval) | {
+        "floor": rounded(summary.floor),
+        "chance": rounded(summary.chance),
+    }
 
 
 def _seed(seed: SeedScores) -> dict[str, Any]:
-    test = {
-        name: {
-            "value": rounded(value),
-            "low": rounded(seed.intervals[name].low),
-            "high": rounded(seed.intervals[name].high),
-        }
-        for name, value in seed.scores.items()
-    }
+    test = {name: {"value": rounded(value), **_ends(seed.intervals[name])} for name, value in seed.scores.items()}
     validation = {name: rounded(value) for name, value in seed.provenance.validation["fused"].items()}
     return {"test": test, "validation": validation, "epochs": dict(seed.provenance.selected)}
 

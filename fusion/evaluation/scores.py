@@ -13,23 +13,32 @@ import torch
 
 from fusion.checkpoint import LoadedModel, Provenance, check_compatible, load_seeds
 from fusion.data import Split, hold, load_split
-from fusion.inference import predict_heads, split_tallies
+from fusion.inference import ensemble, predict_heads, split_tallies
+from fusion.linear import LinearReference, fit_linear
 from fusion.objective import (
+    METRICS,
     Calibration,
     ClassScores,
     Epoch,
     Interval,
+    Sample,
     Task,
-    bootstrap,
     calibrate,
+    chance_scores,
     compute_all,
+    draw_sample,
+    estimate_interval,
     find_task,
     floor_scores,
+    measure_spread,
     percentile_interval,
 )
 from fusion.params import EvaluateParams, Recipe
 from fusion.runtime import Memory, memory_for_features
+from fusion.tables import bounds
 from pipeline.store import Features
+
+FITTED = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,29 @@ class Summary:
     std: float | None  # of the sample; None for a single seed
     interval: Interval  # of the mean: other conversations, the same models
     floor: float  # of always giving the one answer that suits train best
+    chance: float  # of answers drawn as those of train are distributed
     validation: float  # mean over seeds
+
+
+@dataclass(frozen=True)
+class Change:
+    """The mean over seeds minus something else on the same conversations."""
+
+    mean: float
+    interval: Interval  # over conversations and seeds
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the models of single seeds are held against: their ensemble, or a linear model."""
+
+    name: str
+    answers: np.ndarray  # probabilities (utterances, classes), or scores (utterances, 1)
+    scores: Mapping[str, float]  # by metric, as all that follows
+    intervals: Mapping[str, Interval]  # of other conversations
+    changes: Mapping[str, Change]
+    validation: Mapping[str, float]  # none of an ensemble
+    calibration_error: float | None  # expected one, on the test split; None of scores
 
 
 @dataclass(frozen=True)
@@ -72,6 +103,51 @@ class Evaluation:
     seeds: Sequence[SeedScores]
     summaries: Mapping[str, Summary]  # of the models as a whole, by metric
     heads: Mapping[str, Mapping[str, Summary]]  # of the heads inside them, by head and metric
+    ensemble: Beside  # the seeds together
+    linear: Sequence[Beside]  # *the* linear reference, and those of other inputs; none without train and validation
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences on what a reader must not overlook; none where there is nothing."""
+        return [*self._unlearned(), *self._at_the_floor(), *self._against_linear()]
+
+    @property
+    def metric(self) -> str:
+        """The one that training selected on."""
+        return self.seeds[0].provenance.recipe.train.metric
+
+    def _unlearned(self) -> list[str]:
+        signs = {one.provenance.seed: one.provenance.unlearned for one in self.seeds if one.provenance.unlearned}
+        return [f"Seed {seed} has not learned: {'; '.join(found)}." for seed, found in signs.items()]
+
+    def _at_the_floor(self) -> list[str]:
+        name, one, lower = self.metric, self.summaries[self.metric], METRICS[self.metric].lower_is_better
+        best = (min if lower else max)(one.floor, one.chance)
+        if one.interval.high < best if lower else one.interval.low > best:
+            return []
+        what = self.task.floor_is if best == one.floor else self.task.chance_is
+        return [
+            f"The interval of {name}, {bounds(one.interval)}, does not exclude {best:.3f}, which {what} would give: "
+            "nothing shows that more was learned."
+        ]
+
+    def _against_linear(self) -> list[str]:
+        if not self.linear:
+            return []
+        reference, own = self.linear[0], self.summaries[self.metric]
+        change = reference.changes[self.metric]
+        better, worse = change.interval.low > 0, change.interval.high < 0
+        if METRICS[self.metric].lower_is_better:
+            better, worse = worse, better
+        if better:
+            return []
+        above = (change.mean < 0) if METRICS[self.metric].lower_is_better else (change.mean > 0)
+        said = "is worse than" if worse else "is not clearly better than" if above else "is no better than"
+        return [
+            f"The model {said} the linear reference: {self.metric} {own.mean:.3f} against "
+            f"{reference.scores[self.metric]:.3f}, difference {change.mean:+.3f} "
+            f"({bounds(change.interval, signed=True)})."
+        ]
 
     @property
     def counted(self) -> np.ndarray:
@@ -112,9 +188,26 @@ class Tested:
     @cached_property
     def floor(self) -> Mapping[str, float]:
         """Every metric of the answer that suits train best: picking the test split's own would be peeking."""
+        return floor_scores(self.task, self.task.truth(self.split).numpy(), self._train_truth)
+
+    @cached_property
+    def chance(self) -> Mapping[str, float]:
+        """Every metric of answers drawn as those of train are distributed."""
+        return chance_scores(self.task, self.task.truth(self.split).numpy(), self._train_truth)
+
+    @property
+    def _train_truth(self) -> np.ndarray:
         train = np.array(self.features.utterances.splits) == "train"
-        truth = self.task.truth(self.features.utterances)[train]
-        return floor_scores(self.task, self.task.truth(self.split).numpy(), truth)
+        found: np.ndarray = self.task.truth(self.features.utterances)[train]
+        return found
+
+    @cached_property
+    def linear(self) -> LinearReference | None:
+        """Fitted on train, chosen on validation; None where the file lacks one of these."""
+        if not {"train", "validation"} <= {*self.features.utterances.splits}:
+            return None
+        train, validation = (_load(self.features, self.recipe, name, torch.device("cpu")) for name in FITTED)
+        return fit_linear(train, validation, self.recipe, len(self.features.label_names))
 
 
 def load_test(features: Features, models: Path, device: torch.device, memory: Memory = "auto") -> Tested:
@@ -128,17 +221,22 @@ def load_test(features: Features, models: Path, device: torch.device, memory: Me
     for one in loaded:
         check_compatible(one, features)
     recipe = loaded[0].provenance.recipe
-    split = load_split(
+    split = _load(features, recipe, "test", device)
+    task = find_task(recipe.train.target, len(features.label_names))
+    return Tested(features, loaded, task, hold([split], memory_for_features(memory, device))[0])
+
+
+def _load(features: Features, recipe: Recipe, name: str, device: torch.device) -> Split:
+    """A split as models of `recipe` are given it, whose rows stay in the file."""
+    return load_split(
         features,
-        "test",
+        name,
         modalities=recipe.model.modalities,
         audio_frames=recipe.model.audio_frames,
         target=recipe.train.target,
         device=device,
         resident=False,
     )
-    task = find_task(recipe.train.target, len(features.label_names))
-    return Tested(features, loaded, task, hold([split], memory_for_features(memory, device))[0])
 
 
 def evaluate(
@@ -151,18 +249,16 @@ def evaluate(
 def score_test(tested: Tested, params: EvaluateParams) -> Evaluation:
     """Every seed on the test split as it is."""
     task, split = tested.task, tested.split
-    draws = {
-        head: {name: bootstrap(sums, metric, params.resamples, params.seed) for name, metric in task.metrics.items()}
-        for head, sums in tested.tallies.items()
-    }  # by head and metric: (seeds, resamples)
-    seeds = [_seed_scores(tested, index, draws["fused"], params.confidence) for index in range(len(tested.models))]
+    samples = {head: _draw(task, sums, params) for head, sums in tested.tallies.items()}  # by head and metric
+    fused = samples["fused"]
+    seeds = [_seed_scores(tested, index, fused, params.confidence) for index in range(len(tested.models))]
     summaries = {
-        head: {
-            name: _summary(head, name, seeds, drawn, tested.floor[name], params.confidence)
-            for name, drawn in by_metric.items()
-        }
-        for head, by_metric in draws.items()
+        head: {name: _summary(tested, head, name, seeds, one, params.confidence) for name, one in by_metric.items()}
+        for head, by_metric in samples.items()
     }
+    together = ensemble(
+        [answers["fused"] for answers in tested.answers], [one.provenance.temperature for one in tested.models]
+    )
     return Evaluation(
         features=tested.features.digest,
         params=params,
@@ -175,6 +271,8 @@ def score_test(tested: Tested, params: EvaluateParams) -> Evaluation:
         seeds=seeds,
         summaries=summaries.pop("fused"),
         heads=summaries,
+        ensemble=_beside(tested, "ensemble", together, {}, fused, params),
+        linear=_score_linear(tested, fused, params),
     )
 
 
@@ -183,8 +281,54 @@ def _speakers(tested: Tested) -> list[str]:
     return [known[utterance] for utterance in tested.split.ids]
 
 
-def _seed_scores(tested: Tested, index: int, draws: Mapping[str, np.ndarray], confidence: float) -> SeedScores:
-    """The model with this index; `draws` (seeds, resamples) by metric."""
+def _draw(task: Task, tallies: np.ndarray, params: EvaluateParams) -> dict[str, Sample]:
+    """By metric; `tallies` (seeds, conversations, sums)."""
+    return {name: draw_sample(tallies, metric, params.resamples, params.seed) for name, metric in task.metrics.items()}
+
+
+def _score_linear(tested: Tested, models: Mapping[str, Sample], params: EvaluateParams) -> list[Beside]:
+    """The chosen one first, called `linear`; behind it those of other inputs."""
+    reference = tested.linear
+    if reference is None:
+        return []
+    answers = reference.answer_all(tested.split)
+    fitted = sorted(reference.fitted, key=lambda one: one is not reference.chosen)  # stable
+    return [
+        _beside(tested, f"linear, {one.name}", answers[one.variant.name], one.scores, models, params) for one in fitted
+    ]
+
+
+def _beside(
+    tested: Tested,
+    name: str,
+    answers: np.ndarray,
+    validation: Mapping[str, float],
+    models: Mapping[str, Sample],
+    params: EvaluateParams,
+) -> Beside:
+    """`models` are the seeds on the same draws, by metric."""
+    samples = _draw(tested.task, split_tallies(tested.task, tested.split, answers)[None], params)
+    calibration = tested.task.calibration(tested.task.truth(tested.split).numpy(), answers, 1.0)
+    return Beside(
+        name=name,
+        answers=answers,
+        scores={metric: float(one.scores[0]) for metric, one in samples.items()},
+        intervals={metric: percentile_interval(one.draws[0], params.confidence) for metric, one in samples.items()},
+        changes={metric: _change(metric, models[metric], one, params.confidence) for metric, one in samples.items()},
+        validation=validation,
+        calibration_error=calibration.after if calibration else None,
+    )
+
+
+def _change(metric: str, sample: Sample, other: Sample, confidence: float) -> Change:
+    lowest, highest = METRICS[metric].bounds
+    reach = highest - lowest
+    mean = float(sample.scores.mean() - other.scores.mean())
+    return Change(mean, estimate_interval(mean, measure_spread(sample, other), confidence, (-reach, reach)))
+
+
+def _seed_scores(tested: Tested, index: int, samples: Mapping[str, Sample], confidence: float) -> SeedScores:
+    """The model with this index; `samples` of all by metric."""
     task, loaded, answers = tested.task, tested.models[index], tested.answers[index]["fused"]
     totals = {head: sums[index].sum(0) for head, sums in tested.tallies.items()}
     heads = {head: compute_all(task.metrics, total) for head, total in totals.items()}
@@ -194,7 +338,7 @@ def _seed_scores(tested: Tested, index: int, draws: Mapping[str, np.ndarray], co
         history=loaded.history,
         answers=answers if temperature is None else calibrate(answers, temperature),
         scores=heads.pop("fused"),
-        intervals={name: percentile_interval(drawn[index], confidence) for name, drawn in draws.items()},
+        intervals={name: percentile_interval(one.draws[index], confidence) for name, one in samples.items()},
         classes=task.by_class(totals["fused"]),
         heads=heads,
         calibration=task.calibration(task.truth(tested.split).numpy(), answers, temperature),
@@ -202,14 +346,15 @@ def _seed_scores(tested: Tested, index: int, draws: Mapping[str, np.ndarray], co
 
 
 def _summary(
-    head: str, name: str, seeds: Sequence[SeedScores], draws: np.ndarray, floor: float, confidence: float
+    tested: Tested, head: str, name: str, seeds: Sequence[SeedScores], sample: Sample, confidence: float
 ) -> Summary:
     scores = [(seed.scores if head == "fused" else seed.heads[head])[name] for seed in seeds]
     return Summary(
         mean=float(np.mean(scores)),
         std=sample_std(scores),
-        interval=percentile_interval(draws.mean(0), confidence),
-        floor=floor,
+        interval=percentile_interval(sample.draws.mean(0), confidence),
+        floor=tested.floor[name],
+        chance=tested.chance[name],
         validation=float(np.mean([seed.provenance.validation[head][name] for seed in seeds])),
     )
 

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
         conversation_confusions,
         to_seven,
     )
-    from fusion.objective.selection import Epoch, best_epoch, history_from_json, history_to_json
+    from fusion.objective.selection import (
+        Epoch,
+        Sought,
+        best_epoch,
+        history_from_json,
+        history_to_json,
+        signs_of_no_learning,
+    )
     from fusion.objective.statistics import (
         Interval,
         Sample,
@@ -31,6 +38,6 @@ if TYPE_CHECKING:
         percentile_interval,
         permutation_test,
     )
-    from fusion.objective.tasks import Task, find_task, floor_scores
+    from fusion.objective.tasks import Task, chance_scores, find_task, floor_scores
 else:
     __getattr__ = door(__name__, __file__)

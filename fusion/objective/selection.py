@@ -1,10 +1,25 @@
-"""What training writes down of every epoch, and which epoch is the best: its weights are kept."""
+"""What training writes down of every epoch, which epoch is the best, whose weights are kept, and whether it learned."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from fusion.objective.metrics import METRICS
+from fusion.objective.tasks import Task, chance_scores, floor_scores
+
+NO_LOWER = 0.99  # of a loss: chance moves that of an epoch by less than the rest
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What a run was asked for, as far as it shows whether it learned."""
+
+    metric: str
+    balanced: bool  # whether labels weigh the same, however frequent
+    smoothing: float  # of labels
+
 
 LOSS_SHARE = 0.1  # of a head's validation loss, in the choice of its best epoch
 
@@ -34,6 +49,34 @@ def best_epoch(history: Sequence[Epoch], metric: str, head: str = "fused", stage
     epochs = [epoch for epoch in history if stage in (None, epoch.stage)]
     sign = -1 if METRICS[metric].lower_is_better else 1
     return max(epochs, key=lambda epoch: sign * epoch.score(head, metric) - LOSS_SHARE * epoch.validation.get(head, 0))
+
+
+def signs_of_no_learning(
+    history: Sequence[Epoch], task: Task, train: np.ndarray, known: np.ndarray, answers: np.ndarray, recipe: Sought
+) -> list[str]:
+    """What shows that a run has not learned, in words; none where nothing does.
+
+    Args:
+        history: of the run.
+        train, known: truth of train and of validation.
+        answers: of the trained model on validation.
+        recipe: what it sought.
+    """
+    signs = []
+    losses = [epoch.train["fused"] for epoch in history if epoch.stage == history[-1].stage]
+    constant = task.constant_loss(train, recipe.balanced, recipe.smoothing)
+    if min(losses) >= NO_LOWER * constant > 0:
+        what = "the label shares" if task.target == "label" else "the median score"
+        signs.append(f"its training loss never fell below that of {what} ({min(losses):.3f}, they have {constant:.3f})")
+    if task.nearly_constant(known, answers):
+        signs.append("its predictions on validation are nearly constant")
+    metric = METRICS[recipe.metric]
+    score = float(metric(task.tally(known, answers, np.array([0, len(known)]))[0]))
+    floors = [float(scores(task, known, train)[recipe.metric]) for scores in (floor_scores, chance_scores)]
+    best = (min if metric.lower_is_better else max)(floors)
+    if score >= best if metric.lower_is_better else score <= best:
+        signs.append(f"its validation {recipe.metric} of {score:.3f} is not better than the floor, {best:.3f}")
+    return signs
 
 
 def history_to_json(history: Sequence[Epoch]) -> list[dict[str, Any]]:

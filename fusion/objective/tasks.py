@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import scipy  # see `fusion.objective.statistics`
 import torch
 from torch import Tensor
 
@@ -31,6 +32,8 @@ from fusion.objective.metrics import (
 )
 from pipeline.store import UNLABELLED
 
+DRAWN = 100  # scores
+
 Truth = TypeVar("Truth", Tensor, np.ndarray)
 
 
@@ -43,6 +46,7 @@ class LabelTask:
     metrics: ClassVar[Mapping[str, Metric]] = LABEL_METRICS
     counted_are: ClassVar[str] = "labelled utterances"
     floor_is: ClassVar[str] = "the majority label of train"
+    chance_is: ClassVar[str] = "labels drawn by their shares in train"
 
     @property
     def outputs(self) -> int:
@@ -85,6 +89,24 @@ class LabelTask:
         """The answer (classes,) that suits `truth` best, whatever is asked: its most frequent label."""
         return np.eye(self.classes)[np.bincount(truth[self.counted(truth)], minlength=self.classes).argmax()]
 
+    def constant_loss(self, truth: np.ndarray, balanced: bool, smoothing: float) -> float:
+        """The smallest `head_loss` of always giving the same probabilities: the entropy of the shares of labels."""
+        counts = np.bincount(truth[self.counted(truth)], minlength=self.classes).astype(float)
+        counts = (counts > 0).astype(float) if balanced else counts
+        shares = (1 - smoothing) * counts / counts.sum() + smoothing / self.classes
+        return float(scipy.special.entr(shares).sum())
+
+    def nearly_constant(self, truth: np.ndarray, answers: np.ndarray) -> bool:
+        """Whether all labels but one are told less than a tenth as often as they are true."""
+        counted = self.counted(truth)
+        told = np.bincount(answers[counted].argmax(-1), minlength=self.classes) / counted.sum()
+        return bool(1 - told.max() < 0.1 * (1 - np.mean(truth[counted] == told.argmax())))
+
+    def chance(self, truth: np.ndarray, train: np.ndarray) -> np.ndarray:
+        """The expected tally (sums,) of drawing each label by its share in `train`."""
+        counts, drawn = (np.bincount(one[self.counted(one)], minlength=self.classes) for one in (truth, train))
+        return np.outer(counts, drawn / max(drawn.sum(), 1)).ravel()
+
 
 @dataclass(frozen=True)
 class ScoreTask:
@@ -95,6 +117,7 @@ class ScoreTask:
     metrics: ClassVar[Mapping[str, Metric]] = SCORE_METRICS
     counted_are: ClassVar[str] = "utterances with a score"
     floor_is: ClassVar[str] = "the median score of train"
+    chance_is: ClassVar[str] = "scores drawn from those of train"
 
     def truth(self, given: Any) -> Any:
         """Of a batch, a split or the table of utterances."""
@@ -126,6 +149,22 @@ class ScoreTask:
         """The answer (1,) of the smallest mean absolute error, whatever is asked: the median."""
         return np.median(truth[self.counted(truth)].astype(float), keepdims=True)
 
+    def constant_loss(self, truth: np.ndarray, balanced: bool, smoothing: float) -> float:
+        """The smallest `head_loss` of always giving the same score, which is the median."""
+        return float(np.abs(truth[self.counted(truth)] - self.constant(truth)).mean())
+
+    def nearly_constant(self, truth: np.ndarray, answers: np.ndarray) -> bool:
+        """Whether scores differ less than a tenth as much as they do in truth."""
+        counted = self.counted(truth)
+        return bool(answers[counted, 0].std() < 0.1 * truth[counted].std())
+
+    def chance(self, truth: np.ndarray, train: np.ndarray) -> np.ndarray:
+        """The tally (sums,) of giving every utterance each of `DRAWN` quantiles of the scores of `train`, in turn."""
+        known = train[self.counted(train)].astype(float) if self.counted(train).any() else np.zeros(1)
+        drawn = np.quantile(known, (np.arange(DRAWN) + 0.5) / DRAWN)
+        true = truth[self.counted(truth)].astype(float)
+        return conversation_sums(np.repeat(true, DRAWN), np.tile(drawn, len(true)), np.array([0, len(true) * DRAWN]))[0]
+
 
 Task = LabelTask | ScoreTask
 
@@ -139,3 +178,8 @@ def floor_scores(task: Task, truth: np.ndarray, train: np.ndarray) -> Mapping[st
     """Every metric on `truth` of the one answer that suits the truth `train` best: looking at neither features."""
     answers = np.tile(task.constant(train), (len(truth), 1))
     return compute_all(task.metrics, task.tally(truth, answers, np.array([0, len(truth)]))[0])
+
+
+def chance_scores(task: Task, truth: np.ndarray, train: np.ndarray) -> Mapping[str, float]:
+    """Every metric on `truth` of answers drawn at random as the truth `train` is distributed, of expected counts."""
+    return compute_all(task.metrics, task.chance(truth, train))

@@ -38,13 +38,15 @@ def describe_results(
         "licence": corpus.licence if corpus else NO_LICENCE,
         "run": run,
         "seed_count": count_seeds(len(models)),
-        "warnings": _warnings(details["test"], recipe.train.metric),
+        "warnings": details["warnings"],
         "headline": _headline(details["test"], recipe.train.metric, confidence, task.floor_is),
         "metric_title": METRICS[recipe.train.metric].title,
         "interval_title": confidence,
         "score_rows": _scores(results),
         "scores_caption": f"{details['test']['utterances']} {task.counted_are}; mean ± standard deviation over seeds; "
-        f"intervals resample whole conversations; the floor always predicts {task.floor_is}" + _less_is_better(results),
+        f"intervals resample whole conversations; the floor always predicts {task.floor_is}, chance: "
+        f"{task.chance_is}" + _less_is_better(results),
+        "beside_rows": _beside(details, recipe.train.metric),
         "score_chart": charts.score_chart(results, corpus),
         "reference_rows": [
             [one.model, _title(one.metric), f"{one.value:.3f}", one.source]
@@ -131,18 +133,28 @@ def _headline(test: Mapping[str, Any], metric: str, confidence: str, floor_is: s
     }
 
 
-def _warnings(test: Mapping[str, Any], metric: str) -> list[str]:
-    """What a reader must know before any number."""
-    own, lower = test[metric], METRICS[metric].lower_is_better
-    if own["low"] <= own["floor"] if not lower else own["high"] >= own["floor"]:
-        return [f"This is no better than the floor: the interval of {_title(metric)} reaches it ({own['floor']:.3f})."]
-    return []
+def _beside(details: Mapping[str, Any], metric: str) -> Cells:
+    """The seeds as an ensemble, and linear models: score, interval, what the mean over seeds is above them."""
+    rows = []
+    for one in (details["ensemble"], *details["linear"]):
+        own, change = one["test"][metric], one["difference"][metric]
+        ends = f"{change['low']:+.3f} to {change['high']:+.3f}"
+        known = f"{one['validation'][metric]:.3f}" if one.get("validation") else ""
+        rows.append([one["name"], f"{own['value']:.3f}", _ends(own), known, f"{change['mean']:+.3f}", ends])
+    return rows
 
 
 def _scores(results: Results) -> Cells:
     test, validation = results.details["test"], results.details["validation"]
     return [
-        [_title(name), mean_std(own["mean"], own["std"]), _ends(own), f"{own['floor']:.3f}", f"{validation[name]:.3f}"]
+        [
+            _title(name),
+            mean_std(own["mean"], own["std"]),
+            _ends(own),
+            f"{own['floor']:.3f}",
+            f"{own['chance']:.3f}",
+            f"{validation[name]:.3f}",
+        ]
         for name in results.metrics
         if (own := test[name])
     ]

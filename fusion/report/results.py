@@ -67,6 +67,7 @@ def _read_details(path: Path) -> Mapping[str, Any]:
         for name in ("id", "params", "seeds", "features", "trained_on", "model", "target"):
             str(details["run"][name])
         dict(details["test"]["per_class"]), dict(details["heads"]), dict(details["seeds"])
+        list(details["warnings"]), list(details["linear"]), dict(details["ensemble"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultError(f"{path}: damaged, or not of fusion-evaluate ({error!r}); {AGAIN}") from None
     return details

@@ -11,9 +11,11 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fusion.checkpoint import (
@@ -21,6 +23,7 @@ from fusion.checkpoint import (
     Provenance,
     count_split,
     load_model,
+    measure_gain,
     read_provenance,
     save_model,
     score_intervals,
@@ -29,7 +32,7 @@ from fusion.data import Split, hold, load_split, report_features
 from fusion.errors import ModelError, OutputError
 from fusion.linear import LinearReference, fit_linear
 from fusion.models import model_source
-from fusion.objective import find_task
+from fusion.objective import METRICS, Sought, Task, chance_scores, find_task, floor_scores, signs_of_no_learning
 from fusion.params import Recipe
 from fusion.runtime import (
     Held,
@@ -42,12 +45,17 @@ from fusion.runtime import (
     within_memory,
     writing,
 )
-from fusion.training.loop import fit
+from fusion.training.loop import Fit, fit
 from fusion.training.resume import StateFile
 from pipeline.settings import closure_digest
 from pipeline.store import Features, Identity
 
 CODE = ("fusion.training.loop:fit", "fusion.data:load_split")  # what decides the weights of a model
+
+TRY = (
+    "try another train.learning_rate (ten times lower, three times higher), more train.epochs and train.patience, and "
+    "look at the features with pipeline-inspect; where the linear reference learns no more either, they may not hold it"
+)
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +97,53 @@ def train_seeds(
     jobs = count_jobs(jobs, device)
     with single_thread(jobs) as threads:
         held = _load(features, recipe, device)
-        beside = recipe.model.linear_path  # the same for all seeds
-        linear = fit_linear(*held.here, recipe, len(features.label_names)) if beside else None
+        beside = _beside(features, held.here, recipe)
         train = partial(
-            _train_seed, features=features, held=held, recipe=recipe, work=work, device=device, linear=linear
+            _train_seed, features=features, held=held, recipe=recipe, work=work, device=device, beside=beside
         )
         with side_by_side(recipe.train.seeds, train, jobs, threads) as finished:
             found = {one.seed: one for one in finished}
     _publish(work, output, keep={f"seed-{seed}" for seed in recipe.train.seeds})
-    return [found[seed] for seed in recipe.train.seeds]
+    trained = [found[seed] for seed in recipe.train.seeds]
+    _warn(trained)
+    return trained
+
+
+@dataclass(frozen=True, eq=False)
+class _Beside:
+    """What every seed is held against on validation."""
+
+    reference: LinearReference
+    scores: Mapping[str, Mapping[str, float]]  # by name and metric: of it, of chance and of the constant answer
+
+
+def _beside(features: Features, splits: tuple[Split, Split], recipe: Recipe) -> _Beside:
+    reference = fit_linear(*splits, recipe, len(features.label_names))
+    task, chosen = reference.task, reference.chosen
+    train, known = (task.truth(split).numpy() for split in splits)
+    scores = {
+        f"linear, {chosen.name}": chosen.scores,
+        f"chance: {task.chance_is}": chance_scores(task, known, train),
+        f"always {task.floor_is}": floor_scores(task, known, train),
+    }
+    return _Beside(reference, scores)
+
+
+def _warn(trained: Sequence[Provenance]) -> None:
+    """Say which seeds have learned nothing, and where all are no better than the linear reference."""
+    for one in trained:
+        if one.unlearned:
+            log.warning("seed %d has not learned: %s; %s", one.seed, "; ".join(one.unlearned), TRY)
+    metric = trained[0].recipe.train.metric
+    gains = [one.gain.mean for one in trained if one.gain]
+    gain = float(np.mean(gains)) if gains else 0.0
+    if gains and (gain >= 0 if METRICS[metric].lower_is_better else gain <= 0):
+        log.warning(
+            "no better than the linear reference (%s) on validation: %s differs by %+.3f on average over the seeds",
+            trained[0].gain and trained[0].gain.linear,
+            metric,
+            gain,
+        )
 
 
 def _load(features: Features, recipe: Recipe, device: torch.device) -> Held[tuple[Split, Split]]:
@@ -143,7 +189,7 @@ def _train_seed(
     recipe: Recipe,
     work: Path,
     device: torch.device,
-    linear: LinearReference | None,
+    beside: _Beside,
 ) -> Provenance:
     folder = work / f"seed-{seed}"
     state = StateFile(work / f"seed-{seed}.state", fingerprint(features, recipe, seed, device))
@@ -151,9 +197,11 @@ def _train_seed(
     if found is None:
         classes = len(features.label_names)
         result = within_memory(
-            lambda: fit(*held.here, recipe, seed, classes=classes, state=state, linear=linear), held, f"seed {seed}"
+            lambda: fit(*held.here, recipe, seed, classes=classes, state=state, linear=beside.reference),
+            held,
+            f"seed {seed}",
         )
-        task, splits = find_task(recipe.train.target, classes), held.here
+        task, splits, chosen = find_task(recipe.train.target, classes), held.here, beside.reference.chosen
         found = Provenance(
             recipe=recipe,
             seed=seed,
@@ -169,10 +217,21 @@ def _train_seed(
             data={split.name: count_split(split, task, features.label_names) for split in splits},
             intervals=score_intervals(task, splits[1], result.answers),
             source=model_source(recipe.model.name),
+            references=beside.scores,
+            gain=measure_gain(
+                task, splits[1], recipe.train.metric, result.answers["fused"], chosen.name, chosen.answers
+            ),
+            unlearned=_find_signs(result, task, splits, recipe),
         )
         save_model(folder, result.model, found, result.history)
     state.delete()
     return found
+
+
+def _find_signs(result: Fit, task: Task, splits: Sequence[Split], recipe: Recipe) -> tuple[str, ...]:
+    train, known = (task.truth(split).numpy() for split in splits)
+    sought = Sought(recipe.train.metric, recipe.loss.class_weights == "balanced", recipe.loss.label_smoothing)
+    return tuple(signs_of_no_learning(result.history, task, train, known, result.answers["fused"], sought))
 
 
 def _finished(folder: Path, fingerprint: str) -> Provenance | None:

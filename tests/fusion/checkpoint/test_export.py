@@ -80,6 +80,7 @@ def test_a_seed_becomes_a_folder_with_test_scores(project: Path) -> None:
         f"{mean['mean']:.3f} ± {mean['std']:.3f}",
         f"{mean['low']:.3f} to {mean['high']:.3f}",
         f"{mean['floor']:.3f}",
+        f"{mean['chance']:.3f}",
     ]
     assert f"| macro F1 | {' | '.join(cells)} |" in card
     results = ModelCard(card).data.eval_results

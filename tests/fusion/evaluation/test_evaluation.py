@@ -22,10 +22,11 @@ from fusion.errors import FeatureError, ModelError, OutputError
 from fusion.evaluation import current_commit, evaluate, headline, write_report
 from fusion.evaluation.scores import Evaluation
 from fusion.inference import predict, predict_heads
-from fusion.objective import best_epoch, calibrate
+from fusion.objective import best_epoch, calibrate, chance_scores
 from fusion.objective.calibration import expected_calibration_error, fit_temperature
-from fusion.objective.tasks import LabelTask
+from fusion.objective.tasks import LabelTask, ScoreTask
 from fusion.params import EvaluateParams
+from fusion.prediction import Predictor
 from pipeline.store import Features, Identity
 from tests.fusion.made import LABELS, TEXT, Made, make_features, tiny_recipe, train_made
 
@@ -209,8 +210,10 @@ def test_scores_can_be_computed_again_from_the_predictions(results: Path) -> Non
 
 def test_details_hold_means_classes_seeds_and_the_run(results: Path, features: Features) -> None:
     content = json.loads((results / "details.json").read_text())
-    assert list(content) == ["run", "test", "validation", "heads", "calibration", "seeds"]
-    assert set(content["test"]["weighted_f1"]) == {"mean", "std", "low", "high", "floor"}
+    assert list(content) == [
+        "run", "warnings", "test", "validation", "heads", "calibration", "seeds", "ensemble", "linear",
+    ]  # fmt: skip
+    assert set(content["test"]["weighted_f1"]) == {"mean", "std", "low", "high", "floor", "chance"}
     assert list(content["test"]["per_class"]) == LABELS
     assert set(content["test"]["per_class"]["joy"]) == {"precision", "recall", "f1", "support"}
     assert list(content["seeds"]) == ["3", "11"]
@@ -224,7 +227,10 @@ def test_details_hold_means_classes_seeds_and_the_run(results: Path, features: F
 def test_metrics_are_the_short_form_of_the_details(results: Path) -> None:
     details = json.loads((results / "details.json").read_text())
     metrics = json.loads((results / "metrics.json").read_text())
-    assert list(metrics) == ["weighted_f1", "macro_f1", "accuracy", "uar", "floor", "seeds", "run"]
+    names = ["weighted_f1", "macro_f1", "accuracy", "uar", "floor", "chance", "ensemble", "linear", "seeds", "run"]
+    assert list(metrics) == names
+    for name, own in (("ensemble", details["ensemble"]), ("linear", details["linear"][0])):
+        assert metrics[name] == {metric: one["value"] for metric, one in own["test"].items()}
     for name in ("weighted_f1", "macro_f1", "accuracy", "uar"):
         assert metrics[name] == {key: details["test"][name][key] for key in ("mean", "std")}
     values = {seed: details["seeds"][seed]["test"]["weighted_f1"]["value"] for seed in ("3", "11")}
@@ -325,3 +331,53 @@ def test_the_commit_is_that_of_the_working_directory(tmp_path: Path, monkeypatch
     assert current_commit() == head
     monkeypatch.setenv("PATH", "")
     assert current_commit() is None
+
+
+def test_the_ensemble_is_what_prediction_with_all_seeds_gives(
+    evaluation: Evaluation, results: Path, features: Features, models: Path
+) -> None:
+    with Predictor.load(models, "cpu") as predictor:
+        said = predictor.predict_features(features, "test")
+    expected = np.array([list(one.probabilities.values()) for one in said])
+    np.testing.assert_allclose(evaluation.ensemble.answers, expected, atol=1e-6)
+    truth = features.utterances.labels[np.array(features.utterances.splits) == "test"]
+    counted = truth >= 0
+    accuracy = reference.accuracy_score(truth[counted], expected[counted].argmax(1))
+    assert evaluation.ensemble.scores["accuracy"] == pytest.approx(accuracy)
+    assert f"| ensemble | {evaluation.ensemble.scores['weighted_f1']:.3f} |" in (results / "table.md").read_text()
+
+
+def test_the_table_holds_the_models_against_linear_ones_in_numbers_and_words(tmp_path: Path) -> None:
+    """Labels that lie in a linear direction of one modality, which models of one epoch cannot have found."""
+    features = make_features(Made(conversations=(30, 10, 12), frames=(2, 4), tokens=(2, 4), unlabelled=0))
+    recipe = tiny_recipe({"linear_path": False}, epochs=1, learning_rate=1e-6, seeds=(0, 1, 2, 3))
+    train_made(features, tmp_path / "models", recipe)
+    evaluation = evaluate(features, tmp_path / "models", EvaluateParams(resamples=100), CPU)
+    write_report(evaluation, tmp_path, None)
+    table, chosen = (tmp_path / "table.md").read_text(), evaluation.linear[0]
+    change = chosen.changes["weighted_f1"]
+    assert chosen.scores["weighted_f1"] > 0.9
+    assert change.mean == pytest.approx(evaluation.summaries["weighted_f1"].mean - chosen.scores["weighted_f1"])
+    assert f"{change.mean:+.3f} | {change.interval.low:+.3f} to {change.interval.high:+.3f} |" in table
+    for said in ("than the linear reference: weighted_f1 0.", "Seed 0 has not learned", "does not exclude"):
+        assert f"**{said}" in table or said in table.split("| metric")[0]
+    card = (tmp_path / "models" / "seed-0" / "README.md").read_text()
+    assert "This model has not learned" in card
+    assert "| linear, " in card
+    assert "| chance: labels drawn by their shares in train |" in card
+
+
+def test_chance_is_the_mean_of_many_draws() -> None:
+    random = np.random.default_rng(0)
+    train, truth = random.choice(3, 400, p=(0.6, 0.3, 0.1)), random.choice(3, 300, p=(0.5, 0.2, 0.3))
+    task = LabelTask(3)
+    drawn = [random.choice(train, len(truth)) for _ in range(300)]
+    expected = np.mean([reference.f1_score(truth, one, average="weighted") for one in drawn])
+    found = chance_scores(task, truth, train)
+    assert found["weighted_f1"] == pytest.approx(expected, abs=0.005)
+    assert found["accuracy"] == pytest.approx(np.mean([(one == truth).mean() for one in drawn]), abs=0.005)
+    scores, known = random.normal(0.5, 1, 200), random.normal(0, 1, 300)
+    of_scores = chance_scores(ScoreTask(), scores, known)
+    errors = np.mean([np.abs(random.choice(known, 200) - scores).mean() for _ in range(300)])
+    assert of_scores["mae"] == pytest.approx(errors, abs=0.02)
+    assert of_scores["correlation"] == pytest.approx(0, abs=1e-9)

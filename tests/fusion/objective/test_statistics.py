@@ -138,6 +138,7 @@ def made_samples(studies: np.ndarray, metric: Metric) -> list[list[Sample]]:
 
 STUDIES = [
     pytest.param(24, 3, (0.15, 0.0), accuracy, id="24 conversations, 3 seeds, conversations decide"),
+    pytest.param(60, 3, (0.0, 0.0), weighted_f1, id="60 conversations, 3 seeds, each errs in other turns, weighted F1"),
     pytest.param(60, 3, (0.0, 0.08), accuracy, id="60 conversations, 3 seeds, seeds decide", marks=pytest.mark.soak),
     pytest.param(
         60, 3, (0.05, 0.05), weighted_f1, id="60 conversations, 3 seeds, both, weighted F1", marks=pytest.mark.soak
@@ -153,6 +154,7 @@ def test_intervals_hold_the_truth_at_their_rate_and_the_test_errs_at_its_level(
     """500 studies of three settings, of which two are equally good; classes are alike, so F1 is the accuracy."""
     random, shares = np.random.default_rng(0), (0.65, 0.55, 0.55)
     held = scored = false = 0
+    gains, widths = [], []
     for _ in range(10):
         studies = np.stack([made_study(random, shares, conversations, seeds, sizes) for _ in range(50)])
         for study, (better, base, equal) in zip(studies, made_samples(studies, metric), strict=True):
@@ -161,11 +163,76 @@ def test_intervals_hold_the_truth_at_their_rate_and_the_test_errs_at_its_level(
             gain = better.scores.mean() - base.scores.mean()
             difference = estimate_interval(gain, measure_spread(better, base), 0.95, (-1, 1))
             held += difference.low <= 0.1 <= difference.high
+            gains.append(gain)
+            widths.append((difference.high - difference.low) / 2)
             spread = measure_spread(equal, base)
             false += permutation_test(study[2], study[1], metric, spread, permutations=159, seed=0) <= 0.05
     assert 0.92 <= scored / 500 <= 0.98
     assert 0.92 <= held / 500 <= 0.98
     assert 0.01 <= false / 500 <= 0.07
+    known = 1.96 * np.std(gains)  # the half width, were the variance known; t of 2 degrees of freedom has 2.2 times it
+    assert 0.9 < np.mean(widths) / known < 2.2
+    assert np.quantile(widths, 0.99) / known < 5
+
+
+@pytest.mark.parametrize("known", [2.3, 1.0, 2.0, 7.9])
+@pytest.mark.parametrize("left", [1.0, 0.3, 2 / 52, 1e-3, 1e-9])
+@pytest.mark.parametrize("conversations", [0.0, 2e-5, 1e-3])
+def test_degrees_of_freedom_are_never_fewer_than_those_of_the_seeds(
+    conversations: float, left: float, known: float
+) -> None:
+    """However little is `left` of the variance of the seeds when that of the draws was subtracted."""
+    measured = 5.2e-5
+    spread = Spread(conversations, 30, seeds=left * measured, seeds_freedom=known, measured=measured)
+    interval = estimate_interval(-0.007, spread, 0.95, (-1, 1))
+    half = (interval.high - interval.low) / 2
+    assert half <= scipy.stats.t.ppf(0.975, known) * spread.total**0.5 * (1 + 1e-9)
+    assert half >= scipy.stats.norm.ppf(0.975) * spread.total**0.5
+    shrunk = replace(spread, seeds_freedom=known * left**2, measured=None)  # one degree is the fewest there is
+    wide = estimate_interval(-0.007, shrunk, 0.95, (-1, 1))
+    assert (wide.high - wide.low) / 2 <= scipy.stats.t.ppf(0.975, 1) * spread.total**0.5 * (1 + 1e-9)
+
+
+def test_the_interval_of_a_small_difference_is_small() -> None:
+    """Three seeds of two settings whose difference has a deviation of 0.005; it was -1 to 1."""
+    spread = Spread(2e-5, 30, seeds=2e-6, seeds_freedom=2.3, measured=5.2e-5)
+    for one in (spread, replace(spread, seeds_freedom=2.3 * (2e-6 / 5.2e-5) ** 2, measured=None)):
+        interval = estimate_interval(-0.007, one, 0.95, (-1, 1))
+        assert -0.03 < interval.low < -0.016
+        assert 0.002 < interval.high < 0.016
+
+
+def paired_bootstrap(one: np.ndarray, other: np.ndarray, metric: Metric) -> Interval:
+    """The plain one: percentiles of the difference of means over seeds, on draws of conversations."""
+    draws = bootstrap(one, metric, 1000, 0).mean(0) - bootstrap(other, metric, 1000, 0).mean(0)
+    return percentile_interval(draws, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sizes", "least", "most"),
+    [
+        pytest.param(1, (0.1, 0.0), 0.85, 1.2, id="one seed: the same, but for t and n - 1"),
+        pytest.param(3, (0.1, 0.0), 0.85, 2.5, id="seeds alike"),
+        pytest.param(5, (0.0, 0.0), 0.85, 2.5, id="each errs in other turns"),
+        pytest.param(3, (0.0, 0.08), 1.0, 40.0, id="seeds decide, which a plain one does not see"),
+    ],
+)
+def test_the_interval_of_a_difference_beside_a_plain_paired_bootstrap(
+    seeds: int, sizes: tuple[float, float], least: float, most: float
+) -> None:
+    """On predictions of 40 studies: of the same middle, and as wide or wider by what seeds add."""
+    ratios = []
+    for number in range(40):
+        one, other = made_study(np.random.default_rng(number), (0.65, 0.6), 50, seeds, sizes)
+        samples = [draw_sample(given, weighted_f1, 1000, 0) for given in (one, other)]
+        gain = float(samples[0].scores.mean() - samples[1].scores.mean())
+        found = estimate_interval(gain, measure_spread(*samples), 0.95, (-1, 1))
+        plain = paired_bootstrap(one, other, weighted_f1)
+        assert abs((plain.low + plain.high) / 2 - gain) < (plain.high - plain.low) / 8
+        ratios.append((found.high - found.low) / (plain.high - plain.low))
+    assert least < min(ratios)
+    assert max(ratios) < most
+    assert least < np.median(ratios) < (1 + most) / 2
 
 
 def test_swapping_conversations_alone_takes_the_luck_of_seeds_for_a_difference() -> None:
