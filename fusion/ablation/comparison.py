@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusion.ablation.study import Ablation
-from fusion.ablation.variants import Variant
+from fusion.ablation.variants import BASE, LINEAR, Variant
 from fusion.evaluation import sample_std
-from fusion.inference import split_tallies
+from fusion.inference import score_answers, split_tallies
 from fusion.objective import (
     METRICS,
     Interval,
@@ -44,6 +44,8 @@ class Row:
     scores: Mapping[str, float]  # of every metric, mean over seeds
     parameters: int
     seconds: float | None  # of training, mean over the seeds that were not interrupted
+    ensemble: float  # of the seeds together, by the same metric
+    model: str
 
 
 @dataclass(frozen=True)
@@ -64,37 +66,43 @@ def compare(ablation: Ablation) -> Comparison:
         name: np.stack([split_tallies(ablation.task, ablation.test, one.answers) for one in results])
         for name, results in ablation.results.items()
     }  # by row: (seeds, conversations, sums)
+    variants = [*ablation.variants, Variant(LINEAR, BASE, {}, ablation.variants[0].recipe)]
+    tallies[LINEAR] = split_tallies(ablation.task, ablation.test, ablation.linear.answers)[None]
     samples = {name: draw_sample(one, METRICS[metric], params.resamples, params.seed) for name, one in tallies.items()}
-    differences = _differences(ablation, metric, tallies, samples)
+    differences = _differences(ablation, variants, metric, tallies, samples)
     return Comparison(
         ablation=ablation,
         metric=metric,
         rows=[
             _row(ablation, one, metric, tallies[one.name], samples[one.name], differences.get(one.name))
-            for one in ablation.variants
+            for one in variants
         ],
     )
 
 
 def _differences(
-    ablation: Ablation, metric: str, tallies: Mapping[str, np.ndarray], samples: Mapping[str, Sample]
+    ablation: Ablation,
+    variants: Sequence[Variant],
+    metric: str,
+    tallies: Mapping[str, np.ndarray],
+    samples: Mapping[str, Sample],
 ) -> dict[str, Difference]:
     """By row, of every row that has a base."""
     params, (lowest, highest) = ablation.params, METRICS[metric].bounds
     reach = highest - lowest
     found: dict[str, tuple[float, Interval, float]] = {}
-    for one in ablation.variants:
+    for one in variants:
         if one.base is None:
             continue
         sample, base = samples[one.name], samples[one.base]
         spread = measure_spread(sample, base)
         mean = float(sample.scores.mean() - base.scores.mean())
-        p = permutation_test(
-            tallies[one.name], tallies[one.base], METRICS[metric], spread, params.permutations, params.seed
-        )
+        seeds = np.broadcast_to(tallies[one.name], tallies[one.base].shape)  # the linear reference has no seeds
+        p = permutation_test(seeds, tallies[one.base], METRICS[metric], spread, params.permutations, params.seed)
         found[one.name] = mean, estimate_interval(mean, spread, params.confidence, (-reach, reach)), p
-    corrected = holm(np.array([p for *_, p in found.values()]))
-    return {name: Difference(*one, float(p)) for (name, one), p in zip(found.items(), corrected, strict=True)}
+    sets = [name for name in found if name != LINEAR]  # which is no set of the study, but what all are held against
+    corrected = dict(zip(sets, holm(np.array([found[name][-1] for name in sets])).tolist(), strict=True))
+    return {name: Difference(*one, corrected.get(name, one[-1])) for name, one in found.items()}
 
 
 def _row(
@@ -105,7 +113,9 @@ def _row(
     sample: Sample,
     difference: Difference | None,
 ) -> Row:
-    results, mean = ablation.results[variant.name], float(sample.scores.mean())
+    results = [ablation.linear] if variant.name == LINEAR else ablation.results[variant.name]
+    mean = float(sample.scores.mean())
+    together = np.mean([one.answers for one in results], axis=0)
     seconds = [one.seconds for one in results if one.seconds is not None]
     return Row(
         variant=variant,
@@ -117,4 +127,6 @@ def _row(
         scores={name: float(score(tallies.sum(1)).mean()) for name, score in ablation.task.metrics.items()},
         parameters=results[0].parameters,
         seconds=float(np.mean(seconds)) if seconds else None,
+        ensemble=score_answers(ablation.task, ablation.test, together)[metric],
+        model=LINEAR if variant.name == LINEAR else variant.recipe.model.name,
     )

@@ -25,7 +25,8 @@ import torch
 from fusion.ablation.variants import Variant
 from fusion.data import Resident, Split, hold, load_split, report_features, withhold
 from fusion.errors import TrainingError
-from fusion.inference import predict
+from fusion.inference import predict_heads
+from fusion.linear import fit_linear
 from fusion.objective import find_task
 from fusion.params import Modalities, Recipe
 from fusion.runtime import Held, write_file
@@ -69,11 +70,12 @@ class Run:
 class Result:
     """A finished run."""
 
-    answers: np.ndarray  # on the test split: probabilities (utterances, classes), or scores (utterances, 1)
+    answers: np.ndarray  # on the test split: calibrated probabilities (utterances, classes), or scores (utterances, 1)
     validation: Mapping[str, float]  # scores of the trained model, by metric
     parameters: int
     epochs: int
     seconds: float | None  # of training, by the clock on the wall; None where it was interrupted
+    note: str = ""  # of the linear reference: which one it is
 
 
 class RunFolder:
@@ -154,12 +156,28 @@ def compute_run(run: Run, splits: Splits, classes: int, state: StateFile | None,
     except (TrainingError, SettingsError) as error:
         raise TrainingError(f"row '{run.row}' of ablations: {error}") from error
     seconds = time.perf_counter() - began
+    task = find_task(run.recipe.train.target, classes)
+    temperature = done.calibration.temperature if done.calibration else None
     return Result(
-        answers=predict(done.model, splits.test, find_task(run.recipe.train.target, classes)),
+        answers=predict_heads(done.model, splits.test, task, temperature)["fused"],
         validation=done.validation["fused"],
         parameters=sum(weights.numel() for weights in done.model.parameters()),
         epochs=len(done.history),
         seconds=seconds if whole else None,
+    )
+
+
+def fit_reference(recipe: Recipe, splits: Splits, classes: int) -> Result:
+    """The linear reference of models of `recipe` on the test split; seconds, so it is not kept."""
+    began = time.perf_counter()
+    reference = fit_linear(splits.train, splits.validation, recipe, classes)
+    return Result(
+        answers=reference.answer(splits.test),
+        validation=reference.chosen.scores,
+        parameters=reference.chosen.parameters,
+        epochs=0,
+        seconds=time.perf_counter() - began,
+        note=reference.chosen.name,
     )
 
 

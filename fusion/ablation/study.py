@@ -31,8 +31,10 @@ from fusion.ablation.single_run import (
     Result,
     Run,
     RunFolder,
+    Splits,
     SplitTable,
     compute_run,
+    fit_reference,
     load_splits,
     place_splits,
     train_run,
@@ -41,7 +43,7 @@ from fusion.ablation.variants import Variant
 from fusion.data import Split
 from fusion.errors import TrainingError
 from fusion.models import model_source
-from fusion.objective import Task, find_task
+from fusion.objective import METRICS, Task, find_task
 from fusion.params import EvaluateParams, FoldParams
 from fusion.runtime import (
     Memory,
@@ -162,6 +164,8 @@ class Ablation:
     results: Mapping[str, Sequence[Result]]  # by row, one a seed, of all folds together
     params: EvaluateParams
     device: str  # its type
+    linear: Result  # the linear reference of the base row, of all folds together
+    floors: Mapping[str, float]  # of `train.metric`, by what gives them
     folds: FoldParams | None = None  # how they were made
     count: int = 1  # of the folds
 
@@ -214,20 +218,41 @@ def ablate(
             train = partial(_train, splits=splits, classes=classes, kept=kept)
             work = side_by_side(missing, train, jobs, threads)
         _finish(work, len(missing), len(distinct))
+        base = variants[0].recipe
+        given = [splits.find(base, fold) for fold in range(len(parts))]
+        references = [fit_reference(base, one, classes) for one in given]
+        linear = replace(pool_results(references), note="; ".join(dict.fromkeys(one.note for one in references)))
+    task = find_task(base.train.target, classes)
     return Ablation(
         features=features.digest,
-        task=find_task(variants[0].recipe.train.target, classes),
-        test=pool_splits([splits.find(variants[0].recipe, fold).test for fold in range(len(parts))]),
-        seeds=variants[0].recipe.train.seeds,
+        task=task,
+        test=pool_splits([one.test for one in given]),
+        seeds=base.train.seeds,
         variants=variants,
         results={
             name: [pool_results([_load(kept, run) for run in seed]) for seed in row] for name, row in runs.items()
         },
         params=params,
         device=device.type,
+        linear=linear,
+        floors=_floors(task, given, base.train.metric),
         folds=folds,
         count=len(parts),
     )
+
+
+def _floors(task: Task, folds: Sequence[Splits], metric: str) -> dict[str, float]:
+    """The constant answer and chance, each from the train split of its fold, scored on all test splits as one."""
+    constant, chance = [], []
+    for one in folds:
+        known, train = (task.truth(split).numpy() for split in (one.test, one.train))
+        answers = np.tile(task.constant(train), (len(known), 1))
+        constant.append(task.tally(known, answers, np.array([0, len(known)]))[0])
+        chance.append(task.chance(known, train))
+    return {
+        f"always {task.floor_is}": float(METRICS[metric](np.sum(constant, axis=0))),
+        task.chance_is: float(METRICS[metric](np.sum(chance, axis=0))),
+    }
 
 
 def _load_splits(

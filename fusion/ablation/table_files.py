@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.ablation.comparison import Comparison, Row
-from fusion.ablation.variants import BASE, format_value
+from fusion.ablation.variants import BASE, LINEAR, format_value
 from fusion.checkpoint import VERSION
 from fusion.evaluation import BLUE, ORANGE, draw_png, draw_svg
 from fusion.objective import METRICS
@@ -99,12 +99,12 @@ def write_table(comparison: Comparison, folder: Path, commit: str | None) -> Non
 
 def headline(comparison: Comparison) -> str:
     """One line: how many rows, and the base row."""
-    base, rest = comparison.rows[0], [row for row in comparison.rows if row.difference]
+    base, rest = comparison.rows[0], [row for row in comparison.rows if row.difference and row.model != LINEAR]
     sure = sum(_is_sure(row, _level(comparison)) for row in rest)
     score = mean_std(base.mean, base.std)
     return (
-        f"{len(comparison.rows)} rows of {count_seeds(len(comparison.ablation.seeds))}{_over(comparison)}, "
-        f"base test {comparison.metric} {score}; "
+        f"{len(comparison.rows) - 1} rows of {count_seeds(len(comparison.ablation.seeds))}{_over(comparison)}, "
+        f"base test {comparison.metric} {score}, linear reference {comparison.rows[-1].mean:.3f}; "
         f"{sure} of {len(rest)} differ from their base (Holm, {_level(comparison):.2g})"
     )
 
@@ -134,20 +134,21 @@ def describe_run(comparison: Comparison, commit: str | None) -> dict[str, Any]:
 def table_csv(comparison: Comparison, run: Mapping[str, Any]) -> str:
     """Every number; empty where there is none."""
     header = ["run", "name", "base", "overrides", "model", "seeds", "metric", "mean", "std", "low", "high"]
-    header += ["validation", "difference", "difference_low", "difference_high", "p", "p_holm"]
+    header += ["ensemble", "validation", "difference", "difference_low", "difference_high", "p", "p_holm"]
     header += comparison.ablation.task.metrics
     rows = []
     for row in comparison.rows:
         variant, difference = row.variant, row.difference
         overrides = " ".join(f"{key}={format_value(value)}" for key, value in variant.overrides.items())
-        numbers = [row.mean, row.std, row.interval.low, row.interval.high, row.validation]
+        numbers = [row.mean, row.std, row.interval.low, row.interval.high, row.ensemble, row.validation]
         if difference is None:
             numbers += [None] * 5
         else:
             numbers += [difference.mean, difference.interval.low, difference.interval.high]
             numbers += [difference.p, difference.p_holm]
         numbers += row.scores.values()
-        cells = [run["id"], variant.name, variant.base, overrides, variant.recipe.model.name, run["seeds"]]
+        seeds = "" if row.model == LINEAR else run["seeds"]
+        cells = [run["id"], variant.name, variant.base, overrides, row.model, seeds]
         cells += [comparison.metric, *map(number, numbers)]
         rows.append([*cells, row.parameters, "" if row.seconds is None else f"{row.seconds:.1f}"])
     return csv_text([*header, "parameters", "seconds"], rows)
@@ -159,10 +160,12 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
     others = [name for name in ablation.task.metrics if name != comparison.metric]
     interval = f"{ablation.params.confidence:.0%} interval"
     header = ["row", METRICS[comparison.metric].title, interval, "against", "difference", interval, "p", "p (Holm)"]
+    header.insert(3, "ensemble")
     header += [METRICS[name].title for name in others]
     rows = []
     for row in comparison.rows:
         cells = [_escape_md(row.variant.name), mean_std(row.mean, row.std), bounds(row.interval)]
+        cells.append(f"{row.ensemble:.3f}")
         if row.difference is None:
             cells += [""] * 5
         else:
@@ -185,6 +188,8 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
             *markdown_table([*header, "validation", "parameters", "seconds"], rows),
             "",
             _explain(comparison),
+            "",
+            _against_linear(comparison),
             "",
             f"Row {BASE} is `{json.dumps(ablation.variants[0].recipe.to_json())}`. The others differ from it in:",
             "",
@@ -237,7 +242,7 @@ def _explain(comparison: Comparison) -> str:
     else:
         drawn = "With a single seed, intervals and tests count other conversations only, not other seeds."
     counted = ablation.task.counted(ablation.task.truth(ablation.test))
-    compared = sum(row.difference is not None for row in comparison.rows)
+    compared = sum(row.difference is not None and row.model != LINEAR for row in comparison.rows)
     lower = [metric.title for metric in ablation.task.metrics.values() if metric.lower_is_better]
     pooled = ""
     if ablation.folds:
@@ -259,6 +264,30 @@ def _explain(comparison: Comparison) -> str:
 def _tested(comparison: Comparison) -> str:
     count = comparison.ablation.count
     return "the test split" if count == 1 else f"the test splits of {count} folds"
+
+
+def _against_linear(comparison: Comparison) -> str:
+    """What the rows are held against, and which of them are not above it."""
+    ablation, metric = comparison.ablation, METRICS[comparison.metric]
+    *rows, linear = comparison.rows
+    floors = ", ".join(f"{name} {score:.3f}" for name, score in ablation.floors.items())
+    said = (
+        f"Row {LINEAR} is the linear reference on what row {BASE} sees, {_escape_md(ablation.linear.note)}, chosen on "
+        f"validation: {linear.mean:.3f}. Floors: {floors}. Ensemble: the mean of the calibrated answers of all seeds."
+    )
+    floor = (min if metric.lower_is_better else max)(ablation.floors.values())
+    for name, level, end in (
+        ("above the linear reference", linear.mean, [row.mean for row in rows]),
+        ("with an interval that excludes the better floor", floor,
+         [row.interval.high if metric.lower_is_better else row.interval.low for row in rows]),
+    ):  # fmt: skip
+        below = [
+            _escape_md(row.variant.name)
+            for row, reached in zip(rows, end, strict=True)
+            if (reached >= level if metric.lower_is_better else reached <= level)
+        ]
+        said += f" **Not {name}: {', '.join(below)}.**" if below else ""
+    return said
 
 
 def _level(comparison: Comparison) -> float:

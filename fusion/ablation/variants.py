@@ -5,8 +5,9 @@
       no gate, raw: {base: no gate, model.hbaf.levels: raw}        # no gate's overrides too, and compared with that row
       width: {grid: {model.dim: [32, 128]}}                   # rows 'width model.dim=32' and 'width model.dim=128'
 
-The base row, which is params.yaml with the overrides of the command, is always there. A combination of a grid that is
-its base is left out: that row is in the table already.
+The base row, which is params.yaml with the overrides of the command, is always there, and so is row `linear`: the
+linear reference on what the base row sees (`fusion.linear`). A combination of a grid that is its base is left out: that
+row is in the table already.
 """
 
 import difflib
@@ -31,6 +32,7 @@ from fusion.params import (
 from pipeline.settings import SettingsError, check_section, read_section
 
 BASE = "base"
+LINEAR = "linear"  # the row of the linear reference, which is compared with the base row
 SECTIONS = ("model", "loss", "train")
 SHARED = ("train.seeds", "train.target")  # without which rows could not be compared
 
@@ -70,7 +72,7 @@ def read_variants(path: Path | None, overrides: Sequence[str] = (), only: Sequen
     recipe = read_recipe(path, overrides)
     rows = {}
     for row in _expand(read_section(path, "ablations", AblationParams, overrides).sets, source):
-        if row.name in rows or row.name == BASE:
+        if row.name in rows or row.name in (BASE, LINEAR):
             raise SettingsError(f"{source}: 'ablations.{row.set_name}': a row called '{row.name}' is there already")
         rows[row.name] = row
     base = Variant(BASE, None, {}, recipe)

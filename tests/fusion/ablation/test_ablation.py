@@ -25,7 +25,7 @@ from fusion.ablation.variants import Variant
 from fusion.cli import ablate_app
 from fusion.data import Resident, load_split, withhold
 from fusion.errors import FeatureError, OutputError, TrainingError
-from fusion.inference import score_answers
+from fusion.inference import predict_heads, score_answers
 from fusion.objective import holm
 from fusion.objective.tasks import LabelTask
 from fusion.params import EvaluateParams
@@ -139,7 +139,9 @@ def test_a_run_is_the_training_that_fusion_train_does(done: Path) -> None:
     fit = fusion.ablation.single_run.fit(train, validation, base.recipe, 1, classes=3)
     table = ablate(features, [base], SECTION, done / "out" / "ablations", CPU, 1)
     result = table.results["base"][1]
-    np.testing.assert_array_equal(result.answers, fusion.ablation.single_run.predict(fit.model, test, LabelTask(3)))
+    assert fit.calibration
+    said = predict_heads(fit.model, test, LabelTask(3), fit.calibration.temperature)["fused"]
+    np.testing.assert_array_equal(result.answers, said)
     assert result.validation == fit.validation["fused"]
     assert result.parameters == sum(weights.numel() for weights in fit.model.parameters())
 
@@ -302,13 +304,19 @@ def made_comparison(folder: Path, shares: dict[str, float], seeds: str = "[0, 1,
         ]
     section = EvaluateParams(resamples=200, permutations=999)
     recipe = variants[0].recipe
-    return compare(Ablation(features.digest, LabelTask(3), test, recipe.train.seeds, variants, results, section, "cpu"))
+    linear = replace(results["base"][0], note="text (C 0.001)")
+    floors = {"always the majority label": 0.2, "labels by their shares": 0.5}
+    return compare(
+        Ablation(
+            features.digest, LabelTask(3), test, recipe.train.seeds, variants, results, section, "cpu", linear, floors
+        )
+    )
 
 
 def test_a_row_holds_the_scores_of_its_runs(tmp_path: Path) -> None:
     comparison = made_comparison(tmp_path, {"base": 0.8, "worse": 0.4, "alike": 0.8})
-    ablation, (base, worse, alike) = comparison.ablation, comparison.rows
-    for row in comparison.rows:
+    ablation, (base, worse, alike, linear) = comparison.ablation, comparison.rows
+    for row in (base, worse, alike):
         every = [score_answers(ablation.task, ablation.test, one.answers) for one in ablation.results[row.variant.name]]
         scores = [one["weighted_f1"] for one in every]
         assert row.mean == pytest.approx(np.mean(scores))
@@ -324,13 +332,27 @@ def test_a_row_holds_the_scores_of_its_runs(tmp_path: Path) -> None:
     assert worse.difference.p == pytest.approx(0.001)
     corrected = holm(np.array([worse.difference.p, alike.difference.p]))
     assert [worse.difference.p_holm, alike.difference.p_holm] == corrected.tolist()
+    assert linear.difference
+    assert linear.difference.mean == pytest.approx(linear.mean - base.mean)
+    assert linear.difference.p == linear.difference.p_holm
+
+
+def test_the_table_says_which_rows_are_not_above_the_linear_reference_and_the_floors(tmp_path: Path) -> None:
+    comparison = made_comparison(tmp_path, {"base": 0.8, "worse": 0.4, "better": 0.99})
+    table = table_md(comparison, describe_run(comparison, None))
+    assert "text (C 0.001), chosen on validation" in table
+    assert "Floors: always the majority label 0.200, labels by their shares 0.500." in table
+    below = table.split("**Not above the linear reference: ")[1].split(".**")[0].split(", ")
+    assert "worse" in below
+    assert "better" not in below
+    assert "**Not with an interval that excludes the better floor: worse.**" in table
 
 
 def test_only_a_difference_that_the_test_confirms_is_bold(tmp_path: Path) -> None:
     comparison = made_comparison(tmp_path, {"base": 0.8, "worse": 0.4, "alike": 0.78})
     run_of = describe_run(comparison, None)
     for table in (table_md(comparison, run_of), table_tex(comparison, run_of)):
-        bold = [line for line in table.splitlines() if "**" in line or "mathbf" in line]
+        bold = [line for line in table.splitlines() if ("| " in line and "**" in line) or "mathbf" in line]
         assert len(bold) == 1
         assert "worse" in bold[0]
     assert "1 of 2 differ from their base (Holm, 0.05)" in headline(comparison)
@@ -359,7 +381,7 @@ def test_the_sentences_of_a_table_hold_single_spaces(tmp_path: Path, seeds: str,
 def test_a_table_of_the_base_row_alone_is_a_table(tmp_path: Path) -> None:
     comparison = made_comparison(tmp_path, {"base": 0.8})
     write_table(comparison, tmp_path / "out", "abc")
-    assert len((tmp_path / "out" / "ablations.csv").read_text().splitlines()) == 2
+    assert len((tmp_path / "out" / "ablations.csv").read_text().splitlines()) == 3  # the header, base and linear
 
 
 def test_every_file_names_the_run(tmp_path: Path) -> None:
@@ -406,7 +428,9 @@ def test_the_command_needs_nothing_but_the_feature_file(project: Path) -> None:
     assert ended.stdout.count("\n") == 1
     assert ended.stderr == ""  # no progress bar where there is no terminal
     rows = without_seconds(project / "tables" / "ablations.csv")
-    assert [(row["name"], row["overrides"]) for row in rows] == [("base", ""), ("no gate", "model.hbaf.gate=false")]
+    assert [(row["name"], row["overrides"]) for row in rows] == [
+        ("base", ""), ("no gate", "model.hbaf.gate=false"), ("linear", ""),
+    ]  # fmt: skip
 
 
 REFUSED = [
