@@ -24,6 +24,7 @@ Layers = (
 Mix = Literal["mean", "sum", "concat", "stack"]  # of several layers; stack keeps all, for a learned mix in the model
 Share = Annotated[float, Field(gt=0, lt=1)]
 NoiseKind = Literal["white", "speech"]
+Normalise = Literal["clip-band", "clip", "speaker", "none"]
 
 
 def _expand_home(path: str) -> str:
@@ -167,7 +168,19 @@ class AudioParams(Section):
     on_error: Literal["stop", "mark"] = (
         "stop"  # a recording that cannot be read now: stop, or leave its utterance empty
     )
+    # of log-mel: each band over the clip | the level of the clip | each band over all clips of the speaker | none;
+    # None: speaker. Other encoders normalise as they were trained.
+    normalise: Normalise | None = None
     finetune: FinetuneAudioParams = FinetuneAudioParams()
+
+    @model_validator(mode="after")
+    def _normalises_what_it_may(self) -> "AudioParams":
+        if self.normalise is not None and self.encoder != "log-mel":
+            raise ValueError(
+                f"normalise is {self.normalise}: of encoder log-mel alone, and encoder is {self.encoder}, which "
+                "normalises recordings as it was trained; leave normalise null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _windows_advance(self) -> "AudioParams":

@@ -175,7 +175,7 @@ class TurnEncoder:
         device: str = "auto",
         decode_seconds: float = DECODE_SECONDS,
     ) -> None:
-        self._audio, self._text = audio, text
+        self._audio, self._text = (one if one and one.of_an_encoder else None for one in (audio, text))
         self._audio_folder, self._text_folder = audio_folder, text_folder
         self._device = device
         self._decoders = Decoders(decode_seconds)

@@ -81,7 +81,8 @@ def _settings(modality: str, identity: Identity, folder: Path | None) -> dict[st
             )
         return {"encoder": str(folder.absolute())} | found
     if name in BUILT_IN[modality] and revision is None:
-        return {"encoder": name} | found
+        own = {"normalise": identity.fields.get("normalise")} if name == "log-mel" else {}
+        return {"encoder": name} | own | found
     if (
         isinstance(name, str)
         and isinstance(revision, str)

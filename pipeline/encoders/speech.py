@@ -32,9 +32,9 @@ from pipeline.encoders.precision import Probe, cast_products, ready_for_inferenc
 from pipeline.encoders.tiny import TINY_SPEECH
 from pipeline.encoders.transfer import fetched, fitting, upload
 from pipeline.errors import EncoderError
-from pipeline.params import AudioParams
+from pipeline.params import AudioParams, Normalise
 from pipeline.settings import full_float32
-from pipeline.store import Dtype, Identity
+from pipeline.store import Columns, Dtype, Identity, join_columns, measure_columns
 
 VERSION = 3  # raise it when a change alters the features
 LOG_MEL = "log-mel"
@@ -73,9 +73,34 @@ class SpeechEncoder:
         """Samples in a batch, padding included, that fit the memory which is free now."""
         return int(self._frontend.budget_seconds() * self.sample_rate)
 
-    def prepare(self, clip: Tensor) -> Prepared:
-        """What can be done to a clip (samples,) on the host, before its batch is encoded; safe in threads."""
-        return self._frontend.prepare(prepared(clip, self._frontend.normalise, self._frontend.receptive_field))
+    @property
+    def by_speaker(self) -> bool:
+        """Whether a clip is normalised by all clips of its speaker, which `measure_speakers` listens to."""
+        return isinstance(self._frontend, LogMel) and self._frontend.how == "speaker"
+
+    def prepare(self, clip: Tensor, speaker: Columns | None = None) -> Prepared:
+        """What can be done to a clip (samples,) on the host, before its batch is encoded; safe in threads.
+
+        `speaker` is from `measure_speakers`; without, where it is asked for, the clip stands for its speaker.
+        """
+        ready = self._frontend.prepare(prepared(clip, self._frontend.normalise, self._frontend.receptive_field))
+        if speaker is None:
+            return ready
+        mean, deviation = (torch.from_numpy(one).float() for one in (speaker.mean, speaker.deviation))
+        return ready._replace(bands=(mean, deviation))
+
+    def measure_speakers(
+        self, speakers: Sequence[str | None], load: Callable[[int], Tensor | None]
+    ) -> dict[str, Columns]:
+        """The bands of each speaker that has a name, over all of their clips; `load` gives the clip of an index."""
+        assert isinstance(self._frontend, LogMel)
+        found: dict[str, Columns] = {}
+        for index, speaker in enumerate(speakers):
+            clip = load(index) if speaker else None
+            if speaker and clip is not None:
+                own = measure_columns(self._frontend.bands(self.prepare(clip).samples).cpu().numpy())
+                found[speaker] = join_columns(found[speaker], own) if speaker in found else own
+        return found
 
     def encode(self, clips: Sequence[Tensor]) -> list[np.ndarray]:
         """Each clip (samples,) -> (frames, *row_shape) float32; one longer than the window in overlapping windows."""
@@ -277,16 +302,18 @@ def _cut(model: Any, depth: int) -> None:
 class LogMel:
     """Log-mel frames: 25 ms windows every 10 ms, 80 bands. No weights.
 
-    Every band is brought to zero mean and unit variance over the clip, which takes away the recording's and much of
-    the speaker's colour and leaves how the voice moves. The whole clip is there, so there are no windows.
+    Over all clips of a `speaker` every band is brought to zero mean and unit variance, which takes away the colour of
+    the voice and of its recording, and leaves how loud and how high a clip is for this speaker. Over the clip alone
+    (`clip-band`) that is lost, too. `clip` takes away the level of the clip and leaves the bands. The whole clip is
+    there, so there are no windows.
     """
 
     sample_rate, hop, receptive_field, dim = 16_000, 160, 512, 80
-    normalise = True
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, how: Normalise) -> None:
         from torchaudio.transforms import MelSpectrogram
 
+        self.how, self.normalise = how, how in ("clip-band", "clip")
         self.device = torch.device(device)
         self._mel = MelSpectrogram(
             self.sample_rate, n_fft=512, win_length=400, hop_length=self.hop, n_mels=self.dim, center=False
@@ -308,12 +335,23 @@ class LogMel:
         """Clips -> (frames, dim) each, encoded one by one: nothing to share, nothing to pad."""
         (flat,) = upload([torch.cat([clip.samples for clip in clips])], self.device)
         samples = flat.split([len(clip.samples) for clip in clips])
-        return [finish(self._standardised(torch.log(self._mel(one) + 1e-5).T)[:, None]) for one in samples]
+        return [
+            finish(self._normalised(self.bands(one), clip.bands)[:, None])
+            for one, clip in zip(samples, clips, strict=True)
+        ]
 
-    @staticmethod
-    def _standardised(frames: Tensor) -> Tensor:
-        centred = frames - frames.mean(dim=0)
-        return centred / (centred.square().mean(dim=0).sqrt() + 1e-3)
+    def bands(self, samples: Tensor) -> Tensor:
+        """(samples,) -> (frames, dim), not normalised."""
+        return torch.log(self._mel(samples.to(self.device)) + 1e-5).T
+
+    def _normalised(self, frames: Tensor, speaker: tuple[Tensor, Tensor] | None) -> Tensor:
+        if self.how in ("clip", "none"):
+            return frames
+        if speaker is None:
+            centred = frames - frames.mean(dim=0)
+            return centred / (centred.square().mean(dim=0).sqrt() + 1e-3)
+        mean, deviation = (one.to(frames.device) for one in speaker)
+        return (frames - mean) / (deviation + 1e-3)
 
 
 def load_speech_encoder(params: AudioParams, device: str = "auto") -> SpeechEncoder:
@@ -330,14 +368,14 @@ def load_speech_encoder(params: AudioParams, device: str = "auto") -> SpeechEnco
 
 
 def _log_mel_encoder(params: AudioParams, device: str) -> SpeechEncoder:
-    frontend = LogMel(device)
+    frontend = LogMel(device, params.normalise or "speaker")
     identity = Identity(
         {
             "modality": "audio",
             "model": LOG_MEL,
             "frame_rate": frontend.sample_rate / frontend.hop,
             "sample_rate": frontend.sample_rate,
-            "normalise": "clip and band",
+            "normalise": frontend.how,
             "dtype": params.dtype,
             "version": VERSION,
         }

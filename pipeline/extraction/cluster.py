@@ -14,7 +14,7 @@ import torch
 
 from pipeline.errors import DataError, EncoderError
 from pipeline.extraction.engine import Encoded
-from pipeline.extraction.stage import Outcome, Recordings, Work, fill, plan_text
+from pipeline.extraction.stage import Outcome, Recordings, Work, fill, leave_empty, plan_text
 from pipeline.manifest import Source, read_sources
 from pipeline.media import Channels
 from pipeline.params import AudioParams, TextParams
@@ -56,12 +56,17 @@ def extract_audio_on(
             has other recordings or another encoder.
     """
     utterances = read_sources(manifest, "audio")
+    if not any(utterance.samples for utterance in utterances):
+        return leave_empty(target, utterances, "audio", params.dtype)
     return _extract(cluster, target, Recordings(utterances, _located(params), root.absolute(), channels), "audio")
 
 
 def extract_text_on(cluster: Cluster, manifest: Path, target: Path, params: TextParams) -> Outcome:
     """Encode the transcripts to the part file `target`; raises as `extract_audio_on` does."""
-    return _extract(cluster, target, Transcripts(read_sources(manifest, "text"), _located(params)), "text")
+    utterances = read_sources(manifest, "text")
+    if not any(utterance.text for utterance in utterances):
+        return leave_empty(target, utterances, "text", params.dtype)
+    return _extract(cluster, target, Transcripts(utterances, _located(params)), "text")
 
 
 def _located(params: Params) -> Params:

@@ -13,22 +13,23 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.encoders import batches_under_budget
-from pipeline.errors import DataError
+from pipeline.errors import ClipError, DataError
 from pipeline.extraction.engine import Encoded, Engine, LocalEngine
 from pipeline.extraction.progress import Progress, Unit
 from pipeline.manifest import Source, read_sources
 from pipeline.media import Channels, Clips, encoder_samples
 from pipeline.params import AudioParams, TextParams
 from pipeline.settings import Threads, advise_precision
-from pipeline.store import Identity, PartLayout, SlotWriter
+from pipeline.store import NO_ENCODER, Columns, Dtype, Identity, PartLayout, SlotWriter
 
 if TYPE_CHECKING:
     import torch
@@ -129,6 +130,8 @@ def extract_audio(
     from pipeline.encoders import load_speech_encoder
 
     recordings = Recordings(read_sources(manifest, "audio"), params, root, channels)
+    if not any(utterance.samples for utterance in recordings.utterances):
+        return leave_empty(target, recordings.utterances, "audio", params.dtype)
     encoder = load_speech_encoder(params, device)
     outcome = fill(target, plan_audio(recordings, encoder, target.parent), "audio")
     precision = encoder.identity.fields.get("precision", "")  # log-mel frames have none
@@ -140,6 +143,8 @@ def extract_text(manifest: Path, target: Path, params: TextParams, device: str =
     from pipeline.encoders import load_text_encoder
 
     utterances = read_sources(manifest, "text")
+    if not any(utterance.text for utterance in utterances):
+        return leave_empty(target, utterances, "text", params.dtype)
     encoder = load_text_encoder(params, device)
     outcome = fill(target, plan_text(utterances, encoder, params), "text")
     return replace(outcome, advice=advise_precision(params.precision, encoder.device, "text.precision"))
@@ -173,10 +178,27 @@ def plan_clips(
     """
     lengths = [encoder_samples(utterance, encoder.sample_rate) for utterance in utterances]
 
+    def load_if_readable(index: int) -> "torch.Tensor | None":
+        try:
+            return load(index) if lengths[index] else None
+        except ClipError:
+            if params.on_error == "stop":
+                raise
+            return None  # it is marked when it is to be encoded
+
+    named = [utterance.speaker for utterance in utterances]
+    turn = Lock()
+
+    @cache
+    def speakers() -> Mapping[str, Columns]:
+        return encoder.measure_speakers(named, load_if_readable) if encoder.by_speaker else {}
+
     def load_prepared(index: int) -> "Prepared":
+        with turn:  # the first of the threads that load clips listens to all of them
+            own = speakers().get(named[index] or "")
         clip = load(index)
         assert len(clip) == lengths[index]
-        return encoder.prepare(clip)
+        return encoder.prepare(clip, own)
 
     layout = PartLayout(
         ids=[utterance.id for utterance in utterances],
@@ -292,6 +314,17 @@ def fill(target: Path, work: Work, name: str) -> Outcome:
         failures={layout.name(index): status for index, status in sorted(failures.items())},
         speed=progress.speed(),
     )
+
+
+def leave_empty(target: Path, utterances: Sequence[Source], modality: str, dtype: Dtype) -> Outcome:
+    """Write the part of a corpus that lacks the modality: no rows, of no encoder, and none is loaded for it."""
+    ids, shape = [utterance.id for utterance in utterances], (1,)
+    identity = Identity({"modality": modality, "model": NO_ENCODER})
+    with SlotWriter(target, PartLayout(ids, [0] * len(ids), shape, dtype, identity, plan="")) as writer:
+        writer.write(range(len(ids)), [np.empty((0, *shape), dtype)] * len(ids))
+        writer.finish()
+    advice = f"the corpus has no {modality}: nothing to encode, and no encoder was loaded"
+    return Outcome(target, len(ids), 0, 0, 0, len(ids), {}, "", advice)
 
 
 class _WritingBehind:

@@ -18,7 +18,7 @@ from pipeline.join import table_of
 from pipeline.manifest import Utterance, label_names
 from pipeline.params import DatasetParams, ImportParams
 from pipeline.preparation import label_warnings, note_validation, settle, split_warnings
-from pipeline.store import Part, read_features, write_joint
+from pipeline.store import Part, measure_columns, read_features, write_joint
 
 NAMED = 5  # utterances that are named in a line of the summary
 
@@ -89,7 +89,11 @@ def import_features(
     lines = [f"repaired: {count} {what}" for what, count in corpus.repaired.most_common()]
     lines += [f"note: {note}" for note in notes]
     lines += [line for modality in modalities for line in _describe(modality, ids, params)]
-    return Imported(output, len(rows), read_features(output).digest, lines)
+    features = read_features(output)
+    for modality in modalities:
+        columns = measure_columns(getattr(features, modality.name).values)
+        lines += [f"{modality.name}: {oddities}" for oddities in [columns.oddities()] if oddities]
+    return Imported(output, len(rows), features.digest, lines)
 
 
 def _write(

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+NO_ENCODER = "none"  # the model of a part whose corpus lacks the modality
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -23,6 +25,11 @@ class Identity:
         if name in known or self.fields.get("revision") or "weights" not in self.fields:
             return name
         return f"{name} ({self.fields.get('architecture', 'folder')}, weights {str(self.fields['weights'])[:8]})"
+
+    @property
+    def of_an_encoder(self) -> bool:
+        """Whether there is one; a corpus that lacks the modality needs none."""
+        return self.fields.get("model") != NO_ENCODER
 
     def to_json(self) -> str:
         """One canonical line: sorted keys, no spaces."""

@@ -47,6 +47,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+LOG_MEL = AudioParams(encoder="log-mel", normalise="clip-band")  # of a clip alone, whatever the others are
+
+
 def run(
     corpus: Path, folder: Path, manifest: Path | None = None, encoder: str = "log-mel", **params: object
 ) -> Degraded:
@@ -54,7 +57,7 @@ def run(
         manifest or corpus / "manifest.jsonl",
         folder,
         DegradeParams(**params),  # type: ignore[arg-type]
-        AudioParams(encoder=encoder),
+        AudioParams(encoder=encoder, normalise="clip-band" if encoder == "log-mel" else None),
         TextParams(),
         corpus,
         "downmix",
@@ -94,7 +97,7 @@ def test_the_identity_differs_from_that_of_the_stages_by_the_input_alone(
 ) -> None:
     manifest = corpus / "manifest.jsonl"
     extract_text(manifest, tmp_path / "text.h5", TextParams(), "cpu")
-    extract_audio(manifest, tmp_path / "audio.h5", AudioParams(encoder="log-mel"), corpus, "downmix", "cpu")
+    extract_audio(manifest, tmp_path / "audio.h5", LOG_MEL, corpus, "downmix", "cpu")
     for path in degraded.iterdir():
         fields = dict(read_part(path).identity.fields)
         given = fields.pop("input")
@@ -177,9 +180,7 @@ def test_noise_reaches_the_clip_at_its_ratio_and_not_the_silent_one(
 
 
 def test_a_clip_with_noise_has_as_many_frames_and_other_ones(corpus: Path, degraded: Path, tmp_path: Path) -> None:
-    extract_audio(
-        corpus / "manifest.jsonl", tmp_path / "a.h5", AudioParams(encoder="log-mel"), corpus, "downmix", "cpu"
-    )
+    extract_audio(corpus / "manifest.jsonl", tmp_path / "a.h5", LOG_MEL, corpus, "downmix", "cpu")
     clean = read_part(tmp_path / "a.h5")
     soft, loud = (read_part(degraded / f"audio-noise-{level}dB.h5") for level in ("20", "-5.5"))
     keys = {u.id: content_key(u, "audio") for u in read_manifest(corpus / "manifest.jsonl")}

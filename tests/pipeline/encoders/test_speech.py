@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline.encoders import SpeechEncoder, load_speech_encoder
@@ -215,9 +216,38 @@ def test_windows_agree_with_the_whole_clip_away_from_the_seams(folder: str, requ
 
 
 def test_log_mel_bands_have_zero_mean_and_unit_variance_over_the_clip() -> None:
-    frames = load("log-mel", window_seconds=2.0, overlap_seconds=1.0).encode(noise(16000 * 5))[0]
+    encoder = load("log-mel", normalise="clip-band", window_seconds=2.0, overlap_seconds=1.0)
+    frames = encoder.encode(noise(16000 * 5))[0]
     assert np.allclose(frames.mean(axis=0), 0, atol=1e-3)
     assert np.allclose(frames.std(axis=0), 1, atol=0.01)
+
+
+@pytest.mark.parametrize(("how", "blind"), [("clip-band", True), ("clip", True), ("speaker", True), ("none", False)])
+def test_a_louder_clip_alone_gives_other_log_mel_frames_only_where_its_level_is_kept(how: str, blind: bool) -> None:
+    """Of a speaker who is not known, the clip stands for all of them."""
+    (clip,) = noise(16000 * 2)
+    encoder = load("log-mel", normalise=how)
+    one, louder = encoder.encode([clip])[0], encoder.encode([clip * 3])[0]
+    # log(power + 1e-5) is not blind to the last bit: 3 times as loud is log(9) in every band
+    assert bool(np.abs(one - louder).mean() < 0.1) is blind
+    assert encoder.identity.fields["normalise"] == how
+
+
+def test_log_mel_frames_keep_what_tells_a_speakers_clips_apart() -> None:
+    quiet, loud = noise(16000 * 2, 16000 * 2)
+    encoder = load("log-mel")
+    speakers = encoder.measure_speakers(["a", "a", None, "b"], lambda index: [quiet, loud * 5, quiet, loud][index])
+    assert sorted(speakers) == ["a", "b"]
+    rows = encoder.start([encoder.prepare(clip, speakers["a"]) for clip in (quiet, loud * 5)], "float32")()
+    together = np.concatenate(rows)
+    assert np.allclose(together.mean(axis=0), 0, atol=1e-3)
+    assert np.allclose(together.std(axis=0), 1, atol=0.01)
+    assert (rows[1].mean(axis=0) - rows[0].mean(axis=0) > 1).all()
+
+
+def test_an_encoder_that_normalises_as_it_was_trained_refuses_the_key() -> None:
+    with pytest.raises(ValidationError, match="normalise is none: of encoder log-mel alone, and encoder is tiny"):
+        AudioParams(encoder="tiny", normalise="none")
 
 
 def test_identity_follows_what_features_depend_on(speech_folder: Path, stable_speech_folder: Path) -> None:

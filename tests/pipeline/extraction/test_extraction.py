@@ -23,7 +23,7 @@ from pipeline.extraction.engine import LocalEngine
 from pipeline.extraction.progress import Progress, Unit
 from pipeline.extraction.stage import Outcome
 from pipeline.inspect import inspect_file
-from pipeline.join import join
+from pipeline.join import join, stand_ins
 from pipeline.manifest import (
     SOURCES,
     SPLITS,
@@ -430,3 +430,32 @@ def test_swapped_parts_are_refused(manifest: Path, joined: Path, tmp_path: Path)
 
     with pytest.raises(StoreError, match="holds text features, expected audio; are audio and text swapped"):
         join(manifest, joined.parent / "text.h5", joined.parent / "audio.h5", tmp_path / "feats.h5")
+
+
+@pytest.mark.parametrize("modality", ["audio", "text"])
+def test_a_modality_that_the_corpus_lacks_loads_no_encoder_and_joins_without_a_warning(
+    modality: str, manifest: Path, tmp_path: Path
+) -> None:
+    absent = {"audio": {"audio": None, "samples": 0, "sample_rate": None, "channels": None}, "text": {"text": ""}}
+    records = [
+        record.model_copy(update={**absent[modality], "status": f"no-{modality}"}) for record in read_manifest(manifest)
+    ]
+    write_manifest(tmp_path / "manifest.jsonl", records)
+    write_sources(tmp_path / "manifest.jsonl", records)
+    nowhere = {"encoder": str(tmp_path / "no such encoder")}
+    for name in ("manifest.jsonl", SOURCES[modality]):
+        target = tmp_path / f"{modality}.h5"
+        if modality == "audio":
+            done = extract_audio(tmp_path / name, target, AudioParams(**nowhere), DEMO, "downmix", "cpu")  # type: ignore[arg-type]
+        else:
+            done = extract_text(tmp_path / name, target, TextParams(**nowhere), "cpu")  # type: ignore[arg-type]
+        assert f"the corpus has no {modality}: nothing to encode" in done.summary("inputs", "rows")
+    if modality == "audio":
+        extract_text(tmp_path / "manifest.jsonl", tmp_path / "text.h5", TextParams(encoder="tiny"), "cpu")
+    else:
+        audio(tmp_path / "manifest.jsonl", tmp_path / "audio.h5")
+    features = join(*(tmp_path / name for name in ("manifest.jsonl", "audio.h5", "text.h5", "feats.h5")))
+    part = getattr(features, modality)
+    assert not len(part.values)
+    assert part.identity == Identity({"modality": modality, "model": "none"})
+    assert not any(modality in line.partition(":")[0] for line in stand_ins(features, "table"))
