@@ -60,6 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file_name, naming, delimiter in (("opensmile.csv", "name", ";"), ("named.csv", "clip", ",")):
         lines = [delimiter.join([name, *map(str, array[0])]) for name, array in arrays.items()]
         (root / file_name).write_text("\n".join([delimiter.join([naming, "a", "b", "c", "d"]), *lines]))
+    np.savetxt(root / "ordered.csv", np.stack([array[0] for array in arrays.values()]), delimiter=",")
     torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, root / "tensors.pt")
     write_pickle(root / "dict.pkl", arrays)
     write_pickle(root / "IEMOCAP_features.pkl", TUPLES["IEMOCAP of DialogueRNN, MMGCN, COGMEN"], 2)
