@@ -328,7 +328,10 @@ def test_no_result_file_holds_what_is_no_number(project: Path) -> None:
 def test_tables_say_which_way_is_better(project: Path) -> None:
     table = (project / "results" / "table.md").read_text()
     assert "utterances with a score" in table
-    assert "the floor always predicts the median score of train. Of mae less is better." in table
+    assert "the floor always predicts the median score of train, chance: scores drawn from those of train." in table
+    assert "Of mae less is better." in table
+    assert "| linear, " in table
+    assert "alpha " in table  # of ridge regression
     assert "precision" not in table
     assert "the median score of train" in (project / "results" / "robustness" / "table.md").read_text()
     ablations = (project / "results" / "ablations.md").read_text()
@@ -357,7 +360,7 @@ def test_a_model_of_scores_is_loaded_and_does_not_mind_other_labels(project: Pat
 def test_a_picture_is_drawn_where_an_interval_has_no_end() -> None:
     """A single conversation says nothing about others, and an error has no upper bound."""
     variant = Variant(BASE, None, {}, score_recipe())
-    row = Row(variant, 0.9, None, Interval(0.0, math.inf), 0.8, None, {}, 100, None)
+    row = Row(variant, 0.9, None, Interval(0.0, math.inf), 0.8, None, {}, 100, None, 0.9, "hbaf")
     assert draw_png(draw_bars([row], "MAE", SCORE_METRICS["mae"].bounds, 0.05)).startswith(b"\x89PNG")
 
 

@@ -41,6 +41,7 @@ def as_fold(evaluation: Evaluation, number: int) -> Evaluation:
         evaluation,
         ids=[f"{number}/{identifier}" for identifier in evaluation.ids[keep]],
         conversations=[f"{number}/{name}" for name in evaluation.conversations[keep]],
+        speakers=evaluation.speakers[keep],
         true=evaluation.true[keep],
         seeds=[replace(seed, answers=seed.answers[keep]) for seed in evaluation.seeds],
         features=f"{number:064}",
@@ -146,7 +147,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "model": (lambda f: edit_run(f, model="hcam"), "fold-2 was run with model hcam, but fold-1 with hbaf"),
     "encoders": (
         lambda f: edit_run(f, encoders="other"),
-        "run with encoders other, but fold-1 with made-audio, made-te",
+        "run with encoders other, but fold-1 with made-audio",
     ),
     "seeds": (lambda f: edit_run(f, seeds="3"), "fold-2 was run with seeds 3, but fold-1 with 3,11"),
     "labels": (lambda f: edit_predictions(f, "joy", "glee"), "fold-2 has the labels anger, glee, neutral, but fold-1"),
@@ -165,7 +166,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda f: (f / "predictions.csv").write_text(""), "holds no table of predictions"),
     "cut": (
         lambda f: (f / "predictions.csv").write_text((f / "predictions.csv").read_text()[:-30]),
-        "truncated, or not a table of 10 columns",
+        "truncated, or not a table of 12 columns",
     ),
 }
 
