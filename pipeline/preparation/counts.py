@@ -161,15 +161,13 @@ def target_warnings(turns: Sequence[Turn], utterances: Sequence[Utterance]) -> l
 
 
 def modality_warnings(utterances: Sequence[Utterance]) -> list[str]:
-    """That more than a tenth of the turns lack audio, or text, and why."""
+    """That more than a tenth of the turns lack audio, or text, and why; not of a corpus that has none of it."""
     warnings = []
-    for modality, absent in (
-        ("audio", [utterance for utterance in utterances if not utterance.samples]),
-        ("text", [utterance for utterance in utterances if not utterance.text]),
+    for modality, absent, given in (
+        ("audio", [one for one in utterances if not one.samples], any(one.audio for one in utterances)),
+        ("text", [one for one in utterances if not one.text], any(one.text for one in utterances)),
     ):
-        if len(absent) == len(utterances) and not any(utterance.audio for utterance in absent):
-            warnings.append(f"no turn has {modality}: a model learns from the other modality alone")
-        elif len(absent) > ABSENT * len(utterances):
+        if given and len(absent) > ABSENT * len(utterances):
             own = {"no-text"} if modality == "text" else set(statuses(absent)) - {"no-text", OK}
             why = ", ".join(f"{status} {count}" for status, count in statuses(absent).most_common() if status in own)
             warnings.append(
