@@ -279,6 +279,9 @@ class AmongTurns(nn.Module):
         return self.attention.weights(x[:, 0], y[:, 0], y_keys.by_turn, y_keys.turns)
 
 
+Attention = MultiHeadAttention | AmongTurns | Constant[float]  # the last one where it is switched off
+
+
 class BimodalAttention(nn.Module):
     """Dynamic bimodal attention: one modality x, enriched with itself and with the other modality y.
 
@@ -297,9 +300,9 @@ class BimodalAttention(nn.Module):
     def __init__(self, params: HBAFParams) -> None:
         super().__init__()
         dim, heads, dropout = params.dim, params.heads, params.dropout
-        attention = {"positions": MultiHeadAttention, "turns": AmongTurns}[params.attends]
-        self.intra = attention(dim, heads) if params.self_attention else Constant(0.0)
-        self.inter = attention(dim, heads) if params.cross_attention else Constant(0.0)
+        attend = MultiHeadAttention if params.attends == "positions" else AmongTurns
+        self.intra: Attention = attend(dim, heads) if params.self_attention else Constant(0.0)
+        self.inter: Attention = attend(dim, heads) if params.cross_attention else Constant(0.0)
         self.relevance = Gate(dim, width=1) if params.cross_attention and params.relevance else Constant(1.0)
         if params.self_attention and params.cross_attention:
             self.gate = Gate(dim, width=dim) if params.gate else Constant(0.5)
@@ -318,7 +321,9 @@ class BimodalAttention(nn.Module):
 
     def views(self, x: Tensor, y: Tensor, x_mask: Mask, y_mask: Mask) -> dict[str, Tensor]:
         _, _, relevance, gate = self._relate(x, y, x_mask, y_mask)
-        maps = {"intra": self.intra.weights(x, x, x_mask), "inter": self.inter.weights(x, y, y_mask)}
+        intra = self.intra.weights(x, x, x_mask)  # type: ignore[arg-type]  # a mask of the kind that it takes
+        inter = self.inter.weights(x, y, y_mask)  # type: ignore[arg-type]
+        maps = {"intra": intra, "inter": inter}
         decisions = {"relevance": relevance, "gate": gate}
         return zero_padding(decisions, x_mask.real[:, :, None]) | zero_padding(maps, x_mask.queries)
 

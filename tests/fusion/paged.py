@@ -1,5 +1,7 @@
 """Evaluations of made features, with a manifest and recordings, from which a page is written."""
 
+import csv
+import io
 import json
 import math
 import struct
@@ -47,6 +49,11 @@ def evaluated(folder: Path, made: Made, model: Mapping[str, Any], **train: Any) 
     write_corpus(features, folder)
     sources = Sources(manifest=folder / "manifest.jsonl", root=folder / "corpus")
     return Evaluated(features, folder / "models", folder / "results", sources)
+
+
+def written_predictions(one: Evaluated) -> list[dict[str, str]]:
+    """The rows of predictions.csv, by column."""
+    return list(csv.DictReader(io.StringIO((one.results / "predictions.csv").read_text("utf-8"))))
 
 
 def write_corpus(features: Features, folder: Path) -> None:

@@ -220,7 +220,7 @@ def test_a_strange_name_is_neither_opened_nor_asked_for(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"layers": "all"}, r"'text\.layers' is 'all'"),
+        ({"layers": "every"}, r"'text\.layers' is 'every'"),
         ({"layers": [10**30]}, r"'text\.layers'|asked for layer"),
         ({"dtype": "object"}, r"'text\.dtype' is 'object'"),
         ({"overlap_tokens": -1}, r"'text\.overlap_tokens' is -1"),

@@ -80,7 +80,7 @@ const isShare = (view) => /gate|relevance/.test(view.name); // from 0 to 1 each;
 
 // The views that a reader meets first: which moments count, which words, and how sound and words look at each other.
 function firstOf(views) {
-  const rank = (view) => (/pool/.test(view.name) ? 0 : isShare(view) ? 2 : 1) * 100 + view.name.split(".").length;
+  const rank = (view) => (/pool/.test(view.name) ? 0 : isShare(view) ? 2 : 1) * 100 + view.axes.at(-1).extra + view.name.split(".").length;
   const best = (kinds) => views.filter((view) => kinds.includes(kindOf(view)) && view.sizes.every((size) => size > 0))
     .sort((one, two) => rank(one) - rank(two))[0];
   const map = views.findLast((view) => view.name === mapName) ||

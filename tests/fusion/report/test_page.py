@@ -28,7 +28,7 @@ from fusion.report.utterances import find_sounds, find_words, read_records
 from fusion.report.views import LONGEST, Viewer
 from pipeline.store import Identity
 from tests.fusion.made import Made, tiny_recipe, train_made, write_made
-from tests.fusion.paged import LABELS, Evaluated, evaluated, hostile_made, write_tone
+from tests.fusion.paged import LABELS, Evaluated, evaluated, hostile_made, write_tone, written_predictions
 
 ROOT = Path(__file__).parents[3]
 
@@ -56,13 +56,14 @@ def page(labelled: Evaluated, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_predictions_are_those_of_the_result_files(labelled: Evaluated, page: Path) -> None:
     turns = turns_of(page)
-    header, *rows = [line.split(",") for line in (labelled.results / "predictions.csv").read_text().splitlines()]
-    shares = [column for column, name in enumerate(header) if name.startswith("p_")]
+    rows = written_predictions(labelled)
     for index, seed in enumerate(("0", "1")):
-        written = np.array([[row[column] for column in shares] for row in rows if row[1] == seed], float)
+        written = np.array(
+            [[row[f"p_{name}"] for name in turns["labels"]] for row in rows if row["seed"] == seed], float
+        )
         bytes_ = np.frombuffer(base64.b64decode(turns["answers"][index]), np.uint8).reshape(written.shape)
         np.testing.assert_allclose(bytes_ / 255, written, atol=0.5 / 255 + 1e-6)
-    assert turns["ids"] == [row[2] for row in rows if row[1] == "0"]
+    assert turns["ids"] == [row["utterance"] for row in rows if row["seed"] == "0"]
 
 
 def test_the_page_says_the_numbers_of_metrics_json(labelled: Evaluated, page: Path) -> None:
@@ -305,11 +306,14 @@ def test_groups_are_scored_as_sklearn_scores_them(tmp_path: Path) -> None:
     assert all(sum(int(row[1]) for row in rows) == counted for rows in tables.values())
 
 
-def test_what_an_evaluation_warns_of_is_said_first(labelled: Evaluated) -> None:
+def test_a_score_that_reaches_the_floor_is_said_first(labelled: Evaluated, tmp_path: Path) -> None:
     results = read_results(labelled.results, load_seeds(labelled.models), labelled.features)
-    said = ["The model is no better than the linear reference.", "It does not exclude chance."]
-    shown = replace(results, details=dict(results.details) | {"warnings": said})
-    assert describe_results(shown, load_seeds(labelled.models), labelled.features, {})["warnings"] == said
+    test = dict(results.details["test"])
+    for low, said in ((0.1, True), (0.3, False)):
+        own = dict(test["weighted_f1"]) | {"low": low, "mean": 0.4, "high": 0.5, "floor": 0.2}
+        shown = replace(results, details=dict(results.details) | {"test": test | {"weighted_f1": own}})
+        told = describe_results(shown, load_seeds(labelled.models), labelled.features, {})
+        assert any("no better than the floor" in line for line in told["warnings"]) == said
 
 
 def test_another_model_stands_beside_on_the_same_turns(labelled: Evaluated, tmp_path: Path) -> None:

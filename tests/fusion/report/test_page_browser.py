@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tests.fusion.made import Made, tiny_recipe, train_made
-from tests.fusion.paged import HOSTILE, LABELS, Evaluated, evaluated, hostile_made
+from tests.fusion.paged import HOSTILE, LABELS, Evaluated, evaluated, hostile_made, written_predictions
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
@@ -37,7 +37,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     """Hostile texts and labels."""
-    one = evaluated(tmp_path_factory.mktemp("labelled"), hostile_made(), {})
+    one = evaluated(tmp_path_factory.mktemp("labelled"), hostile_made(), {"linear_path": False})  # which errs sometimes
     one.write(one.results / "report")
     return one
 
@@ -86,11 +86,10 @@ def opened(browser: Browser, labelled: Evaluated) -> Iterator[Opened]:
 
 def predictions(one: Evaluated) -> dict[str, dict[str, Any]]:
     """By utterance: what is true, and the label of the largest mean probability."""
-    rows = [line.split(",") for line in (one.results / "predictions.csv").read_text().splitlines()[1:]]
     found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        own = found.setdefault(row[2], {"true": row[5], "sums": [0.0] * len(LABELS)})
-        own["sums"] = [a + float(b) for a, b in zip(own["sums"], row[7:], strict=True)]
+    for row in written_predictions(one):
+        own = found.setdefault(row["utterance"], {"true": row["true"], "sums": [0.0] * len(LABELS)})
+        own["sums"] = [total + float(row[f"p_{name}"]) for total, name in zip(own["sums"], LABELS, strict=True)]
     for own in found.values():
         own["predicted"] = LABELS[own["sums"].index(max(own["sums"]))]
     return found
@@ -280,9 +279,10 @@ def test_a_link_opens_its_turn_and_the_address_follows(opened: Opened, browser: 
 
 
 def test_a_cell_of_the_confusion_lists_the_turns_that_it_counts(opened: Opened, labelled: Evaluated) -> None:
-    rows = [line.split(",") for line in (labelled.results / "predictions.csv").read_text().splitlines()[1:]]
+    rows = written_predictions(labelled)
     for true, predicted in ((0, 1), (1, 1), (2, 0)):
-        expected = {row[2] for row in rows if (row[5], row[6]) == (LABELS[true], LABELS[predicted])}
+        cell = (LABELS[true], LABELS[predicted])
+        expected = {row["utterance"] for row in rows if (row["true"], row["predicted"]) == cell}
         button = opened.page.locator(f"td[data-true='{true}'][data-predicted='{predicted}'] button")
         assert button.count() == bool(expected)
         if expected:
@@ -302,8 +302,8 @@ def test_two_models_side_by_side(browser: Browser, labelled: Evaluated, tmp_path
             cell.locator("button").click()
             assert one.count() == number
             assert "hcam: " in one.page.inner_text(".chosen .bubble")
-    rows = [line.split(",") for line in (labelled.results / "predictions.csv").read_text().splitlines()[1:]]
-    assert counts == len({row[2] for row in rows if row[5]})
+    rows = written_predictions(labelled)
+    assert counts == len({row["utterance"] for row in rows if row["true"]})
     assert one.complaints == []
     one.context.close()
 
