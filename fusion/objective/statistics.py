@@ -15,7 +15,7 @@ freedom and t has no width worth printing: a difference of 0.01 came with an int
 known at least as well as the worse known of its parts, so the degrees of freedom are never fewer than those of the
 seeds alone (or the conversations alone). With a single seed conversations alone are drawn.
 
-Before the degrees of freedom had that lower bound, in 20,000 trials of normal scores for each of 80 cases (3 and 5 seeds,
+Before the degrees of freedom had that bound, in 20,000 trials of normal scores for each of 80 cases (3 and 5 seeds,
 24 and 100 conversations, one setting and the difference of two; variance from conversations, from seeds, from errors
 that are neither's, and mixed) the 95 % interval held the truth in 92.5 to 97.2 %. With it, in 600 trials for each of
 162 cases, it did in 89.7 % and more with 3 and 5 seeds, in 85 % with 2 seeds and 24 conversations, in 95.7 % in the
