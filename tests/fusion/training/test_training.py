@@ -495,5 +495,5 @@ def test_features_four_times_larger_than_the_memory_for_them_are_trained_within_
     there.close()
     within, resident = here.recv(), here.recv()
     process.join()
-    assert within < 1e9 * budget_gb
+    assert within < 1e9 * budget_gb + 10e6  # which scikit-learn takes, however few the features
     assert resident > 3e9 * budget_gb  # the measure sees what it is to see
