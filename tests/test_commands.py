@@ -80,7 +80,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for section, sizes in SIZES.items():
         params[section] |= sizes
     params["evaluate"]["degrade"] |= {"word_errors": [0.2], "noise": [10]}
-    params["ablations"] = {name: params["ablations"][name] for name in ("no gate", "hcam", "crossmodal")}
+    params["ablations"] = {
+        name: params["ablations"][name] for name in ("no gate", "audio withheld", "hcam", "concat", "crossmodal")
+    }
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     (folder / "pipeline").symlink_to(ROOT / "pipeline")  # the packaged tokenizer

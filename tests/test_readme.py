@@ -9,7 +9,7 @@ import yaml
 import fusion.cli
 import pipeline.cli
 from fusion.models import CrossModalParams, HBAFParams, HCAMParams, SharedParams
-from fusion.params import GENERAL, EvaluateParams, LossParams, ModelParams, TrainParams
+from fusion.params import GENERAL, EvaluateParams, FoldParams, LossParams, ModelParams, TrainParams
 from pipeline.params import (
     AudioParams,
     DatasetParams,
@@ -36,6 +36,7 @@ SECTIONS: dict[str, type[Section]] = {
     "train": TrainParams,
     "evaluate": EvaluateParams,
     "evaluate.degrade": DegradeParams,
+    "folds": FoldParams,
     "cluster": ClusterParams,
 }
 GROUPS: dict[str, type[Section]] = {

@@ -215,7 +215,7 @@ def test_damaged_weights_are_refused(project: Path, damage: str) -> None:
     folder = project / "models" / "concat" / "seed-0"
     spoil, seen = DAMAGE[damage]
     spoil(folder / "model.safetensors")
-    with pytest.raises(ModelError, match=r"seed-0: damaged.*; train it again with fusion-train"):
+    with pytest.raises(ModelError, match=r"seed-0/model\.safetensors: damaged.*; train it again"):
         load_model(folder)
     refused = run(export_app, str(folder), "--output", "shared")
     assert (refused.exit_code, (project / "shared").exists()) == (2, False)

@@ -219,7 +219,7 @@ def test_features_give_what_recordings_give(recorded: Recorded, predictor: Predi
     cached = predictor.predict_features(recorded.features)
     assert_same(cached, [spoken[one.id] for one in cached])
     assert [replace(one, probabilities={}) for one in cached] == [
-        replace(spoken[one.id], probabilities={}, label=one.label) for one in cached
+        replace(spoken[one.id], probabilities={}, label=one.label, true=None, carried={}) for one in cached
     ]
     test = predictor.predict_features(recorded.features, "test")
     assert [one.id for one in test] == [u.id for u in recorded.utterances if u.split == "test"]
