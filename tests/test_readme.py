@@ -69,7 +69,7 @@ APPS = {
 def own_keys(section: type[Section]) -> list[str]:
     """The keys of a section or group; those that models share stand in section `model`, its name first."""
     if section is ModelParams:
-        return [*GENERAL, "dim", "heads", "dropout", "direction", "conversation_encoder"]
+        return [*GENERAL, "dim", "heads", "dropout", "direction", "conversation_encoder", "linear_path", "standardise"]
     shared = ModelParams.model_fields if issubclass(section, SharedParams) else ()
     return [key for key in section.model_fields if key not in shared]
 
