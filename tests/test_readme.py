@@ -112,3 +112,10 @@ def test_every_file_that_is_named_exists() -> None:
 
 def test_nothing_is_left_to_fill_in() -> None:
     assert "@@" not in README
+
+
+def test_training_depends_on_every_parameter_but_memory() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    expected = {f"model.{key}" for key in own_keys(ModelParams)} | {"model.${model.name}", "loss"}
+    expected |= {f"train.{key}" for key in own_keys(TrainParams)} - {"train.memory"}
+    assert set(stages["train"]["params"]) == expected
