@@ -81,7 +81,7 @@ def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch, command: st
         output = arguments[arguments.index("--output") + 1] if "--output" in arguments else "data/imported.h5"
         features = read_features(folder / output)
         assert len(features.utterances) in (10, 12)
-        assert "no utterance" not in result.stdout
+        assert not re.search(r"no utterance(?! labelled)", result.stdout)  # a split of ten may lack a label
 
 
 def test_there_are_commands_for_every_form() -> None:

@@ -173,7 +173,8 @@ def test_pooled_answers_lie_beside_the_truth_and_a_second_run_trains_nothing(
         assert len(set(ablation.test.conversation_ids[first:last])) == 1
     assert all(len(one.answers) == len(labels) for row in ablation.results.values() for one in row)
     write_table(compare(ablation), done / "again", current_commit())
-    assert (done / "again" / "ablations.csv").read_bytes() == (done / "out" / "ablations.csv").read_bytes()
+    again, before = ((done / name / "ablations.csv").read_text().splitlines() for name in ("again", "out"))
+    assert [row.rpartition(",")[0] for row in again] == [row.rpartition(",")[0] for row in before]  # but for the seconds
 
 
 def test_folders_and_features_are_not_given_together(done: Path) -> None:
