@@ -174,7 +174,9 @@ def test_pooled_answers_lie_beside_the_truth_and_a_second_run_trains_nothing(
     assert all(len(one.answers) == len(labels) for row in ablation.results.values() for one in row)
     write_table(compare(ablation), done / "again", current_commit())
     again, before = ((done / name / "ablations.csv").read_text().splitlines() for name in ("again", "out"))
-    assert [row.rpartition(",")[0] for row in again] == [row.rpartition(",")[0] for row in before]  # but for the seconds
+    assert [row.rpartition(",")[0] for row in again] == [
+        row.rpartition(",")[0] for row in before
+    ]  # but for the seconds
 
 
 def test_folders_and_features_are_not_given_together(done: Path) -> None:
