@@ -439,4 +439,11 @@ def read_places(path: Path | None) -> tuple[Path | None, Path | None]:
     """
     root = read_section(path, "dataset", _Corpus).root
     encoder = read_section(path, "text", _TextEncoder).encoder
-    return (Path(root).expanduser() if root else None), (Path(encoder).expanduser() if encoder else None)
+    return (_at_home(root) if root else None), (_at_home(encoder) if encoder else None)
+
+
+def _at_home(path: str) -> Path:
+    """With the folder that a leading `~` or `~name` stands for; as it is where there is no such user."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
