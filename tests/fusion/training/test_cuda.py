@@ -35,6 +35,9 @@ SWITCHES: dict[str, list[dict[str, Any]]] = {
         {"levels": "raw", "cross_attention": False},
         {"levels": "context", "self_attention": False, "conversation_encoder": "none"},
         {"gate": False, "relevance": False, "residual": False},
+        {"attends": "turns", "levels": "raw"},
+        {"attends": "turns", "direction": "past"},
+        {"standardise": False, "linear_path": False},
     ],
     "hcam": [
         {"training": "joint", "ensemble": True},
