@@ -103,7 +103,9 @@ class ModelParams(SharedParams):
     def _knows_its_groups(self) -> "ModelParams":
         for key, value in self.__pydantic_extra__.items():
             if "." in key:
-                raise ValueError(f"'model.{key}': give each part between dots a line of its own, one inside the other")
+                raise ValueError(
+                    f"'model.{key}': write each part between dots on a separate line, one inside the other"
+                )
             if not any(map(_is_model, _groups(key, value))):
                 raise ValueError(_unknown(key))
             if not isinstance(value, dict | None):

@@ -26,7 +26,7 @@ from fusion.ablation.variants import Variant
 from fusion.data import Resident, Split, hold, load_split, report_features, withhold
 from fusion.errors import TrainingError
 from fusion.inference import predict_heads
-from fusion.linear import fit_linear
+from fusion.linear import LinearReference, fit_linear
 from fusion.objective import find_task
 from fusion.params import Modalities, Recipe
 from fusion.runtime import Held, write_file
@@ -134,7 +134,38 @@ class _Plain(io.TextIOBase):
         return self.stream.write(text)
 
 
-def train_run(run: Run, splits: Splits, classes: int, folder: RunFolder, stderr: TextIO) -> None:
+NAMES = ("train", "validation", "test")
+Place = tuple[int, int]  # the number of a fold, and model.audio_frames
+
+
+class SplitTable:
+    """Splits by fold and by what the models of rows are given.
+
+    Attributes:
+        held: the splits by the number of the fold and model.audio_frames.
+    """
+
+    def __init__(self, on_device: Mapping[Place, Splits], off_device: Mapping[Place, Splits]) -> None:
+        self.held = Held(on_device, off_device)
+        self._references: dict[tuple[Any, ...], LinearReference] = {}
+
+    def reference(self, recipe: Recipe, classes: int, fold: int | None = None) -> LinearReference:
+        """What `fit_linear` makes of the splits of `find`; fitted once in a process, for all runs that share it."""
+        model, train = recipe.model, recipe.train
+        given = (fold or 0, model.audio_frames, model.modalities, tuple(model.looks_at), model.direction)
+        key = (*given, recipe.loss.class_weights, train.metric, train.target)
+        if key not in self._references:
+            splits = self.find(recipe, fold)
+            self._references[key] = fit_linear(splits.train, splits.validation, recipe, classes)
+        return self._references[key]
+
+    def find(self, recipe: Recipe, fold: int | None = None) -> Splits:
+        """What a model of `recipe` is given; a withheld modality costs no copy of the other one."""
+        found, modalities = self.held.here[fold or 0, recipe.model.audio_frames], recipe.model.modalities
+        return Splits(*(withhold(split, modalities) for split in (found.train, found.validation, found.test)))
+
+
+def train_run(run: Run, splits: SplitTable, classes: int, folder: RunFolder, stderr: TextIO) -> None:
     """Train, score on the test split, keep the result in `folder`.
 
     Raises:
@@ -146,13 +177,17 @@ def train_run(run: Run, splits: Splits, classes: int, folder: RunFolder, stderr:
     state.delete()
 
 
-def compute_run(run: Run, splits: Splits, classes: int, state: StateFile | None, stderr: TextIO) -> Result:
+def compute_run(run: Run, table: SplitTable, classes: int, state: StateFile | None, stderr: TextIO) -> Result:
     """Train, score on the test split; raises as `train_run`."""
+    splits = table.find(run.recipe, run.fold)
+    linear = table.reference(run.recipe, classes, run.fold) if run.recipe.own.linear_path else None
     whole = state is None or not state.path.exists()
     began = time.perf_counter()
     try:
         with redirect_stderr(_Plain(stderr)):
-            done = fit(splits.train, splits.validation, run.recipe, run.seed, classes=classes, state=state)
+            done = fit(
+                splits.train, splits.validation, run.recipe, run.seed, classes=classes, state=state, linear=linear
+            )
     except (TrainingError, SettingsError) as error:
         raise TrainingError(f"row '{run.row}' of ablations: {error}") from error
     seconds = time.perf_counter() - began
@@ -167,38 +202,18 @@ def compute_run(run: Run, splits: Splits, classes: int, state: StateFile | None,
     )
 
 
-def fit_reference(recipe: Recipe, splits: Splits, classes: int) -> Result:
+def fit_reference(recipe: Recipe, table: SplitTable, classes: int, fold: int) -> Result:
     """The linear reference of models of `recipe` on the test split; seconds, so it is not kept."""
     began = time.perf_counter()
-    reference = fit_linear(splits.train, splits.validation, recipe, classes)
+    reference = table.reference(recipe, classes, fold)
     return Result(
-        answers=reference.answer(splits.test),
+        answers=reference.answer(table.find(recipe, fold).test),
         validation=reference.chosen.scores,
         parameters=reference.chosen.parameters,
         epochs=0,
         seconds=time.perf_counter() - began,
         note=reference.chosen.name,
     )
-
-
-NAMES = ("train", "validation", "test")
-Place = tuple[int, int]  # the number of a fold, and model.audio_frames
-
-
-class SplitTable:
-    """Splits by fold and by what the models of rows are given.
-
-    Attributes:
-        held: the splits by the number of the fold and model.audio_frames.
-    """
-
-    def __init__(self, on_device: Mapping[Place, Splits], off_device: Mapping[Place, Splits]) -> None:
-        self.held = Held(on_device, off_device)
-
-    def find(self, recipe: Recipe, fold: int | None = None) -> Splits:
-        """What a model of `recipe` is given; a withheld modality costs no copy of the other one."""
-        found, modalities = self.held.here[fold or 0, recipe.model.audio_frames], recipe.model.modalities
-        return Splits(*(withhold(split, modalities) for split in (found.train, found.validation, found.test)))
 
 
 def load_splits(

@@ -118,7 +118,7 @@ def _make_trainer(
 
     def train(run: Run) -> Result | str:
         def compute() -> Result:
-            return compute_run(run, splits.find(run.recipe, run.fold), classes, None, sys.stderr)
+            return compute_run(run, splits, classes, None, sys.stderr)
 
         try:
             return within_memory(compute, splits.held, run.name)
@@ -220,7 +220,7 @@ def ablate(
         _finish(work, len(missing), len(distinct))
         base = variants[0].recipe
         given = [splits.find(base, fold) for fold in range(len(parts))]
-        references = [fit_reference(base, one, classes) for one in given]
+        references = [fit_reference(base, splits, classes, fold) for fold in range(len(parts))]
         linear = replace(pool_results(references), note="; ".join(dict.fromkeys(one.note for one in references)))
     task = find_task(base.train.target, classes)
     return Ablation(
@@ -310,9 +310,7 @@ def _finish(work: AbstractContextManager[Iterator[str | None]], missing: int, to
 def _train(run: Run, splits: SplitTable, classes: int, kept: RunFolder) -> str | None:
     """Why the run failed; None if it is done."""
     try:
-        within_memory(
-            lambda: train_run(run, splits.find(run.recipe, run.fold), classes, kept, sys.stderr), splits.held, run.name
-        )
+        within_memory(lambda: train_run(run, splits, classes, kept, sys.stderr), splits.held, run.name)
     except TrainingError as error:
         return str(error)
     return None

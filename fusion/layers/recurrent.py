@@ -172,7 +172,7 @@ class TurnGRU(nn.Module):
 
 
 class SideBySide(nn.Module):
-    """GRUs of one size, each along inputs of its own, as one wide GRU whose weights are their blocks and zeros between.
+    """GRUs of one size, each with its own inputs, as one wide GRU whose weights are their blocks and zeros between.
 
     For a GPU, which launches as many kernels for a wide GRU as for one of them. Zeros add nothing to a sum, so states
     are the same. All weights come out of one tensor, in cuDNN's order, which it takes as it is.

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     )
     from fusion.runtime.files import (
         check_model_folder,
-        exchange,
         holds,
         partial_folder,
         publish,

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fusion.errors import ModelError, OutputError
+from pipeline.store import sync
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: paths are of the working directory; both names keep existing
 
@@ -68,7 +69,7 @@ def publish(made: Path, target: Path) -> None:
         made.rename(target)
         shutil.rmtree(aside)
     with suppress(OSError):  # not on every file system
-        _sync(target.parent)
+        sync(target.parent)
 
 
 def restore(target: Path) -> None:
@@ -97,17 +98,9 @@ def sync_folder(folder: Path) -> None:
     """Bring every file in `folder`, and its table, to the disk."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            _sync(path)
+            sync(path)
     with suppress(OSError):
-        _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(folder)
 
 
 def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> bool:

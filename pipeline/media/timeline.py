@@ -51,7 +51,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Mark:
-    """Where there is silence for want of sound, in samples."""
+    """Where there is silence because sound is missing, in samples."""
 
     kind: Kind
     first: int

@@ -219,9 +219,9 @@ def _copy_part(group: h5py.Group, part: Part) -> tuple[int, int]:
     return values.id.get_offset() or 0, part.size
 
 
-def sync(folder: Path) -> None:
-    """Have the names in a folder on disk before going on."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
