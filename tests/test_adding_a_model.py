@@ -180,7 +180,7 @@ def test_a_name_or_key_that_is_wrong_is_refused(overrides: list[str], expected: 
 
 def test_a_group_with_a_dot_in_its_name_says_how_to_write_it(package: str, folder: Path) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump({"model": {"name": package, package: {}}}))
-    with pytest.raises(SettingsError, match=f"'model.{package}': write each part between dots on a separate line"):
+    with pytest.raises(SettingsError, match=f"'model.{package}': write each part between dots on a line by itself"):
         read_recipe(folder / "params.yaml")
 
 
