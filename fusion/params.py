@@ -103,9 +103,7 @@ class ModelParams(SharedParams):
     def _knows_its_groups(self) -> "ModelParams":
         for key, value in self.__pydantic_extra__.items():
             if "." in key:
-                raise ValueError(
-                    f"'model.{key}': write each part between dots on a line by itself, one in the other"
-                )
+                raise ValueError(f"'model.{key}': write each part between dots on a line by itself, one in the other")
             if not any(map(_is_model, _groups(key, value))):
                 raise ValueError(_unknown(key))
             if not isinstance(value, dict | None):

@@ -66,8 +66,9 @@ def signs_of_no_learning(
     losses = [epoch.train["fused"] for epoch in history if epoch.stage == history[-1].stage]
     constant = task.constant_loss(train, recipe.balanced, recipe.smoothing)
     if min(losses) >= NO_LOWER * constant > 0:
-        what = "the label shares" if task.target == "label" else "the median score"
-        signs.append(f"its training loss never fell below that of {what} ({min(losses):.3f}, they have {constant:.3f})")
+        what = "the shares of the labels" if task.target == "label" else "the median score"
+        lowest = f"{min(losses):.3f}, without the linear path"
+        signs.append(f"its training loss ({lowest}) never fell below that of always giving {what} ({constant:.3f})")
     if task.nearly_constant(known, answers):
         signs.append("its predictions on validation are nearly constant")
     metric = METRICS[recipe.metric]

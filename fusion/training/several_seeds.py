@@ -53,8 +53,8 @@ from pipeline.store import Features, Identity
 CODE = ("fusion.training.loop:fit", "fusion.data:load_split")  # what decides the weights of a model
 
 TRY = (
-    "try another train.learning_rate (ten times lower, three times higher), more train.epochs and train.patience, and "
-    "look at the features with pipeline-inspect; where the linear reference learns no more either, they may not hold it"
+    "try another train.learning_rate (a tenth, or three times as much), more train.epochs and train.patience, and look "
+    "at the features with pipeline-inspect; if the linear reference is at chance too, they may not hold what is asked"
 )
 
 log = logging.getLogger(__name__)
