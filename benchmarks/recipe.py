@@ -152,6 +152,7 @@ def make_split(corpus: Corpus, name: str, turns: list[int], audio_frames: int) -
         labels=torch.from_numpy(corpus.labels[turns].astype(np.int64)),
         scores=torch.full((len(turns),), torch.nan),
         conversations=conversation_offsets(conversations),
+        speakers=torch.zeros(len(turns), dtype=torch.int64),
         audio=rows(corpus.audio, audio_frames),
         text=rows(corpus.text, None),
     )

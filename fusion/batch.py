@@ -27,6 +27,8 @@ class Turns:
         mask: (conversations, turns) boolean, with as many true as there are utterances; every conversation fills its
             row from the left.
         places: (utterances,) int64, where each stands in `mask` when that is laid flat.
+        speakers: (utterances,) int64, who speaks: the people of each conversation from 0, in the order in which they
+            first speak; those of unknown name are one.
 
     >>> turns = Turns.of(torch.tensor([[True, False], [True, True]]))
     >>> turns.to_grid(torch.tensor([1, 2, 3])).tolist()
@@ -39,15 +41,17 @@ class Turns:
 
     mask: Tensor
     places: Tensor
+    speakers: Tensor
 
     @classmethod
-    def of(cls, mask: Tensor) -> "Turns":
-        """Those of `mask`; on a GPU this waits for it."""
-        return cls(mask, mask.flatten().nonzero().squeeze(1))
+    def of(cls, mask: Tensor, speakers: Tensor | None = None) -> "Turns":
+        """Those of `mask`, each conversation by one speaker unless these are given; on a GPU this waits for it."""
+        places = mask.flatten().nonzero().squeeze(1)
+        return cls(mask, places, torch.zeros_like(places) if speakers is None else speakers)
 
     def to(self, device: torch.device | str) -> "Turns":
         """The same on `device`."""
-        return Turns(self.mask.to(device), self.places.to(device))
+        return Turns(self.mask.to(device), self.places.to(device), self.speakers.to(device))
 
     def to_grid(self, flat: Tensor) -> Tensor:
         """(utterances, ...) -> (conversations, turns, ...), zeros where no turn exists."""
@@ -92,6 +96,12 @@ class Turns:
     def distances(self) -> Tensor:
         """(turns, turns) int64, from the turn of the row to that of the column; negative for earlier ones."""
         return self._turn - self._turn[:, None]
+
+    @cached_property
+    def same_speaker(self) -> Tensor:
+        """(conversations, turns, turns) boolean, whether both are spoken by one; any where a turn does not exist."""
+        speakers = self.spread(self.speakers)
+        return speakers[:, :, None] == speakers[:, None, :]
 
     @cached_property
     def _counts(self) -> Tensor:
@@ -171,11 +181,15 @@ class Batch:
         labels: Tensor,
         scores: Tensor,
         turn_mask: Tensor,
+        speakers: Tensor | None = None,
     ) -> "Batch":
-        """One group of all utterances, which lie in the order of `turn_mask` (conversations, turns)."""
+        """One group of all utterances, which lie in the order of `turn_mask` (conversations, turns).
+
+        `speakers` are those of `Turns`; None: one in each conversation.
+        """
         everyone = torch.arange(len(labels), device=labels.device)
         group = Group(everyone, audio, audio_mask, text, text_mask)
-        return cls([group], everyone, labels, scores, Turns.of(turn_mask))
+        return cls([group], everyone, labels, scores, Turns.of(turn_mask, speakers))
 
     @overload
     def each(self, encode: Callable[..., Tensor], *rows: Sequence[object]) -> Tensor: ...

@@ -4,6 +4,7 @@
     audio_mask   (turns, frames) boolean, each row filled from the left
     text         (turns, tokens, dim), or (turns, tokens, layers, dim), float32
     text_mask    (turns, tokens)
+    speakers     (turns,) int64, as in `fusion.batch.Turns`; only where the model looks at who speaks
     ->
     probabilities, logits   (turns, classes), probabilities calibrated by the temperature of validation; or
     scores                  (turns, 1)
@@ -34,7 +35,7 @@ from fusion.errors import OutputError
 from fusion.layers import SequenceGRU
 
 OPSET = 18  # of early 2023, so that runtimes of some years can read it
-INPUTS = ("audio", "audio_mask", "text", "text_mask")
+INPUTS = ("audio", "audio_mask", "text", "text_mask", "speakers")
 SIZES = (5, 7, 6)  # turns, frames and tokens of the example that is traced: any, but different, and more than 1
 
 
@@ -105,7 +106,9 @@ class ConversationModel(nn.Module):
         self.model = model
         self.temperature = temperature
 
-    def forward(self, audio: Tensor, audio_mask: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, audio: Tensor, audio_mask: Tensor, text: Tensor, text_mask: Tensor, speakers: Tensor
+    ) -> tuple[Tensor, ...]:
         # one padded position each, so that no axis is empty: not every operator is defined there
         given = [F.pad(x, [0, 0] * (x.dim() - 2) + [0, 1]) for x in (audio, audio_mask, text, text_mask)]
         places = torch.arange(audio_mask.shape[0], device=audio.device)
@@ -114,7 +117,7 @@ class ConversationModel(nn.Module):
             order=places,
             labels=torch.full_like(places, -1),
             scores=torch.full_like(places, torch.nan, dtype=torch.float32),
-            turns=OneConversation(torch.ones_like(places, dtype=torch.bool)[None], places),
+            turns=OneConversation(torch.ones_like(places, dtype=torch.bool)[None], places, speakers),
         )
         logits = self.model(batch).logits
         return (logits,) if self.temperature is None else ((logits / self.temperature).softmax(dim=-1), logits)
@@ -137,7 +140,7 @@ def export_onnx(loaded: LoadedModel) -> bytes:
     provenance = loaded.provenance
     model = ConversationModel(_with_onnx_grus(loaded.model), provenance.temperature).eval()
     turns, frames, tokens = Dim("turns"), Dim("frames"), Dim("tokens")
-    axes = {"audio": {0: turns, 1: frames}, "text": {0: turns, 1: tokens}}
+    axes = {"audio": {0: turns, 1: frames}, "text": {0: turns, 1: tokens}, "speakers": {0: turns}}
     with _quiet(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # other kernels' outputs lie otherwise in memory
         traced = torch.export.export(
             model,
@@ -158,6 +161,8 @@ def export_onnx(loaded: LoadedModel) -> bytes:
     program.model.metadata_props.update(describe(provenance))
     content: Any = program.model_proto
     _name_axes(content.graph)
+    if not any("speakers" in node.input for node in content.graph.node):
+        del content.graph.input[INPUTS.index("speakers")]
     onnx.checker.check_model(content, full_check=True)
     return content.SerializeToString()
 
@@ -182,7 +187,7 @@ def describe(provenance: Provenance) -> dict[str, str]:
 
 def _name_axes(graph: Any) -> None:
     """Turns, frames and tokens instead of the symbols of the exporter, which goes by names no further."""
-    audio, _, text, _ = ([size.dim_param for size in given.type.tensor_type.shape.dim] for given in graph.input)
+    audio, _, text, *_ = ([size.dim_param for size in given.type.tensor_type.shape.dim] for given in graph.input)
     names = {audio[0]: "turns", audio[1]: "frames", text[1]: "tokens"}
     for value in (*graph.input, *graph.output):
         for size in value.type.tensor_type.shape.dim:
@@ -199,7 +204,7 @@ def _example(stored: Mapping[str, tuple[int, int]]) -> tuple[Tensor, ...]:
         layers, dim = stored[name]
         shape = (layers, dim) if layers > 1 else (dim,)
         given += [torch.zeros(turns, positions, *shape), torch.ones(turns, positions, dtype=torch.bool)]
-    return tuple(given)
+    return (*given, torch.arange(turns))
 
 
 def _with_onnx_grus(model: nn.Module) -> nn.Module:

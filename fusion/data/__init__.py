@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         encode_split,
         hold,
         load_split,
+        number_speakers,
         report_features,
         withhold,
     )

@@ -39,6 +39,7 @@ class Split:
     labels: Tensor  # (utterances,) int64 on the CPU, -1 = unlabelled
     scores: Tensor  # (utterances,) float32 on the CPU, nan = none
     conversations: Tensor  # (conversations + 1,) int64 on the CPU: conversation i owns utterances [i] .. [i + 1]
+    speakers: Tensor  # (utterances,) int64 on the CPU, as in `Turns`
     audio: Ragged
     text: Ragged
 
@@ -76,13 +77,13 @@ class Split:
             text, text_mask = self.text.gather(chosen, tokens)
             groups.append(Group(at, audio, audio_mask, text, text_mask))
         turn_mask = torch.arange(host.longest, device=self.device) < here.turns[:, None]
-        labels, scores = (truth.index_select(0, here.utterances) for truth in self._truth)
-        return Batch(groups, here.order, labels, scores, Turns(turn_mask, here.places))
+        labels, scores, speakers = (known.index_select(0, here.utterances) for known in self._known)
+        return Batch(groups, here.order, labels, scores, Turns(turn_mask, here.places, speakers))
 
     @cached_property
-    def _truth(self) -> tuple[Tensor, Tensor]:
-        """Labels and scores, where arithmetic is."""
-        return self.labels.to(self.device), self.scores.to(self.device)
+    def _known(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels, scores and speakers, where arithmetic is."""
+        return self.labels.to(self.device), self.scores.to(self.device), self.speakers.to(self.device)
 
 
 @torch.no_grad()
@@ -136,6 +137,7 @@ def load_split(
         labels=torch.from_numpy(np.array(utterances.labels[first:last], np.int64)),
         scores=torch.from_numpy(np.array(utterances.scores[first:last], np.float32)),
         conversations=conversation_offsets(conversation_ids),
+        speakers=number_speakers(conversation_ids, utterances.speakers[first:last]),
         audio=_map_modality(features, "audio", here, modalities, audio_frames, torch.device(device)),
         text=_map_modality(features, "text", here, modalities, None, torch.device(device)),
     )
@@ -184,6 +186,17 @@ def conversation_offsets(conversation_ids: list[str]) -> Tensor:
     ids = np.array(conversation_ids)
     starts = np.flatnonzero(ids[1:] != ids[:-1]) + 1
     return torch.from_numpy(np.concatenate([[0], starts, [len(ids)]]).astype(np.int64))
+
+
+def number_speakers(conversation_ids: Sequence[str], names: Sequence[str]) -> Tensor:
+    """(utterances,) int64: the speakers of each conversation from 0, as they come.
+
+    >>> number_speakers(["x", "x", "x", "y"], ["Ross", "", "Ross", "Joey"]).tolist()
+    [0, 1, 0, 0]
+    """
+    met: dict[str, dict[str, int]] = {}
+    pairs = zip(conversation_ids, names, strict=True)
+    return torch.tensor([(known := met.setdefault(one, {})).setdefault(name, len(known)) for one, name in pairs])
 
 
 def hold(splits: Sequence[Split], memory: int | None) -> list[Split]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusion.data import Resident, Split, conversation_offsets, hold, load_split, pool
+from fusion.data import Resident, Split, conversation_offsets, hold, load_split, number_speakers, pool
 from fusion.errors import FeatureError, ModelError
 from fusion.params import ModelParams
 from fusion.runtime import memory_for_features
@@ -64,6 +64,7 @@ def split_of(turns: Sequence[Heard], stored: Stored, device: torch.device) -> Sp
         labels=torch.full((len(turns),), UNLABELLED),
         scores=torch.full((len(turns),), torch.nan),
         conversations=conversation_offsets(names),
+        speakers=number_speakers(names, [turn.speaker or "" for turn in turns]),
         audio=rows["audio"],
         text=rows["text"],
     )

@@ -101,6 +101,7 @@ def _spread(batch: Batch, taken: set[int]) -> Batch:
         labels=batch.labels,
         scores=batch.scores,
         turn_mask=batch.turns.mask,
+        speakers=batch.turns.speakers,
     )
 
 

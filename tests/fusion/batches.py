@@ -70,6 +70,7 @@ def make_batch(
         labels=torch.randint(CLASSES, (sum(turns),), generator=generator),
         scores=torch.randn(sum(turns), generator=generator),
         turn_mask=torch.arange(max(turns)) < torch.tensor(turns)[:, None],
+        speakers=torch.cat([torch.arange(count) // 2 % 2 for count in turns]),  # 0 0 1 1 0 ..
     )
 
 
@@ -77,7 +78,12 @@ def tensors_in(batch: Batch) -> dict[str, Any]:
     """By the names of `Batch.padded`."""
     (group,) = batch.joined().groups
     rows = {f"{name}{kind}": getattr(group, f"{name}{kind}") for name in ("audio", "text") for kind in ("", "_mask")}
-    return rows | {"labels": batch.labels, "scores": batch.scores, "turn_mask": batch.turns.mask}
+    return rows | {
+        "labels": batch.labels,
+        "scores": batch.scores,
+        "turn_mask": batch.turns.mask,
+        "speakers": batch.turns.speakers,
+    }
 
 
 def changed(batch: Batch, **tensors: Tensor) -> Batch:

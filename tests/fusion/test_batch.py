@@ -29,7 +29,7 @@ def test_who_has_a_modality_is_known_whatever_the_groups() -> None:
 
 def test_a_batch_moves_as_a_whole() -> None:
     batch = regrouped(make_batch([2, 3]), [[4, 1], [0, 3, 2]]).to("meta")
-    tensors = [batch.order, batch.labels, batch.scores, batch.turns.mask, batch.turns.places]
+    tensors = [batch.order, batch.labels, batch.scores, batch.turns.mask, batch.turns.places, batch.turns.speakers]
     tensors += [tensor for group in batch.groups for tensor in vars(group).values()]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 

@@ -20,7 +20,7 @@ import torch
 
 from fusion.batch import Batch
 from fusion.checkpoint import LoadedModel, Provenance
-from fusion.checkpoint.onnx import INPUTS, export_onnx
+from fusion.checkpoint.onnx import export_onnx
 from fusion.errors import OutputError
 from fusion.objective import Calibration
 from pipeline.store import CorpusNote
@@ -118,10 +118,11 @@ def answers(one: LoadedModel, batch: Batch) -> dict[str, np.ndarray]:
 def test_onnxruntime_agrees_with_torch(name: str, setting: str) -> None:
     one, _, session = exported(name, setting)
     outputs = [output.name for output in session.get_outputs()]
+    inputs = {given.name for given in session.get_inputs()}
     layers = {f"{modality}_layers": one.stored[modality][0] for modality in ("audio", "text")}
     for conversation, (frames, tokens) in CONVERSATIONS.items():
         batch = make_batch([len(frames)], frames, tokens, **layers)
-        given = {key: value.numpy() for key, value in tensors_in(batch).items() if key in INPUTS}
+        given = {key: value.numpy() for key, value in tensors_in(batch).items() if key in inputs}
         found = dict(zip(outputs, session.run(None, given), strict=True))
         expected = answers(one, batch)
         assert list(found) == list(expected)

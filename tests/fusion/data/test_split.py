@@ -72,6 +72,20 @@ def test_a_batch_is_what_a_loop_over_utterances_makes(
         assert torch.equal(found[name], expected), name
 
 
+def test_speakers_are_numbered_in_each_conversation_as_they_come() -> None:
+    features = make_features(Made(conversations=(4, 2, 2)))
+    batch = load(features).gather(torch.tensor([2, 0]))
+    table = features.utterances
+    for row, conversation in enumerate([2, 0]):
+        name = list(dict.fromkeys(table.conversations))[conversation]
+        names = [who for who, one in zip(table.speakers, table.conversations, strict=True) if one == name]
+        known = list(dict.fromkeys(names))
+        turns = batch.turns.to_grid(batch.turns.speakers)[row, : len(names)]
+        assert turns.tolist() == [known.index(who) for who in names]
+        same = batch.turns.same_speaker[row, : len(names), : len(names)]
+        assert same.tolist() == [[one == other for other in names] for one in names]
+
+
 @pytest.mark.parametrize("audio_frames", [3, 1000])
 def test_rows_that_stay_in_the_file_give_the_same_bits(audio_frames: int) -> None:
     features = make_features(Made(frames=(0, 20), tokens=(0, 20)))

@@ -157,6 +157,7 @@ def test_padding_changes_nothing(name: str, setting: dict[str, Any]) -> None:
         labels=batch.labels,
         scores=batch.scores,
         turn_mask=widen(batch.turns.mask, 2),
+        speakers=batch.turns.speakers,
     )
     assert_same(model(padded), model(batch))
 
