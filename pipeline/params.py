@@ -85,6 +85,7 @@ class DatasetParams(Section):
     )
     target: str | None = None  # what the label is; null: the corpus' own first one (`pipeline.datasets.corpus`)
     fold: Annotated[int, Field(ge=0, le=5)] = 0  # iemocap: the session that is the test split; 0: session 5
+    validation_session: Annotated[int, Field(ge=0, le=5)] = 0  # iemocap: which validates; 0: conversations of train
     protocol: Literal["sdk", "62-31"] = "sdk"  # mosi: its splits, see `pipeline.datasets.mosi`
     table: UserPath = "utterances.csv"  # .csv, .tsv, .jsonl or .parquet, relative to root
     encoding: Annotated[str, AfterValidator(_names_an_encoding)] | None = None  # of the table; null: UTF-8, see repairs

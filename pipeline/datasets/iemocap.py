@@ -42,23 +42,23 @@ SESSION_CODES = {
 }
 
 
-def published(codes: Mapping[str, str], test: int | None) -> Counts:
-    """The counts of a target (`codes`: the release's code -> label), in all and of the session `test`."""
+def published(codes: Mapping[str, str], sessions: Mapping[str, int]) -> Counts:
+    """The counts of a target (`codes`: the release's code -> label), in all and of each split that is a session."""
     counts = {
         "conversations": {"all": sum(DIALOGUES.values())},
         "speakers": {"all": 2 * len(DIALOGUES)},
         "recordings": {"all": sum(RECORDINGS.values())},
         **_labels(codes, CODE_COUNTS, "all"),
     }
-    if test is None:
-        return counts
-    of_test = {
-        "conversations": {"test": DIALOGUES[test]},
-        "speakers": {"test": 2},
-        "recordings": {"test": RECORDINGS[test]},
-        **_labels(codes, SESSION_CODES[test], "test"),
-    }
-    return {what: {**of_test.get(what, {}), **columns} for what, columns in counts.items()}
+    for split, session in sessions.items():
+        own = {
+            "conversations": {split: DIALOGUES[session]},
+            "speakers": {split: 2},
+            "recordings": {split: RECORDINGS[session]},
+            **_labels(codes, SESSION_CODES[session], split),
+        }
+        counts = {what: {**own.get(what, {}), **columns} for what, columns in counts.items()}
+    return counts
 
 
 def _labels(codes: Mapping[str, str], counted: Mapping[str, int], column: str) -> dict[str, dict[str, int]]:
@@ -157,34 +157,47 @@ class Told:
 
 
 def read(params: DatasetParams) -> Corpus:
-    """The turns of the release under `root`, of which session `fold` (5 where it is 0) is the test split.
+    """The turns of the release under `root`, of which session `fold` (5 where it is 0) is the test split, and session
+    `validation_session`, unless it is 0, that of validation.
 
     Raises:
-        DataError: a fold is asked for beside splits of another kind, that session is missing, a file cannot be read,
+        DataError: a session is asked for twice or beside splits of another kind, it is missing, a file cannot be read,
             or a line that names a turn cannot be understood.
     """
-    if params.fold and params.split != "given":
+    asked = {"fold": params.fold, "validation_session": params.validation_session}
+    for key, session in asked.items():
+        if session and params.split != "given":
+            split = {"fold": "test", "validation_session": "validation"}[key]
+            raise DataError(
+                f"dataset.{key} {session} makes a session the {split} split, but dataset.split is '{params.split}'; "
+                f"set dataset.split: given, or dataset.{key}: 0"
+            )
+    root, chosen = Path(params.root), {"test": params.fold or SESSIONS[-1]}
+    if params.validation_session == chosen["test"]:
         raise DataError(
-            f"dataset.fold {params.fold} makes a session the test split, but dataset.split is '{params.split}'; set "
-            "dataset.split: given, or dataset.fold: 0"
+            f"dataset.validation_session is {chosen['test']}, the test split (dataset.fold); choose another one"
         )
-    root, test = Path(params.root), params.fold or SESSIONS[-1]
+    chosen |= {"validation": params.validation_session} if params.validation_session else {}
     found = [number for number in SESSIONS if (root / f"Session{number}" / "dialog").is_dir()]
-    if test not in found:
-        raise DataError(
-            f"{root}: holds no Session{test}/dialog, and session {test} is the test split; set dataset.root to the "
-            "folder of the release that holds Session1 to Session5, or choose another dataset.fold"
-        )
+    for split, session in chosen.items():
+        if session not in found:
+            key = {"test": "fold", "validation": "validation_session"}[split]
+            raise DataError(
+                f"{root}: holds no Session{session}/dialog, and session {session} is the {split} split; set "
+                f"dataset.root to the folder of the release that holds Session1 to Session5, or choose another "
+                f"dataset.{key}"
+            )
     repaired: Counter[str] = Counter()
     codes = TARGETS[target_of(params)]
+    splits = {session: split for split, session in chosen.items()}
     turns = [
-        _turn(told, root, session, dialogue, codes, "test" if session == test else "train")
+        _turn(told, root, session, dialogue, codes, splits.get(session, "train"))
         for session in found
         for dialogue in _dialogues(root, session, repaired)
         for told in _read_dialogue(root, session, dialogue, repaired)
     ]
     notes = [*_notes(root, found), *[SIX_NOTE] * (target_of(params) == "six")]
-    return Corpus(turns, repaired, notes, published(codes, test if params.split == "given" else None))
+    return Corpus(turns, repaired, notes, published(codes, chosen if params.split == "given" else {}))
 
 
 def _notes(root: Path, found: list[int]) -> Iterator[str]:

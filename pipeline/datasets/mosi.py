@@ -17,12 +17,13 @@ label). Every video has one speaker, whom the release does not name, so none is 
 
 Splits, by video: `sdk`: the standard folds of the CMU Multimodal SDK, 52 / 10 / 31 videos with 1,284 / 229 / 686
 segments, which the column `mode` of MMSA's label.csv states too. `62-31`: 62 videos for training and 31 for the test,
-1,447 / 752 segments (Poria et al., ACL 2017). No public list of its videos was found: name the 31 in `test_videos.txt`.
+1,447 / 752 segments (Poria et al., ACL 2017), as the lists of segments state that these authors published with their
+features (`text_train.csv`, `text_test.csv` and `transcripts.csv` of declare-lab's repository for that paper).
 """
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,7 +34,6 @@ from pipeline.datasets.table import SPLIT_NAMES, parse_number, read_rows
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
 
-TEST_VIDEOS = "test_videos.txt"
 SDK = {
     "train": """
         03bSnISJMiM 0h-zjBukYpk 1DmNV9C1hbY 1iG0909rllw 2WGyTLYerpo 2iD-tVS8NPw 5W7Z1C_fDaE 6Egk_28TtTM 6_0THN4chvY
@@ -51,32 +51,23 @@ SDK = {
         pLTX3ipuDJI phBUpBr1hSo rnaNMUZpvvg tIrG4oNLFzE tStelxIAHjw tmZoasNr4rU v0zCBqDeKcE vvZ4IcEtiZc vyB00TXsimI
         wMbj6ajWbic yDtzw_Y-7RU yvsjCA6Y5Fc zhpQhgha_KU""",
 }
-SDK_SPLITS = {video: split for split, videos in SDK.items() for video in videos.split()}
+TEST_OF_62_31 = """
+    03bSnISJMiM 0h-zjBukYpk 1iG0909rllw 2WGyTLYerpo 8d-gEyoeBzc 9J25DZhivz8 9c67fiY0wGQ Af8D0E4ZXaw BI97DNYfe5I
+    BXuRRbG0Ugk Ci-AH39fi3Y Clx4VXItLTE Dg_0XKD0Mf4 G-xst2euQUc GWuJjcEuzt8 I5y0__X72p0 Iu2PFX3z_1s Jkswaaud0hk
+    Njd1F0vZSm4 Nzq88NnDkEk OQvJTdtJ2H4 Sqr0AcuoNnk Vj1wYRQjB-o ZUXBRvtny7o cM3Yna7AavY cW1FSBF59ik iiK8YX8oH1E
+    tStelxIAHjw tmZoasNr4rU vvZ4IcEtiZc vyB00TXsimI
+"""
+SPLITS: dict[str, dict[str, str]] = {  # of each protocol, video -> split; prepare makes the validation split of 62-31
+    "sdk": {video: split for split, videos in SDK.items() for video in videos.split()},
+    "62-31": {
+        video: "test" if video in TEST_OF_62_31.split() else "train"
+        for videos in SDK.values()
+        for video in videos.split()
+    },
+}
 ALL = {"segments": 2_199, "videos": 93}
 SEGMENTS = {"sdk": {"train": 1_284, "validation": 229, "test": 686}, "62-31": {"test": 752}}
 VIDEOS = {"sdk": {"train": 52, "validation": 10, "test": 31}, "62-31": {"test": 31}}
-
-
-def read_splits(protocol: Literal["sdk", "62-31"], root: Path, videos: Collection[str]) -> dict[str, str]:
-    """Video -> split. Of `62-31`, whose validation split `pipeline.preparation.splits` makes, all `videos` have one.
-
-    Raises:
-        DataError: the list of test videos is missing, or names one that is not among `videos`.
-    """
-    if protocol == "sdk":
-        return SDK_SPLITS
-    path = root / TEST_VIDEOS
-    if not path.exists():
-        raise DataError(
-            f"{path}: not there; dataset.protocol 62-31 takes the ids of its test videos from it, one a line "
-            "(or set dataset.protocol: sdk)"
-        )
-    lines = [line.partition("#")[0].strip() for line in read_lines(path, Counter())]
-    test = {line for line in lines if line}
-    unknown = sorted(test - set(videos))
-    if unknown:
-        raise DataError(f"{path}: the corpus has no video '{unknown[0][:60]}'; fix the line")
-    return {video: "test" if video in test else "train" for video in videos}
 
 
 def published(protocol: Literal["sdk", "62-31"], with_splits: bool) -> Counts:
@@ -127,23 +118,22 @@ def read(params: DatasetParams) -> Corpus:
             f"{root}: holds neither {TABLE} (the convention of MMSA) nor {TRANSCRIPTS} (the raw release); set "
             "dataset.root to the folder with one of them"
         )
-    splits = read_splits(params.protocol, root, {segment.video for segment in segments})
     target = target_of(params)
-    turns = [_turn(segment, target, splits) for segment in segments]
+    turns = [_turn(segment, target, params.protocol) for segment in segments]
     return Corpus(turns, repaired, [], published(params.protocol, with_splits=params.split == "given"))
 
 
-def _turn(segment: Segment, target: str, splits: Mapping[str, str]) -> Turn:
+def _turn(segment: Segment, target: str, protocol: str) -> Turn:
     return Turn(
         conversation=segment.video,
         order=segment.number,
         id=f"{segment.video}_{segment.name}",
-        split=splits.get(segment.video, segment.mode or "train"),
+        split=SPLITS[protocol].get(segment.video, segment.mode or "train"),
         label=None if segment.score is None else label_of(segment.score, target),
         score=segment.score,
         text=segment.text,
         audio=segment.audio,
-        issues=tuple(_issues(segment, target, splits)),
+        issues=tuple(_issues(segment, target, protocol)),
     )
 
 
@@ -166,7 +156,7 @@ def label_of(score: float, target: str) -> str | None:
     return None
 
 
-def _issues(segment: Segment, target: str, splits: Mapping[str, str]) -> Iterator[str]:
+def _issues(segment: Segment, target: str, protocol: str) -> Iterator[str]:
     """Statuses of a segment."""
     if segment.score is None:
         yield "no-score"
@@ -174,9 +164,9 @@ def _issues(segment: Segment, target: str, splits: Mapping[str, str]) -> Iterato
         yield "out-of-range"
     elif segment.score == 0 and target == "positive":
         yield "zero"
-    if segment.video not in splits:
+    if segment.video not in SPLITS[protocol]:
         yield "unlisted"
-    elif segment.mode and segment.mode != splits[segment.video]:
+    elif protocol == "sdk" and segment.mode and segment.mode != SPLITS["sdk"][segment.video]:
         yield "other-split"
 
 

@@ -134,6 +134,30 @@ def test_folds_share_no_conversation_and_no_speaker_with_their_test_session(rele
     assert not validation & {u.conversation for u in others if u.split == "train"}
 
 
+def test_a_session_may_validate(release: Path) -> None:
+    prepared = prepare(params(release, validation_session=1))
+    sessions = {
+        split: {u.conversation[:5] for u in prepared.utterances if u.split == split}
+        for split in ("train", "validation", "test")
+    }
+    assert sessions == {"train": {"Ses02", "Ses03", "Ses04"}, "validation": {"Ses01"}, "test": {"Ses05"}}
+    four = iemocap.published(iemocap.TARGETS["four"], {"validation": 1, "test": 5})
+    assert (four["labelled"]["validation"], four["labelled"]["test"]) == (1_085, 1_241)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"validation_session": 5}, "dataset.validation_session is 5, the test split"),
+        ({"validation_session": 2, "fold": 2}, "dataset.validation_session is 2, the test split"),
+        ({"validation_session": 1, "split": "speaker"}, "makes a session the validation split, but dataset.split is"),
+    ],
+)
+def test_a_session_of_validation_that_cannot_be_is_refused(release: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        iemocap.read(params(release, **values))
+
+
 def test_the_folds_test_every_turn_once(release: Path) -> None:
     tested = Counter(
         turn.id for fold in SESSIONS for turn in iemocap.read(params(release, fold=fold)).turns if turn.split == "test"
@@ -165,10 +189,10 @@ def test_a_release_as_published_differs_in_nothing(release: Path, monkeypatch: p
 
 def test_published_counts_agree_with_each_other() -> None:
     four, six = iemocap.TARGETS["four"], iemocap.TARGETS["six"]
-    assert iemocap.published(four, None)["labelled"] == {"all": 5_531}
-    assert iemocap.published(six, 5)["labelled"] == {"all": 7_380, "test": 1_622}
+    assert iemocap.published(four, {})["labelled"] == {"all": 5_531}
+    assert iemocap.published(six, {"test": 5})["labelled"] == {"all": 7_380, "test": 1_622}
     assert sum(iemocap.RECORDINGS.values()) == 10_039
-    assert [iemocap.published(four, fold)["labelled"]["test"] for fold in SESSIONS] == [
+    assert [iemocap.published(four, {"test": fold})["labelled"]["test"] for fold in SESSIONS] == [
         1_085, 1_023, 1_151, 1_031, 1_241,
     ]  # fmt: skip
     for code in ("ang", "exc", "hap", "neu", "sad"):

@@ -123,40 +123,57 @@ def test_the_standard_folds_share_no_video(prepared: dict[str, Prepared], layout
     }
 
 
-def test_the_other_split_takes_its_test_videos_from_a_list(roots: dict[str, Path]) -> None:
-    prepared = prepare(params(roots[RELEASE], protocol="62-31"))
+def test_the_other_split_holds_validation_out_of_train(roots: dict[str, Path]) -> None:
+    prepared = prepare(params(roots[TABLE], protocol="62-31"))
     splits = {u.conversation: u.split for u in prepared.utterances}
-    assert {video for video, split in splits.items() if split == "test"} == {*TEST, VALIDATION[0]}
+    assert {video for video, split in splits.items() if split == "test"} == {TRAIN[0], TEST[0]}
     assert Counter(splits.values())["validation"] == 1  # out of train
-    assert "unlisted" not in {u.status for u in prepared.utterances}
+    assert {u.conversation for u in prepared.utterances if "unlisted" in u.status} == {TRAIN[2]}
+    assert not [u for u in prepared.utterances if "other-split" in u.status]  # label.csv names the other protocol's
     assert {str(difference).split(",")[0] for difference in prepared.differences} == {
         "utterances", "conversations", "recordings",
     }  # fmt: skip
 
 
+SEGMENTS_OF_EACH = """
+    03bSnISJMiM:13 0h-zjBukYpk:25 1DmNV9C1hbY:14 1iG0909rllw:30 2WGyTLYerpo:63 2iD-tVS8NPw:30 5W7Z1C_fDaE:24
+    6Egk_28TtTM:12 6_0THN4chvY:14 73jzhE8R1TQ:19 7JsX8y1ysxY:39 8OtFthrtaJM:23 8d-gEyoeBzc:30 8qrpnFRGt2A:26
+    9J25DZhivz8:25 9T9Hf74oK10:25 9c67fiY0wGQ:12 9qR7uwkblbs:33 Af8D0E4ZXaw:31 BI97DNYfe5I:31 BXuRRbG0Ugk:31
+    Bfr499ggo-0:22 BioHAh1qJAQ:30 BvYR0L6f2Ig:26 Ci-AH39fi3Y:44 Clx4VXItLTE:31 Dg_0XKD0Mf4:18 G-xst2euQUc:21
+    G6GlGvlkxAQ:29 GWuJjcEuzt8:18 HEsqda8_d0Q:34 I5y0__X72p0:39 Iu2PFX3z_1s:16 IumbAb8q2dM:22 Jkswaaud0hk:20
+    LSi-o-IrDMs:29 MLal-t_vJPM:18 Njd1F0vZSm4:13 Nzq88NnDkEk:32 OQvJTdtJ2H4:16 OtBXNcAL_lE:24 Oz06ZWiO20M:25
+    POKffnXeBds:13 PZ-lDQFboO8:12 QN9ZIUWUXsY:18 Qr1Ca94K55A:14 Sqr0AcuoNnk:22 TvyZBvOMOTc:15 VCslbP0mgZI:17
+    VbQk4H8hgr0:55 Vj1wYRQjB-o:9 W8NXH0Djyww:32 WKA5OygbEKI:22 X3j2zQgwYgE:11 ZAIRrfG22O0:9 ZUXBRvtny7o:34
+    _dI--eQ6qVU:28 aiEXnCPZubE:30 atnd_PF-Lbs:21 bOL9jKpeJRs:34 bvLlb-M3UXU:25 c5xsKMxpXnc:15 c7UH_rxdZv4:33
+    cM3Yna7AavY:16 cW1FSBF59ik:24 cXypl4FnoZo:29 d3_k5Xpfmik:19 d6hH302o4v8:43 dq3Nf_lMPnE:15 etzxEpPuc6I:19
+    f9O3YtZ2VfI:30 f_pcplsH_V0:15 fvVhgmXxadc:14 iiK8YX8oH1E:18 jUzDDGyPkXU:27 k5Y_838nuGo:31 lXPQBPVc5Cw:30
+    nbWiPyCm4g0:10 nzpVDcQ0ywM:24 ob23OKe5a9Q:14 pLTX3ipuDJI:16 phBUpBr1hSo:21 rnaNMUZpvvg:22 tIrG4oNLFzE:18
+    tStelxIAHjw:16 tmZoasNr4rU:20 v0zCBqDeKcE:16 vvZ4IcEtiZc:12 vyB00TXsimI:22 wMbj6ajWbic:30 yDtzw_Y-7RU:24
+    yvsjCA6Y5Fc:23 zhpQhgha_KU:35
+"""
+
+
 @pytest.mark.parametrize(
-    ("content", "expected"),
+    ("protocol", "videos", "segments"),
     [
-        (None, "test_videos.txt: not there; dataset.protocol 62-31 takes the ids of its test videos from it"),
-        ("tmZoasNr4rU\nno-such-one\n", "test_videos.txt: the corpus has no video 'no-such-one'"),
+        ("sdk", {"train": 52, "validation": 10, "test": 31}, {"train": 1_284, "validation": 229, "test": 686}),
+        ("62-31", {"train": 62, "test": 31}, {"train": 1_447, "test": 752}),
     ],
 )
-def test_a_list_of_test_videos_that_is_missing_or_wrong_is_refused(
-    tmp_path: Path, content: str | None, expected: str
+def test_the_standard_folds_have_the_published_sizes(
+    protocol: Any, videos: dict[str, int], segments: dict[str, int]
 ) -> None:
-    if content is not None:
-        (tmp_path / "test_videos.txt").write_text(content)
-    with pytest.raises(DataError) as error:
-        mosi.read_splits("62-31", tmp_path, {"tmZoasNr4rU"})
-    assert expected in str(error.value)
-
-
-def test_the_standard_folds_have_the_published_sizes() -> None:
-    assert Counter(mosi.SDK_SPLITS.values()) == {"train": 52, "validation": 10, "test": 31}
-    assert len(mosi.SDK_SPLITS) == 93  # none is in two
-    for protocol, train in (("sdk", 1_284 + 229), ("62-31", 1_447)):
-        counts = mosi.published(protocol, with_splits=True)["utterances"]  # type: ignore[arg-type]
-        assert counts["all"] - counts["test"] == train
+    counts = {video: int(count) for video, count in (pair.split(":") for pair in SEGMENTS_OF_EACH.split())}
+    splits = mosi.SPLITS[protocol]
+    assert splits.keys() == counts.keys()  # 93, none in two
+    assert Counter(splits.values()) == videos
+    found = {split: sum(counts[video] for video, one in splits.items() if one == split) for split in videos}
+    assert found == segments
+    published = mosi.published(protocol, with_splits=True)
+    assert {split: published["utterances"][split] for split in videos if split in published["utterances"]}.items() <= (
+        segments.items()
+    )
+    assert published["utterances"]["all"] == sum(counts.values())
 
 
 def test_scores_are_counted_in_the_summary(prepared: dict[str, Prepared]) -> None:

@@ -58,7 +58,6 @@ def write_release(root: Path) -> Path:
     (transcripts / f"._{TEST[0]}.annotprocessed").write_bytes(b"\x00\x05\x16\x07Mac OS X")
     for count, segment in enumerate(SEGMENTS):
         write_speech(root / "Audio" / "WAV_16000" / "Segmented" / f"{segment.video}_{segment.number}.wav", count)
-    _write(root / "test_videos.txt", "# the test videos\n" + "\n".join([*TEST, VALIDATION[0]]) + "\n")
     return root
 
 
