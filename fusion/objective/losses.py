@@ -1,7 +1,7 @@
 """The training loss: what each head that learns tells, auxiliary heads, and contrastive terms.
 
     L = sum over the branches of L_head + auxiliary * sum over the other heads of L_head
-        + absolute * L_absolute + relative * L_relative
+        + absolute * L_absolute + relative * L_relative + the losses that the model adds itself (`Output.losses`)
     L_head = (1 - supervised) * L_told + supervised * L_supervised
 
 L_told is cross-entropy for labels, and the mean absolute error for scores, which have no supervised contrast. The
@@ -14,8 +14,9 @@ After HBAF (arXiv 2503.06405), whose abstract states inter-modal contrastive lea
 interactions, and HCAM (arXiv 2304.06910), which states the convex mix of cross-entropy and supervised contrastive loss
 (Khosla et al., arXiv 2004.11362, the form with the sum outside of the logarithm); the rest is our reading.
 
-Utterances without a label (or score) take no part in any term, those without audio none in the terms of audio heads,
-those without text none in those of text heads, and those that lack one of the two none in the terms between modalities.
+Utterances without a label (or score) take no part in any term but the model's own, which knows no labels; those
+without audio take none in the terms of audio heads, those without text none in those of text heads, and those that lack
+one of the two none in the terms between modalities.
 A term in which nobody takes part is zero. Everything is computed in float32, also under autocast.
 """
 
@@ -46,6 +47,7 @@ class Losses:
     relative: Tensor
     supervised: Tensor  # of the heads that learn here
     earlier: Tensor  # of the heads of earlier stages that go on learning
+    own: Tensor  # sum of those that the model adds itself
 
 
 FUSED = ("fused",)  # the branches of a model of one stage
@@ -99,6 +101,8 @@ def fusion_loss(
         weighted += [(terms.absolute, contrast), (terms.relative, alignment)]
     if earlier:
         weighted.append((terms.auxiliary, _sum(earlier, none)))
+    own = [one.float() for one in output.losses.values()]
+    weighted += [(1.0, one) for one in own]
     return Losses(
         total=_sum([term if weight == 1 else weight * term for weight, term in weighted], none),
         fused=here["fused"].told,
@@ -110,6 +114,7 @@ def fusion_loss(
             [loss.contrast for head, loss in here.items() if weights[head] and loss.contrast is not None], none
         ),
         earlier=_sum(earlier, none),
+        own=_sum(own, none),
     )
 
 

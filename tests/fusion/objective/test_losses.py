@@ -166,7 +166,8 @@ def test_the_total_is_the_weighted_sum_of_its_terms() -> None:
     losses = loss_of(random_output(6), torch.tensor([0, 1, 2, 0, 1, 2]), supervised=0.0)
     expected = losses.fused + 0.3 * (losses.audio + losses.text) + 0.1 * losses.absolute + 0.2 * losses.relative
     torch.testing.assert_close(losses.total, expected)
-    assert all(getattr(losses, item.name) > 0 for item in fields(losses) if item.name not in ("supervised", "earlier"))
+    absent = ("supervised", "earlier", "own")
+    assert all(getattr(losses, item.name) > 0 for item in fields(losses) if item.name not in absent)
 
 
 def test_a_head_with_an_embedding_has_a_convex_mix_of_both_losses() -> None:
@@ -196,6 +197,16 @@ def test_heads_of_earlier_stages_are_auxiliary_ones() -> None:
     heads = loss_of(first, labels)
     torch.testing.assert_close(losses.earlier, heads.audio + heads.text)
     torch.testing.assert_close(losses.total, losses.fused + 0.3 * losses.earlier)
+
+
+def test_losses_that_a_model_adds_itself_count_as_they_are() -> None:
+    output, labels = random_output(4), torch.tensor([0, 1, 2, 0])
+    own = {"one": torch.tensor(0.5, requires_grad=True), "other": torch.tensor(0.25)}
+    found, without = loss_of(replace(output, losses=own), labels), loss_of(output, labels)
+    assert (found.own.item(), without.own.item()) == (0.75, 0.0)
+    torch.testing.assert_close(found.total, without.total + 0.75)
+    found.total.backward()
+    assert own["one"].grad == 1
 
 
 def test_unlabelled_utterances_take_no_part_in_any_term() -> None:
