@@ -1,7 +1,9 @@
 """What tests share: where the real recordings lie, and toy encoders."""
 
+import gc
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -41,10 +43,28 @@ def pytest_configure() -> None:
     pipeline.media.decoders.count_cores = lambda: 1
 
 
+@pytest.hookimpl(tryfirst=True)  # before marks are looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: a process takes a file at a time, and none should be left to the end with one."""
+    """Leave cases of long series to `make soak`, and put the longest files first.
+
+    A process takes a file at a time, and none should be left to the end with one.
+    """
+    cases: Counter[tuple[str, str]] = Counter()
+    for item in items:
+        if every := item.get_closest_marker("sampled"):
+            name = (str(item.path), getattr(item, "originalname", item.name))
+            if cases[name] % every.args[0]:
+                item.add_marker(pytest.mark.soak)
+            cases[name] += 1
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_loaded_stays() -> None:
+    """The collector need not look at it again, which took up to a second wherever code or a test calls it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

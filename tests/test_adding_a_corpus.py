@@ -72,6 +72,7 @@ def test_the_files_that_the_page_names_exist() -> None:
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.soak
 def test_the_pages_code_passes_ruff_and_mypy(tmp_path: Path) -> None:
     files = {"letters.py": ADAPTER, "test_letters.py": TEST, "notebook.py": "\n".join(FROM_PYTHON)}
     for name, content in files.items():

@@ -110,6 +110,7 @@ def test_the_commands_of_the_page_run(folder: Path) -> None:
     assert (folder / "models" / NAME / "seed-0" / "config.json").exists()
 
 
+@pytest.mark.soak
 def test_the_pages_code_passes_ruff_and_mypy(tmp_path: Path) -> None:
     (tmp_path / "test_gated.py").write_text(TESTS)
     paths = [str(tmp_path / name) for name in ("gated.py", "test_gated.py")]
@@ -227,6 +228,7 @@ def test_a_model_folder_alone_has_nothing_imported(folder: Path) -> None:
     run(export_app, "strange/seed-0", "--output", "shared", "--set", f"model.name={NAME}")
 
 
+@pytest.mark.soak
 def test_an_edit_of_the_models_code_makes_its_runs_due_and_is_said_when_it_is_loaded(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from fusion.evaluation import evaluate, join_folds, write_report
@@ -45,6 +46,7 @@ def test_mosi_goes_the_whole_way(tmp_path: Path) -> None:
     assert np.isfinite([summary.mean for summary in evaluation.summaries.values()]).all()
 
 
+@pytest.mark.soak
 def test_folds_of_iemocap_go_the_whole_way_and_are_joined(tmp_path: Path) -> None:
     root = str(iemocap.write_faults(tmp_path / "root"))
     for fold in (1, 2):

@@ -89,6 +89,7 @@ def test_test_sentences_with_emotional_words_are_mostly_new(rows: list[Row]) -> 
     assert sum(seen) < 0.25 * len(seen)
 
 
+@pytest.mark.soak
 def test_every_recording_decodes_and_none_is_left_over(rows: list[Row]) -> None:
     assert {row["audio"] for row in rows} == {str(path.relative_to(DEMO)) for path in DEMO.rglob("*.ogg")}
     assert len({row["audio"] for row in rows}) == len(rows)

@@ -136,6 +136,7 @@ def test_an_edit_runs_only_what_depends_on_it(
         {"fold": 2, "protocol": "62-31", "columns": {"label": "cue"}},
     ],
 )
+@pytest.mark.sampled(2)
 def test_another_split_fold_or_label_runs_no_encoder(project: Project, values: dict[str, object]) -> None:
     before = dict(project.params["dataset"])
     project.edit("dataset", **values)
@@ -146,6 +147,7 @@ def test_another_split_fold_or_label_runs_no_encoder(project: Project, values: d
     assert not {"audio", "text"} & {*project.repro()}
 
 
+@pytest.mark.soak
 def test_a_label_in_the_table_runs_no_encoder_and_another_text_runs_its_own(project: Project) -> None:
     table = project.folder / "data" / "demo" / "utterances.csv"
     before = table.read_text(encoding="utf-8")

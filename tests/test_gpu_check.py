@@ -121,6 +121,7 @@ def check_dry_run(done: subprocess.CompletedProcess[str], results: dict[str, Any
     assert not ABSENT & set(results["modules"])
 
 
+@pytest.mark.soak
 def test_the_dry_run_passes_on_a_bare_machine(bare: Path, tmp_path: Path) -> None:
     done, results = dry_run(bare, tmp_path, "--checks", *QUICK)
     check_dry_run(done, results, QUICK)

@@ -280,6 +280,7 @@ def test_branches_of_a_stage_share_no_weight(name: str) -> None:
 
 
 @every_case
+@pytest.mark.sampled(4)
 def test_a_saved_model_gives_identical_answers(name: str, setting: dict[str, Any], tmp_path: Path) -> None:
     model, batch = make(name, **setting), batch_for(setting)
     model.save_pretrained(tmp_path)

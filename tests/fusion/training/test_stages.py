@@ -129,6 +129,7 @@ def test_every_stage_is_scored_on_validation() -> None:
         for setting in [{}, *several]
     ],
 )
+@pytest.mark.sampled(4)
 def test_what_remains_of_a_model_trains(name: str, setting: dict[str, Any]) -> None:
     loss = {key: 0.0 for key in ("auxiliary", "supervised") if setting.get(key) is False}
     loss |= {"absolute": 0.0, "relative": 0.0} if setting.get("contrastive") is False else {}

@@ -160,6 +160,7 @@ def heads(kind: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", TEXT)
+@pytest.mark.sampled(5)
 def test_a_text_encoder_is_read_from_whatever_head_it_was_saved_with(kind: str, tmp_path: Path) -> None:
     tokenizer().save_pretrained(tmp_path)
     weights: dict[str, torch.Tensor] = {}
@@ -175,6 +176,7 @@ def test_a_text_encoder_is_read_from_whatever_head_it_was_saved_with(kind: str, 
 
 
 @pytest.mark.parametrize("kind", [kind for kind, architecture in TEXT.items() if architecture.learns])
+@pytest.mark.sampled(5)
 def test_a_text_architecture_learns_by_texts_that_share_a_batch_or_not(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     learner = finetune_text(text_folder(kind, tmp_path / "start"))

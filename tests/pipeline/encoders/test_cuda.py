@@ -116,6 +116,7 @@ def test_a_long_clip_has_a_bound_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", TEXT)
+@pytest.mark.sampled(5)
 def test_text_fits_and_does_not_wait(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One upload a batch, and nothing comes back, in every architecture but those that are named above."""
     architecture = TEXT[kind]

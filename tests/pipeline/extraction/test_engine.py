@@ -75,6 +75,7 @@ def test_halving_every_piece_is_cutting_into_twice_as_many(count: int, pieces: i
 
 @pytest.mark.parametrize("at_fetching", [False, True])
 @pytest.mark.parametrize("shortage", SHORTAGES)
+@pytest.mark.sampled(5)
 def test_however_a_library_says_that_memory_ran_out(shortage: Exception, at_fetching: bool) -> None:
     batches = [list(range(7)), list(range(7, 12)), [12]]
     tight = engine(Tight(largest=2, shortage=shortage, at_fetching=at_fetching).start)

@@ -292,6 +292,7 @@ def tight_work(largest: float, at_fetching: bool = False, found: bool = False) -
         (2, True, False, "take_note"),
     ],
 )
+@pytest.mark.sampled(4)
 def test_killed_anywhere_a_run_that_ran_out_of_memory_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, at_fetching: bool, found: bool, last_words: str
 ) -> None:

@@ -117,6 +117,7 @@ assert len(CASES) >= 60
 
 @needs_ffmpeg
 @pytest.mark.parametrize(("container", "codec", "rate", "channels"), CASES)
+@pytest.mark.sampled(7)
 def test_decoding_is_as_ffmpeg_has_it(tmp_path: Path, container: str, codec: str, rate: int, channels: int) -> None:
     path, film = tmp_path / f"a.{container}", container in FILMS and channels == 2
     ffmpeg(*(picture(5) if film else []), *sweep(5, rate, channels), "-c:a", codec, "-strict", -2, path)
@@ -193,6 +194,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_ffmpeg
 @pytest.mark.parametrize("name", CLOCKS)
+@pytest.mark.sampled(4)
 def test_times_are_of_the_files_own_clock(sources: Path, tmp_path: Path, name: str) -> None:
     options, status, start = CLOCKS[name]
     path = tmp_path / name
