@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
-from fusion.models import MODEL_PLUGINS, ConversationEncoding, Heads, SharedParams, Wanted
+from fusion.models import MODEL_PLUGINS, ConversationEncoding, Heads, SharedParams, Wanted, Weight
 from fusion.objective import Target
 from pipeline.settings import (
     DEFAULT_PARAMS,
@@ -31,7 +31,6 @@ from pipeline.settings import (
 )
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Weight = Annotated[float, Field(ge=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Modalities = Literal["both", "audio", "text"]
 
@@ -44,7 +43,21 @@ LOSSES = {  # the keys of section `loss` that need a part of the model, by the a
 OF_LABELS = {"supervised", "label_aware", "label_smoothing", "class_weights"}  # of section `loss`: no use with scores
 
 
-OwnModel = Literal["hbaf", "hcam", "audio", "text", "concat", "crossmodal"]  # `fusion.models.registry` has the classes
+OwnModel = Literal[  # `fusion.models.registry` has the classes
+    "hbaf",
+    "hcam",
+    "audio",
+    "text",
+    "concat",
+    "crossmodal",
+    "tfn",
+    "lmf",
+    "misa",
+    "mult",
+    "dialoguernn",
+    "dialoguegcn",
+    "experts",
+]
 MODEL_NAMES: tuple[str, ...] = get_args(OwnModel)
 
 

@@ -47,7 +47,9 @@ def test_options_are_completed() -> None:
 
 
 def test_keys_of_parameters_are_completed() -> None:
-    assert in_bash("fusion-train", "--set", "model.d") == ["model.dim=", "model.dropout=", "model.direction="]
+    found = in_bash("fusion-train", "--set", "model.d")
+    assert found[:3] == ["model.dim=", "model.dropout=", "model.direction="]
+    assert {key.split(".")[1] for key in found[3:]} == {"dialoguernn", "dialoguegcn"}  # groups of models
     assert in_bash("pipeline-audio", "--set", "audio.finetune.mask") == [
         "audio.finetune.mask_time=",
         "audio.finetune.mask_features=",

@@ -8,7 +8,19 @@ import yaml
 
 import fusion.cli
 import pipeline.cli
-from fusion.models import CrossModalParams, HBAFParams, HCAMParams, SharedParams
+from fusion.models import (
+    CrossModalParams,
+    DialogueGCNParams,
+    DialogueRNNParams,
+    ExpertsParams,
+    HBAFParams,
+    HCAMParams,
+    LMFParams,
+    MISAParams,
+    MulTParams,
+    SharedParams,
+    TFNParams,
+)
 from fusion.params import GENERAL, EvaluateParams, FoldParams, LossParams, ModelParams, TrainParams
 from pipeline.params import (
     AudioParams,
@@ -45,6 +57,13 @@ GROUPS: dict[str, type[Section]] = {
     "model.hbaf": HBAFParams,
     "model.hcam": HCAMParams,
     "model.crossmodal": CrossModalParams,
+    "model.tfn": TFNParams,
+    "model.lmf": LMFParams,
+    "model.misa": MISAParams,
+    "model.mult": MulTParams,
+    "model.dialoguernn": DialogueRNNParams,
+    "model.dialoguegcn": DialogueGCNParams,
+    "model.experts": ExpertsParams,
 }
 NO_KEYS = ("audio", "text", "concat")  # models that have no keys but those that all share
 APPS = {

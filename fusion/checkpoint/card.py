@@ -149,6 +149,10 @@ ABSTRACTS = (
     "The paper's body was not available when this was written: its abstract names the parts, and how they are built is "
     "erc-fusion's reading. No score of the paper is claimed to be reproduced."
 )
+REFERENCE = (
+    "After this paper's equations on erc-fusion's inputs: what differs is written in the docstring of its file. No "
+    "score of the paper is claimed to be reproduced."
+)
 OWN = "A baseline of erc-fusion's own; there is no paper to cite."
 
 UNNAMED = "Which paper it follows, if any, is not written down with it (`fusion/checkpoint/card.py` is the place)."
@@ -191,6 +195,55 @@ METHODS = {
         "CrossModal",
         "After the idea of this paper; widths and depths are erc-fusion's.",
         "MulT, Tsai et al., arXiv 1906.00295",
+    ),
+    "tfn": Method(
+        "TFN",
+        "Tensor fusion network: every product of an audio and a text feature.",
+        "TFN",
+        REFERENCE,
+        "Zadeh et al., arXiv 1707.07250",
+    ),
+    "lmf": Method(
+        "LMF",
+        "Low-rank multimodal fusion: tensor fusion whose weights are a sum of few products.",
+        "LMF",
+        REFERENCE,
+        "Liu et al., arXiv 1806.00064",
+    ),
+    "misa": Method(
+        "MISA",
+        "Modality-invariant and -specific representations, in spaces that losses hold apart.",
+        "MISA",
+        REFERENCE,
+        "Hazarika et al., arXiv 2005.03545",
+    ),
+    "mult": Method(
+        "MulT",
+        "Multimodal transformer: the positions of each modality look at those of the other, then at each other.",
+        "MulT",
+        REFERENCE,
+        "Tsai et al., arXiv 1906.00295",
+    ),
+    "dialoguernn": Method(
+        "DialogueRNN",
+        "Recurrent states of the conversation, of each speaker and of the emotion, along the turns.",
+        "DialogueRNN",
+        REFERENCE,
+        "Majumder et al., arXiv 1811.00405",
+    ),
+    "dialoguegcn": Method(
+        "DialogueGCN",
+        "A graph of turns whose edges know whether one person speaks and which turn comes first.",
+        "DialogueGCN",
+        REFERENCE,
+        "Ghosal et al., arXiv 1908.11540",
+    ),
+    "experts": Method(
+        "Gated experts",
+        "A learned gate over an expert for audio, one for text and one for both.",
+        "Experts",
+        "After the abstract of this paper; the form of gate, experts and losses is erc-fusion's.",
+        "MiSTER-E, Dutta et al., arXiv 2602.23300",
     ),
 }
 HUB_METRICS = {"weighted_f1": "f1", "macro_f1": "f1", "uar": "recall", "correlation": "pearsonr"}  # others: their own

@@ -177,6 +177,13 @@ def report_features(train: Split, recipes: Sequence[Recipe], aloud: bool = True)
             log.warning("%s features of the train split, %s: %s", name, after, oddities)
     longest = {name: int(own.lengths.max()) for name, own in rows.items()}
     doubts = [one.own.doubt({name: longest[name] for name in one.model.looks_at}) for one in recipes]
+    if not bool(train.speakers.any()):
+        doubts += [
+            f"model {one.model.name} looks at who speaks, but no conversation of the train split has more than one "
+            "speaker: name their column in the data set (dataset.columns.speaker)"
+            for one in recipes
+            if one.own.uses_speakers
+        ]
     for doubt in dict.fromkeys(filter(None, doubts)) if aloud else ():
         log.warning("%s", doubt)
 

@@ -5,19 +5,20 @@ from typing import TYPE_CHECKING
 from pipeline.settings import door
 
 if TYPE_CHECKING:
-    from fusion.layers.attention import KeyMask, MultiHeadAttention
+    from fusion.layers.attention import KeyMask, MultiHeadAttention, TransformerLayer, masked_softmax
     from fusion.layers.conversation import (
         AttentionAmongTurns,
         ConversationEncoder,
         ConversationEncoding,
         EncodeBoth,
+        MatchingAttention,
         TurnAttention,
         gather_neighbours,
         turn_keys,
     )
     from fusion.layers.ensemble import Ensemble
     from fusion.layers.linear_path import STATISTICS, LinearPath, LinearWeights, path_weights
-    from fusion.layers.pooling import AttentionPooling, MeanPooling
+    from fusion.layers.pooling import AttentionPooling, LastPooling, MeanPooling
     from fusion.layers.primitives import (
         Constant,
         Embedding,
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
         classifier,
         collect_views,
         feed_forward,
+        relu_layers,
         zero_padding,
     )
-    from fusion.layers.recurrent import Direction, SequenceGRU, TurnGRU
+    from fusion.layers.recurrent import Direction, SequenceGRU, TurnGRU, run_grus
     from fusion.layers.standardise import Standardise
 else:
     __getattr__ = door(__name__, __file__)

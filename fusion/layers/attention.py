@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion.layers import primitives
+from fusion.layers.primitives import SequenceDropout, feed_forward
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -119,3 +120,29 @@ class MultiHeadAttention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         """(utterances, positions, dim) -> (utterances, heads, positions, dim / heads)."""
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class TransformerLayer(nn.Module):
+    """x = LN(x + MHA(x; y)), x = LN(x + FFN(x)).
+
+    Shape:
+        x: (utterances, positions, dim)
+        y: (utterances, others, dim)
+        y_mask: of (utterances, others)
+        returns: (utterances, positions, dim)
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(dim, heads)
+        self.dropout = SequenceDropout(dropout)
+        self.norm = nn.LayerNorm(dim)
+        self.feed_forward = feed_forward(dim, dropout)
+        self.feed_forward_norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, y: Tensor, y_mask: KeyMask) -> Tensor:
+        x = self.norm(x + self.dropout(self.attention(x, y, y_mask)))
+        return self.feed_forward_norm(x + self.feed_forward(x))
+
+    def views(self, x: Tensor, y: Tensor, y_mask: KeyMask) -> dict[str, Tensor]:
+        return {"attention": self.attention.weights(x, y, y_mask)}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fusion.batch import Turns, take_rows
 from fusion.layers import primitives
-from fusion.layers.attention import KeyMask, MultiHeadAttention
+from fusion.layers.attention import KeyMask, MultiHeadAttention, masked_softmax
 from fusion.layers.recurrent import Direction, SideBySide, TurnGRU
 
 
@@ -148,3 +148,32 @@ class TurnAttention(nn.Module):
 
     def views(self, x: Tensor, y: Tensor, y_keys: KeyMask, turns: Turns) -> dict[str, Tensor]:
         return {"attention": self.attend.weights(x, y, y_keys, turns)}
+
+
+class MatchingAttention(nn.Module):
+    """Attention of each turn to the turns of its conversation by one bilinear score, without values of its own.
+
+        weights_ij = softmax over j of (W x_i + b) . x_j,   z_i = sum over j of weights_ij x_j
+
+    As DialogueRNN and DialogueGCN end (arXiv 1811.00405 and 1908.11540).
+
+    Shape:
+        x: (utterances, dim)
+        keys: from `turn_keys`
+        returns: (utterances, dim)
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.transform = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, keys: KeyMask, turns: Turns) -> Tensor:
+        return turns.to_flat(self._weights(x, keys, turns) @ turns.spread(x))
+
+    def views(self, x: Tensor, keys: KeyMask, turns: Turns) -> dict[str, Tensor]:
+        return {"attention": turns.to_flat(self._weights(x, keys, turns))[:, None]}
+
+    def _weights(self, x: Tensor, keys: KeyMask, turns: Turns) -> Tensor:
+        """(conversations, turns, turns)."""
+        grid = turns.spread(x)
+        return masked_softmax(self.transform(grid) @ grid.transpose(1, 2), keys.by_query)

@@ -1,5 +1,6 @@
 """A sequence of any length to one vector."""
 
+import torch
 from torch import Tensor, nn
 
 from fusion.layers.attention import masked_softmax
@@ -16,6 +17,15 @@ class MeanPooling(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return (x * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+class LastPooling(nn.Module):
+    """The last real position; zeros where an utterance has none. Shape as `MeanPooling`."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        position = torch.arange(mask.shape[1], device=mask.device)
+        last = mask & (position == mask.sum(dim=1, keepdim=True) - 1)
+        return (last[:, None, :].to(x.dtype) @ x).squeeze(1)
 
 
 class AttentionPooling(nn.Module):

@@ -48,6 +48,14 @@ def classifier(features: int, dim: int, classes: int, dropout: float) -> nn.Sequ
     )
 
 
+def relu_layers(features: int, dim: int, layers: int, dropout: float) -> nn.Sequential:
+    """`layers` times x = relu(W x), (utterances, features) -> (utterances, dim), with dropout of what goes in."""
+    network = nn.Sequential(nn.Dropout(dropout))
+    for layer in range(layers):
+        network.extend([nn.Linear(dim if layer else features, dim), nn.ReLU()])
+    return network
+
+
 class Gate(nn.Module):
     """sigmoid(W [x; y]): how far to open, for each dimension or for each position as a whole.
 

@@ -21,12 +21,10 @@ from fusion.layers import (
     ConversationEncoder,
     InputProjection,
     KeyMask,
-    MultiHeadAttention,
-    SequenceDropout,
+    TransformerLayer,
     Unchanged,
     classifier,
     collect_views,
-    feed_forward,
 )
 from fusion.models.interface import HubModel, Stage, whole
 from fusion.models.shared import ConversationEncoding, Heads, SharedParams, Sizes
@@ -46,40 +44,46 @@ class CrossModalParams(BaselineParams):
     self_attention: bool = True  # a layer of it behind them
 
 
+def conversation_encoder(params: BaselineParams) -> nn.Module:
+    """What lets turns see each other, (utterances, dim) and `Turns` -> (utterances, dim)."""
+    encodes = params.conversation_encoder == "gru"
+    return ConversationEncoder(params.dim, params.direction, params.dropout) if encodes else Unchanged()
+
+
 class Utterances(nn.Module):
     """One vector an utterance from the positions of one modality (`pool`), enriched with other turns (`encoder`)."""
 
     def __init__(self, params: BaselineParams) -> None:
         super().__init__()
         self.pool = AttentionPooling(params.dim)
-        encodes = params.conversation_encoder == "gru"
-        self.encoder = ConversationEncoder(params.dim, params.direction, params.dropout) if encodes else Unchanged()
+        self.encoder = conversation_encoder(params)
 
 
-class TransformerLayer(nn.Module):
-    """x = LN(x + MHA(x; y)), x = LN(x + FFN(x)).
+class UtteranceVectors(nn.Module):
+    """Both modalities of each utterance as one vector: u = LN(W x) pooled, then LN(u + GRU(u)) along the turns.
+
+    Args:
+        encodes: whether the conversation encoder of `params` is part of it.
 
     Shape:
-        x: (utterances, positions, dim)
-        y: (utterances, others, dim)
-        y_mask: of (utterances, others)
-        returns: (utterances, positions, dim)
+        returns: audio and text, (utterances, dim), before the encoder zeros where the utterance lacks the modality
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, params: BaselineParams, sizes: Sizes, encodes: bool = True) -> None:
         super().__init__()
-        self.attention = MultiHeadAttention(dim, heads)
-        self.dropout = SequenceDropout(dropout)
-        self.norm = nn.LayerNorm(dim)
-        self.feed_forward = feed_forward(dim, dropout)
-        self.feed_forward_norm = nn.LayerNorm(dim)
+        params = params if encodes else params.model_copy(update={"conversation_encoder": "none"})
+        self.audio_input = InputProjection(*sizes.stored("audio"), params.dim, params.dropout)
+        self.text_input = InputProjection(*sizes.stored("text"), params.dim, params.dropout)
+        self.audio = Utterances(params)
+        self.text = Utterances(params)
 
-    def forward(self, x: Tensor, y: Tensor, y_mask: KeyMask) -> Tensor:
-        x = self.norm(x + self.dropout(self.attention(x, y, y_mask)))
-        return self.feed_forward_norm(x + self.feed_forward(x))
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        a, t = batch.each(self._pool)
+        return self.audio.encoder(a, batch.turns), self.text.encoder(t, batch.turns)
 
-    def views(self, x: Tensor, y: Tensor, y_mask: KeyMask) -> dict[str, Tensor]:
-        return {"attention": self.attention.weights(x, y, y_mask)}
+    def _pool(self, group: Group) -> tuple[Tensor, Tensor]:
+        audio, text = self.audio_input(group.audio), self.text_input(group.text)
+        return self.audio.pool(audio, group.audio_mask), self.text.pool(text, group.text_mask)
 
 
 class _SingleModality(nn.Module, HubModel):
@@ -90,8 +94,7 @@ class _SingleModality(nn.Module, HubModel):
 
     def __init__(self, params: BaselineParams, sizes: Sizes) -> None:
         super().__init__()
-        stored = {"audio": (sizes.audio_dim, sizes.audio_layers), "text": (sizes.text_dim, sizes.text_layers)}
-        self.input = InputProjection(*stored[self.modality], params.dim, params.dropout)
+        self.input = InputProjection(*sizes.stored(self.modality), params.dim, params.dropout)
         self.utterances = Utterances(params)
         self.classifier = classifier(params.dim, params.dim, sizes.classes, params.dropout)
 

@@ -35,7 +35,7 @@ class _Completed(type):
     def __call__(cls, params: SharedParams, sizes: Sizes, *wanted: Any, **named: Any) -> Any:
         model: Any = super().__call__(params, sizes, *wanted, **named)
         if params.linear_path:  # before what standardises: it looks at the features as they are stored
-            stored = (sizes.audio_dim, sizes.audio_layers), (sizes.text_dim, sizes.text_layers)
+            stored = sizes.stored("audio"), sizes.stored("text")
             model.linear_path = LinearPath(*stored, sizes.classes, cls.inputs)  # type: ignore[attr-defined]
             model.register_forward_pre_hook(_ask_linear_path)
             model.register_forward_hook(_join_linear_path)
@@ -47,7 +47,7 @@ class _Completed(type):
 
 def standardise_of(sizes: Sizes, inputs: Collection[str] = ("audio", "text")) -> Standardise:
     """For features of these sizes; of `inputs`, what the model looks at."""
-    return Standardise((sizes.audio_dim, sizes.audio_layers), (sizes.text_dim, sizes.text_layers), inputs)
+    return Standardise(sizes.stored("audio"), sizes.stored("text"), inputs)
 
 
 def _standardise_first(model: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -6,10 +6,17 @@ import difflib
 from typing import Any
 
 from fusion.models.baselines import AudioAlone, Concat, CrossModal, TextAlone
+from fusion.models.dialoguegcn import DialogueGCN
+from fusion.models.dialoguernn import DialogueRNN
+from fusion.models.experts import Experts
 from fusion.models.hbaf import HBAF
 from fusion.models.hcam import HCAM
 from fusion.models.interface import HubModel
+from fusion.models.lmf import LMF
+from fusion.models.misa import MISA
+from fusion.models.mult import MulT
 from fusion.models.shared import EVERYTHING, MODEL_PLUGINS, SharedParams, Sizes, Wanted
+from fusion.models.tfn import TFN
 from pipeline.settings import PLACE, SettingsError, installed_plugins, is_trusted, load_plugin, plugin_digest
 
 MODELS: dict[str, type[HubModel]] = {
@@ -19,6 +26,13 @@ MODELS: dict[str, type[HubModel]] = {
     "text": TextAlone,
     "concat": Concat,
     "crossmodal": CrossModal,
+    "tfn": TFN,
+    "lmf": LMF,
+    "misa": MISA,
+    "mult": MulT,
+    "dialoguernn": DialogueRNN,
+    "dialoguegcn": DialogueGCN,
+    "experts": Experts,
 }
 
 

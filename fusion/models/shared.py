@@ -13,6 +13,7 @@ from pipeline.settings import Section
 
 MODEL_PLUGINS = "erc_fusion.models"  # entry points of installed packages that bring a model
 Heads = Annotated[int, Field(ge=1, le=64)]
+Weight = Annotated[float, Field(ge=0, le=1000)]  # of a term of the loss
 ConversationEncoding = Literal["gru", "none"]
 
 
@@ -32,6 +33,11 @@ class SharedParams(Section):
             longest: rows of the longest utterance, of each modality that the model looks at.
         """
         return ""
+
+    @property
+    def uses_speakers(self) -> bool:
+        """Whether who speaks makes a difference to the model."""
+        return False
 
     @model_validator(mode="after")
     def _divides(self) -> "SharedParams":
@@ -58,6 +64,10 @@ class Sizes:
     audio_layers: int = 1
     text_layers: int = 1
     classes: int = 1
+
+    def stored(self, modality: str) -> tuple[int, int]:
+        """Width and layers of `audio` or `text` as stored."""
+        return getattr(self, f"{modality}_dim"), getattr(self, f"{modality}_layers")
 
 
 @dataclass(frozen=True)

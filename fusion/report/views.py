@@ -85,7 +85,7 @@ class Viewer:
     def _taken(self) -> set[int]:
         """Widths that mean something else."""
         model = self.loaded.provenance.recipe.model
-        return {1, model.heads, model.dim}
+        return {1, 3, 4, model.heads, model.dim}  # 3 experts, 4 vectors of both modalities
 
 
 def _spread(batch: Batch, taken: set[int]) -> Batch:

@@ -37,6 +37,7 @@ class Made:
     signal: Sequence[str] = ("audio", "text")  # modalities whose features tell the label or the score
     unlabelled: float = 0.1  # share
     scored: bool = False  # whether there are scores, which features tell then instead of the labels
+    people: int = 0  # who speak in all conversations; 0: nobody knows
     seed: int = 0
     labels: Sequence[str] = field(default_factory=lambda: list(LABELS))
 
@@ -80,7 +81,10 @@ def make_table(made: Made) -> Utterances:
     labels = random.integers(0, len(made.labels), len(ids))
     labels[random.random(len(ids)) < made.unlabelled] = -1
     scores = make_scores(made, len(ids))
-    return Utterances(ids, conversations, np.array(turns), [""] * len(ids), splits, labels, scores)
+    speakers = [f"speaker {who}" for who in np.random.default_rng(made.seed).integers(0, made.people or 1, len(ids))]
+    return Utterances(
+        ids, conversations, np.array(turns), speakers if made.people else [""] * len(ids), splits, labels, scores
+    )
 
 
 def make_scores(made: Made, count: int) -> np.ndarray:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 import fusion.data.rows
 import fusion.data.split
-from fusion.data import Ragged, Resident, Split, hold, load_split, pool
+from fusion.data import Ragged, Resident, Split, hold, load_split, pool, report_features
 from fusion.data.rows import Mapped, resident_bytes
 from fusion.errors import FeatureError
 from pipeline.store import Features
 from tests.fusion.batches import tensors_in
-from tests.fusion.made import Made, garble_test_split, make_features
+from tests.fusion.made import Made, garble_test_split, make_features, tiny_recipe
 
 
 def load(features: Features, name: str = "train", **options: Any) -> Split:
@@ -72,8 +72,18 @@ def test_a_batch_is_what_a_loop_over_utterances_makes(
         assert torch.equal(found[name], expected), name
 
 
+@pytest.mark.parametrize("people", [0, 1, 2])
+def test_a_model_that_looks_at_who_speaks_says_so_where_nobody_else_does(
+    people: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = load(make_features(Made(people=people)))
+    report_features(train, [tiny_recipe({"name": name}) for name in ("concat", "dialoguegcn", "dialoguernn")])
+    warned = [name for name in ("concat", "dialoguegcn", "dialoguernn") if f"model {name} looks at who" in caplog.text]
+    assert warned == ([] if people == 2 else ["dialoguegcn", "dialoguernn"])
+
+
 def test_speakers_are_numbered_in_each_conversation_as_they_come() -> None:
-    features = make_features(Made(conversations=(4, 2, 2)))
+    features = make_features(Made(conversations=(4, 2, 2), turns=(4, 6), people=3))
     batch = load(features).gather(torch.tensor([2, 0]))
     table = features.utterances
     for row, conversation in enumerate([2, 0]):

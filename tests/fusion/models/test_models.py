@@ -92,6 +92,23 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"blocks": 1},
         {"self_attention": False},
     ],
+    "tfn": [{"conversation_encoder": "none"}, {"direction": "past"}, {"width": 16}],
+    "lmf": [{"conversation_encoder": "none"}, {"direction": "past"}, {"width": 16, "rank": 1}],
+    "misa": [
+        {"conversation_encoder": "none"},
+        {"direction": "past"},
+        {"similarity": 0, "difference": 0},
+        {"reconstruction": 0},
+    ],
+    "mult": [{"conversation_encoder": "none"}, {"direction": "past"}, {"blocks": 1, "self_blocks": 1}],
+    "dialoguernn": [{"direction": "past"}, {"attention": False}, {"direction": "past", "attention": False}],
+    "dialoguegcn": [
+        {"conversation_encoder": "none"},
+        {"direction": "past"},
+        {"attention": False},
+        {"past_turns": 1, "future_turns": 0},
+    ],
+    "experts": [{"conversation_encoder": "none"}, {"direction": "past"}, {"consistency": 0}],
 }
 CASES = [
     pytest.param(name, setting, id=f"{name} {name_of(setting)}")

@@ -101,6 +101,8 @@ def test_the_same_inputs_give_the_same_bytes(labelled: Evaluated, page: Path, tm
         {"name": "hbaf", "context_turns": 3, "audio_frames": 2},  # 2: as many frames as heads
         {"name": "hcam"},
         {"name": "crossmodal"},
+        {"name": "misa"},
+        {"name": "dialoguegcn"},
     ],
     ids=str,
 )
