@@ -103,18 +103,17 @@ def evaluate_app(
 ) -> None:
     """Score the trained models of all seeds on the test split, clean and degraded, and write the result files."""
     from fusion.evaluation import (
+        RESULT,
         check_results,
         current_commit,
-        describe_run,
         evaluate_all,
         headline,
         read_degraded,
         read_texts,
         write_report,
-        write_robustness,
     )
     from fusion.params import EvaluateParams, TrainParams, read_model_folder
-    from fusion.runtime import pick_device, writing
+    from fusion.runtime import pick_device, replacing, writing
     from pipeline.settings import read_section
     from pipeline.store import read_features
 
@@ -123,14 +122,14 @@ def evaluate_app(
     models = read_model_folder(path, overrides, models)
     joint, chosen, commit = read_features(features), pick_device(device), current_commit()
     parts, texts = read_degraded(degraded, joint), read_texts(manifest or manifest_beside(features))
-    if not overwrite:
-        check_results(output, models, joint, section)
-    with writing(output):  # now, rather than after all is scored
-        output.mkdir(parents=True, exist_ok=True)
     memory = read_section(path, "train", TrainParams, overrides).memory
-    evaluation, robustness = evaluate_all(joint, models, section, parts, chosen, memory)
-    changed = write_report(evaluation, output, commit, texts)
-    changed |= write_robustness(robustness, output / "robustness", describe_run(evaluation, commit))
+    with replacing(output, RESULT):
+        if not overwrite:
+            check_results(output, models, joint, section)
+        with writing(output):  # now, rather than after all is scored
+            output.mkdir(parents=True, exist_ok=True)
+        evaluation, robustness = evaluate_all(joint, models, section, parts, chosen, memory)
+        changed = write_report(evaluation, output, commit, texts, robustness)
     print(f"{output}: {headline(evaluation)}{'' if changed else '; all files were there already, unchanged'}")
 
 
@@ -147,9 +146,10 @@ def ablate_app(
     ] = [],  # noqa: B006
     jobs: Jobs = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Train and score the sets of section ablations with every seed, compare them. An interrupted table goes on."""
-    _ablate(features, find_params(params), overrides, output, only, jobs, device)
+    _ablate(features, find_params(params), overrides, output, only, jobs, device, overwrite)
 
 
 def _ablate(
@@ -160,24 +160,28 @@ def _ablate(
     only: list[str],
     jobs: int | None,
     device: str,
+    overwrite: bool,
     folds: "FoldParams | None" = None,
-) -> None:  # eight: the options of two commands
+) -> None:  # nine: the options of two commands
     import torch
 
-    from fusion.ablation import ablate, compare, headline, read_variants, write_table
+    from fusion.ablation import TABLE, ablate, check_table, compare, headline, read_variants, write_table
     from fusion.evaluation import current_commit
     from fusion.params import EvaluateParams
-    from fusion.runtime import pick_device
+    from fusion.runtime import pick_device, replacing
     from pipeline.settings import ClusterParams, connect, read_section
     from pipeline.store import read_features
 
     variants, section = read_variants(path, overrides, only), read_section(path, "evaluate", EvaluateParams, overrides)
     joint, engine = read_features(features), read_section(path, "cluster", ClusterParams, overrides)
-    with connect(engine, device, torch.get_num_threads()) as cluster:
-        where = torch.device(cluster.device) if cluster else pick_device(device)
-        ablation = ablate(joint, variants, section, output / "ablations", where, jobs, cluster, folds)
-    comparison = compare(ablation)
-    write_table(comparison, output, current_commit())
+    with replacing(output, TABLE):
+        if not overwrite:
+            check_table(output, joint.digest, variants, section, folds)
+        with connect(engine, device, torch.get_num_threads()) as cluster:
+            where = torch.device(cluster.device) if cluster else pick_device(device)
+            ablation = ablate(joint, variants, section, output / "ablations", where, jobs, cluster, folds)
+        comparison = compare(ablation)
+        write_table(comparison, output, current_commit())
     print(f"{output}: {headline(comparison)}")
 
 
@@ -248,6 +252,7 @@ def folds_app(
     every: Annotated[bool, typer.Option("--all", help="With --features: every set of section ablations.")] = False,
     jobs: Jobs = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Cross-validate over the folds of one feature file (section folds), or join the results of folds. An interrupted
     run goes on.
@@ -261,15 +266,15 @@ def folds_app(
         from pipeline.settings import read_section
 
         folds = read_section(find_params(params), "folds", FoldParams, overrides)
-        _ablate(features, find_params(params), overrides, output, [] if every else only, jobs, device, folds)
+        _ablate(features, find_params(params), overrides, output, [] if every else only, jobs, device, overwrite, folds)
         return
     from fusion.evaluation import folds_headline, join_folds, write_folds
     from fusion.params import EvaluateParams
     from pipeline.settings import read_section
 
     joined = join_folds(results or [], read_section(find_params(params), "evaluate", EvaluateParams, overrides))
-    write_folds(joined, output)
-    print(f"{output}: {folds_headline(joined)}")
+    changed = write_folds(joined, output, overwrite)
+    print(f"{output}: {folds_headline(joined)}{'' if changed else '; all files were there already, unchanged'}")
 
 
 @encoding

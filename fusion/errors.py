@@ -1,6 +1,6 @@
 """Errors of fusion that a user can fix; a command prints them as one line and exits with status 2.
 
-ErcError                  pipeline.settings, the root
+ErcError                  pipeline.settings, the root; BusyError, another process writes the same output, is there, too
 |-- FeatureError          the feature file lacks what training or evaluation needs
 |-- TrainingError         training cannot go on: no such device, a loss that is not finite
 |-- RecordingError          a turn to be predicted is not what it must be, or is asked for in a way that does not fit

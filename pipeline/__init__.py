@@ -42,13 +42,14 @@ def prepare(
     from pipeline.manifest import check_place, write_manifest, write_sources
     from pipeline.params import DatasetParams
     from pipeline.preparation import prepare as read_and_probe
-    from pipeline.settings import as_overrides, read_section
+    from pipeline.settings import as_overrides, read_section, sole_writer
 
     section = read_section(_path(params), "dataset", DatasetParams, as_overrides(dataset=dataset))
-    check_place(Path(output))
-    prepared = read_and_probe(section)
-    write_manifest(Path(output), prepared.utterances)
-    write_sources(Path(output), prepared.utterances)
+    with sole_writer(Path(output)):
+        check_place(Path(output))
+        prepared = read_and_probe(section)
+        write_manifest(Path(output), prepared.utterances)
+        write_sources(Path(output), prepared.utterances)
     return prepared
 
 

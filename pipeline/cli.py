@@ -59,14 +59,15 @@ def prepare_app(
     from pipeline.manifest import check_place, write_manifest, write_sources
     from pipeline.params import DatasetParams
     from pipeline.preparation import check_published, prepare, summary
-    from pipeline.settings import read_section
+    from pipeline.settings import read_section, sole_writer
 
     dataset = read_section(params, "dataset", DatasetParams, overrides)
-    check_place(output)  # now, rather than after all is decoded
-    prepared = prepare(dataset)
-    if not (strict and prepared.differences):
-        write_manifest(output, prepared.utterances)  # before anything is printed, which may fail
-        write_sources(output, prepared.utterances)
+    with sole_writer(output):
+        check_place(output)  # now, rather than after all is decoded
+        prepared = prepare(dataset)
+        if not (strict and prepared.differences):
+            write_manifest(output, prepared.utterances)  # before anything is printed, which may fail
+            write_sources(output, prepared.utterances)
     print(summary(prepared))
     if strict:
         check_published(prepared)

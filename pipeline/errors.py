@@ -9,6 +9,10 @@ class ErcError(Exception):
     """Root of the errors that a user can fix; the message says what, where and how."""
 
 
+class BusyError(ErcError):
+    """Another process writes the same output."""
+
+
 FIXES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room within the quota",

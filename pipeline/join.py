@@ -1,13 +1,14 @@
 """The `features` stage: manifest + audio.h5 + text.h5 -> one joint view, data/feats.h5."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.manifest import Utterance, content_key, label_names, read_manifest
+from pipeline.settings import sole_writer
 from pipeline.store import (
     MODALITIES,
     UNLABELLED,
@@ -36,12 +37,20 @@ def join(
     Raises:
         DataError: the manifest is missing or broken.
         StoreError: a part is missing or damaged, or lacks an utterance of the manifest.
+        BusyError: another process writes the same file.
     """
+    with sole_writer(target):
+        return _join(manifest, {"audio": audio, "text": text}, target, copy_parts, corpus)
+
+
+def _join(
+    manifest: Path, files: Mapping[str, Path], target: Path, copy_parts: bool, corpus: CorpusNote | None
+) -> Features:
     records = read_manifest(manifest)
     names = label_names(records, str(manifest))
     parts = {
         modality: _arrange(_read_modality(path, modality), records, modality, manifest)
-        for modality, path in (("audio", audio), ("text", text))
+        for modality, path in files.items()
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     write_joint(target, table_of(records, names), names, parts, copy_parts, corpus)

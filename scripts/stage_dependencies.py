@@ -32,7 +32,6 @@ STAGES: dict[str, tuple[str, ...]] = {
     "evaluate": (
         "fusion.evaluation:evaluate_all",
         "fusion.evaluation:write_report",
-        "fusion.evaluation:write_robustness",
     ),
     "report": ("fusion.report:write_page",),
 }

@@ -1,9 +1,10 @@
-r"""Write an ablation table, each file whole or not at all, the same bytes for the same runs but for their seconds.
+r"""Write an ablation table, its files together or not at all, the same bytes for the same runs but for their seconds.
 
     ablations.csv     a row for each set, every number
     ablations.md      the same for readers
     ablations.tex     a booktabs tabular for papers: \usepackage{booktabs}, then \input{ablations}
     ablations.svg, ablations.png     bars with intervals
+    ablations.json    what was run, and the SHA-256 of the others
 
 Each names in `run` what was run: a hash of the rows' parameters, the seeds, the features, section `evaluate`, the
 version and the commit, which ablations.md spells out.
@@ -16,23 +17,27 @@ from pathlib import Path
 from typing import Any
 
 from fusion.ablation.comparison import Comparison, Row
-from fusion.ablation.variants import BASE, LINEAR, format_value
+from fusion.ablation.variants import BASE, LINEAR, Variant, format_value
 from fusion.checkpoint import VERSION
-from fusion.evaluation import BLUE, ORANGE, draw_png, draw_svg
+from fusion.evaluation import BLUE, ORANGE, draw_png, draw_svg, find_run, hash_files, other_results
 from fusion.objective import METRICS
-from fusion.runtime import write_files
+from fusion.params import EvaluateParams, FoldParams
+from fusion.runtime import replace_files
 from fusion.tables import (
     bounds,
     count_seeds,
     csv_text,
     escape_latex,
     identified,
+    json_text,
     latex_table,
     markdown_table,
     mean_std,
     number,
 )
 
+TABLE = "ablations"  # how `fusion.runtime.replacing` calls its files
+COMPARED = ("seeds", "metric", "features", "evaluate", "folds")  # of two tables; rows may come along
 ROW_COLOUR = "#BBBBBB"
 WIDTH, STEP = 560, 20  # pixels: inside the axes, and of a row
 
@@ -87,14 +92,34 @@ def write_table(comparison: Comparison, folder: Path, commit: str | None) -> Non
     run = describe_run(comparison, commit)
     label = f"{METRICS[comparison.metric].title} on {_tested(comparison)}, {_confidence(comparison)} (run {run['id']})"
     chart = draw_bars(comparison.rows, label, METRICS[comparison.metric].bounds, _level(comparison))
-    contents: dict[str, str | bytes] = {
+    contents: dict[str, str | bytes | None] = {
         "ablations.csv": table_csv(comparison, run),
         "ablations.md": table_md(comparison, run),
         "ablations.tex": table_tex(comparison, run),
         "ablations.svg": draw_svg(chart),
-        "ablations.png": draw_png(chart),
+        "ablations.png": draw_png(chart, run["id"]),
     }
-    write_files(folder, contents)
+    contents["ablations.json"] = json_text({"run": run, "files": hash_files(contents)})
+    replace_files(folder, contents, TABLE)
+
+
+def check_table(
+    folder: Path, features: str, variants: Sequence[Variant], params: EvaluateParams, folds: FoldParams | None
+) -> None:
+    """See that no row is lost where this table (`features`: their digest) replaces the one in `folder`.
+
+    Raises:
+        OutputError: the one that is there has other rows, seeds, features or intervals.
+    """
+    if not (folder / "ablations.csv").exists():
+        return
+    found, wanted = find_run(folder / "ablations.json"), _identify(features, variants, params, folds)
+    differing = [name for name in COMPARED if found.get(name) != wanted.get(name)]
+    rows = found.get("rows", {})
+    if lost := [name for name in rows if wanted["rows"].get(name) != rows[name]]:
+        differing.append(f"rows: {', '.join(lost)}")
+    if differing:
+        raise other_results(folder / "ablations.csv", f" (other {', '.join(differing)})")
 
 
 def headline(comparison: Comparison) -> str:
@@ -116,19 +141,23 @@ def _over(comparison: Comparison) -> str:
 
 def describe_run(comparison: Comparison, commit: str | None) -> dict[str, Any]:
     """What was run; `id` is a short hash of the rest."""
-    ablation = comparison.ablation
-    run = {
-        "rows": {one.name: [one.base, one.recipe.digest] for one in ablation.variants},
-        "seeds": ",".join(str(seed) for seed in ablation.seeds),
-        "metric": comparison.metric,
-        "features": ablation.features,
-        "evaluate": ablation.params.model_dump(mode="json"),
-        **({"folds": ablation.folds.model_dump(mode="json")} if ablation.folds else {}),
-        "device": ablation.device,
-        "version": VERSION,
-        "commit": commit,
+    one = comparison.ablation
+    run = _identify(one.features, one.variants, one.params, one.folds)
+    return identified(run | {"device": one.device, "version": VERSION, "commit": commit})
+
+
+def _identify(
+    features: str, variants: Sequence[Variant], params: EvaluateParams, folds: FoldParams | None
+) -> dict[str, Any]:
+    train = variants[0].recipe.train
+    return {
+        "rows": {one.name: [one.base, one.recipe.digest] for one in variants},
+        "seeds": ",".join(map(str, train.seeds)),
+        "metric": train.metric,
+        "features": features,
+        "evaluate": params.model_dump(mode="json"),
+        **({"folds": folds.model_dump(mode="json")} if folds else {}),
     }
-    return identified(run)
 
 
 def table_csv(comparison: Comparison, run: Mapping[str, Any]) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from fusion.checkpoint.card import model_card, read_scores
 from fusion.checkpoint.folder import FILES, HASHED, LoadedModel, load_model, write_hashes
 from fusion.errors import OutputError
-from fusion.runtime import holds, publish, write_files, writing
+from fusion.runtime import holds, write_file, writing
+from pipeline.settings import publish, sole_writer
 
 ONNX = "model.onnx"
 CARD = "README.md"
@@ -49,16 +50,23 @@ def share_model(
         ResultError: the results are missing or damaged, or of another model.
         OutputError: `output` is something else than such a folder or cannot be written, it holds another model or card
             and `overwrite` is not given, or ONNX's packages are missing.
+        BusyError: another process writes `output`.
     """
-    output = output.absolute()
     loaded = load_model(folder, edited=accept_edits)
+    with sole_writer(output) as place:
+        return Shared(loaded, _write(loaded, place, results, onnx, overwrite))
+
+
+def _write(loaded: LoadedModel, output: Path, results: Path | None, onnx: bool, overwrite: bool) -> bool:
+    """Whether anything was written."""
+    folder = loaded.folder
     _check_replaceable(output, folder)
     scores = read_scores(results, loaded.provenance) if results else None
     contents = {name: (folder / name).read_bytes() for name in HASHED}
     contents[CARD] = model_card(loaded.provenance, scores, onnx).encode()
     differing = [name for name, content in contents.items() if not holds(output / name, content)]
     if not differing and (output / ONNX).exists() == onnx:
-        return Shared(loaded, written=False)
+        return False
     if (output / CARD).exists() and differing and not overwrite:
         raise OutputError(
             f"{output}: holds another model or card ({', '.join(differing)} differ); name another folder with "
@@ -70,10 +78,11 @@ def share_model(
     with writing(output):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write_files(partial, contents)
+        for name, content in contents.items():
+            write_file(partial / name, content)
         write_hashes(partial)
         publish(partial, output)
-    return Shared(loaded, written=True)
+    return True
 
 
 def _export(loaded: LoadedModel) -> bytes:

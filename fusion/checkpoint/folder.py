@@ -28,8 +28,8 @@ from fusion.checkpoint.provenance import VERSION, Provenance, provenance_from_js
 from fusion.errors import ModelError, OutputError
 from fusion.models import Sizes, build_model, find_model, model_source
 from fusion.objective import Epoch, find_task, history_from_json, history_to_json
-from fusion.runtime import check_model_folder, publish, write_file, writing
-from pipeline.settings import SettingsError
+from fusion.runtime import check_model_folder, write_file, writing
+from pipeline.settings import SettingsError, publish
 from pipeline.store import MODALITIES, Features, Identity
 
 EXTRA = "erc"  # key of config.json that holds what is not a constructor argument

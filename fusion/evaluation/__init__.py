@@ -9,15 +9,20 @@ if TYPE_CHECKING:
     from fusion.evaluation.pictures import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, draw_png, draw_svg
     from fusion.evaluation.predictions import class_rows, read_texts
     from fusion.evaluation.result_files import (
+        RESULT,
+        check_files,
         check_results,
         current_commit,
         describe_run,
+        find_run,
+        hash_files,
         headline,
+        other_results,
         read_result,
         write_report,
     )
     from fusion.evaluation.robustness import evaluate_all, measure_robustness, read_degraded
-    from fusion.evaluation.robustness_files import AXES, TITLES, level_name, write_robustness
+    from fusion.evaluation.robustness_files import AXES, TITLES, level_name
     from fusion.evaluation.scores import Evaluation, evaluate, load_test, sample_std
 else:
     __getattr__ = door(__name__, __file__)

@@ -7,7 +7,7 @@ were trained). Pooled scores have no trouble with labels that are rare in one fo
 
 A fold is a folder of results as `fusion-evaluate` writes it; nothing else is read, so features and models may be gone.
 
-Written are, each whole or not at all, the same bytes for the same folds:
+Written are, together or not at all, the same bytes for the same folds:
 
 details.json      per metric: each fold, mean and standard deviation over folds, pooled with its interval; per class
 predictions.csv   the predictions of all folds; `fold` names the folder that they come from
@@ -27,7 +27,15 @@ import numpy as np
 
 from fusion.errors import ResultError
 from fusion.evaluation.predictions import class_table, describe_classes
-from fusion.evaluation.result_files import AGAIN, read_result
+from fusion.evaluation.result_files import (
+    AGAIN,
+    RESULT,
+    check_files,
+    find_run,
+    hash_files,
+    other_results,
+    read_result,
+)
 from fusion.evaluation.scores import sample_std
 from fusion.objective import (
     LABEL_METRICS,
@@ -40,7 +48,7 @@ from fusion.objective import (
     percentile_interval,
 )
 from fusion.params import EvaluateParams
-from fusion.runtime import write_files
+from fusion.runtime import replace_files, replacing
 from fusion.tables import bounds, csv_text, identified, json_text, markdown_table, mean_std, rounded, spread
 from pipeline.store import UNLABELLED
 
@@ -126,7 +134,7 @@ def read_fold(folder: Path) -> Fold:
         raise ResultError(f"{path}: seeds {', '.join(by_seed)} do not list the same utterances; {AGAIN}")
     if {row[0] for row in rows} != {details["run"]["id"]}:
         raise ResultError(f"{path}: is not of run {details['run']['id']}, as details.json beside it; {AGAIN}")
-    return Fold(
+    fold = Fold(
         name=folder.name,
         run=details["run"],
         labels=labels,
@@ -138,12 +146,14 @@ def read_fold(folder: Path) -> Fold:
         header=header,
         rows=tuple(rows),
     )
+    check_files(folder, details["files"])  # last: what can be said more closely is
+    return fold
 
 
 def _read_details(path: Path) -> Mapping[str, Any]:
     try:
         details: Mapping[str, Any] = json.loads(read_result(path))
-        str(details["run"]["id"])
+        str(details["run"]["id"]), dict(details["files"])
         for name in LABEL_METRICS:
             float(details["test"][name]["floor"])
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -241,18 +251,20 @@ def _score(
     )
 
 
-def write_folds(joined: Joined, folder: Path) -> None:
-    """Write all files of `joined` into `folder`, made where it is missing.
+def write_folds(joined: Joined, folder: Path, overwrite: bool = False) -> bool:
+    """Write all files of `joined` into `folder`, made where it is missing; whether anything changed.
 
     Raises:
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written, or other results are there and `overwrite` is not given.
+        BusyError: another process writes results there.
     """
-    contents = {
-        "details.json": details_json(joined),
-        "predictions.csv": predictions_csv(joined),
-        "table.md": table_md(joined),
-    }
-    write_files(folder, contents)
+    contents = {"predictions.csv": predictions_csv(joined), "table.md": table_md(joined)}
+    details = {"details.json": details_json(joined, hash_files(contents))}
+    with replacing(folder, RESULT):
+        path = folder / "details.json"
+        if path.exists() and not overwrite and find_run(path).get("id") != describe_join(joined)["id"]:
+            raise other_results(folder)
+        return replace_files(folder, contents | details, RESULT)
 
 
 def folds_headline(joined: Joined) -> str:
@@ -275,7 +287,7 @@ def describe_join(joined: Joined) -> dict[str, Any]:
     return identified(run)
 
 
-def details_json(joined: Joined) -> str:
+def details_json(joined: Joined, files: Mapping[str, str]) -> str:
     """All numbers."""
     scores = {
         name: {
@@ -289,6 +301,7 @@ def details_json(joined: Joined) -> str:
     counts = {fold.name: int((fold.true != UNLABELLED).sum()) for fold in joined.folds}
     content = {
         "run": describe_join(joined),
+        "files": dict(files),
         "test": {**scores, "per_class": describe_classes(joined.folds[0].labels, joined.classes), "utterances": counts},
     }
     return json_text(content)

@@ -1,4 +1,4 @@
-"""Write an evaluation as the files of `results/`, each whole or not at all, the same bytes for the same evaluation.
+"""Write an evaluation as the files of `results/`, together or not at all, the same bytes for the same evaluation.
 
     metrics.json      mean and standard deviation over seeds, and each seed, of the test split
     details.json      per metric: mean, standard deviation, interval, floor; per class; per seed; what was run
@@ -6,11 +6,13 @@
     confusion.csv     a row for each seed and utterance that counts: actual, predicted (DVC's confusion template)
     curves.csv        a row for each seed and epoch: losses and validation scores
     table.md          the same for readers
+    robustness/       studies of worse inputs (`fusion.evaluation.robustness_files`)
 
-The CSV files and metrics.json name in `run` the `run.id` of details.json, which stands for the parameters, the seeds,
-the hashes of the feature files and the commit given there.
+All name the `run.id` of details.json, which stands for the parameters, the seeds, the hashes of the feature files and
+the commit given there. details.json has the SHA-256 of every other file: readers refuse a mixture of runs.
 """
 
+import hashlib
 import json
 import logging
 import subprocess
@@ -25,10 +27,12 @@ import numpy as np
 from fusion.checkpoint import Provenance, read_provenance
 from fusion.errors import OutputError, ResultError
 from fusion.evaluation.predictions import class_table, confusion_csv, describe_classes, predictions_csv, stack_seeds
+from fusion.evaluation.robustness import Robustness
+from fusion.evaluation.robustness_files import robustness_files
 from fusion.evaluation.scores import Beside, Evaluation, SeedScores, Summary, sample_std
 from fusion.objective import Interval
 from fusion.params import EvaluateParams
-from fusion.runtime import write_files
+from fusion.runtime import replace_files
 from fusion.tables import (
     bounds,
     count_seeds,
@@ -46,6 +50,7 @@ from pipeline.store import Features
 log = logging.getLogger(__name__)
 
 AGAIN = "run fusion-evaluate again"
+RESULT = "evaluation"  # how `fusion.runtime.replacing` calls the files of an evaluation, or of joined folds
 COMPARED = ("model", "params", "seeds", "features", "trained_on", "intervals")  # of two evaluations; not the commit
 
 
@@ -61,26 +66,40 @@ def check_results(folder: Path, models: Path, features: Features, params: Evalua
         return
     seeds = [read_provenance(one) for one in models.glob("seed-*")] or [read_provenance(models)]
     wanted = _identify(sorted(seeds, key=lambda one: one.seed), features.digest, params)
+    found = find_run(path)
+    if differing := [name for name in COMPARED if found.get(name) != wanted[name]]:
+        raise other_results(folder, f" (other {', '.join(differing) if found else 'everything that can be read'})")
+
+
+def find_run(path: Path) -> dict[str, Any]:
+    """What was run, as a JSON file says in `run`; empty where it cannot be read."""
     try:
-        found = json.loads(read_result(path))["run"]
-        differing = [name for name in COMPARED if found.get(name) != wanted[name]]
-    except (ResultError, ValueError, KeyError, TypeError, AttributeError):
-        differing = ["everything that can be read"]
-    if differing:
-        raise OutputError(
-            f"{folder}: holds the results of another evaluation (other {', '.join(differing)}); name another folder "
-            "(--output) to keep them, or replace them with --overwrite"
-        )
+        return dict(json.loads(read_result(path))["run"])
+    except (ResultError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def other_results(folder: Path, differing: str = "") -> OutputError:
+    """Says that results are there which may not be replaced."""
+    return OutputError(
+        f"{folder}: holds the results of another run{differing}; name another folder (--output) to keep them, or "
+        "replace them with --overwrite"
+    )
 
 
 def write_report(
-    evaluation: Evaluation, folder: Path, commit: str | None, texts: Mapping[str, str] = MappingProxyType({})
+    evaluation: Evaluation,
+    folder: Path,
+    commit: str | None,
+    texts: Mapping[str, str] = MappingProxyType({}),
+    robustness: Robustness | None = None,
 ) -> bool:
-    """Write all files of `evaluation` into `folder`, made where it is missing.
+    """Write all files of `evaluation` into `folder`, made where it is missing; older ones stay until all are ready.
 
     Args:
         commit: that of the code.
         texts: what was said, by id, where it is known.
+        robustness: of the same models.
 
     Returns:
         Whether anything changed.
@@ -89,17 +108,37 @@ def write_report(
         OutputError: a file cannot be written.
     """
     run = describe_run(evaluation, commit)
-    contents = {
+    contents: dict[str, str | bytes | None] = {
         "metrics.json": metrics_json(evaluation, run),
-        "details.json": details_json(evaluation, run),
         "predictions.csv": predictions_csv(evaluation, run, texts),
         "confusion.csv": confusion_csv(evaluation, run),
         "curves.csv": curves_csv(evaluation, run),
         "table.md": table_md(evaluation, run),
     }
+    if robustness:
+        contents |= {f"robustness/{name}": content for name, content in robustness_files(robustness, run).items()}
+    contents["details.json"] = details_json(evaluation, run, hash_files(contents))
     for warning in evaluation.warnings:
         log.warning("%s", warning)
-    return write_files(folder, contents)
+    return replace_files(folder, contents, RESULT)
+
+
+def hash_files(contents: Mapping[str, str | bytes | None]) -> dict[str, str]:
+    """SHA-256 (hex) of each content that there is, by name."""
+    encoded = {name: one.encode() if isinstance(one, str) else one for name, one in contents.items()}
+    return {name: hashlib.sha256(one).hexdigest() for name, one in encoded.items() if one is not None}
+
+
+def check_files(folder: Path, hashes: Mapping[str, str], fix: str = AGAIN) -> None:
+    """Raise ResultError unless the files in `folder` are those that were written together, by their `hash_files`."""
+    for name, expected in hashes.items():
+        path = folder / name
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise ResultError(f"{path}: cannot be read ({error.strerror}), but belongs to the results; {fix}") from None
+        if found != expected:
+            raise ResultError(f"{path}: of another run than the files beside it, damaged or edited; {fix}")
 
 
 def read_result(path: Path) -> str:
@@ -174,8 +213,9 @@ def metrics_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     return json_text(content)
 
 
-def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
-    """All numbers: every metric with its interval, per class (none of scores) and per seed; and what was run.
+def details_json(evaluation: Evaluation, run: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """All numbers: every metric with its interval, per class (none of scores) and per seed; and what was run, with
+    the hashes of the other `files`.
 
     `ensemble`: the seeds together; `linear`: *the* linear reference, then those of other inputs; `difference`: the mean
     over seeds minus it.
@@ -185,6 +225,7 @@ def details_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     scores = {name: _summary(summary) for name, summary in evaluation.summaries.items()}
     content = {
         "run": dict(run),
+        "files": dict(files),
         "warnings": evaluation.warnings,
         "test": {**scores, "per_class": _per_class(evaluation), "utterances": int(evaluation.counted.sum())},
         "validation": {name: rounded(summary.validation) for name, summary in evaluation.summaries.items()},

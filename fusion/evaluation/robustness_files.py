@@ -1,4 +1,5 @@
-"""Write robustness studies into a folder: the numbers of all, a table and a curve of each. The same bytes every time.
+"""Robustness studies as files of `results/robustness/`: the numbers of all, a table and a curve of each, the same
+bytes every time; pictures name the run below their title and in their metadata.
 
     scores.csv    a row for each study and level: every metric, its interval, its change against clean
     table.md      a table for each study, of the metric that training selected on
@@ -11,13 +12,11 @@ A study that was not asked for has no rows and no picture. The first two files a
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fusion.evaluation.pictures import BLUE, VERMILION, draw_png
 from fusion.evaluation.robustness import CLEAN, MISSING_AUDIO, MISSING_TEXT, NOISE, RECOGNISER, WORDS, Level, Robustness
 from fusion.objective import METRICS
-from fusion.runtime import write_files
 from fusion.tables import bounds, csv_text, markdown_table, mean_std, number
 
 BAND = 0.18  # opacity
@@ -46,29 +45,16 @@ STYLES = {
 }
 
 
-def write_robustness(robustness: Robustness, folder: Path, run: Mapping[str, Any]) -> bool:
-    """Write all files into `folder`, and take away pictures of studies that are no longer asked for.
-
-    Returns:
-        Whether anything changed.
-
-    Raises:
-        OutputError: a file cannot be written.
-    """
-    contents: dict[str, str | bytes] = {
+def robustness_files(robustness: Robustness, run: Mapping[str, Any]) -> dict[str, str | bytes | None]:
+    """The content of every file by its name; None: there is none, since its study was not asked for."""
+    return {
         "scores.csv": scores_csv(robustness, run),
         "table.md": table_md(robustness, run),
+        **{
+            f"{name}.png": picture(robustness, name, run) if _levels(robustness, PICTURES[name][0]) else None
+            for name in PICTURES
+        },
     }
-    contents |= {
-        f"{name}.png": picture(robustness, name, run["model"])
-        for name in PICTURES
-        if _levels(robustness, PICTURES[name][0])
-    }
-    changed = write_files(folder, contents)
-    left = [path for name in PICTURES if (path := folder / f"{name}.png").exists() and path.name not in contents]
-    for path in left:
-        path.unlink()
-    return changed or bool(left)
 
 
 def scores_csv(robustness: Robustness, run: Mapping[str, Any]) -> str:
@@ -160,7 +146,7 @@ def _levels(robustness: Robustness, studies: Sequence[str]) -> list[Level]:
     return [level for level in robustness.levels if level.study in studies]
 
 
-def picture(robustness: Robustness, name: str, model: str) -> bytes:
+def picture(robustness: Robustness, name: str, run: Mapping[str, Any]) -> bytes:
     """One of PICTURES as PNG: mean and deviation over seeds, the mean's interval as a band, the floor dashed."""
     import altair as alt
 
@@ -194,7 +180,8 @@ def picture(robustness: Robustness, name: str, model: str) -> bytes:
             y=y, shape=alt.Shape("study:N", scale=shape, legend=legend)
         )
     )
-    return draw_png(chart.properties(title=f"{title}: {model}", width=WIDTH, height=HEIGHT))
+    heading = alt.TitleParams(f"{title}: {run['model']}", subtitle=f"run {run['id']}")
+    return draw_png(chart.properties(title=heading, width=WIDTH, height=HEIGHT), run["id"])
 
 
 def _points(levels: Sequence[Level], metric: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fusion.errors import RecordingError
 from fusion.prediction.records import Prediction, Turn, check_output, summary, to_json_lines, write_predictions
 from fusion.runtime import check_model_folder
+from pipeline.settings import sole_writer
 from pipeline.store import read_features
 
 if TYPE_CHECKING:
@@ -143,6 +144,14 @@ def predict(asked: Asked, predictor: "Predictor") -> None:
         predictor.load_encoders()
         print(answer_stream(predictor, sys.stdin.buffer, sys.stdout, asked.root or Path()), file=sys.stderr)
         return
+    if asked.output is not None:
+        with sole_writer(asked.output):
+            _hand_on(asked, predictor)
+    else:
+        _hand_on(asked, predictor)
+
+
+def _hand_on(asked: Asked, predictor: "Predictor") -> None:
     predictions = asked.predict(predictor)
     told = [*filter(None, [predictor.score(predictions)]), summary(predictions)]
     if asked.output is None:

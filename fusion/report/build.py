@@ -14,14 +14,15 @@ import torch
 
 from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
 from fusion.data import Split, hold, load_split
-from fusion.errors import FeatureError, ModelError
+from fusion.errors import FeatureError, ModelError, OutputError
 from fusion.objective import Task, find_task
 from fusion.report import overview
 from fusion.report.results import read_results
 from fusion.report.turns import Beside, Said, Views, ask, describe_turns, script_json
 from fusion.report.utterances import Record, find_sounds, find_words, labels, read_records
 from fusion.report.views import LONGEST, Viewer
-from fusion.runtime import Memory, count_jobs, memory_for_features, write_file
+from fusion.runtime import Memory, count_jobs, memory_for_features, write_file, writing
+from pipeline.settings import sole_writer
 from pipeline.store import Features
 
 SPLITS = ("train", "validation", "test")
@@ -32,6 +33,7 @@ TOGETHER = 8  # conversations whose views are made at a time
 FRAMES = 4096  # of these at most, padding included: maps grow with the square of an utterance
 SCRIPTS = ("data.js", "list.js", "dialogue.js", "sound.js", "views.js", "main.js")
 PAGE = "index.html"
+GENERATOR, HEAD = b'<meta name="generator" content="erc-fusion ', 4096  # of a page of ours, in so many bytes
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,24 @@ def write_page(
 
     Raises:
         ModelError, FeatureError, ResultError: something is missing, damaged, or of other models or features.
-        OutputError: the page cannot be written.
+        OutputError: the page cannot be written, or another one is there.
+        BusyError: another process writes it.
     """
+    with sole_writer(output):
+        return _write_page(features, models, results, split, sources, output, device, memory)
+
+
+def _write_page(
+    features: Features,
+    models: Path,
+    results: Path,
+    split: str,
+    sources: Sources,
+    output: Path,
+    device: torch.device,
+    memory: Memory,
+) -> Page:
+    _check_replaceable(output / PAGE)
     loaded = load_seeds(models, device)
     for one in loaded:
         check_compatible(one, features)
@@ -101,6 +119,13 @@ def write_page(
     content = draw(views)
     write_file(output / PAGE, content)
     return Page(len(ids), len(views.content), len(content))
+
+
+def _check_replaceable(page: Path) -> None:
+    """Refuse at once what is not ours to replace; a page of ours can be made again from what it was made of."""
+    with writing(page):
+        if page.exists() and GENERATOR not in page.read_bytes()[:HEAD]:
+            raise OutputError(f"{page}: exists and is not a page of fusion-report; name another folder (--output)")
 
 
 def render(variables: dict[str, Any], turns: dict[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fusion.checkpoint import LoadedModel
 from fusion.errors import ResultError
-from fusion.evaluation import read_result
+from fusion.evaluation import check_files, read_result
 from pipeline.store import Features
 
 AGAIN = "run fusion-evaluate with these models and features, or dvc repro"
@@ -49,14 +49,28 @@ def read_results(folder: Path, models: Sequence[LoadedModel], features: Features
     details = _read_details(folder / "details.json")
     _check_same(folder, details["run"], models, features)
     run = str(details["run"]["id"])
-    return Results(
+    results = Results(
         details=details,
         curves=_read_rows(folder / "curves.csv", ("seed", "stage", "epoch", "train_loss", "validation_metric"), run),
         confusion=_read_rows(folder / "confusion.csv", ("seed", "actual", "predicted"), run),
         predictions=_read_rows(folder / "predictions.csv", ("seed", "utterance", "true", "predicted"), run),
-        ablations=_read_optional(folder / "ablations.csv", ("run", "name", "metric", "mean", "low", "high"), None),
+        ablations=_read_table(folder),
         robustness=_read_optional(folder / "robustness" / "scores.csv", ("study", "level"), run),
     )
+    check_files(folder, details["files"], AGAIN)  # last: what can be said more closely is
+    return results
+
+
+def _read_table(folder: Path) -> list[Row]:
+    """The ablation table, where there is one."""
+    path = folder / "ablations.json"
+    if path.exists():
+        try:
+            hashes = dict(json.loads(read_result(path))["files"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ResultError(f"{path}: damaged ({error!r}); run fusion-ablate again") from None
+        check_files(folder, hashes, "run fusion-ablate again")
+    return _read_optional(folder / "ablations.csv", ("run", "name", "metric", "mean", "low", "high"), None)
 
 
 def _read_details(path: Path) -> Mapping[str, Any]:
@@ -67,7 +81,7 @@ def _read_details(path: Path) -> Mapping[str, Any]:
         for name in ("id", "params", "seeds", "features", "trained_on", "model", "target"):
             str(details["run"][name])
         dict(details["test"]["per_class"]), dict(details["heads"]), dict(details["seeds"])
-        list(details["warnings"]), list(details["linear"]), dict(details["ensemble"])
+        dict(details["files"]), list(details["warnings"]), list(details["linear"]), dict(details["ensemble"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultError(f"{path}: damaged, or not of fusion-evaluate ({error!r}); {AGAIN}") from None
     return details

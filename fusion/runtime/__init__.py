@@ -20,11 +20,10 @@ if TYPE_CHECKING:
         check_model_folder,
         holds,
         partial_folder,
-        publish,
-        restore,
+        replace_files,
+        replacing,
         try_place,
         write_file,
-        write_files,
         writing,
     )
     from fusion.runtime.processes import count_jobs, place, side_by_side, single_thread

@@ -2,18 +2,17 @@
 without loading them, so that a wrong name is told at once.
 """
 
-import ctypes
 import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from fusion.errors import ModelError, OutputError
-from pipeline.store import sync
+from pipeline.settings import sole_writer, sync, sync_folder
 
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: paths are of the working directory; both names keep existing
+GONE = ".gone"  # ends the name of a file that is to go when its fellows are replaced
 
 
 @contextmanager
@@ -48,72 +47,70 @@ def write_file(path: Path, content: bytes) -> None:
             raise
 
 
-def publish(made: Path, target: Path) -> None:
-    """Give the folder `made` the name `target`; an older folder of that name goes, at no moment is there neither.
-
-    The two names are exchanged at once where the system can; elsewhere (NFS) the older folder is set aside as
-    `<target>.old` first, which `restore` brings back after a crash in between.
+@contextmanager
+def replacing(folder: Path, name: str) -> Iterator[None]:
+    """Be the only process that gives `folder` the files of this `name`, which `replace_files` writes together.
 
     Raises:
-        OSError: it cannot be renamed.
+        BusyError: another process does.
     """
-    sync_folder(made)
-    aside = target.with_name(target.name + ".old")
-    restore(target)
-    if not target.exists():
-        made.rename(target)
-    elif exchange(made, target):
-        shutil.rmtree(made)  # by now the older one
-    else:
-        target.rename(aside)
-        made.rename(target)
-        shutil.rmtree(aside)
-    with suppress(OSError):  # not on every file system
-        sync(target.parent)
+    with sole_writer(folder / name):
+        settle(folder, name)
+        yield
 
 
-def restore(target: Path) -> None:
-    """Finish what a crash within `publish` left: put the older folder back where the new one had not come yet."""
-    aside = target.with_name(target.name + ".old")
-    if aside.is_dir():
-        if target.exists():
-            shutil.rmtree(aside)
-        else:
-            aside.rename(target)
+def replace_files(folder: Path, contents: Mapping[str, str | bytes | None], name: str) -> bool:
+    """Write `contents`, by relative name, into `folder`, together; false where all were there already.
 
+    They are written into `<folder>/<name>.tmp`, brought to disk, and go to their places when that is called
+    `<name>.new`: whoever dies before leaves the older files as they were, and what is left after it is done by
+    `settle`, which `replacing` calls. None: there is to be no such file.
 
-def exchange(one: Path, other: Path) -> bool:
-    """Let two names change places in one step; False where the system cannot."""
+    Raises:
+        OutputError: disk full, no permission, or a folder in the way; the older files are there.
+    """
+    staged = folder / f"{name}.tmp"
+    encoded = {key: content.encode() if isinstance(content, str) else content for key, content in contents.items()}
+    changed = {key: content for key, content in encoded.items() if not holds(folder / key, content)}
     try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):  # neither Linux nor a C library with it
-        return False
-    done: int = rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
-    if done != 0 and (number := ctypes.get_errno()) not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        raise OSError(number, os.strerror(number), str(other))
-    return done == 0
+        for key, content in changed.items():
+            with writing(folder / key):
+                if (folder / key).is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                path = staged / (key if content is not None else key + GONE)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content or b"")
+                sync(path)
+        if changed:
+            with writing(folder):
+                sync_folder(staged)
+                staged.rename(folder / f"{name}.new")
+                settle(folder, name)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)  # what did not fit should not go on filling the disk
+        raise
+    return bool(changed)
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring every file in `folder`, and its table, to the disk."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            sync(path)
-    with suppress(OSError):
-        sync(folder)
+def settle(folder: Path, name: str) -> None:
+    """Bring to their places what a `replace_files` that died had ready, and take away what it had not."""
+    shutil.rmtree(folder / f"{name}.tmp", ignore_errors=True)
+    ready = folder / f"{name}.new"
+    for path in [path for path in sorted(ready.rglob("*")) if path.is_file()]:
+        target = folder / path.relative_to(ready)
+        if path.suffix == GONE:
+            target.with_suffix("").unlink(missing_ok=True)
+            path.unlink()
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    shutil.rmtree(ready, ignore_errors=True)
 
 
-def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> bool:
-    """Write `contents`, by name, into `folder`, each as `write_file` does; false where all were there already."""
-    encoded = {name: content.encode() if isinstance(content, str) else content for name, content in contents.items()}
-    missing = {name: content for name, content in encoded.items() if not holds(folder / name, content)}
-    for name, content in missing.items():
-        write_file(folder / name, content)
-    return bool(missing)
-
-
-def holds(path: Path, content: bytes) -> bool:
-    """Whether the file at `path` is there and has this very content."""
+def holds(path: Path, content: bytes | None) -> bool:
+    """Whether the file at `path` is there and has this very content; None: whether it is not there."""
+    if content is None:
+        return not path.exists()
     try:
         return path.stat().st_size == len(content) and path.read_bytes() == content
     except OSError:
@@ -126,13 +123,13 @@ def try_place(path: Path) -> None:
     Raises:
         OutputError: as `write_file`.
     """
-    partial = path.with_name(path.name + ".tmp")
+    tried = path.with_name(path.name + ".try")  # not `.tmp`, which another process may be writing
     with writing(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.open("wb").close()
-        partial.unlink()
+        tried.open("wb").close()
+        tried.unlink(missing_ok=True)
 
 
 def partial_folder(folder: Path) -> Path:
@@ -143,6 +140,6 @@ def partial_folder(folder: Path) -> Path:
 def check_model_folder(folder: Path) -> None:
     """Raise ModelError where there is no such folder."""
     if not folder.is_dir():
-        interrupted = partial_folder(folder).is_dir() or folder.with_name(folder.name + ".old").is_dir()
+        interrupted = partial_folder(folder).is_dir() or folder.with_name(folder.name + ".replaced").is_dir()
         fix = "training was interrupted, run fusion-train again" if interrupted else "train it with fusion-train"
         raise ModelError(f"{folder}: no such model folder; {fix}, or name the folder that fusion-train wrote")

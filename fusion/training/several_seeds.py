@@ -39,7 +39,6 @@ from fusion.runtime import (
     count_jobs,
     memory_for_features,
     partial_folder,
-    publish,
     side_by_side,
     single_thread,
     within_memory,
@@ -47,7 +46,7 @@ from fusion.runtime import (
 )
 from fusion.training.loop import Fit, fit
 from fusion.training.resume import StateFile
-from pipeline.settings import closure_digest
+from pipeline.settings import closure_digest, publish, sole_writer
 from pipeline.store import Features, Identity
 
 CODE = ("fusion.training.loop:fit", "fusion.data:load_split")  # what decides the weights of a model
@@ -80,14 +79,21 @@ def train_seeds(
         FeatureError, SettingsError, TrainingError: as `load_split` and `fit`; or a process was killed.
         OutputError: the models cannot be written, `output` is something else than a folder of models, or it holds
             other models and `overwrite` is not given.
+        BusyError: another process trains into `output`.
     """
+    with sole_writer(output) as place:
+        return _train_seeds(features, recipe, place, device, jobs, overwrite)
+
+
+def _train_seeds(
+    features: Features, recipe: Recipe, output: Path, device: torch.device, jobs: int | None, overwrite: bool
+) -> list[Provenance]:
     _check_replaceable(output)
     wanted = {seed: fingerprint(features, recipe, seed, device) for seed in recipe.train.seeds}
     there = _finished_before(output, features, recipe, wanted, overwrite)
     if there.keys() == wanted.keys():
         log.warning("%s: these very models are there already; nothing is trained", output)
         return [there[seed] for seed in recipe.train.seeds]
-    output = output.absolute()
     work = partial_folder(output)
     with writing(work):  # now, rather than after the first epoch
         work.mkdir(parents=True, exist_ok=True)

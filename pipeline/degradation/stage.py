@@ -37,8 +37,8 @@ from pipeline.extraction import Altered, Recordings, Work, fill, plan_audio, pla
 from pipeline.manifest import Source, Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, DegradeParams, NoiseKind, TextParams
-from pipeline.settings import closure_digest
-from pipeline.store import PartLayout, damaged_utterances, read_part
+from pipeline.settings import closure_digest, publish, sole_writer
+from pipeline.store import PartLayout, damaged_utterances, read_part, writing
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +96,20 @@ def degrade(
             asked for and not there.
         EncoderError, StoreError, OSError: as `pipeline.extraction.extract_audio`.
     """
+    with sole_writer(folder):
+        return _degrade(manifest, folder, params, audio, text, root, channels, device)
+
+
+def _degrade(
+    manifest: Path,
+    folder: Path,
+    params: DegradeParams,
+    audio: AudioParams,
+    text: TextParams,
+    root: Path,
+    channels: Channels,
+    device: str,
+) -> Degraded:
     utterances = read_manifest(manifest)
     hearings, notes = _hear(utterances, params, manifest)
     test = [utterance for utterance in utterances if utterance.split == "test"]
@@ -210,16 +224,16 @@ def _is_finished(path: Path, layout: PartLayout) -> bool:
 
 
 def _publish(files: Sequence[Path], folder: Path) -> None:
-    """Let `folder` hold these files and no other part file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {file.name for file in files}
-    for stale in folder.glob("*.h5"):
-        if stale.name not in names:
-            stale.unlink()
-    for file in files:
-        link = folder / file.name
-        link.unlink(missing_ok=True)
-        try:
-            os.link(file, link)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(file, link)
+    """Let `folder` hold these files and no other part file: a new folder takes its place."""
+    made = folder.with_name(folder.name + ".tmp")
+    with writing(folder):
+        shutil.rmtree(made, ignore_errors=True)
+        if folder.exists():
+            shutil.copytree(folder, made, symlinks=True, ignore=shutil.ignore_patterns("*.h5"))
+        made.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            try:
+                os.link(file, made / file.name)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(file, made / file.name)
+        publish(made, folder)

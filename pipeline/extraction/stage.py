@@ -28,7 +28,7 @@ from pipeline.extraction.progress import Progress, Unit
 from pipeline.manifest import Source, read_sources
 from pipeline.media import Channels, Clips, encoder_samples
 from pipeline.params import AudioParams, TextParams
-from pipeline.settings import Threads, advise_precision
+from pipeline.settings import Threads, advise_precision, sole_writer
 from pipeline.store import NO_ENCODER, Columns, Dtype, Identity, PartLayout, SlotWriter
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def fill(target: Path, work: Work, name: str) -> Outcome:
     """
     layout, lengths, engine = work.layout, work.lengths, work.engine
     failures: dict[int, str] = {}
-    with SlotWriter(target, layout) as writer, closing(work):
+    with closing(work), sole_writer(target), SlotWriter(target, layout) as writer:
         empty = [index for index, rows in enumerate(layout.rows) if not rows]
         writer.write(empty, [np.empty((0, *layout.row_shape), layout.dtype)] * len(empty))
         budget = writer.note.get("budget", work.budget) if work.found else work.budget
@@ -320,7 +320,10 @@ def leave_empty(target: Path, utterances: Sequence[Source], modality: str, dtype
     """Write the part of a corpus that lacks the modality: no rows, of no encoder, and none is loaded for it."""
     ids, shape = [utterance.id for utterance in utterances], (1,)
     identity = Identity({"modality": modality, "model": NO_ENCODER})
-    with SlotWriter(target, PartLayout(ids, [0] * len(ids), shape, dtype, identity, plan="")) as writer:
+    with (
+        sole_writer(target),
+        SlotWriter(target, PartLayout(ids, [0] * len(ids), shape, dtype, identity, plan="")) as writer,
+    ):
         writer.write(range(len(ids)), [np.empty((0, *shape), dtype)] * len(ids))
         writer.finish()
     advice = f"the corpus has no {modality}: nothing to encode, and no encoder was loaded"

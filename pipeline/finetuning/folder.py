@@ -3,12 +3,12 @@
 No heavy imports: with fine-tuning off, its command must cost nothing.
 """
 
-import os
 import shutil
 from pathlib import Path
 
 from pipeline.encoders import NOTE, read_note, write_note
 from pipeline.errors import StoreError
+from pipeline.settings import publish, sole_writer
 
 HEADING = "# Fine-tuned encoder"  # of the card in a folder of ours, which may be replaced
 
@@ -39,21 +39,14 @@ def turn_off(output: Path, modality: str) -> str:
             f"{output}: holds a fine-tuned encoder, and {modality}.finetune.epochs is 0; delete the folder if it may "
             "go, or set epochs above 0"
         )
-    write_note(output, modality)
+    with sole_writer(output):
+        write_note(output, modality)
     return f"{output}: fine-tuning is off ({modality}.finetune.epochs: 0)"
 
 
-def publish(finished: Path, output: Path, work: Path) -> None:
-    """Rename `finished` to `output`; killed in between, the next run finds every epoch done and does it again."""
-    from pipeline.store import sync
-
+def hand_over(finished: Path, output: Path, work: Path) -> None:
+    """Publish `finished` as `output`; killed in between, the next run finds every epoch done and does it again."""
     for path in finished.iterdir():
         path.chmod(0o644)  # safetensors lets the owner alone read its files
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    sync(finished)
-    if output.exists():
-        shutil.rmtree(output)
-    finished.replace(output)
-    sync(output.parent)
+    publish(finished, output)
     shutil.rmtree(work)

@@ -23,11 +23,11 @@ import numpy as np
 from pipeline.encoders import NOTE
 from pipeline.errors import EncoderError
 from pipeline.finetuning.examples import METRICS, Chosen, Modality, choose, lay_down, majority
-from pipeline.finetuning.folder import HEADING, check_replaceable, publish
+from pipeline.finetuning.folder import HEADING, check_replaceable, hand_over
 from pipeline.manifest import Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, FinetuneParams, TextParams
-from pipeline.settings import closure_digest
+from pipeline.settings import closure_digest, sole_writer
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ class Prepared:
     modality: Modality
     chosen: Chosen
     output: Path
-    work: Path  # held for this process
+    work: Path
     device: str
 
 
@@ -140,18 +140,13 @@ def _prepared(
     from transformers import set_seed
 
     from pipeline.encoders import choose_device
-    from pipeline.store import lock
 
     device = _one_device(choose_device(device))
     set_seed(params.finetune.seed)  # of the classifier's first weights
-    work = output.with_name(output.name + ".partial")
-    work.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(work, os.O_RDONLY)
-    try:
-        lock(descriptor, work)
+    with sole_writer(output) as place:
+        work = place.with_name(place.name + ".partial")
+        work.mkdir(parents=True, exist_ok=True)
         yield Prepared(params, modality, chosen, output, work, device)
-    finally:
-        os.close(descriptor)
 
 
 def _one_device(device: str) -> str:
@@ -189,7 +184,7 @@ def _finetune(
     shutil.rmtree(finished, ignore_errors=True)
     learner.save(finished)
     (finished / NOTE).write_text(_card(learner, chosen, history, best, settings, floor), encoding="utf-8")
-    publish(finished, output, work)
+    hand_over(finished, output, work)
     named = Path(prepared.params.encoder).resolve() == output.resolve()
     return Outcome(
         output,

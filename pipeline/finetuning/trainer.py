@@ -30,8 +30,7 @@ from pipeline.errors import EncoderError, StoreError, reason_and_fix
 from pipeline.finetuning.examples import METRICS, Example, scores
 from pipeline.finetuning.learners import Learner
 from pipeline.params import FinetuneParams
-from pipeline.settings import deterministic, full_float32, ran_out_of_memory, repeatably
-from pipeline.store import sync
+from pipeline.settings import deterministic, full_float32, ran_out_of_memory, repeatably, sync
 
 MARK = "whole"  # file in a checkpoint whose bytes are all on disk
 

@@ -18,6 +18,7 @@ from pipeline.join import table_of
 from pipeline.manifest import Utterance, label_names
 from pipeline.params import DatasetParams, ImportParams
 from pipeline.preparation import label_warnings, note_validation, settle, split_warnings
+from pipeline.settings import sole_writer
 from pipeline.store import Part, measure_columns, read_features, write_joint
 
 NAMED = 5  # utterances that are named in a line of the summary
@@ -70,6 +71,18 @@ def import_features(
     if table is not None and not table.exists():
         raise DataError(f"{table}: no such table; fix --table")
     _check_output(table, given, output)
+    with sole_writer(output):
+        return _import(table, given, output, params, dataset, strict)
+
+
+def _import(
+    table: Path | None,
+    given: Sequence[Given],
+    output: Path,
+    params: ImportParams,
+    dataset: DatasetParams,
+    strict: bool,
+) -> Imported:
     with Files() as files:
         sources = [read_source(part, params, files) for part in given]
         corpus, dataset = _corpus(table, sources, dataset)

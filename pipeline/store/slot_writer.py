@@ -23,11 +23,11 @@ from types import MappingProxyType
 import numpy as np
 
 from pipeline.errors import DataError, StoreError
-from pipeline.settings import Threads
+from pipeline.settings import Threads, sync
 from pipeline.store.identity import Identity
 from pipeline.store.reader import NOTHING, checksum, open_hdf5
 from pipeline.store.slot_file import SlotFile, lay_out
-from pipeline.store.writer import PartLayout, sync, writing
+from pipeline.store.writer import PartLayout, writing
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import ErcError, StoreError, reason_and_fix
+from pipeline.settings import sync
 from pipeline.store.identity import CorpusNote, Identity
 from pipeline.store.reader import Dtype, Part, Utterances, _digest, _fingerprint, checksum
 from pipeline.store.seal import FORMAT, USER_BLOCK, VERSION, seal
@@ -217,15 +218,6 @@ def _copy_part(group: h5py.Group, part: Part) -> tuple[int, int]:
             first, last = part.offsets[piece[0]], part.offsets[piece[-1] + 1]
             values[first:last] = np.concatenate([part.values[:0], *(part.rows(index) for index in piece)])
     return values.id.get_offset() or 0, part.size
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_header(group: h5py.Group, kind: Literal["part", "joint"]) -> None:

@@ -74,7 +74,7 @@ def test_finished_results_are_replaced_only_where_that_is_said(project: Path) ->
             assert run(train_app, *common, *more).exit_code == 0
         refused = run(evaluate_app, *common, *other)
         assert refused.exit_code == 2
-        assert f"results: holds the results of another evaluation ({expected}); name another folder" in refused.stderr
+        assert f"results: holds the results of another run ({expected}); name another folder" in refused.stderr
         assert {path: path.stat().st_mtime_ns for path in written} == written
     assert run(evaluate_app, *common, "--models", "models/longer", "--overwrite").exit_code == 0
     assert any(path.stat().st_mtime_ns != written[path] for path in written)

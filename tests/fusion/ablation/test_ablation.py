@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import fusion.ablation.single_run
 from fusion.ablation import ablate, compare, headline, read_variants, write_table
 from fusion.ablation.comparison import Comparison
 from fusion.ablation.single_run import Result
 from fusion.ablation.study import Ablation
-from fusion.ablation.table_files import describe_run, table_csv, table_md, table_tex
+from fusion.ablation.table_files import check_table, describe_run, table_csv, table_md, table_tex
 from fusion.ablation.variants import Variant
 from fusion.cli import ablate_app
 from fusion.data import Resident, load_split, withhold
@@ -84,7 +85,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_row_and_seed_is_kept_and_the_tables_are_written(done: Path) -> None:
-    names = {"ablations", *(f"ablations.{kind}" for kind in ("csv", "md", "tex", "svg", "png"))}
+    names = {"ablations", *(f"ablations.{kind}" for kind in ("csv", "md", "tex", "svg", "png", "json"))}
     assert {path.name for path in (done / "out").iterdir()} == names
     assert len(kept(done / "out" / "ablations")) == 4 * 2
     assert len(list((done / "out" / "ablations").iterdir())) == 4 * 2  # no state is left
@@ -431,6 +432,14 @@ def test_the_command_needs_nothing_but_the_feature_file(project: Path) -> None:
     assert [(row["name"], row["overrides"]) for row in rows] == [
         ("base", ""), ("no gate", "model.hbaf.gate=false"), ("linear", ""),
     ]  # fmt: skip
+    lost = run(ablate_app, *common, "--only", "no gate", "--output", "tables", "--set", "train.seeds=[1]")
+    assert lost.exit_code == 2
+    assert "tables/ablations.csv: holds the results of another run (other seeds); name" in lost.stderr
+    variants = read_variants(project / "params.yaml", ["train.seeds=[0]"])  # more of them
+    section, features = EvaluateParams(**yaml.safe_load(PARAMS)["evaluate"]), read_features(project / "data/feats.h5")
+    check_table(project / "tables", features.digest, variants, section, None)
+    with pytest.raises(OutputError, match=r"\(other rows: no gate\); name another folder"):
+        check_table(project / "tables", features.digest, variants[:1], section, None)
 
 
 REFUSED = [

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from fusion.cli import folds_app
 from fusion.errors import ResultError
-from fusion.evaluation import evaluate, join_folds, write_folds, write_report
+from fusion.evaluation import evaluate, hash_files, join_folds, write_folds, write_report
 from fusion.evaluation.folds import Joined, read_fold
 from fusion.evaluation.scores import Evaluation
 from fusion.params import EvaluateParams
@@ -100,6 +101,7 @@ def test_the_order_of_utterances_changes_nothing(folders: list[Path]) -> None:
     mixed = [*fold.rows[:half][::-1], *fold.rows[half:][::-1]]  # of each seed
     with path.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([fold.header, *mixed])
+    accept(folders[0])
     after = join_folds(folders, PARAMS)
     for name, score in before.scores.items():
         assert (after.scores[name].mean, after.scores[name].pooled) == pytest.approx((score.mean, score.pooled))
@@ -130,6 +132,14 @@ def test_the_same_folds_give_the_same_bytes(folders: list[Path], tmp_path: Path)
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
+def accept(folder: Path) -> None:
+    """Let predictions.csv be the one that details.json names."""
+    path = folder / "details.json"
+    details = json.loads(path.read_text())
+    details["files"] |= hash_files({"predictions.csv": (folder / "predictions.csv").read_bytes()})
+    path.write_text(json.dumps(details))
+
+
 def edit_run(folder: Path, **values: Any) -> None:
     path = folder / "details.json"
     details = json.loads(path.read_text())
@@ -140,6 +150,7 @@ def edit_run(folder: Path, **values: Any) -> None:
 def edit_predictions(folder: Path, old: str, new: str, count: int = -1) -> None:
     path = folder / "predictions.csv"
     path.write_text(path.read_text().replace(old, new, count))
+    accept(folder)
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -152,6 +163,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "seeds": (lambda f: edit_run(f, seeds="3"), "fold-2 was run with seeds 3, but fold-1 with 3,11"),
     "labels": (lambda f: edit_predictions(f, "joy", "glee"), "fold-2 has the labels anger, glee, neutral, but fold-1"),
     "conversation": (lambda f: edit_predictions(f, ",2/test/001,", ",1/test/001,"), "'1/test/001' is tested in fold-1"),
+    "a file of another run": (
+        lambda f: shutil.copy(f.with_name("fold-1") / "table.md", f),
+        "fold-2/table.md: of another run than the files beside it, damaged or edited; run fusion-evaluate again",
+    ),
     "run": (lambda f: edit_run(f, id="123"), "predictions.csv: is not of run 123, as details.json beside it"),
     "no predictions": (
         lambda f: (f / "predictions.csv").unlink(),
@@ -209,6 +224,11 @@ def test_the_command(folders: list[Path], tmp_path: Path, monkeypatch: pytest.Mo
     assert done.stdout.startswith("joined: test weighted_f1 0.")
     assert len(done.stdout.splitlines()) == 1
     assert json.loads((tmp_path / "joined" / "details.json").read_text())["run"]["intervals"]["resamples"] == 20
+    assert "all files were there already, unchanged" in CliRunner().invoke(folds_app, arguments).stdout
+    other = [*arguments[:2], *arguments[3:]]
+    lost = CliRunner().invoke(folds_app, other)
+    assert (lost.exit_code, "joined: holds the results of another run; name another" in lost.stderr) == (2, True)
+    assert CliRunner().invoke(folds_app, [*other, "--overwrite"]).exit_code == 0
     refused = CliRunner().invoke(folds_app, [str(folders[0]), str(folders[0])], catch_exceptions=False)
     assert refused.exit_code == 2
     assert "is tested in fold-1 and in fold-1" in refused.stderr

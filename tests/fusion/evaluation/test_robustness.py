@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 import fusion.evaluation.result_files
@@ -29,13 +30,13 @@ from fusion.evaluation import (
     load_test,
     measure_robustness,
     read_degraded,
-    write_robustness,
 )
 from fusion.evaluation.robustness import CLEAN, MISSING_AUDIO, Level, Robustness, _missing
-from fusion.evaluation.robustness_files import scores_csv, table_md
+from fusion.evaluation.robustness_files import robustness_files, scores_csv, table_md
 from fusion.inference import predict
 from fusion.objective.tasks import LabelTask
 from fusion.params import EvaluateParams
+from fusion.runtime import replace_files
 from pipeline.store import Features, Identity, Part, PartLayout, SlotWriter, read_features
 from tests.fusion.made import LABELS, Made, make_features, tiny_recipe, train_made, write_made
 
@@ -371,14 +372,14 @@ def test_the_tables_hold_the_numbers_of_the_csv(robustness: Robustness) -> None:
 @pytest.fixture(scope="module")
 def written(robustness: Robustness, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
-    write_robustness(robustness, folder, RUN)
+    replace_files(folder, robustness_files(robustness, RUN), "robustness")
     return folder
 
 
 def test_there_is_a_picture_for_each_study_and_the_same_bytes_again(
     robustness: Robustness, written: Path, tmp_path: Path
 ) -> None:
-    write_robustness(robustness, tmp_path, RUN)
+    replace_files(tmp_path, robustness_files(robustness, RUN), "robustness")
     assert sorted(path.name for path in written.iterdir()) == [
         "missing.png",
         "noise.png",
@@ -388,14 +389,18 @@ def test_there_is_a_picture_for_each_study_and_the_same_bytes_again(
     ]
     for path in written.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
-        assert path.suffix != ".png" or path.read_bytes().startswith(b"\x89PNG")
+        if path.suffix == ".png":
+            with Image.open(path) as picture:
+                picture.load()  # its checksums are right
+                assert picture.info["run"] == RUN["id"]
 
 
 def test_pictures_of_studies_that_are_no_longer_asked_for_are_gone(
     robustness: Robustness, written: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(written, tmp_path / "robustness"))
-    write_robustness(replace(robustness, levels=study(robustness, "noise")), folder, RUN)
+    less = replace(robustness, levels=study(robustness, "noise"))
+    assert replace_files(folder, robustness_files(less, RUN), "robustness")
     assert sorted(path.name for path in folder.iterdir()) == ["noise.png", "scores.csv", "table.md"]
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 
 from fusion.checkpoint import load_seeds
 from fusion.data import load_split
-from fusion.errors import FeatureError, ResultError
+from fusion.errors import FeatureError, OutputError, ResultError
 from fusion.inference import predict_heads
 from fusion.objective import find_task
 from fusion.report import Sources
@@ -222,6 +223,20 @@ def test_damaged_results_are_refused(
     (tmp_path / name).write_text(content)
     with pytest.raises(ResultError, match=message):
         read_results(tmp_path, load_seeds(labelled.models), labelled.features)
+
+
+@pytest.mark.parametrize("name", ["table.md", "metrics.json", "predictions.csv"])
+def test_files_of_two_runs_are_refused(labelled: Evaluated, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(labelled.results, tmp_path / "results"))
+    (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
+    with pytest.raises(ResultError, match=rf"{name}: of another run than the files beside it"):
+        replace(labelled, results=folder).write(tmp_path)
+
+
+def test_a_page_of_somebody_else_is_not_replaced(labelled: Evaluated, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<!doctype html><title>Mine</title>")
+    with pytest.raises(OutputError, match=r"index.html: exists and is not a page of fusion-report; name another"):
+        labelled.write(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from fusion.objective import compute_all, floor_scores
 from fusion.objective.tasks import LabelTask
 from pipeline.encoders import load_speech_encoder, load_text_encoder, shuffled_batches
 from pipeline.encoders.tiny import build_speech, build_text
-from pipeline.errors import DataError, EncoderError, StoreError
+from pipeline.errors import BusyError, DataError, EncoderError, StoreError
 from pipeline.finetuning import finetune_audio, finetune_text, turn_off
 from pipeline.finetuning.examples import Example, choose, majority, scores
 from pipeline.finetuning.learners import SpeechLearner
@@ -32,6 +32,7 @@ from pipeline.finetuning.stage import Outcome, _one_device
 from pipeline.manifest import Utterance, read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, FinetuneAudioParams, TextParams
 from pipeline.preparation import prepare
+from pipeline.settings import sole_writer
 from tests.forked import exit_status, fork
 from tests.pipeline.encoders.test_speech import noise, toy_folder
 from tests.pipeline.made import sound, write_rows, write_wav
@@ -384,16 +385,11 @@ def test_a_folder_of_somebody_else_is_not_replaced(corpus: Corpus, tmp_path: Pat
 
 
 def test_two_runs_at_once_are_refused(corpus: Corpus, tmp_path: Path) -> None:
-    import fcntl
-
-    (tmp_path / "text.partial").mkdir()
-    descriptor = os.open(tmp_path / "text.partial", os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        with pytest.raises(StoreError, match="another process is writing it"):
-            corpus.words(tmp_path / "text")
-    finally:
-        os.close(descriptor)
+    with (
+        sole_writer(tmp_path / "text"),
+        pytest.raises(BusyError, match=f"another process is writing it .*{os.getpid()}"),
+    ):
+        corpus.words(tmp_path / "text")
 
 
 def altered(corpus: Corpus, target: Path, change: Callable[[Utterance], dict[str, Any]]) -> Path:
