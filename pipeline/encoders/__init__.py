@@ -21,15 +21,8 @@ if TYPE_CHECKING:
         write_note,
     )
     from pipeline.encoders.named import NamedSpeech, NamedText, load_speech, load_text
-    from pipeline.encoders.precision import Probe, reduce_precision
-    from pipeline.encoders.speech import (
-        LOG_MEL,
-        PROBE_FRAMES,
-        SpeechEncoder,
-        load_speech_encoder,
-        noise_and_tones,
-        preprocessing,
-    )
+    from pipeline.encoders.precision import PROBE_FRAMES, Probe, noise_and_tones, reduce_precision
+    from pipeline.encoders.speech import LOG_MEL, SpeechEncoder, load_speech_encoder, preprocessing
     from pipeline.encoders.text import (
         PROBE_TOKENS,
         TextEncoder,
@@ -40,5 +33,6 @@ if TYPE_CHECKING:
         special_tokens,
     )
     from pipeline.encoders.tiny import TINY_SPEECH, TINY_TEXT
+    from pipeline.encoders.whisper import Spectra, encoded, frame_mask
 else:
     __getattr__ = door(__name__, __file__)

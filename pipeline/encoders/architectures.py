@@ -41,6 +41,7 @@ SPEECH = {
     "data2vec-audio": Architecture("encoder.layers"),
     "unispeech": Architecture("encoder.layers"),
     "unispeech-sat": Architecture("encoder.layers"),
+    "whisper": Architecture("encoder.layers", loader="AutoModelForAudioClassification"),  # without the decoder
 }
 
 TEXT = {

@@ -168,15 +168,42 @@ def load_pretrained(
     return model.train(trainable).requires_grad_(trainable)
 
 
+def load_preprocessor(loader: Any, source: Source) -> Any:
+    """A feature extractor of transformers as it lies beside a model; None in a folder that has none.
+
+    Raises:
+        EncoderError: it cannot be read.
+    """
+    pinned = {"revision": source.revision} if source.revision else {}
+    who = f"encoder {source.location}: preprocessor_config.json"
+    try:
+        extractor = loader.from_pretrained(source.location, **pinned)
+        sample_rate = int(extractor.sampling_rate)
+    except Exception as error:  # whatever a missing or a damaged file makes the library raise
+        if Path(source.location).is_dir() and not (Path(source.location) / "preprocessor_config.json").exists():
+            return None
+        raise EncoderError(f"{who} cannot be read: {' '.join(str(error).split())[:300]}") from None
+    if not 1_000 <= sample_rate <= 768_000:
+        raise EncoderError(f"{who}: sampling_rate is {sample_rate} Hz")
+    return extractor
+
+
+def encoder_of(model: Any) -> Any:
+    """The encoder in a model of transformers; Whisper's is a part beside others."""
+    return model.encoder if model.config.model_type == "whisper" else model.base_model
+
+
 def _refuse_misfits(source: Source, model: Any, report: dict[str, Any]) -> None:
-    encoder, prefix = model.base_model, f"{model.base_model_prefix}."
+    encoder, prefix = encoder_of(model), f"{model.base_model_prefix}."
+    beside = "" if encoder is model.base_model else "encoder."  # what its own names begin with, and no others
     parts, weights = dict(encoder.named_children()), encoder.state_dict().keys()
     with_head = type(encoder).__name__ not in (encoder.config.architectures or [type(encoder).__name__])
 
     def of_encoder(kind: str, name: str) -> bool:
         bare = name.removeprefix(prefix)
-        if bare.startswith(UNUSED) or bare.endswith(BUFFERS):
+        if bare.startswith(UNUSED) or bare.endswith(BUFFERS) or not bare.startswith(beside):
             return False
+        bare = bare.removeprefix(beside)
         if kind == "unexpected_keys":  # named as in the checkpoint, where weights of a head have no prefix
             return bare.partition(".")[0] in parts and (not with_head or bare != name)
         return bare in weights and (encoder is model or bare != name)

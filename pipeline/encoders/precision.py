@@ -6,6 +6,7 @@ shows as a row whose cosine with its float32 row is too low, and the encoder is 
 disagrees (`pipeline.settings.check_agreement`).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,9 @@ from torch.nn.utils import parametrize
 
 from pipeline.encoders.exact import widen_narrow_groups
 from pipeline.settings import PrecisionError, check_agreement, full_float32, ran_out_of_memory
+
+PROBE_FRAMES = (1, 15, 40)  # of speech
+PROBE_HERTZ = 220.0
 
 Rows = Mapping[str, Tensor]  # by layer, in the order of computation: (rows, dim)
 
@@ -104,3 +108,15 @@ def cast_products(module: nn.Module) -> None:
             for weight in part.parameters(recurse=False):
                 weight.data = weight.data.to(torch.bfloat16)
     widen_narrow_groups(module)
+
+
+def layer_name(number: int) -> str:
+    """What messages call a hidden state."""
+    return f"layer {number}" if number else "layer 0 (projection and positions)"
+
+
+def noise_and_tones(lengths: Sequence[int], sample_rate: int, generator: torch.Generator) -> list[Tensor]:
+    """Clips (samples,), by turns noise and a tone."""
+    tone = torch.sin(2 * math.pi * PROBE_HERTZ / sample_rate * torch.arange(max(lengths)))
+    noise = torch.randn(max(lengths), generator=generator)
+    return [(tone + 0.1 * noise if number % 2 else noise)[:length] for number, length in enumerate(lengths)]

@@ -1,13 +1,11 @@
-"""Speech encoders: the wav2vec2 family (wav2vec2, HuBERT, WavLM, UniSpeech, data2vec-audio), and log-mel, a reference.
+"""Speech encoders: the wav2vec2 family (wav2vec2, HuBERT, WavLM, UniSpeech, data2vec-audio), Whisper's, and log-mel.
 
 A clip's features do not depend on the clips that share its batch; `pipeline.encoders.exact` says how.
 
 Axes: clips, samples, frames, layers, dim.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,18 +18,28 @@ from pipeline.encoders.front_end import FrontEnd, Prepared
 from pipeline.encoders.loading import (
     Source,
     choose_device,
+    encoder_of,
     find_model,
     load_config,
+    load_preprocessor,
     load_pretrained,
     mixed,
     resolve_layers,
     row_shape,
     weights_hash,
 )
-from pipeline.encoders.precision import Probe, cast_products, ready_for_inference, reduce_precision
+from pipeline.encoders.precision import (
+    PROBE_FRAMES,
+    Probe,
+    cast_products,
+    layer_name,
+    noise_and_tones,
+    ready_for_inference,
+    reduce_precision,
+)
 from pipeline.encoders.tiny import TINY_SPEECH
 from pipeline.encoders.transfer import fetched, fitting, upload
-from pipeline.errors import EncoderError
+from pipeline.encoders.whisper import MARGIN_SECONDS, Spectra, WhisperStates
 from pipeline.params import AudioParams, Normalise
 from pipeline.settings import full_float32
 from pipeline.store import Columns, Dtype, Identity, join_columns, measure_columns
@@ -40,8 +48,6 @@ VERSION = 3  # raise it when a change alters the features
 LOG_MEL = "log-mel"
 PIECE_FRAMES = 100  # of a clip on a processor: what the convolutions work on stays in its cache
 TOGETHER_SECONDS = 64  # of audio that a GPU's convolutions work on at once, padding included: about 1.3 GB for base
-PROBE_FRAMES = (1, 15, 40)
-PROBE_HERTZ = 220.0
 LARGEST_BATCH = {"cpu": 16, "cuda": 512}  # seconds in a batch; on processors larger ones were slower
 
 
@@ -56,7 +62,11 @@ class SpeechEncoder:
     """
 
     def __init__(
-        self, frontend: "HiddenStates | LogMel", identity: Identity, row_shape: tuple[int, ...], params: AudioParams
+        self,
+        frontend: "HiddenStates | WhisperStates | LogMel",
+        identity: Identity,
+        row_shape: tuple[int, ...],
+        params: AudioParams,
     ) -> None:
         self._frontend = frontend
         self.identity = identity
@@ -274,18 +284,6 @@ def _unpacked(output: Any) -> tuple[Tensor, dict[str, Tensor]]:
     return (output[0], {"position_bias": output[1]}) if isinstance(output, tuple) else (output, {})
 
 
-def layer_name(number: int) -> str:
-    """What messages call a hidden state."""
-    return f"layer {number}" if number else "layer 0 (projection and positions)"
-
-
-def noise_and_tones(lengths: Sequence[int], sample_rate: int, generator: torch.Generator) -> list[Tensor]:
-    """Clips (samples,), by turns noise and a tone."""
-    tone = torch.sin(2 * math.pi * PROBE_HERTZ / sample_rate * torch.arange(max(lengths)))
-    noise = torch.randn(max(lengths), generator=generator)
-    return [(tone + 0.1 * noise if number % 2 else noise)[:length] for number, length in enumerate(lengths)]
-
-
 def _activation_bytes(config: Any, layers: int, sample_rate: int, hop: int, on_cpu: bool) -> float:
     """Memory for one second of audio in a batch, roughly: what the widest part of the model holds at once, float32."""
     dim, inner = config.hidden_size, config.intermediate_size
@@ -384,17 +382,25 @@ def _log_mel_encoder(params: AudioParams, device: str) -> SpeechEncoder:
 
 
 def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> SpeechEncoder:
-    from transformers import AutoModel
+    import transformers
 
-    config = load_config(source, "audio", f"audio.encoder {params.encoder}", f", or {LOG_MEL}").config
+    found = load_config(source, "audio", f"audio.encoder {params.encoder}", f", or {LOG_MEL}")
+    config, loader = found.config, getattr(transformers, found.architecture.loader)
     layers = resolve_layers(params.layers, int(config.num_hidden_layers), params.encoder)
-    model = load_pretrained(AutoModel, source, cut=lambda model: _cut(model, layers[-1]), dtype=torch.float32)
-    normalise, sample_rate = preprocessing(source)
-    weights = weights_hash(model)
-    frontend = HiddenStates(model, layers, normalise, sample_rate, device, params)
+    model = load_pretrained(loader, source, cut=lambda model: _cut(model, layers[-1]), dtype=torch.float32)
+    weights = weights_hash(encoder_of(model))
+    frontend: HiddenStates | WhisperStates
+    stated: dict[str, Any] = {}
+    if config.model_type == "whisper":
+        spectra = Spectra.of(source, config, params.context)
+        frontend = WhisperStates(model.encoder, layers, spectra, device, params.window_seconds, params.overlap_seconds)
+        stated = {"context": params.context} | ({"margin_seconds": MARGIN_SECONDS} if params.context == "clip" else {})
+    else:
+        frontend = HiddenStates(model, layers, *preprocessing(source), device, params)
     if params.precision == "bfloat16":
         names = [layer_name(layer) for layer in layers]
-        reduce_precision(frontend, names, who=f"encoder {params.encoder}", key="audio.precision", weights=weights)
+        proof = "".join([weights, *stated.get("context", "")])
+        reduce_precision(frontend, names, who=f"encoder {params.encoder}", key="audio.precision", weights=proof)
     identity = Identity(
         {
             "modality": "audio",
@@ -404,9 +410,10 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
             "weights": weights,
             "layers": layers,
             "mix": params.mix,
-            "frame_rate": sample_rate / frontend.hop,
-            "sample_rate": sample_rate,
-            "normalise": "clip" if normalise else "none",
+            "frame_rate": frontend.sample_rate / frontend.hop,
+            "sample_rate": frontend.sample_rate,
+            "normalise": "clip" if frontend.normalise else "none",
+            **stated,
             "window_seconds": params.window_seconds,
             "overlap_seconds": params.overlap_seconds,
             "precision": params.precision,
@@ -421,15 +428,5 @@ def preprocessing(source: Source) -> tuple[bool, int]:
     """(normalise each clip, sample rate) as the model's preprocessor says; as wav2vec2-base where it has none."""
     from transformers import Wav2Vec2FeatureExtractor
 
-    pinned: dict[str, Any] = {"revision": source.revision} if source.revision else {}
-    try:
-        extractor = Wav2Vec2FeatureExtractor.from_pretrained(source.location, **pinned)
-        sample_rate = int(extractor.sampling_rate)
-    except Exception as error:  # whatever a missing or a damaged file makes the library raise
-        if Path(source.location).is_dir() and not (Path(source.location) / "preprocessor_config.json").exists():
-            return True, 16_000
-        reason = " ".join(str(error).split())[:300]
-        raise EncoderError(f"encoder {source.location}: preprocessor_config.json cannot be read: {reason}") from None
-    if not 1_000 <= sample_rate <= 768_000:
-        raise EncoderError(f"encoder {source.location}: preprocessor_config.json: sampling_rate is {sample_rate} Hz")
-    return bool(extractor.do_normalize), sample_rate
+    extractor = load_preprocessor(Wav2Vec2FeatureExtractor, source)
+    return (True, 16_000) if extractor is None else (bool(extractor.do_normalize), int(extractor.sampling_rate))

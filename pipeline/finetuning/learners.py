@@ -24,7 +24,10 @@ from pipeline.encoders import (
     Convolutions,
     Probe,
     Source,
+    Spectra,
+    encoded,
     find_model,
+    frame_mask,
     load_config,
     load_pretrained,
     load_tokenizer,
@@ -44,7 +47,7 @@ from pipeline.encoders import (
 )
 from pipeline.errors import EncoderError
 from pipeline.finetuning.examples import Example
-from pipeline.params import FinetuneAudioParams, FinetuneTextParams
+from pipeline.params import Context, FinetuneAudioParams, FinetuneTextParams
 
 DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "mlp_dropout")  # what configurations call it
 
@@ -78,33 +81,11 @@ class Learner(Protocol):
 class SpeechLearner:
     """A wav2vec2-family model: (clips, samples) -> (clips, classes), from the mean over time."""
 
-    def __init__(self, params: FinetuneAudioParams, labels: Sequence[str]) -> None:
-        """Load it.
-
-        Raises:
-            EncoderError: it cannot be found or loaded, or its architecture is not supported.
-        """
-        from transformers import AutoModelForAudioClassification
-
-        if params.encoder == LOG_MEL:
-            raise EncoderError(f"audio.finetune.encoder: {LOG_MEL} has no weights that could learn; name a model")
-        self.source = find_model(params.encoder, params.revision, {"tiny": TINY_SPEECH})
-        config = load_config(self.source, "audio", f"audio.finetune.encoder {params.encoder}").config
-        self._normalise, self.sample_rate = preprocessing(self.source)
+    def __init__(self, model: Any, source: Source, params: FinetuneAudioParams) -> None:
+        self.model, self.source = model, source
+        self._normalise, self.sample_rate = preprocessing(source)
         self._longest = int(params.max_seconds * self.sample_rate)
-        regularisation = {
-            "hidden_dropout": params.dropout,
-            "mask_time_prob": params.mask_time,
-            "mask_feature_prob": params.mask_features,
-            "apply_spec_augment": True if params.mask_time or params.mask_features else None,
-            # a classifier that weighs all states needs all of them
-            "layerdrop": 0.0 if getattr(config, "use_weighted_layer_sum", False) else None,
-        }
-        options = _given(regularisation) | _naming(labels)
-        self.model = load_pretrained(
-            AutoModelForAudioClassification, self.source, trainable=True, dtype=torch.float32, **options
-        )
-        encoder = self.model.base_model
+        encoder = model.base_model
         self._convolutions = Convolutions.of(encoder.config)
         self._shortest_batch = _room_for_masks(encoder.config, self._convolutions)
         self.weights = weights_hash(encoder)
@@ -142,6 +123,107 @@ class SpeechLearner:
         Wav2Vec2FeatureExtractor(
             sampling_rate=self.sample_rate, do_normalize=self._normalise, return_attention_mask=True
         ).save_pretrained(folder)
+
+
+class WhisperLearner:
+    """Whisper's encoder: (clips, bands, spectra) -> (clips, classes), from the mean over a clip's own frames.
+
+    transformers' classifier takes the mean over all 30 s, most of them silence. Layers are never dropped.
+    """
+
+    def __init__(self, model: Any, source: Source, params: FinetuneAudioParams, context: Context) -> None:
+        self.model, self.source = model, source
+        self._spectra = Spectra.of(source, model.config, context)
+        self.sample_rate = self._spectra.sample_rate
+        self._longest = min(int(params.max_seconds * self.sample_rate), self._spectra.longest * self._spectra.hop)
+        self.weights = f"{weights_hash(model.encoder)} {context}"
+        model.encoder.embed_positions.requires_grad_(False)  # of sines
+        model.forward = partial(_classify, model)
+        if params.freeze_front_end:
+            for convolution in (model.encoder.conv1, model.encoder.conv2):
+                convolution.requires_grad_(False)
+
+    def prepare(self, clip: Tensor) -> Tensor:
+        """A clip at the model's rate, its beginning where it is too long: (samples,)."""
+        return clip[: self._longest]
+
+    def collate(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
+        """Batch of (clips, bands, spectra), how many frames of each clip the encoder sees, and how many are its own."""
+        spectra = [self._spectra(example.input) for example in examples]
+        return {
+            "input_features": nn.utils.rnn.pad_sequence([one.T for one in spectra], batch_first=True).transpose(1, 2),
+            "seen": torch.tensor([one.shape[1] // 2 for one in spectra]),
+            "own": torch.tensor([self.rows(example.input) for example in examples]),
+            "labels": _labels(examples),
+        }
+
+    def probes(self) -> list[Tensor]:
+        """Noise and tones of several lengths."""
+        lengths = [frames * self._spectra.hop for frames in PROBE_FRAMES]
+        clips = noise_and_tones(lengths, self.sample_rate, torch.Generator().manual_seed(0))
+        return [self.prepare(clip) for clip in clips]
+
+    def rows(self, example: Tensor) -> int:
+        """Frames of a clip."""
+        return self._spectra.frames(len(example))
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder and its preprocessor."""
+        weights = {f"encoder.{name}": weight for name, weight in self.model.encoder.state_dict().items()}
+        self.model.save_pretrained(folder, state_dict=weights)
+        self._spectra.extractor.save_pretrained(folder)
+
+
+def _classify(
+    model: Any, input_features: Tensor, seen: Tensor, own: Tensor, output_hidden_states: bool = False
+) -> Mapping[str, Any]:
+    from transformers import WhisperModel
+    from transformers.modeling_outputs import SequenceClassifierOutput
+
+    real = frame_mask(own.tolist(), input_features.device)  # (clips, own frames)
+    if model.training:  # SpecAugment, of a clip's own spectra, two to a frame
+        more = input_features.shape[2] // 2 - real.shape[1]
+        maskable: Any = nn.functional.pad(real, (0, more)).repeat_interleave(2, dim=1).long()
+        input_features = WhisperModel._mask_input_features(model, input_features.clone(), maskable)
+    depth, weighted = model.config.num_hidden_layers, model.config.use_weighted_layer_sum
+    spectra = [one[:, : 2 * frames] for one, frames in zip(input_features, seen.tolist(), strict=True)]
+    states = encoded(model.encoder, spectra, range(depth + 1) if weighted or output_hidden_states else [depth])
+    x = states[depth]
+    if weighted:
+        x = sum(share * state for share, state in zip(model.layer_weights.softmax(0), states.values(), strict=True))
+    x = model.projector(x[:, : real.shape[1]]) * real[..., None]  # (clips, own frames, dim)
+    logits = model.classifier(x.sum(dim=1) / own[:, None])
+    return SequenceClassifierOutput(
+        logits=logits, hidden_states=tuple(states.values()) if output_hidden_states else None
+    )
+
+
+def load_speech_learner(
+    params: FinetuneAudioParams, labels: Sequence[str], context: Context = "full"
+) -> SpeechLearner | WhisperLearner:
+    """The speech encoder that `params` names, with a classifier of `labels`.
+
+    Raises:
+        EncoderError: it cannot be found or loaded, or its architecture is not supported.
+    """
+    from transformers import AutoModelForAudioClassification
+
+    if params.encoder == LOG_MEL:
+        raise EncoderError(f"audio.finetune.encoder: {LOG_MEL} has no weights that could learn; name a model")
+    source = find_model(params.encoder, params.revision, {"tiny": TINY_SPEECH})
+    config = load_config(source, "audio", f"audio.finetune.encoder {params.encoder}").config
+    whisper = config.model_type == "whisper"
+    regularisation = {
+        "dropout" if whisper else "hidden_dropout": params.dropout,
+        "mask_time_prob": params.mask_time,
+        "mask_feature_prob": params.mask_features,
+        "apply_spec_augment": True if params.mask_time or params.mask_features else None,
+        # a classifier that weighs all states needs all of them
+        "layerdrop": 0.0 if getattr(config, "use_weighted_layer_sum", False) and not whisper else None,
+    }
+    options = _given(regularisation) | _naming(labels)
+    model = load_pretrained(AutoModelForAudioClassification, source, trainable=True, dtype=torch.float32, **options)
+    return WhisperLearner(model, source, params, context) if whisper else SpeechLearner(model, source, params)
 
 
 class TextLearner:

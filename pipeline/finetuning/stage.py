@@ -93,11 +93,11 @@ def finetune_audio(
     """
     with _prepared(manifest, output, params, "audio", device) as prepared:
         from pipeline.extraction import LOADERS, file_size
-        from pipeline.finetuning.learners import SpeechLearner
+        from pipeline.finetuning.learners import load_speech_learner
         from pipeline.media import Clips
 
         chosen, work = prepared.chosen, prepared.work
-        learner = SpeechLearner(params.finetune, chosen.labels)
+        learner = load_speech_learner(params.finetune, chosen.labels, params.context)
         heard = (*chosen.train, *chosen.validation)
         inputs = [[u.id, u.label, u.audio, u.start, u.end, u.samples, file_size(root, u), channels] for u in heard]
         with Clips(heard, root, channels, learner.sample_rate, work, params.decode_seconds) as clips:

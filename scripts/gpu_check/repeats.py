@@ -20,7 +20,7 @@ from gpu_check.features import load_data, made_features, recipe_of
 from gpu_check.sizes import SAMPLE_RATE, Corpus
 from pipeline.encoders import weights_hash
 from pipeline.finetuning.examples import Example
-from pipeline.finetuning.learners import SpeechLearner, TextLearner
+from pipeline.finetuning.learners import TextLearner, load_speech_learner
 from pipeline.finetuning.trainer import Examples, learn
 from pipeline.params import FinetuneAudioParams, FinetuneTextParams
 from pipeline.store import Features
@@ -100,7 +100,7 @@ def _tune(context: Context, modality: str, work: Path, interrupted: bool = False
     learner: Any
     if modality == "audio":
         params: Any = FinetuneAudioParams(**settings)
-        learner = SpeechLearner(params, LABELS)
+        learner = load_speech_learner(params, LABELS)
         seconds = [0.3 + 0.1 * number for number in range(sum(TUNED_EXAMPLES))]
         clips = [torch.from_numpy(made_audio(int(s * SAMPLE_RATE), SAMPLE_RATE, n)) for n, s in enumerate(seconds)]
         inputs = [learner.prepare(clip) for clip in clips]

@@ -18,7 +18,7 @@ from pipeline.encoders import REFUSED, SPEECH, TEXT, SpeechEncoder, TextEncoder,
 from pipeline.encoders.tiny import text_tokenizer
 from pipeline.errors import EncoderError
 from pipeline.finetuning.examples import Example
-from pipeline.finetuning.learners import SpeechLearner, TextLearner
+from pipeline.finetuning.learners import Learner, TextLearner, load_speech_learner
 from pipeline.params import AudioParams, FinetuneAudioParams, FinetuneTextParams, TextParams
 from pipeline.settings import PrecisionError
 from scripts import encoders_page
@@ -194,7 +194,7 @@ def test_a_text_architecture_learns_by_texts_that_share_a_batch_or_not(kind: str
     assert all(np.array_equal(one, other) for one, other in zip(left, right, strict=True))  # no step was taken
 
 
-def scores(learner: TextLearner | SpeechLearner, examples: list[Example]) -> torch.Tensor:
+def scores(learner: Learner, examples: list[Example]) -> torch.Tensor:
     batch = dict(learner.collate(examples))
     del batch["labels"]
     logits: torch.Tensor = learner.model(**batch)["logits"]
@@ -210,21 +210,23 @@ def speech_folder(kind: str, folder: Path, head: str = "AutoModel", **options: A
     return folder
 
 
-def load_audio(folder: Path, layers: Any = "last") -> SpeechEncoder:
-    return load_speech_encoder(AudioParams(encoder=str(folder), layers=layers, mix="stack"), "cpu")
+def load_audio(folder: Path, layers: Any = "last", context: Any = "full") -> SpeechEncoder:
+    return load_speech_encoder(AudioParams(encoder=str(folder), layers=layers, mix="stack", context=context), "cpu")
 
 
 def finetune_text(folder: Path) -> TextLearner:
     return TextLearner(FinetuneTextParams(encoder=str(folder)), ["calm", "tense"])
 
 
-def finetune_audio(folder: Path) -> SpeechLearner:
-    return SpeechLearner(FinetuneAudioParams(encoder=str(folder)), ["calm", "tense"])
+def finetune_audio(folder: Path) -> Learner:
+    return load_speech_learner(FinetuneAudioParams(encoder=str(folder)), ["calm", "tense"])
 
 
-def own_frames(folder: Path, clip: torch.Tensor) -> np.ndarray:
+def own_frames(folder: Path, clip: torch.Tensor, context: str = "full") -> np.ndarray:
     """What transformers gives for a clip: (frames, layers, dim)."""
     model = transformers.AutoModel.from_pretrained(folder).eval()
+    if model.config.model_type == "whisper":
+        return whisper_frames(model.encoder, clip, context)
     normed = (clip - clip.mean()) / torch.sqrt(clip.var(correction=0) + 1e-7)
     with torch.inference_mode():
         output = model(normed[None], output_hidden_states=True)
@@ -233,33 +235,62 @@ def own_frames(folder: Path, clip: torch.Tensor) -> np.ndarray:
     return np.stack([state[0].numpy() for state in states], axis=1)
 
 
+def whisper_frames(encoder: Any, clip: torch.Tensor, context: str) -> np.ndarray:
+    """Of `clip`, by an encoder that transformers takes for one of fewer positions."""
+    frames = -(-len(clip) // 320)
+    if context == "clip":
+        encoder.config.max_source_positions = frames + 50  # a second of silence
+        encoder.embed_positions = torch.nn.Embedding.from_pretrained(encoder.embed_positions.weight[: frames + 50])
+    positions, bands = encoder.config.max_source_positions, encoder.config.num_mel_bins
+    extractor = transformers.WhisperFeatureExtractor(feature_size=bands)
+    made = extractor(clip.numpy(), sampling_rate=16000, max_length=320 * positions, return_tensors="pt")
+    with torch.inference_mode():
+        states = encoder(made.input_features, output_hidden_states=True).hidden_states
+    return np.stack([state[0, :frames].numpy() for state in states], axis=1)
+
+
 def test_speech_toys_are_of_all_architectures() -> None:
     assert {toy_config(kind).model_type for kind in TOYS} == set(SPEECH)
 
 
-@pytest.mark.parametrize("kind", TOYS)
-def test_a_speech_architecture_is_exact_and_has_the_layers_of_transformers(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "context"), [*((kind, "full") for kind in TOYS), ("whisper", "clip")])
+def test_a_speech_architecture_is_exact_and_has_the_layers_of_transformers(
+    kind: str, context: str, tmp_path: Path
+) -> None:
     folder, clips = speech_folder(kind, tmp_path), noise(400, 16000, 5003)
-    expected = [own_frames(folder, clip) for clip in clips]
+    expected = [own_frames(folder, clip, context) for clip in clips]
     for layers in ((0, 1, 2), (0,), (1,), (2,)):
-        for found, states in zip(load_audio(folder, layers).encode(clips), expected, strict=True):
+        for found, states in zip(load_audio(folder, layers, context).encode(clips), expected, strict=True):
             assert np.abs(found - states[:, layers]).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", TOYS)
 def test_a_speech_encoder_is_read_from_whatever_head_it_was_saved_with(kind: str, tmp_path: Path) -> None:
     (clip,) = noise(5003)
-    for name in sorted(set(heads(toy_config(kind).model_type))):  # with the weighted sum of SUPERB, x-vectors
-        speech_folder(kind, tmp_path, name, use_weighted_layer_sum=True)
+    for name in sorted(set(heads(toy_config(kind).model_type)) - {"WhisperForCausalLM"}):
+        speech_folder(kind, tmp_path, name, use_weighted_layer_sum=True)  # of SUPERB
         (frames,) = load_audio(tmp_path).encode([clip])
         assert np.abs(frames[:, 0] - own_frames(tmp_path, clip)[:, -1]).max() < TOLERANCE, name
 
 
-@pytest.mark.parametrize("kind", TOYS)
-def test_a_speech_architecture_that_weighs_its_layers_learns_and_drops_none(kind: str, tmp_path: Path) -> None:
+def test_a_decoder_of_whisper_alone_is_no_speech_encoder(tmp_path: Path) -> None:
+    folder = speech_folder("whisper", tmp_path, "WhisperForCausalLM")
+    with pytest.raises(EncoderError, match=r"37 weights are missing, such as 'encoder\.conv1\.bias'"):
+        load_audio(folder)
+
+
+@pytest.mark.parametrize(("kind", "context"), [*((kind, "full") for kind in TOYS), ("whisper", "clip")])
+def test_a_speech_architecture_that_weighs_its_layers_learns_and_drops_none(
+    kind: str, context: Any, tmp_path: Path
+) -> None:
     head = "AutoModelForAudioClassification"
-    folder = speech_folder(kind, tmp_path, head, use_weighted_layer_sum=True, layerdrop=0.9, hidden_dropout=0.0)
-    learner = finetune_audio(folder)
+    options = {"use_weighted_layer_sum": True, "layerdrop": 0.9, "hidden_dropout": 0.0, "dropout": 0.0}
+    folder = speech_folder(kind, tmp_path / "start", head, **options)
+    learner = load_speech_learner(FinetuneAudioParams(encoder=str(folder)), ["calm", "tense"], context)
+    learner.save(tmp_path / "learned")
+    left, right = (load_audio(tmp_path / name, context=context).encode(noise(5003)) for name in ("start", "learned"))
+    assert np.array_equal(left[0], right[0])  # no step was taken
+    learner = load_speech_learner(FinetuneAudioParams(encoder=str(folder)), ["calm", "tense"], context)
     examples = [Example(learner.prepare(clip), 0) for clip in noise(16000, 5003, 400)]
     for _ in range(3):
         scores(learner, examples)

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.encoders import TEXT, TextEncoder, front_end, speech, text, transfer
+from pipeline.encoders import TEXT, Spectra, TextEncoder, front_end, speech, text, transfer, whisper
 from pipeline.encoders.speech import HiddenStates
+from pipeline.encoders.whisper import WhisperStates
 from pipeline.errors import EncoderError
 from pipeline.params import AudioParams, TextParams
 from pipeline.store import Identity
@@ -41,14 +42,22 @@ def _no_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def upload(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
         return transfer.unpacked(transfer.packed(tensors).to(device), tensors)
 
-    for module in (front_end, speech, text):
+    for module in (front_end, speech, text, whisper):
         monkeypatch.setattr(module, "upload", upload)
 
 
-def speech_states(kind: str, precision: str, **params: Any) -> HiddenStates:
+def speech_states(kind: str, precision: str, **params: Any) -> HiddenStates | WhisperStates:
+    given, states = AudioParams(**params), None
     with unset_fake_temporarily():
         model = transformers.AutoModel.from_config(toy_config(kind)).eval().requires_grad_(False)
-    states = HiddenStates(model, [0, 1, 2], True, 16_000, "cuda", AudioParams(**params))
+        if isinstance(model, transformers.WhisperModel):
+            extractor = transformers.WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
+            spectra = Spectra(extractor, longest=150, margin=50)
+    if isinstance(model, transformers.WhisperModel):
+        windows = given.window_seconds, given.overlap_seconds
+        states = WhisperStates(model.encoder, [0, 1, 2], spectra, "cuda", *windows)
+    else:
+        states = HiddenStates(model, [0, 1, 2], True, 16_000, "cuda", given)
     if precision == "bfloat16":
         states.reduce()
     return states
@@ -64,24 +73,28 @@ def test_speech_fits_and_does_not_wait(kind: str, precision: str, monkeypatch: p
     """One upload a batch for the clips, one for their lengths in frames; nothing comes back."""
     with fake_cuda(monkeypatch):
         encoder = speech_states(kind, precision)
-        ready = [encoder.prepare(torch.zeros(samples)) for samples in (16_000, 5003, 400)]
+        with unset_fake_temporarily():
+            ready = [encoder.prepare(torch.zeros(samples)) for samples in (16_000, 5003, 400)]
         with torch.inference_mode(), Seen() as seen:
             frames = encoder(ready, finish)
     assert {(rows.device.type, rows.dtype, rows.shape[1:]) for rows in frames} == {("cuda", torch.float16, (32,))}
-    assert [len(rows) for rows in frames] == [49, 15, 1]
+    whisper = kind.startswith("whisper")
+    assert [len(rows) for rows in frames] == ([50, 16, 2] if whisper else [49, 15, 1])
     assert seen.copies.total() == 2, seen.copies
     if precision == "bfloat16":
         assert torch.bfloat16 in seen.types
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm"])
+@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm", "whisper"])
 def test_windows_of_a_long_clip_do_not_wait(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_cuda(monkeypatch):
         encoder = speech_states(kind, precision, window_seconds=2.0, overlap_seconds=0.5)
+        with unset_fake_temporarily():
+            ready = encoder.prepare(torch.zeros(100_000))
         with torch.inference_mode(), Seen() as seen:
-            (frames,) = encoder([encoder.prepare(torch.zeros(100_000))], finish)
-    assert frames.shape == (312, 32)
+            (frames,) = encoder([ready], finish)
+    assert frames.shape == (313 if kind == "whisper" else 312, 32)
     windows = 5  # each says how many frames it has
     assert seen.copies.total() <= 1 + windows, seen.copies
 

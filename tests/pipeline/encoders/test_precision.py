@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders import load_speech_encoder, load_text_encoder, precision, widen_narrow_groups
-from pipeline.finetuning.learners import SpeechLearner, TextLearner, check_precision
+from pipeline.finetuning.learners import TextLearner, check_precision, load_speech_learner
 from pipeline.params import AudioParams, FinetuneAudioParams, FinetuneTextParams, TextParams
 from pipeline.settings import SettingsError, advise_precision, check_agreement, check_section
 from pipeline.settings.precision import LOWEST_COSINE, PrecisionError, lowest_cosine
@@ -90,7 +90,7 @@ def test_bfloat16_is_accepted_at_the_widths_of_base(kind: str, tmp_path: Path) -
     assert agreement(exact, reduced) >= LOWEST_COSINE
 
 
-@pytest.mark.parametrize("kind", ["tiny", "hubert", "hubert-batch-norm", "wavlm", "data2vec-audio"])
+@pytest.mark.parametrize("kind", ["tiny", "hubert", "hubert-batch-norm", "wavlm", "data2vec-audio", "whisper"])
 def test_bfloat16_of_toy_models_is_right(kind: str, tmp_path: Path) -> None:
     """Their positional convolutions have few channels a group, which a kernel of processors with AMX gets wrong."""
     folder = "tiny" if kind == "tiny" else toy_folder(kind, tmp_path / kind)
@@ -137,13 +137,13 @@ def test_a_refusal_names_processor_and_libraries(noisy_convolution: None) -> Non
 
 @pytest.mark.usefixtures("noisy_convolution")
 def test_fine_tuning_refuses_too() -> None:
-    learner = SpeechLearner(FinetuneAudioParams(precision="bfloat16"), ["a", "b"])
+    learner = load_speech_learner(FinetuneAudioParams(precision="bfloat16"), ["a", "b"])
     with pytest.raises(PrecisionError, match=r"set audio\.finetune\.precision: float32"):
         check_precision(learner, "cpu", "audio.finetune.precision")
 
 
 def test_fine_tuning_with_right_kernels_is_accepted() -> None:
-    speech = SpeechLearner(FinetuneAudioParams(precision="bfloat16"), ["a", "b"])
+    speech = load_speech_learner(FinetuneAudioParams(precision="bfloat16"), ["a", "b"])
     check_precision(speech, "cpu", "audio.finetune.precision")
     check_precision(TextLearner(FinetuneTextParams(), ["a", "b"]), "cpu", "text.finetune.precision")
     assert speech.model.training

@@ -33,8 +33,11 @@ def load(folder: Path | str, **params: Any) -> SpeechEncoder:
 
 TOYS = (
     *("wav2vec2", "wav2vec2-layer", "hubert", "hubert-batch-norm", "wavlm", "wavlm-layer", "data2vec-audio"),
-    *("unispeech", "unispeech-sat", "unispeech-sat-layer"),
+    *("unispeech", "unispeech-sat", "unispeech-sat-layer", "whisper", "whisper-128"),
 )
+
+
+WHISPER = {"layers": 2, "attention_heads": 2, "ffn_dim": 64}
 
 
 def toy_config(kind: str) -> Any:
@@ -51,7 +54,17 @@ def toy_config(kind: str) -> Any:
     }
     positions: dict[str, Any] = {"num_conv_pos_embeddings": 16, **width}
     norm_first: dict[str, Any] = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+
+    def whisper(bands: int) -> Any:
+        sides = {f"{side}_{what}": size for side in ("encoder", "decoder") for what, size in WHISPER.items()}
+        ends = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
+        return transformers.WhisperConfig(
+            **sides, **ends, d_model=32, num_mel_bins=bands, max_source_positions=150, vocab_size=20, init_std=0.1
+        )
+
     configs = {
+        "whisper": lambda: whisper(80),
+        "whisper-128": lambda: whisper(128),  # as large-v3
         "wav2vec2": lambda: transformers.Wav2Vec2Config(**positions),
         "wav2vec2-layer": lambda: transformers.Wav2Vec2Config(**positions, **norm_first),
         "hubert": lambda: transformers.HubertConfig(**positions),

@@ -27,7 +27,7 @@ from pipeline.encoders.tiny import build_speech, build_text
 from pipeline.errors import BusyError, DataError, EncoderError, StoreError
 from pipeline.finetuning import finetune_audio, finetune_text, turn_off
 from pipeline.finetuning.examples import Example, choose, majority, scores
-from pipeline.finetuning.learners import SpeechLearner
+from pipeline.finetuning.learners import load_speech_learner
 from pipeline.finetuning.stage import Outcome, _one_device
 from pipeline.manifest import Utterance, read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, FinetuneAudioParams, TextParams
@@ -299,13 +299,13 @@ def test_the_epoch_is_chosen_on_validation(corpus: Corpus, tuned: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
-@pytest.mark.parametrize("kind", ["hubert", "wavlm", "data2vec-audio"])
+@pytest.mark.parametrize("kind", ["hubert", "wavlm", "data2vec-audio", "whisper"])
 def test_the_whole_family_learns_with_its_own_masking_of_short_clips(corpus: Corpus, tmp_path: Path, kind: str) -> None:
     """Clips of 3 to 7 frames, masks of 10: transformers alone ends with an error."""
     start = toy_folder(kind, tmp_path / kind)
     config = json.loads((start / "config.json").read_text())
-    assert config.get("apply_spec_augment", True)
-    config |= {"mask_time_prob": 0.6}
+    assert config.get("apply_spec_augment", True) == (kind != "whisper")
+    config |= {"mask_time_prob": 0.6, "apply_spec_augment": True}
     if kind != "wavlm":  # for which transformers lacks a setting
         config |= {"mask_feature_prob": 0.3, "mask_feature_length": 64}
     (start / "config.json").write_text(json.dumps(config))
@@ -314,7 +314,7 @@ def test_the_whole_family_learns_with_its_own_masking_of_short_clips(corpus: Cor
 
 
 def test_the_batch_does_not_change_what_is_learned_from_a_clip(corpus: Corpus) -> None:
-    learner = SpeechLearner(FinetuneAudioParams(encoder=str(corpus.speech)), ["calm", "tense"])
+    learner = load_speech_learner(FinetuneAudioParams(encoder=str(corpus.speech)), ["calm", "tense"])
     model = learner.model.eval()
     examples = [Example(learner.prepare(clip), 0) for clip in noise(400, 16000, 5003)]
 
@@ -340,7 +340,7 @@ def test_masks_and_dropout_change_what_is_learned_and_the_folder_still_loads(cor
 
 
 def test_a_long_clip_is_cut_behind_its_normalisation(corpus: Corpus) -> None:
-    learner = SpeechLearner(FinetuneAudioParams(encoder=str(corpus.speech), max_seconds=1.0), ["calm", "tense"])
+    learner = load_speech_learner(FinetuneAudioParams(encoder=str(corpus.speech), max_seconds=1.0), ["calm", "tense"])
     (clip,) = noise(40000)
     whole = (clip - clip.mean()) / torch.sqrt(clip.var(correction=0) + 1e-7)
     assert torch.equal(learner.prepare(clip), whole[:16000])
