@@ -52,6 +52,8 @@ def _join(
         modality: _arrange(_read_modality(path, modality), records, modality, manifest)
         for modality, path in files.items()
     }
+    for part in parts.values():
+        part.check()
     target.parent.mkdir(parents=True, exist_ok=True)
     write_joint(target, table_of(records, names), names, parts, copy_parts, corpus)
     return read_features(target)

@@ -94,13 +94,14 @@ def measure_start(model: str, features: Path, work: Path, device: str, repeats: 
     """`fusion-train` in a new process, ended after its first step."""
     seconds = []
     for number in range(repeats):
-        seconds.append(_first_step(model, features, work / "started", device))
+        seconds.append(first_step(model, features, work / "started", device))
         say(f"{model}, start to first step, repeat {number + 1}: {seconds[-1]:.2f} s")
     return StartResult(model, len(read_features(features).utterances), spread(seconds))
 
 
-def _first_step(model: str, features: Path, output: Path, device: str) -> float:
-    command = [sys.executable, "-c", FIRST_STEP, "--features", str(features.absolute()), "--output", str(output)]
+def first_step(model: str, features: Path, output: Path, device: str, program: str = FIRST_STEP) -> float:
+    """Seconds from the start of a new process to the end of its first step."""
+    command = [sys.executable, "-c", program, "--features", str(features.absolute()), "--output", str(output)]
     options = ["--device", device, "--set", f"model.name={model}"]
     started = time.perf_counter()  # one clock for all processes of a system
     found = subprocess.run(

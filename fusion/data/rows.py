@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.settings import Threads, count_cores
-from pipeline.store import Columns, Part, join_columns, measure_columns
+from pipeline.store import Columns, Guard, Part, join_columns, measure_columns
 
 MEASURED_ROWS = 512  # measured at a time; another number gives other roundings
 POOLED_ROWS = 4096  # pooled or copied at a time: their float32 copy stays in the cache; 65,536 took four times as long
@@ -128,6 +128,7 @@ class Mapped(_Rows):
     stored: Tensor  # (utterances,) int64: rows of each in the file
     limit: int | None  # rows that an utterance may have; longer ones are average-pooled to so many
     device: torch.device  # where batches are gathered
+    guard: Guard | None = None  # of the file
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -145,12 +146,12 @@ class Mapped(_Rows):
         return rows.gather(Chosen(everyone, everyone.to(self.device)), width)
 
     def read(self, utterances: Tensor) -> Resident:
-        """The rows of some utterances, on the CPU."""
-        owned = [
-            self.file[start : start + stored]
-            for start, stored in zip(self.starts[utterances].tolist(), self.stored[utterances].tolist(), strict=True)
-        ]
-        return pool(np.concatenate([self.file[:0], *owned]), self.stored[utterances], self.limit)
+        """The rows of some utterances, on the CPU; raises StoreError where they are damaged."""
+        starts, stored = self.starts[utterances], self.stored[utterances]
+        if self.guard:
+            self.guard.check(self.guard.places(starts[stored > 0].numpy()))
+        owned = [self.file[start : start + rows] for start, rows in zip(starts.tolist(), stored.tolist(), strict=True)]
+        return pool(np.concatenate([self.file[:0], *owned]), stored, self.limit)
 
     def without(self, missing: Tensor) -> "Mapped":
         """The same rows, of which the utterances that `missing` (utterances,) marks own none."""
@@ -168,7 +169,7 @@ def map_rows(part: Part, first: int, last: int, limit: int | None, device: torch
     """Utterances `first` .. `last` of `part`, those of more than `limit` rows average-pooled to it."""
     starts = torch.from_numpy(part.starts[first:last].astype(np.int64))
     stored = torch.from_numpy(np.diff(part.offsets[first : last + 1]).astype(np.int64))
-    return Mapped(part.values, starts, stored, limit, torch.device(device))
+    return Mapped(part.values, starts, stored, limit, torch.device(device), part.guard)
 
 
 def resident_bytes(mapped: Sequence[Mapped]) -> int:

@@ -38,7 +38,7 @@ from pipeline.manifest import Source, Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, DegradeParams, NoiseKind, TextParams
 from pipeline.settings import closure_digest, publish, sole_writer
-from pipeline.store import PartLayout, damaged_utterances, read_part, writing
+from pipeline.store import PartLayout, read_part, writing
 
 if TYPE_CHECKING:
     import torch
@@ -217,10 +217,12 @@ def _is_finished(path: Path, layout: PartLayout) -> bool:
         return False
     try:
         part = read_part(path)
+        same = (part.identity, part.plan, part.ids) == (layout.identity, layout.plan, list(layout.ids))
+        if same:
+            part.check()
     except StoreError:
         return False
-    same = (part.identity, part.plan, part.ids) == (layout.identity, layout.plan, list(layout.ids))
-    return same and not any(damaged_utterances(part))
+    return same
 
 
 def _publish(files: Sequence[Path], folder: Path) -> None:

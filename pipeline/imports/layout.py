@@ -107,7 +107,7 @@ def _kinds(entries: Sequence[Any]) -> str:
     said = []
     for place, element in enumerate(map(value_of, entries)):
         shape = getattr(element, "shape", None)
-        size = f" of {len(element)}" if hasattr(element, "__len__") else ""
+        size = f" of {len(element)}" if shape is None and hasattr(element, "__len__") else ""
         said.append(f"{place}: " + (f"{type(element).__name__}{size}" if shape is None else f"array {tuple(shape)}"))
     return ", ".join(said)
 

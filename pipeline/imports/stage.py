@@ -104,7 +104,9 @@ def _import(
     lines += [line for modality in modalities for line in _describe(modality, ids, params)]
     features = read_features(output)
     for modality in modalities:
-        columns = measure_columns(getattr(features, modality.name).values)
+        part: Part = getattr(features, modality.name)
+        part.check()
+        columns = measure_columns(part.values)
         lines += [f"{modality.name}: {oddities}" for oddities in [columns.oddities()] if oddities]
     return Imported(output, len(rows), features.digest, lines)
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pipeline.errors import DataError
 from pipeline.imports.entries import as_array, reading
 from pipeline.params import ImportParams
-from pipeline.store import Identity, Part, checksum
+from pipeline.store import ABSURD, Identity, Part, checksum, is_sane
 
 Read = Callable[[int], np.ndarray]  # utterance -> (rows, dim); (0, 0) where there is nothing
 
@@ -163,12 +163,14 @@ def _narrow(rows: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
         rows = rows if finite.all() else np.where(finite, rows, rows.dtype.type(0))
     with np.errstate(over="ignore"):
         stored = rows.astype(dtype)
-    if not np.isfinite(stored).all():
+    if not is_sane(stored):
         largest = rows.flat[int(np.argmax(np.abs(rows.astype(np.float64))))]
-        raise DataError(
-            f"{where} holds {largest}, more than {dtype.name} can hold ({np.finfo(dtype).max:.6g}); "
-            + ("set import.dtype: float32" if dtype.itemsize == 2 else "scale the features")
+        limit, fix = (
+            (np.finfo(dtype).max, "set import.dtype: float32")
+            if dtype.itemsize == 2
+            else (ABSURD, "scale the features")
         )
+        raise DataError(f"{where} holds {largest}, more than {dtype.name} can hold of a feature ({limit:.6g}); {fix}")
     exact = 2 ** (np.finfo(dtype).nmant + 1)  # up to here, every integer has a floating-point number of its own
     if rows.dtype.kind != "f" and rows.size and not -exact <= int(rows.min()) <= int(rows.max()) <= exact:
         raise DataError(

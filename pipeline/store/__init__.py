@@ -21,7 +21,8 @@ attribute `corpus`, where there is one, says what the corpus is (`pipeline.store
 A file begins with its seal (`pipeline.store.seal`), which is checked before HDF5 reads it.
 
 Nothing in a file depends on time, machine or folder: the same input gives the same bytes. Values are returned as
-read-only memory maps; no HDF5 handle stays open, so a reader may fork.
+read-only memory maps; no HDF5 handle stays open, so a reader may fork. Rows are compared with their checksums before
+their first use in a run (`pipeline.store.guard`).
 """
 
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from pipeline.settings import door
 
 if TYPE_CHECKING:
     from pipeline.store.columns import Columns, join_columns, measure_columns
+    from pipeline.store.guard import ABSURD, Guard, checksum, is_sane
     from pipeline.store.identity import NO_ENCODER, CorpusNote, Identity, Reference
     from pipeline.store.reader import (
         MODALITIES,
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
         Features,
         Part,
         Utterances,
-        checksum,
-        damaged_utterances,
         kind_of,
         lies_elsewhere,
         read_features,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import ErcError, StoreError
+from pipeline.store.guard import NOTHING, Guard
 from pipeline.store.identity import CorpusNote, Identity
 from pipeline.store.seal import check_seal
 
@@ -20,19 +22,7 @@ Dtype = Literal["float16", "float32"]
 MODALITIES = ("audio", "text")
 SPLITS = ("train", "validation", "test")  # in the order of a file
 UNLABELLED = -1
-
-
-def checksum(rows: np.ndarray) -> int:
-    """The first 64 bits of the SHA-1 of an utterance's bytes, never 0 (which marks a slot as not written).
-
-    It guards against accidents; processors hash SHA-1 faster than anything else in the standard library of this size.
-    """
-    content = np.ascontiguousarray(rows).data.cast("B") if rows.size else b""
-    digest = hashlib.sha1(content, usedforsecurity=False).digest()
-    return int.from_bytes(digest[:8], "little") or 1
-
-
-NOTHING = checksum(np.empty(0, np.uint8))  # of an utterance without rows
+WIDEST = 1 << 24  # numbers in a row; many times what any encoder gives
 
 
 @dataclass(frozen=True)
@@ -49,6 +39,7 @@ class Part:
     failed: Mapping[str, str] = field(default_factory=dict)  # id -> status; these utterances have no rows
     slots: np.ndarray | None = None  # (utterances,) int64: the place of each in the file, -1 = nowhere; None: its order
     file_starts: np.ndarray | None = None  # (utterances,) int64, with `slots`
+    guard: Guard | None = None  # of the file; None: these rows are of no file
 
     @property
     def starts(self) -> np.ndarray:
@@ -76,14 +67,16 @@ class Part:
             for name, place in zip(ids, places, strict=True)
             if place >= 0 and self.ids[place] in self.failed
         }
+        slots = slots[places]
         return replace(
             self,
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             checksums=checksums[places],
             ids=ids,
             failed=failed,
-            slots=slots[places],
+            slots=slots,
             file_starts=starts[places],
+            guard=self.guard and replace(self.guard, names=ids, slots=slots),
         )
 
     @property
@@ -95,9 +88,26 @@ class Part:
         return digest.hexdigest()
 
     def rows(self, index: int) -> np.ndarray:
-        """Features of utterance `index`: (frames or tokens, dim), or (.., layers, dim)."""
+        """Features of utterance `index`: (frames or tokens, dim), or (.., layers, dim).
+
+        Raises:
+            StoreError: they are damaged, which is looked at when they are first asked for.
+        """
+        if self.guard and not self.guard.seen[index if self.slots is None else self.slots[index]]:
+            self.check(np.array([index]))
         start = self.starts[index]
         return self.values[start : start + self.offsets[index + 1] - self.offsets[index]]
+
+    def check(self, indices: np.ndarray | None = None) -> None:
+        """See that the rows of utterances (n,) int64, or of all, are those that were written; each is read once a run.
+
+        Raises:
+            StoreError: some are not, or hold values that no encoder gives; they are named.
+        """
+        if self.guard:
+            places = np.arange(len(self.ids)) if self.slots is None else self.slots
+            places = places if indices is None else places[indices]
+            self.guard.check(places[places >= 0])
 
 
 @dataclass(frozen=True)
@@ -167,6 +177,7 @@ def read_features(path: Path) -> Features:
         _check_kind(file, path, "joint")
         utterances = _read_utterances(file["utterances"])
         label_names = json.loads(file.attrs["label_names"])
+        _check_table(utterances, label_names)
         links = {name: file.get(name, getlink=True) for name in MODALITIES if name in file.keys()}  # noqa: SIM118
         fingerprints = {name: str(file.attrs[f"{name}_fingerprint"]) for name in links}
         parts = {
@@ -180,7 +191,7 @@ def read_features(path: Path) -> Features:
         corpus = CorpusNote.from_json(json.loads(file.attrs["corpus"])) if "corpus" in file.attrs else None
     for name, target in targets.items():
         part = _follow_link(path, name, target)
-        if name in slots and slots[name].max(initial=-1) < len(part.ids):
+        if name in slots and np.isin(slots[name], np.arange(-1, len(part.ids))).all():
             part = part.take(slots[name].astype(np.int64), utterances.ids)
         parts[name] = part
     for name, part in parts.items():
@@ -196,7 +207,7 @@ def read_features(path: Path) -> Features:
 
 
 def read_part(path: Path) -> Part:
-    """The part file at `path`; its rows are not verified (`damaged_utterances` does that).
+    """The part file at `path`; its rows are looked at when they are read (`Part.rows`, `Part.check`).
 
     Raises:
         StoreError: the file is missing, damaged, unfinished or of another version.
@@ -215,13 +226,6 @@ def kind_of(path: Path) -> Literal["part", "joint"]:
         return "joint" if file.attrs["kind"] == "joint" else "part"
 
 
-def damaged_utterances(part: Part) -> Iterator[str]:
-    """Ids of the utterances whose bytes do not match their checksum; reads every row once."""
-    for index, (utterance, expected) in enumerate(zip(part.ids, part.checksums, strict=True)):
-        if checksum(part.rows(index)) != expected:
-            yield utterance
-
-
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file for reading; whatever h5py raises becomes one clear error.
@@ -231,7 +235,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
     check_seal(path)
     try:
         with open_hdf5(path) as file:
-            _refuse_borrowed(file, path)
+            _refuse_false(file, path)
             yield file
     except ErcError:
         raise
@@ -239,8 +243,8 @@ def _open(path: Path) -> Iterator[h5py.File]:
         raise StoreError(
             f"{path}: cannot be read now ({' '.join(str(error).split())}); see to the disk and run the command again"
         ) from error
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
-        reason = " ".join(str(error).split())
+    except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise StoreError(
             f"{path}: undamaged, but not laid out as this program reads it ({reason}); run dvc repro to make it anew"
         ) from error
@@ -261,19 +265,45 @@ def lies_elsewhere(dataset: h5py.Dataset) -> bool:
     return bool(dataset.external) or bool(dataset.is_virtual)
 
 
-def _refuse_borrowed(file: h5py.File, path: Path) -> None:
-    """Refuse all of HDF5's ways to bytes of other files, but for the links of a joint file to its parts."""
-    borrowed: list[str] = []
+def _refuse_false(file: h5py.File, path: Path) -> None:
+    """Refuse all of HDF5's ways to bytes of other files, but for the links of a joint file to its parts; and arrays
+    that claim to be larger than the file, before there is memory for them.
 
-    def look(name: str, link: h5py.HardLink | h5py.SoftLink | h5py.ExternalLink) -> None:
+    Raises:
+        StoreError: an array is of other files.
+        ValueError: the file is not laid out as one of this project.
+    """
+    size = path.stat().st_size
+    for name, item in _members(file):
+        if item is None or (isinstance(item, h5py.Dataset) and lies_elsewhere(item)):
+            raise StoreError(
+                f"{path}: '{name.lstrip('/')}' takes its bytes from another file, which is refused; run dvc repro"
+            )
+        claims = {name: (item.shape, item.dtype)} if isinstance(item, h5py.Dataset) else {}
+        for attribute in item.attrs:
+            found = item.attrs.get_id(attribute)
+            claims[f"{name}.attrs[{attribute!r}]"] = (found.shape, found.dtype)
+        for what, (shape, dtype) in claims.items():
+            if math.prod(shape) * dtype.itemsize > size:
+                raise ValueError(f"'{what}' claims the shape {shape}, more than the file holds")
+
+
+def _members(group: h5py.Group, depth: int = 0) -> Iterator[tuple[str, h5py.Group | h5py.Dataset | None]]:
+    """The group and all that is in it; None where something is of another file, but for links to parts."""
+    yield group.name, group
+    for name in group:
+        whole, link = f"{group.name.rstrip('/')}/{name}", group.get(name, getlink=True)
         if isinstance(link, h5py.ExternalLink):
-            borrowed.extend([name] if name not in MODALITIES else [])
-        elif isinstance(link, h5py.HardLink) and isinstance(item := file[name], h5py.Dataset):
-            borrowed.extend([name] if lies_elsewhere(item) else [])
-
-    file.visititems_links(look)
-    if borrowed:
-        raise StoreError(f"{path}: '{borrowed[0]}' takes its bytes from another file, which is refused; run dvc repro")
+            if depth or name not in MODALITIES:
+                yield whole, None
+        elif not isinstance(link, h5py.HardLink):
+            raise ValueError(f"'{whole}' is a link")
+        elif isinstance(item := group[name], h5py.Group):
+            if depth:
+                raise ValueError(f"'{whole}' is a group in a group")
+            yield from _members(item, 1)
+        elif isinstance(item, h5py.Dataset):
+            yield whole, item
 
 
 def _check_kind(group: h5py.Group, path: Path, kind: Literal["part", "joint"]) -> None:
@@ -292,13 +322,16 @@ def _read_part_group(group: h5py.Group, path: Path) -> Part:
     consistent = len(offsets) == len(ids) + 1 == len(checksums) + 1 and offsets[0] == 0
     if not consistent or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
         raise StoreError(f"{path}: its offsets, checksums, ids and values do not fit together; run dvc repro")
-    failed = json.loads(_read_strings(group["failed"])[0]) if "failed" in group else {}
+    failed = dict(json.loads(_read_strings(group["failed"])[0])) if "failed" in group else {}
     identity, plan = Identity.from_json(group.attrs["identity"]), str(group.attrs["plan"])
-    return Part(values, offsets, checksums, ids, identity, plan, path, failed)
+    guard = Guard.of(path, values, offsets, checksums, ids)
+    return Part(values, offsets, checksums, ids, identity, plan, path, failed, guard=guard)
 
 
 def _map_values(values: h5py.Dataset, path: Path) -> np.ndarray:
     offset = values.id.get_offset()
+    if values.ndim not in (2, 3) or math.prod(values.shape[1:]) > WIDEST:
+        raise ValueError(f"'values' has the shape {values.shape}")
     if values.size == 0:
         return np.empty(values.shape, values.dtype)
     if offset is None or values.dtype.str not in ("<f2", "<f4"):
@@ -320,7 +353,7 @@ def _follow_link(path: Path, name: str, target: str) -> Part:
 
 
 def _read_utterances(table: h5py.Group) -> Utterances:
-    utterances = Utterances(
+    return Utterances(
         ids=_read_strings(table["id"]),
         conversations=_read_strings(table["conversation"]),
         turns=table["turn"][()],
@@ -329,9 +362,20 @@ def _read_utterances(table: h5py.Group) -> Utterances:
         labels=table["label"][()],
         scores=table["score"][()],
     )
+
+
+def _check_table(utterances: Utterances, label_names: Sequence[str]) -> None:
+    """Raise ValueError unless every column is what it must be, as far as readers rely on it."""
     if len({len(column) for column in vars(utterances).values()}) != 1:
         raise ValueError("the columns of /utterances differ in length")
-    return utterances
+    if [array.dtype.kind for array in (utterances.turns, utterances.labels, utterances.scores)] != ["i", "i", "f"]:
+        raise ValueError("turns and labels must be integers, scores floating-point numbers")
+    if len({*utterances.ids}) != len(utterances) or len({*map(str, label_names)}) != len(label_names):
+        raise ValueError("an id or a label is there twice")
+    if not np.isin(utterances.labels, np.arange(UNLABELLED, len(label_names))).all():
+        raise ValueError(f"a label is none of the {len(label_names)}")
+    if sorted(utterances.splits, key=SPLITS.index) != utterances.splits:
+        raise ValueError("utterances are not sorted by split")
 
 
 def _read_strings(dataset: h5py.Dataset) -> list[str]:

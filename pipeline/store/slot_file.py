@@ -15,7 +15,8 @@ import numpy as np
 
 from pipeline.errors import StoreError, reason_and_fix
 from pipeline.settings import Threads, count_cores
-from pipeline.store.reader import checksum, open_hdf5
+from pipeline.store.guard import checksum
+from pipeline.store.reader import open_hdf5
 from pipeline.store.seal import USER_BLOCK, seal
 from pipeline.store.writer import PartLayout, lay_out_part, part_size, try_size
 

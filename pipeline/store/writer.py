@@ -11,10 +11,11 @@ from typing import Literal
 import h5py
 import numpy as np
 
-from pipeline.errors import ErcError, StoreError, reason_and_fix
+from pipeline.errors import DataError, ErcError, StoreError, reason_and_fix
 from pipeline.settings import sync
+from pipeline.store.guard import INSANE, checksum, is_sane
 from pipeline.store.identity import CorpusNote, Identity
-from pipeline.store.reader import Dtype, Part, Utterances, _digest, _fingerprint, checksum
+from pipeline.store.reader import Dtype, Part, Utterances, _digest, _fingerprint
 from pipeline.store.seal import FORMAT, USER_BLOCK, VERSION, seal
 
 PIECE = 64 << 20  # bytes of a part that are copied at once
@@ -158,18 +159,25 @@ def write_features(
     audio: tuple[Sequence[np.ndarray], Identity] | None,
     text: tuple[Sequence[np.ndarray], Identity] | None,
 ) -> None:
-    """Write one self-contained joint file from arrays in memory, one (rows, dim) array an utterance."""
+    """Write one self-contained joint file from arrays in memory, one (rows, dim) array an utterance.
+
+    Raises:
+        DataError: an utterance has values that are not finite or absurdly large.
+        StoreError: as `write_joint`.
+    """
     parts = {}
     for name, given in (("audio", audio), ("text", text)):
         if given is not None:
-            parts[name] = part_from_arrays(path, utterances.ids, *given)
+            part = parts[name] = part_from_arrays(path, utterances.ids, *given)
+            if insane := [one for index, one in enumerate(part.ids) if not is_sane(part.rows(index))]:
+                raise DataError(f"{path}: {name} of '{insane[0]}' {INSANE}; fix or scale it where it is made")
     write_joint(path, utterances, label_names, parts, copy=True)
 
 
 def part_from_arrays(path: Path, ids: Sequence[str], rows: Sequence[np.ndarray], identity: Identity) -> Part:
     """A part in memory from one (rows, dim) array an utterance; float16 stays, all else becomes float32."""
     dtype = "<f2" if rows[0].dtype == np.float16 else "<f4"
-    rows = [np.asarray(array, dtype) for array in rows]
+    rows = [np.ascontiguousarray(array, dtype) for array in rows]
     offsets = np.concatenate([[0], np.cumsum([len(array) for array in rows])]).astype(np.int64)
     checksums = np.array([checksum(array) for array in rows], np.uint64)
     return Part(np.concatenate(rows), offsets, checksums, list(ids), identity, "", path)
@@ -215,6 +223,7 @@ def _copy_part(group: h5py.Group, part: Part) -> tuple[int, int]:
     pieces = (part.offsets[1:] * part.row_bytes - 1) // PIECE
     for piece in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(pieces)) + 1):
         if len(piece):
+            part.check(piece)
             first, last = part.offsets[piece[0]], part.offsets[piece[-1] + 1]
             values[first:last] = np.concatenate([part.values[:0], *(part.rows(index) for index in piece)])
     return values.id.get_offset() or 0, part.size

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch import Tensor
 
 import fusion.data.rows
 import fusion.data.split
-from fusion.data import Ragged, Resident, Split, hold, load_split, pool, report_features
+from fusion.data import FeatureDataset, Ragged, Resident, Split, hold, load_split, pool, report_features
 from fusion.data.rows import Mapped, resident_bytes
 from fusion.errors import FeatureError
-from pipeline.store import Features
+from pipeline.errors import StoreError
+from pipeline.store import Features, Part, read_features
 from tests.fusion.batches import tensors_in
-from tests.fusion.made import Made, garble_test_split, make_features, tiny_recipe
+from tests.fusion.made import Made, garble_test_split, make_features, tiny_recipe, write_made
 
 
 def load(features: Features, name: str = "train", **options: Any) -> Split:
@@ -230,3 +232,22 @@ def test_train_and_validation_do_not_depend_on_the_test_split() -> None:
         one, other = load(features, name), load(garble_test_split(features), name)
         assert_same_batches(one, other)
         assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("modality", ["audio", "text"])
+def test_damaged_rows_stop_a_split_before_they_are_used(tmp_path: Path, modality: str, resident: bool) -> None:
+    part: Part = getattr(write_made(tmp_path / "feats.h5"), modality)
+    damaged = next(index for index, rows in enumerate(part.offsets[1:]) if rows)
+    content = bytearray(part.path.read_bytes())
+    content[int(part.values.base.offset)] ^= 1  # type: ignore[attr-defined]
+    part.path.write_bytes(content)
+    features = read_features(part.path)
+    told = f"1 of .* utterances do not match their checksum: '{part.ids[damaged]}'; "
+    with pytest.raises(StoreError, match=told):
+        list(load(features, resident=resident).batches(3))
+    with pytest.raises(StoreError, match=told):
+        FeatureDataset(features)[damaged]
+    list(load(features, "validation", resident=resident).batches(3))
+    other = "text" if modality == "audio" else "audio"
+    list(load(features, modalities=other, resident=resident).batches(3))

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ErcError
 from pipeline.imports.layout import Given
-from pipeline.store import damaged_utterances
 from tests.pipeline.imported import run, write_pickle
 
 EXAMPLES = max(250, settings().max_examples)  # pytest --hypothesis-profile=thorough: a thousand
@@ -228,7 +227,7 @@ def test_dirty_input_becomes_a_whole_file_or_an_error_of_ours(
     tally["files"] += 1
     assert features.audio is not None
     assert np.isfinite(features.audio.values).all()
-    assert not list(damaged_utterances(features.audio))
+    features.audio.check()
     if table is not None:
         assert len(features.utterances) == len(table)
         assert {row["id"].strip() for row in table} - {""} <= set(features.utterances.ids)

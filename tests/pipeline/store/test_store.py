@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import multiprocessing
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import StoreError
+from pipeline.errors import DataError, StoreError
 from pipeline.inspect import inspect_file
 from pipeline.join import stand_ins
 from pipeline.store import (
@@ -25,7 +26,6 @@ from pipeline.store import (
     Reference,
     SlotWriter,
     Utterances,
-    damaged_utterances,
     read_features,
     read_part,
     write_features,
@@ -188,7 +188,7 @@ def test_any_ragged_part_round_trips(
     assert part is not None
     assert part.values.dtype == dtype
     assert all(np.array_equal(part.rows(index), array) for index, array in enumerate(content))
-    assert not list(damaged_utterances(part))
+    part.check()
 
 
 def test_a_missing_linked_part_is_named_with_both_ways_to_fix_it(linked: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_part_in_another_order_is_the_same_linked_and_copied(linked: Path, tmp
         found = read_features(target).audio
         assert found is not None
         assert (found.digest, found.slots is None) == (view.digest, copy)
-        assert list(damaged_utterances(found)) == []
+        found.check()
         for index, place in enumerate(places):
             np.testing.assert_array_equal(found.rows(index), part.rows(place) if place >= 0 else part.values[:0])
 
@@ -395,3 +395,104 @@ def test_bytes_of_other_files_are_refused(linked: Path, borrow: Callable[[Path],
     seal(linked, [])
     with pytest.raises(StoreError, match=re.escape(found)):
         read_features(linked)
+
+
+def claim(group: h5py.Group, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    """An array that says it is so large, without a byte of it."""
+    del group[name]
+    group.create_dataset(name, shape, dtype, chunks=(1,) * len(shape))
+
+
+def claim_attribute(file: h5py.File) -> None:
+    """An attribute that was small, with a dimension written over."""
+    file.attrs["label_names"] = np.zeros(1237, "i1")
+    path = Path(file.filename)
+    file.close()
+    path.write_bytes(path.read_bytes().replace((1237).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little")))
+
+
+HUGE = 1 << 40
+NOT_OURS: dict[str, Callable[[h5py.File], object]] = {
+    "ids": lambda file: claim(file["audio"], "ids", "S1", (HUGE,)),
+    "offsets": lambda file: claim(file["audio"], "offsets", "<i8", (HUGE,)),
+    "checksums": lambda file: claim(file["audio"], "checksums", "<u8", (HUGE,)),
+    "values": lambda file: claim(file["audio"], "values", "<f2", (HUGE, 4)),
+    "width": lambda file: claim(file["audio"], "values", "<f2", (1, HUGE)),
+    "a column": lambda file: claim(file["utterances"], "speaker", "S1", (HUGE,)),
+    "an attribute": claim_attribute,
+    "nested JSON": lambda file: file.attrs.create("label_names", "[" * 50_000),
+    "a label too many": lambda file: file["utterances/label"].write_direct(np.array([0, 1, -1, 7])),
+    "splits out of order": lambda file: file["utterances/split"].write_direct(
+        np.array([b"test", b"train", b"train", b"train"], file["utterances/split"].dtype)
+    ),
+    "an unknown split": lambda file: file["utterances/split"].write_direct(
+        np.array([b"train"] * 3 + [b"tests"], file["utterances/split"].dtype)
+    ),
+    "groups in groups": lambda file: file.create_group("/".join("x" * 5_000)),
+    "a soft link": lambda file: file.__setitem__("utterances/turn2", h5py.SoftLink("/audio/ids")),
+}
+
+
+@pytest.mark.parametrize("change", NOT_OURS)
+def test_what_a_sealed_file_claims_is_bounded_before_there_is_memory_for_it(tmp_path: Path, change: str) -> None:
+    path = self_contained(tmp_path / "feats.h5")
+    with h5py.File(path, "r+") as file:
+        NOT_OURS[change](file)
+    seal(path, [])
+    with pytest.raises(StoreError, match=r"feats\.h5: undamaged, but not laid out as this program reads it"):
+        read_features(path)
+
+
+def flip(path: Path, utterance: int) -> None:
+    """A bit of the last value of an utterance of the audio in `path`."""
+    part = read_part(path)
+    with path.open("r+b") as file:
+        file.seek(int(part.values.base.offset) + int(part.offsets[utterance + 1]) * part.row_bytes - 1)  # type: ignore[attr-defined]
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 64]))
+
+
+def test_rows_are_compared_with_their_checksum_before_their_first_use(linked: Path) -> None:
+    flip(linked.parent / "audio.h5", 2)
+    features = read_features(linked)
+    assert features.audio
+    assert features.audio.rows(0).shape == (3, 4)
+    told = r"audio\.h5: 1 of 4 utterances do not match their checksum: 'bé/0'; the file was damaged after"
+    for part in (features.audio, features.resplit({"a": "test", "bé": "train", "c": "train"}).audio):
+        assert part
+        with pytest.raises(StoreError, match=told):
+            part.rows(part.ids.index("bé/0"))
+        with pytest.raises(StoreError, match=told):
+            part.check()
+    assert features.audio.rows(3).shape == (1, 4)
+    with pytest.raises(StoreError, match=told):
+        write_joint(linked.with_name("copy.h5"), table(), ["joy", "anger"], {"audio": features.audio}, copy=True)
+    assert sorted(path.name for path in linked.parent.iterdir()) == ["audio.h5", "feats.h5", "text.h5"]
+
+
+def test_what_was_compared_once_is_not_again_by_any_process_forked_later(linked: Path) -> None:
+    part = read_features(linked).audio
+    assert part
+    child = multiprocessing.get_context("fork").Process(target=part.check)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    flip(linked.parent / "audio.h5", 2)
+    part.check()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("<f2", np.nan), ("<f2", -np.inf), ("<f4", np.inf), ("<f4", -1e16), ("<f4", 3e38)]
+)
+def test_values_that_no_encoder_gives_are_named(linked: Path, dtype: str, value: float) -> None:
+    rows = [array.astype(dtype) for array in arrays()]
+    rows[2][1, 3] = value
+    with pytest.raises(DataError, match=r"feats\.h5: text of 'bé/0' hold values that are not finite or beyond 1e\+15"):
+        write_features(linked, table(), ["joy", "anger"], None, (rows, IDENTITY))
+    part = part_from_arrays(linked, IDS, rows, IDENTITY)
+    write_joint(linked, table(), ["joy", "anger"], {"text": part}, copy=True)  # as a program of another maker could
+    found = read_features(linked).text
+    assert found
+    with pytest.raises(StoreError, match=r"1 of 4 utterances hold values that are not finite or beyond .*: 'bé/0'"):
+        found.check()
