@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from fusion.models import MODEL_PLUGINS, ConversationEncoding, Heads, SharedParams, Wanted, Weight
-from fusion.objective import Target
+from fusion.objective import LabelLoss, Target
 from pipeline.settings import (
     DEFAULT_PARAMS,
     PLACE,
@@ -40,7 +40,9 @@ LOSSES = {  # the keys of section `loss` that need a part of the model, by the a
     "contrastive": ("absolute", "relative", "label_aware", "temperature"),
     "supervised": ("supervised", "temperature"),
 }
-OF_LABELS = {"supervised", "label_aware", "label_smoothing", "class_weights"}  # of section `loss`: no use with scores
+OF_LABELS = {  # of section `loss`: no use with scores
+    "kind", "gamma", "supervised", "label_aware", "label_smoothing", "class_weights",
+}  # fmt: skip
 
 
 OwnModel = Literal[  # `fusion.models.registry` has the classes
@@ -209,6 +211,8 @@ class LossParams(Section):
     loss.
     """
 
+    kind: Literal["cross_entropy", "focal"] = "cross_entropy"  # of each head, of labels
+    gamma: float = Field(2.0, ge=0, le=20)  # focal: what has probability p counts (1 - p) ^ gamma times
     auxiliary: Weight = 0.3  # of heads beside those that the stage is about
     absolute: Weight = 0.1  # contrast: audio and text of one utterance belong together
     relative: Weight = 0.1  # contrast: both modalities arrange a batch alike
@@ -217,6 +221,19 @@ class LossParams(Section):
     label_aware: bool = False  # labels: utterances of one label are positives of the absolute contrast
     label_smoothing: Fraction = 0.0  # labels
     class_weights: Literal["none", "balanced"] = "none"  # balanced: each label weighs the same over the train split
+
+    @property
+    def of_labels(self) -> LabelLoss:
+        """What the loss of a head is."""
+        from fusion.objective import LabelLoss
+
+        gamma = self.gamma if self.kind == "focal" else 0.0
+        return LabelLoss(self.class_weights == "balanced", self.label_smoothing, gamma)
+
+    @property
+    def idle(self) -> set[str]:
+        """Keys without which the loss is the same."""
+        return set() if self.kind == "focal" else {"gamma"}
 
 
 class TrainParams(Section):
@@ -232,11 +249,17 @@ class TrainParams(Section):
     patience_updates: int = Field(
         150, ge=0
     )  # of the weights, which these epochs must have as well: some have only three
-    metric: str = Field(None, validate_default=True)  # on validation; the best epoch's weights are kept
+    select: Literal["metric", "loss"] = "metric"  # on validation: the best epoch, whose weights are kept
+    metric: str = Field(None, validate_default=True)  # on validation; leads in tables and selects
     conversations: int = Field(16, ge=1, le=100_000)  # a batch, on average; see `fusion.data.batches.draw_batches`
     optimizer: Literal["adam", "adamw"] = "adamw"  # adam: weight decay as L2 penalty; adamw: decoupled from the step
     learning_rate: float = Field(1e-3, gt=0, le=10)  # after the warm-up
     warmup_updates: int = Field(50, ge=0, le=1_000_000)  # in which the rate rises to that, of each stage
+    schedule: Literal["constant", "step", "cosine"] = (
+        "constant"  # of the rate; cosine: to 0 over `epochs`, in each stage
+    )
+    step_epochs: int = Field(30, ge=1, le=100_000)  # step: epochs after each of which ..
+    step_factor: float = Field(0.1, gt=0, le=1)  # .. the rate is multiplied by it
     weight_decay: float = Field(1e-2, ge=0, le=10)
     average: Fraction = (
         0.98  # share of the old in the running mean of the weights, which is validated and kept; 0: none
@@ -245,6 +268,11 @@ class TrainParams(Section):
     precision: Precision = "float32"  # bfloat16: of matrix products and attention while it learns
     # GB for features; more stay in the file, with the same results. auto: half of what is free on the training device
     memory: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+
+    @property
+    def idle(self) -> set[str]:
+        """Keys without which a model is the same: it has one seed, and some change no number."""
+        return {"seeds", "memory"} | (set() if self.schedule == "step" else {"step_epochs", "step_factor"})
 
     @field_validator("seeds")
     @classmethod
@@ -358,8 +386,7 @@ class Recipe:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values by section, those alone that the model takes; `train.seeds` is left out, a model has one;
-        so is `train.memory`, which decides no number."""
+        """Plain values by section, those alone that make a difference to the model."""
         name, shared, own = self.model.name, {*ModelParams.model_fields}, {*type(self.own).model_fields}
         model = self.model.model_dump(mode="json", include={*GENERAL, *(shared & own)})
         group = self.own.model_dump(mode="json", exclude=shared)
@@ -367,8 +394,8 @@ class Recipe:
             group = {level: group}
         return {
             "model": model | group,
-            "loss": self.loss.model_dump(mode="json", include=_own_losses(name, self.train.target)),
-            "train": self.train.model_dump(mode="json", exclude={"seeds", "memory"}),
+            "loss": self.loss.model_dump(mode="json", include=_own_losses(name, self.train.target) - self.loss.idle),
+            "train": self.train.model_dump(mode="json", exclude=self.train.idle),
         }
 
     @property

@@ -6,7 +6,7 @@ from pipeline.settings import door
 
 if TYPE_CHECKING:
     from fusion.objective.calibration import Calibration, calibrate
-    from fusion.objective.losses import Losses, LossTerms, fusion_loss, head_masks
+    from fusion.objective.losses import LabelLoss, Losses, LossTerms, fusion_loss, head_masks
     from fusion.objective.metrics import (
         LABEL_METRICS,
         METRICS,

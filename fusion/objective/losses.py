@@ -4,8 +4,8 @@
         + absolute * L_absolute + relative * L_relative + the losses that the model adds itself (`Output.losses`)
     L_head = (1 - supervised) * L_told + supervised * L_supervised
 
-L_told is cross-entropy for labels, and the mean absolute error for scores, which have no supervised contrast. The
-absolute error is our choice: it is what such scores are judged by, and no outlier outweighs the others.
+L_told is cross-entropy or focal loss for labels, and the mean absolute error for scores, which have no supervised
+contrast. The absolute error is our choice: it is what such scores are judged by, and no outlier outweighs the others.
 
 A model of one stage has one branch, its fused head. Stages in which each modality learns on its own have the branches
 `audio` and `text`. A head without an embedding, or a term for which the model has no embeddings, has no such part.
@@ -54,6 +54,15 @@ FUSED = ("fused",)  # the branches of a model of one stage
 
 
 @dataclass(frozen=True)
+class LabelLoss:
+    """What the loss of a head is where labels are learned."""
+
+    balanced: bool = False  # whether every label weighs the same in sum
+    smoothing: float = 0.0
+    gamma: float = 0.0  # of focal loss; 0 is cross-entropy
+
+
+@dataclass(frozen=True)
 class LossTerms:
     """How the terms are weighted and computed; those of section `loss` that say so."""
 
@@ -84,7 +93,7 @@ def fusion_loss(
         output: what the model returned.
         truth: (utterances,), labels or scores.
         masks: as of `head_masks`.
-        head_loss: of each head: `cross_entropy` or `absolute_error`.
+        head_loss: of each head: `cross_entropy`, `focal_loss` or `absolute_error`.
         branches: the heads that learn here; the fused head counts if it is among them, others as auxiliary ones else.
     """
     mix = partial(_head_losses, truth=truth, masks=masks, head_loss=head_loss, terms=terms)
@@ -187,6 +196,28 @@ def cross_entropy(
         return total / mask.sum().clamp_min(1)
     share = weights[labels.clamp_min(0)] * mask
     return total / share.sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def focal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    gamma: float,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """`cross_entropy` in which -log p of a label counts (1 - p) ^ gamma times: what is known already hardly counts.
+
+    Lin et al. (arXiv 1708.02002), equation 4; smoothed and weighted as cross-entropy is, and the same at gamma 0.
+    """
+    told = logits.float().log_softmax(dim=-1)
+    unlikely = (1 - told.exp()).clamp_min(torch.finfo(told.dtype).eps)  # the slope stays finite where p is 1
+    weights = told.new_ones(told.shape[1]) if class_weights is None else class_weights.float()
+    truth = F.one_hot(labels.clamp_min(0), told.shape[1])
+    wanted = (1 - label_smoothing) * truth + label_smoothing / told.shape[1]
+    losses = -(wanted * weights * unlikely**gamma * told).sum(dim=1)
+    share = (truth * weights).sum(dim=1) * mask
+    return (losses * mask).sum() / share.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def absolute_error(outputs: Tensor, scores: Tensor, mask: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fusion.objective.losses import LabelLoss
 from fusion.objective.metrics import METRICS
 from fusion.objective.tasks import Task, chance_scores, floor_scores
 
@@ -17,8 +18,7 @@ class Sought:
     """What a run was asked for, as far as it shows whether it learned."""
 
     metric: str
-    balanced: bool  # whether labels weigh the same, however frequent
-    smoothing: float  # of labels
+    loss: LabelLoss
 
 
 LOSS_SHARE = 0.1  # of a head's validation loss, in the choice of its best epoch
@@ -41,12 +41,15 @@ class Epoch:
         return (self.scores if head == "fused" else self.heads[head])[metric]
 
 
-def best_epoch(history: Sequence[Epoch], metric: str, head: str = "fused", stage: str | None = None) -> Epoch:
+def best_epoch(history: Sequence[Epoch], metric: str | None, head: str = "fused", stage: str | None = None) -> Epoch:
     """The epoch (of `stage`, if given) with the best validation `metric` of `head`; the first of equals.
 
-    A tenth of the head's validation loss counts against it (`LOSS_SHARE`): a metric of few utterances wavers.
+    A tenth of the head's validation loss, without contrast, counts against it (`LOSS_SHARE`): a metric of few
+    utterances wavers. Where `metric` is None, that loss alone counts.
     """
     epochs = [epoch for epoch in history if stage in (None, epoch.stage)]
+    if metric is None:
+        return min(epochs, key=lambda epoch: epoch.validation[head])
     sign = -1 if METRICS[metric].lower_is_better else 1
     return max(epochs, key=lambda epoch: sign * epoch.score(head, metric) - LOSS_SHARE * epoch.validation.get(head, 0))
 
@@ -64,7 +67,7 @@ def signs_of_no_learning(
     """
     signs = []
     losses = [epoch.train["fused"] for epoch in history if epoch.stage == history[-1].stage]
-    constant = task.constant_loss(train, recipe.balanced, recipe.smoothing)
+    constant = task.constant_loss(train, recipe.loss)
     if min(losses) >= NO_LOWER * constant > 0:
         what = "the shares of the labels" if task.target == "label" else "the median score"
         lowest = f"{min(losses):.3f}, without the linear path"

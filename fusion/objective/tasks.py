@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fusion.objective.calibration import Calibration, fit_temperature, measure_calibration
-from fusion.objective.losses import HeadLoss, absolute_error, cross_entropy, label_weights
+from fusion.objective.losses import HeadLoss, LabelLoss, absolute_error, cross_entropy, focal_loss, label_weights
 from fusion.objective.metrics import (
     LABEL_METRICS,
     SCORE_METRICS,
@@ -61,10 +61,11 @@ class LabelTask:
         """(utterances,) boolean: which take part in losses and scores."""
         return truth != UNLABELLED
 
-    def head_loss(self, truth: Tensor, balanced: bool, smoothing: float, device: torch.device) -> HeadLoss:
-        """Cross-entropy; `truth` of train gives the weights of the classes where it is to be `balanced`."""
-        weights = label_weights(truth, self.classes).to(device) if balanced else None
-        return partial(cross_entropy, class_weights=weights, label_smoothing=smoothing)
+    def head_loss(self, truth: Tensor, loss: LabelLoss, device: torch.device) -> HeadLoss:
+        """Cross-entropy or focal loss; `truth` of train gives the weights of the classes where it is to be balanced."""
+        weights = label_weights(truth, self.classes).to(device) if loss.balanced else None
+        kind = partial(focal_loss, gamma=loss.gamma) if loss.gamma else cross_entropy
+        return partial(kind, class_weights=weights, label_smoothing=loss.smoothing)
 
     def answers(self, outputs: Tensor) -> np.ndarray:
         """Probabilities."""
@@ -89,12 +90,19 @@ class LabelTask:
         """The answer (classes,) that suits `truth` best, whatever is asked: its most frequent label."""
         return np.eye(self.classes)[np.bincount(truth[self.counted(truth)], minlength=self.classes).argmax()]
 
-    def constant_loss(self, truth: np.ndarray, balanced: bool, smoothing: float) -> float:
+    def constant_loss(self, truth: np.ndarray, loss: LabelLoss) -> float:
         """The smallest `head_loss` of always giving the same probabilities: the entropy of the shares of labels."""
         counts = np.bincount(truth[self.counted(truth)], minlength=self.classes).astype(float)
-        counts = (counts > 0).astype(float) if balanced else counts
-        shares = (1 - smoothing) * counts / counts.sum() + smoothing / self.classes
-        return float(scipy.special.entr(shares).sum())
+        counts = (counts > 0).astype(float) if loss.balanced else counts
+        shares = (1 - loss.smoothing) * counts / counts.sum() + loss.smoothing / self.classes
+        if not loss.gamma:
+            return float(scipy.special.entr(shares).sum())
+
+        def focal(logits: np.ndarray) -> float:
+            told = scipy.special.log_softmax(logits)
+            return float(-(shares * (1 - np.exp(told)) ** loss.gamma * told).sum())
+
+        return float(scipy.optimize.minimize(focal, np.log(shares + 1e-9)).fun)
 
     def nearly_constant(self, truth: np.ndarray, answers: np.ndarray) -> bool:
         """Whether all labels but one are told less than a tenth as often as they are true."""
@@ -127,8 +135,8 @@ class ScoreTask:
         """(utterances,) boolean: which take part in losses and scores."""
         return truth == truth  # nan is not itself, in torch as in numpy
 
-    def head_loss(self, truth: Tensor, balanced: bool, smoothing: float, device: torch.device) -> HeadLoss:
-        """Mean absolute error, which has no classes to balance or smooth."""
+    def head_loss(self, truth: Tensor, loss: LabelLoss, device: torch.device) -> HeadLoss:
+        """Mean absolute error, whatever the loss of labels."""
         return absolute_error
 
     def answers(self, outputs: Tensor) -> np.ndarray:
@@ -149,7 +157,7 @@ class ScoreTask:
         """The answer (1,) of the smallest mean absolute error, whatever is asked: the median."""
         return np.median(truth[self.counted(truth)].astype(float), keepdims=True)
 
-    def constant_loss(self, truth: np.ndarray, balanced: bool, smoothing: float) -> float:
+    def constant_loss(self, truth: np.ndarray, loss: LabelLoss) -> float:
         """The smallest `head_loss` of always giving the same score, which is the median."""
         return float(np.abs(truth[self.counted(truth)] - self.constant(truth)).mean())
 

@@ -5,6 +5,9 @@ validation split and cannot see another one. Its numbers depend on the splits, t
 torch's version: an interrupted run ends with the bits of an undisturbed one.
 """
 
+import math
+import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +30,8 @@ from fusion.runtime import place, reproducible
 from fusion.training.resume import StateFile
 from fusion.training.stage import StageRun, Training
 from pipeline.settings import repeatably
+
+LINE_SECONDS = 60.0  # between two lines of progress where there is no terminal
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,18 +158,39 @@ def _train(training: Training, name: str, file: StateFile | None) -> None:
         if begun:
             run.restore(begun)
             begun = None
-        with _bar(f"{name}, {stage.name}", training.params.epochs, len(run.epochs)) as bar:
+        with _Progress(f"{name}, {stage.name}", training.params.epochs, len(run.epochs)) as progress:
             while not run.finished:
                 epoch = run.advance()
                 if file:
                     file.save(run.state())
-                bar.update()
                 metric = training.params.metric
-                bar.set_postfix({"loss": epoch.train["total"], metric: epoch.scores[metric]})
+                progress.add({"loss": epoch.train["total"], metric: epoch.scores[metric]})
         run.select()
 
 
-def _bar(name: str, epochs: int, done: int) -> "tqdm[Any]":
-    # of several processes, each has a line of its own for as long as it works
-    line: dict[str, Any] = {"position": place(), "leave": None}
-    return tqdm(total=epochs, initial=done, desc=name, unit="epoch", disable=None, **line)
+class _Progress:
+    """A bar on a terminal; elsewhere, as in the log of a cluster, a line now and then."""
+
+    def __init__(self, name: str, epochs: int, done: int) -> None:
+        # of several processes, each has a line of its own for as long as it works
+        line: dict[str, Any] = {"position": place(), "leave": None}
+        self.bar = tqdm(total=epochs, initial=done, desc=name, unit="epoch", disable=None, **line)
+        self.name, self.epochs, self.done = name, epochs, done
+        stream = sys.__stderr__  # a table of runs has a bar of its own there
+        self.due = math.inf if stream is None or stream.isatty() else time.monotonic() + LINE_SECONDS
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.bar.close()
+
+    def add(self, shown: Mapping[str, float]) -> None:
+        """Count an epoch."""
+        self.done += 1
+        self.bar.update()
+        self.bar.set_postfix(shown)
+        if time.monotonic() >= self.due:
+            self.due = time.monotonic() + LINE_SECONDS
+            numbers = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+            print(f"{self.name}: epoch {self.done} of at most {self.epochs}, {numbers}", file=sys.stderr, flush=True)

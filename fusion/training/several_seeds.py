@@ -236,7 +236,7 @@ def _train_seed(
 
 def _find_signs(result: Fit, task: Task, splits: Sequence[Split], recipe: Recipe) -> tuple[str, ...]:
     train, known = (task.truth(split).numpy() for split in splits)
-    sought = Sought(recipe.train.metric, recipe.loss.class_weights == "balanced", recipe.loss.label_smoothing)
+    sought = Sought(recipe.train.metric, recipe.loss.of_labels)
     return tuple(signs_of_no_learning(result.history, task, train, known, result.answers["fused"], sought))
 
 

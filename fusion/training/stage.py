@@ -32,7 +32,7 @@ from fusion.params import LossParams, Recipe, TrainParams, losses_of
 from fusion.training.precision import check_precision
 from fusion.training.resume import State
 
-HEAD_LOSS = {"class_weights", "label_smoothing"}  # keys of section `loss` that change what a head's loss is
+HEAD_LOSS = {"kind", "gamma", "class_weights", "label_smoothing"}  # keys of section `loss`: what a head's loss is
 
 EARLY = 9  # updates after which a running mean keeps half of what it was
 
@@ -42,8 +42,7 @@ class Criterion:
 
     def __init__(self, params: LossParams, train: Split, task: Task) -> None:
         self.task = task
-        balanced = params.class_weights == "balanced"
-        self.head_loss = task.head_loss(task.truth(train), balanced, params.label_smoothing, train.device)
+        self.head_loss = task.head_loss(task.truth(train), params.of_labels, train.device)
         self.terms = LossTerms(**params.model_dump(include=losses_of(task.target) - HEAD_LOSS))
 
     def __call__(self, output: Output, batch: Batch, branches: Collection[str]) -> Losses:
@@ -69,6 +68,19 @@ class LossMeans:
         """By name, `total` and the terms; the only wait for the device in an epoch."""
         means = torch.stack(self.sums).sum(0) / torch.stack(self.counts).sum()
         return dict(zip(self.names, means.tolist(), strict=True))
+
+
+def scheduled_rate(params: TrainParams, done: int) -> float:
+    """The learning rate of the epoch after so many of a stage, without its warm-up.
+
+    >>> [scheduled_rate(TrainParams(schedule="step", step_epochs=2, step_factor=0.5), done) for done in range(5)]
+    [0.001, 0.001, 0.0005, 0.0005, 0.00025]
+    """
+    if params.schedule == "step":
+        return params.learning_rate * params.step_factor ** (done // params.step_epochs)
+    if params.schedule == "cosine":
+        return params.learning_rate * (1 + math.cos(math.pi * done / params.epochs)) / 2
+    return params.learning_rate
 
 
 class RunningMean:
@@ -125,7 +137,8 @@ class Training:
 
     def best_epochs(self, stage: Stage) -> dict[str, Epoch]:
         """The best epoch so far of each branch of a stage: the one whose weights are kept."""
-        return {branch: best_epoch(self.history, self.params.metric, branch, stage.name) for branch in stage.branches}
+        metric = self.params.metric if self.params.select == "metric" else None
+        return {branch: best_epoch(self.history, metric, branch, stage.name) for branch in stage.branches}
 
 
 class StageRun:
@@ -142,6 +155,7 @@ class StageRun:
         self.weights = [weight for branch in stage.branches.values() for weight in branch.parameters()]
         self.optimizer = _optimizer(self.weights, self.params)
         self.average = RunningMean(self.weights, self.params.average)
+        self.rate = self.params.learning_rate  # of this epoch
         self.updates = 0
         self.best: dict[str, dict[str, Tensor]] = {}  # weights by branch
 
@@ -186,7 +200,7 @@ class StageRun:
         nn.utils.clip_grad_norm_(self.weights, self.params.gradient_clip)
         self.updates += 1
         for group in self.optimizer.param_groups:
-            group["lr"] = self.params.learning_rate * min(1.0, self.updates / max(1, self.params.warmup_updates))
+            group["lr"] = self.rate * min(1.0, self.updates / max(1, self.params.warmup_updates))
         self.optimizer.step()
         self.average.update(self.updates)
         return losses
@@ -199,6 +213,7 @@ class StageRun:
 
     def _learn(self) -> Mapping[str, float]:
         self.stage.module.train()
+        self.rate = scheduled_rate(self.params, len(self.epochs))
         means = LossMeans()
         for batch in self.train.batches(self.params.conversations, self.training.shuffle):
             means.add(self.step(batch), self._count(batch))

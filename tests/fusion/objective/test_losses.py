@@ -14,7 +14,16 @@ from torch import Tensor
 
 from fusion.batch import Output
 from fusion.objective import Losses, LossTerms, fusion_loss, head_masks
-from fusion.objective.losses import FUSED, absolute_loss, cross_entropy, relative_loss, supervised_loss
+from fusion.objective.losses import (
+    FUSED,
+    LabelLoss,
+    absolute_loss,
+    cross_entropy,
+    focal_loss,
+    relative_loss,
+    supervised_loss,
+)
+from fusion.objective.tasks import LabelTask
 
 TEMPERATURE = 0.1
 WEIGHTS = {
@@ -160,6 +169,54 @@ def test_cross_entropy_is_that_of_torch_over_labelled_utterances(
     labelled = labels >= 0
     expected = F.cross_entropy(logits[labelled], labels[labelled], class_weights, label_smoothing=smoothing)
     torch.testing.assert_close(cross_entropy(logits, labels, labelled, class_weights, smoothing), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("class_weights", [None, torch.tensor([0.5, 1.0, 3.0])])
+def test_focal_loss_is_cross_entropy_that_hardly_counts_what_is_known(
+    smoothing: float, class_weights: Tensor | None
+) -> None:
+    logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)) * 3
+    labels = torch.tensor([0, -1, 2, 1, -1, 2, 2])
+    weights = torch.ones(3) if class_weights is None else class_weights
+    shared: dict[str, Any] = {"class_weights": class_weights, "label_smoothing": smoothing}
+    for gamma in (0.0, 2.0):
+        total, share = 0.0, 0.0
+        for told, label in zip(logits.softmax(1), labels.tolist(), strict=True):
+            if label >= 0:
+                share += float(weights[label])
+                for one, p in enumerate(told.tolist()):
+                    wanted = (1 - smoothing) * (one == label) + smoothing / 3
+                    total -= wanted * float(weights[one]) * (1 - p) ** gamma * math.log(p)
+        found = focal_loss(logits, labels, labels >= 0, gamma, **shared)
+        assert float(found) == pytest.approx(total / share, abs=1e-5)
+    torch.testing.assert_close(
+        focal_loss(logits, labels, labels >= 0, 0.0, **shared),
+        cross_entropy(logits, labels, labels >= 0, **shared),
+    )
+    sure = torch.tensor([[1e4, 0.0, 0.0]], requires_grad=True)
+    focal_loss(sure, torch.tensor([0]), everyone(1), 0.5).backward()
+    assert sure.grad is not None
+    assert sure.grad.isfinite().all()
+    assert float(focal_loss(logits, labels, torch.zeros(7, dtype=torch.bool), 2.0)) == 0
+
+
+@pytest.mark.parametrize("loss", [LabelLoss(gamma=2.0), LabelLoss(balanced=True, gamma=3.0), LabelLoss(gamma=0.0)])
+def test_no_constant_answer_has_a_smaller_loss_than_the_constant_loss(loss: LabelLoss) -> None:
+    task, labels = LabelTask(3), torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, -1])
+    smallest = task.constant_loss(labels.numpy(), loss)
+    head_loss = task.head_loss(labels, loss, torch.device("cpu"))
+    logits = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        value = head_loss(logits.expand(9, 3), labels, labels >= 0)
+        value.backward()
+        return value
+
+    optimizer.step(step)
+    assert step().item() == pytest.approx(smallest, abs=1e-4)
 
 
 def test_the_total_is_the_weighted_sum_of_its_terms() -> None:

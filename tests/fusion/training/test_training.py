@@ -1,8 +1,10 @@
 """Training: what it learns, what it may not see, that it repeats itself, and that it survives being killed."""
 
 import ctypes
+import io
 import multiprocessing
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -26,8 +28,9 @@ from fusion.objective import best_epoch
 from fusion.objective.losses import label_weights
 from fusion.objective.tasks import LabelTask
 from fusion.params import Recipe, read_recipe
-from fusion.training import State, StateFile, fit, train_seeds
+from fusion.training import State, StateFile, build_split_model, fit, loop, train_seeds
 from fusion.training.loop import Fit
+from fusion.training.stage import StageRun, Training
 from pipeline.settings import SettingsError
 from pipeline.store import Features, read_features
 from tests.fusion.made import Made, garble_test_split, make_features, tiny_recipe, train_made, write_made
@@ -131,6 +134,51 @@ def test_the_weights_are_those_of_the_best_epoch_on_validation() -> None:
     assert score_answers(LabelTask(CLASSES), validation, logits.numpy()) == result.best.scores
 
 
+def test_the_lowest_validation_loss_selects_where_it_is_asked_to() -> None:
+    features = make_features(SMALL)
+    result = train(features, tiny_recipe({"linear_path": False}, epochs=8, learning_rate=0.05, select="loss"))
+    losses = {epoch.number: epoch.validation["fused"] for epoch in result.history}
+    assert result.best.number == min(losses, key=losses.__getitem__)
+    scored, sure = (
+        replace(result.history[0], number=number, scores={"uar": score}, validation={"fused": loss})
+        for number, score, loss in ((1, 0.9, 1.0), (2, 0.7, 0.8))
+    )
+    assert [best_epoch([scored, sure], metric).number for metric in ("uar", None)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ({"schedule": "constant"}, [1, 1, 1, 1]),
+        ({"schedule": "step", "step_epochs": 2, "step_factor": 0.1}, [1, 1, 0.1, 0.1]),
+        ({"schedule": "cosine"}, [1, 0.75**0.5 / 2 + 0.5, 0.75, 0.5]),  # of six epochs
+    ],
+)
+def test_the_rate_falls_by_the_schedule(schedule: dict[str, Any], shares: list[float]) -> None:
+    features, recipe = make_features(SMALL), tiny_recipe(epochs=6, warmup_updates=2, **schedule)
+    model = build_split_model(splits(features, recipe)[0], recipe, CLASSES)
+    training = Training(model, *splits(features, recipe), recipe, 0, CLASSES)
+    run = StageRun(training.stages[0], training)
+    for share in shares:
+        run.advance()
+        assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * share)
+
+
+def test_a_line_now_and_then_takes_the_place_of_the_bar_in_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features, recipe = make_features(SMALL), tiny_recipe(epochs=3, patience=9)
+    monkeypatch.setattr(sys, "__stderr__", io.StringIO())
+    train(features, recipe)
+    assert "epoch" not in capsys.readouterr().err  # it took no minute
+    monkeypatch.setattr(loop, "LINE_SECONDS", 0.0)
+    train(features, recipe)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(", loss")[0] for line in lines] == [
+        f"seed 0, fusion: epoch {number} of at most 3" for number in (1, 2, 3)
+    ]
+
+
 @pytest.mark.parametrize("metric", ["weighted_f1", "uar"])
 def test_training_stops_when_validation_has_not_improved_for_long_enough(metric: str) -> None:
     features = make_features(replace(SMALL, signal=()))
@@ -153,13 +201,24 @@ def test_patience_is_counted_in_updates_where_an_epoch_has_few() -> None:
     assert history[-1].number - best.number > 2
 
 
-@pytest.mark.parametrize("key", ["optimizer", "gradient_clip", "weight_decay", "conversations", "average"])
-def test_every_parameter_of_optimisation_changes_the_weights(key: str) -> None:
-    other: dict[str, Any] = {"optimizer": "adam", "gradient_clip": 1e-3, "weight_decay": 0.5, "conversations": 2}
-    other["average"] = 0.5
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer", "adam"),
+        ("gradient_clip", 1e-3),
+        ("weight_decay", 0.5),
+        ("conversations", 2),
+        ("average", 0.5),
+        ("schedule", "cosine"),
+    ],
+)
+def test_every_parameter_of_optimisation_changes_the_weights(key: str, value: Any) -> None:
     features = make_features(SMALL)
-    one = train(features, tiny_recipe(epochs=1, weight_decay=0.1)).model.state_dict()
-    two = train(features, tiny_recipe(**{"epochs": 1, "weight_decay": 0.1, key: other[key]})).model.state_dict()
+    same: dict[str, Any] = {"epochs": 2, "weight_decay": 0.1}
+    one, two = (
+        train(features, tiny_recipe({"linear_path": False}, **same | other)).model.state_dict()
+        for other in ({}, {key: value})
+    )
     assert any(not torch.equal(weight, two[name]) for name, weight in one.items())
 
 
@@ -217,7 +276,7 @@ class StoppingFile(StateFile):
 
 
 def test_a_run_that_goes_on_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
-    features, recipe = make_features(SMALL), tiny_recipe(epochs=4)
+    features, recipe = make_features(SMALL), tiny_recipe(epochs=4, schedule="cosine")
     undisturbed = train(features, recipe)
     with pytest.raises(StoppedError):
         train(features, recipe, state=StoppingFile(tmp_path / "run.state", "mark"))
