@@ -93,9 +93,10 @@ def _encode(
     changed = {name: encoder if name == settings.modality else {} for name in ("audio", "text")}
     audio = settings.section("audio", AudioParams).model_copy(update=changed["audio"])
     text = settings.section("text", TextParams).model_copy(update=changed["text"])
-    extract_audio(manifest, work / "audio.h5", audio, Path(dataset.root), dataset.channels, settings.device)
-    extract_text(manifest, work / "text.h5", text, settings.device)
-    return join(manifest, work / "audio.h5", work / "text.h5", work / "feats.h5")
+    root, channels = Path(dataset.root), dataset.channels
+    extract_audio(manifest, work / "audio.h5", audio, root, channels, settings.device, overwrite=True)
+    extract_text(manifest, work / "text.h5", text, settings.device, overwrite=True)
+    return join(manifest, work / "audio.h5", work / "text.h5", work / "feats.h5", overwrite=True)
 
 
 def _train(settings: Settings, features: Features) -> dict[str, list[Mapping[str, float]]]:

@@ -63,6 +63,7 @@ def encode(
     features: Mapping[str, Any] | None = None,
     params: str | PathLike[str] | None = None,
     device: str = "auto",
+    overwrite: bool = False,
 ) -> Path:
     """Encode what `prepare` wrote: `audio.h5` and `text.h5` beside `output`, which joins them.
 
@@ -74,6 +75,7 @@ def encode(
         dataset, audio, text, features: sections of params.yaml; `dataset` as given to `prepare`.
         params: a params.yaml whose values hold where these name none; without it, the defaults.
         device: auto, cpu, cuda or cuda:<n>.
+        overwrite: whether other features in these files may be replaced; the very same are not encoded again.
 
     Returns:
         `output`, which `fusion.load_features` opens.
@@ -100,9 +102,9 @@ def encode(
     joint = read_section(file, "features", FeaturesParams, overrides)
     source, target = Path(manifest), Path(output)
     parts = target.with_name("audio.h5"), target.with_name("text.h5")
-    extract_audio(source, parts[0], speech, Path(corpus.root), corpus.channels, device)
-    extract_text(source, parts[1], words, device)
-    join(source, *parts, target, joint.copy_parts, describe_corpus(corpus, joint.licence, joint.corpus))
+    extract_audio(source, parts[0], speech, Path(corpus.root), corpus.channels, device, overwrite)
+    extract_text(source, parts[1], words, device, overwrite)
+    join(source, *parts, target, joint.copy_parts, describe_corpus(corpus, joint.licence, joint.corpus), overwrite)
     return target
 
 

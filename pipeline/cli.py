@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from pipeline.settings import DEFAULT_PARAMS, Device, OptionalParams, Overrides, ParamsFile, find_params, single_command
+from pipeline.settings import (
+    DEFAULT_PARAMS,
+    Device,
+    OptionalParams,
+    Overrides,
+    Overwrite,
+    ParamsFile,
+    find_params,
+    single_command,
+)
 
 SECTIONS = {
     "dataset": "pipeline.params:DatasetParams",
@@ -85,6 +94,7 @@ def finetune_app(
     params: ParamsFile = DEFAULT_PARAMS,
     overrides: Overrides = [],  # noqa: B006
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune an encoder on the labels of train, chosen on validation. An interrupted run goes on."""
     from pipeline.finetuning import turn_off
@@ -102,9 +112,10 @@ def finetune_app(
 
     if modality == Modality.AUDIO:
         dataset = read_section(params, "dataset", DatasetParams, overrides)
-        print(finetune_audio(manifest, output, audio, Path(dataset.root), dataset.channels, device).summary())
+        root, channels = Path(dataset.root), dataset.channels
+        print(finetune_audio(manifest, output, audio, root, channels, device, overwrite).summary())
     else:
-        print(finetune_text(manifest, output, text, device).summary())
+        print(finetune_text(manifest, output, text, device, overwrite).summary())
 
 
 @resumable
@@ -114,6 +125,7 @@ def audio_app(
     params: ParamsFile = DEFAULT_PARAMS,
     overrides: Overrides = [],  # noqa: B006
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Encode the recordings to frames. An interrupted run goes on where it was."""
     from pipeline.params import AudioParams, DatasetParams
@@ -129,7 +141,8 @@ def audio_app(
 
     with connect(engine, device, torch.get_num_threads()) as cluster:
         extract = partial(extract_audio_on, cluster) if cluster else partial(extract_audio, device=device)
-        print(extract(manifest, output, audio, root, dataset.channels).summary("recordings", "frames"))
+        outcome = extract(manifest, output, audio, root, dataset.channels, overwrite=overwrite)
+        print(outcome.summary("recordings", "frames"))
 
 
 @resumable
@@ -139,6 +152,7 @@ def text_app(
     params: ParamsFile = DEFAULT_PARAMS,
     overrides: Overrides = [],  # noqa: B006
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Encode the transcripts to tokens. An interrupted run goes on where it was."""
     from pipeline.params import TextParams
@@ -153,7 +167,7 @@ def text_app(
 
     with connect(engine, device, torch.get_num_threads()) as cluster:
         extract = partial(extract_text_on, cluster) if cluster else partial(extract_text, device=device)
-        print(extract(manifest, output, text).summary("texts", "tokens"))
+        print(extract(manifest, output, text, overwrite=overwrite).summary("texts", "tokens"))
 
 
 @command
@@ -165,6 +179,7 @@ def join_app(
     params: ParamsFile = DEFAULT_PARAMS,
     overrides: Overrides = [],  # noqa: B006
     copy: Annotated[bool, typer.Option("--copy", help="Write one self-contained file instead of links.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Join audio and text to the one file that fusion-train reads."""
     from pipeline.datasets import describe_corpus
@@ -175,7 +190,7 @@ def join_app(
     section = read_section(params, "features", FeaturesParams, overrides)
     dataset = read_section(params, "dataset", DatasetParams, overrides)
     corpus = describe_corpus(dataset, section.licence, section.corpus)
-    features = join(manifest, audio, text, output, copy or section.copy_parts, corpus)
+    features = join(manifest, audio, text, output, copy or section.copy_parts, corpus, overwrite)
     for note in (*failures(features), *stand_ins(features, dataset.name)):
         print(note)
     print(f"{output}: {len(features.utterances)} utterances, digest {features.digest[:12]}")
@@ -201,6 +216,7 @@ def import_app(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse utterances without features, and the reverse.")
     ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make a feature file of features that others made (docs/importing-features.md)."""
     from pipeline.imports import given_parts, import_features
@@ -212,7 +228,7 @@ def import_app(
     settings = read_section(path, "import", ImportParams, overrides)
     given = given_parts("audio", audio, audio_lengths, audio_mask, audio_ids)
     given += given_parts("text", text, text_lengths, text_mask, text_ids)
-    print(import_features(table, given, output, settings, dataset, strict).summary())
+    print(import_features(table, given, output, settings, dataset, strict, overwrite).summary())
 
 
 @resumable
@@ -224,6 +240,7 @@ def degrade_app(
     params: ParamsFile = DEFAULT_PARAMS,
     overrides: Overrides = [],  # noqa: B006
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Encode the test split with word errors, a recogniser's words or noise: group evaluate.degrade of params.yaml."""
     from pipeline.params import AudioParams, DatasetParams, DegradeParams, TextParams
@@ -236,7 +253,8 @@ def degrade_app(
     announce("the encoders")
     from pipeline.degradation import degrade
 
-    print(degrade(manifest, output, asked, audio, text, Path(dataset.root), dataset.channels, device).summary())
+    root, channels = Path(dataset.root), dataset.channels
+    print(degrade(manifest, output, asked, audio, text, root, channels, device, overwrite).summary())
 
 
 @command

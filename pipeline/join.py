@@ -29,6 +29,7 @@ def join(
     target: Path,
     copy_parts: bool = False,
     corpus: CorpusNote | None = None,
+    overwrite: bool = False,
 ) -> Features:
     """Write the joint file, which says of its `corpus` what is given, and return it, read back.
 
@@ -36,15 +37,21 @@ def join(
 
     Raises:
         DataError: the manifest is missing or broken.
-        StoreError: a part is missing or damaged, or lacks an utterance of the manifest.
+        StoreError: a part is missing or damaged, or lacks an utterance of the manifest; or `target` holds something
+            else and `overwrite` is not given.
         BusyError: another process writes the same file.
     """
     with sole_writer(target):
-        return _join(manifest, {"audio": audio, "text": text}, target, copy_parts, corpus)
+        return _join(manifest, {"audio": audio, "text": text}, target, copy_parts, corpus, overwrite)
 
 
 def _join(
-    manifest: Path, files: Mapping[str, Path], target: Path, copy_parts: bool, corpus: CorpusNote | None
+    manifest: Path,
+    files: Mapping[str, Path],
+    target: Path,
+    copy_parts: bool,
+    corpus: CorpusNote | None,
+    overwrite: bool,
 ) -> Features:
     records = read_manifest(manifest)
     names = label_names(records, str(manifest))
@@ -55,7 +62,7 @@ def _join(
     for part in parts.values():
         part.check()
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_joint(target, table_of(records, names), names, parts, copy_parts, corpus)
+    write_joint(target, table_of(records, names), names, parts, copy_parts, corpus, overwrite)
     return read_features(target)
 
 

@@ -32,13 +32,13 @@ from pipeline.degradation.distortions import (
     vocabulary_of,
     word_errors,
 )
-from pipeline.errors import DataError, StoreError
+from pipeline.errors import DataError
 from pipeline.extraction import Altered, Recordings, Work, fill, plan_audio, plan_text
 from pipeline.manifest import Source, Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, DegradeParams, NoiseKind, TextParams
 from pipeline.settings import closure_digest, publish, sole_writer
-from pipeline.store import PartLayout, read_part, writing
+from pipeline.store import writing
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,8 @@ def degrade(
     root: Path,
     channels: Channels,
     device: str = "auto",
-) -> Degraded:  # eight: three sections of params.yaml, and the two keys of a fourth that say where recordings lie
+    overwrite: bool = False,
+) -> Degraded:  # nine: three sections of params.yaml, and the two keys of a fourth that say where recordings lie
     """Make `folder` hold exactly the conditions that `params` asks for.
 
     A study that the corpus does not allow, such as noise where there are no recordings, is left out with a note.
@@ -94,10 +95,11 @@ def degrade(
     Raises:
         DataError: the manifest is missing or broken, a recording is not what it says, or the recogniser's words are
             asked for and not there.
-        EncoderError, StoreError, OSError: as `pipeline.extraction.extract_audio`.
+        EncoderError, StoreError, OSError: as `pipeline.extraction.extract_audio`; of `overwrite`, too: a condition of
+            that name was made of other input, by other code or by another encoder.
     """
     with sole_writer(folder):
-        return _degrade(manifest, folder, params, audio, text, root, channels, device)
+        return _degrade(manifest, folder, params, audio, text, root, channels, device, overwrite)
 
 
 def _degrade(
@@ -109,6 +111,7 @@ def _degrade(
     root: Path,
     channels: Channels,
     device: str,
+    overwrite: bool,
 ) -> Degraded:
     utterances = read_manifest(manifest)
     hearings, notes = _hear(utterances, params, manifest)
@@ -122,10 +125,8 @@ def _degrade(
         *_text_conditions(test, hearings, text, device),
         *_audio_conditions(test, Recordings(test, audio, root, channels), params, kept, device),
     ):
-        reused = _is_finished(kept / condition.name, condition.work.layout)
-        if not reused:
-            fill(kept / condition.name, condition.work, condition.name)
-        done[reused].append(condition)
+        outcome = fill(kept / condition.name, condition.work, condition.name, overwrite)
+        done[outcome.there].append(condition)
     _publish([kept / condition.name for conditions in done.values() for condition in conditions], folder)
     return Degraded(folder, encoded=done[False], kept=done[True], notes=notes)
 
@@ -209,20 +210,6 @@ def _add_noise(utterance: Source, clip: "torch.Tensor", ratio: float, seed: int,
     import torch
 
     return torch.from_numpy(add_noise(clip.numpy(), ratio, seed, utterance.id, kind))
-
-
-def _is_finished(path: Path, layout: PartLayout) -> bool:
-    """Whether `path` holds the very work of `layout`, whole and undamaged."""
-    if not path.exists():
-        return False
-    try:
-        part = read_part(path)
-        same = (part.identity, part.plan, part.ids) == (layout.identity, layout.plan, list(layout.ids))
-        if same:
-            part.check()
-    except StoreError:
-        return False
-    return same
 
 
 def _publish(files: Sequence[Path], folder: Path) -> None:

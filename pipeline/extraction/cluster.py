@@ -46,7 +46,13 @@ class Transcripts:
 
 
 def extract_audio_on(
-    cluster: Cluster, manifest: Path, target: Path, params: AudioParams, root: Path, channels: Channels
+    cluster: Cluster,
+    manifest: Path,
+    target: Path,
+    params: AudioParams,
+    root: Path,
+    channels: Channels,
+    overwrite: bool = False,
 ) -> Outcome:
     """Encode the recordings under `root`, which every node sees at the same path, to the part file `target`.
 
@@ -57,16 +63,19 @@ def extract_audio_on(
     """
     utterances = read_sources(manifest, "audio")
     if not any(utterance.samples for utterance in utterances):
-        return leave_empty(target, utterances, "audio", params.dtype)
-    return _extract(cluster, target, Recordings(utterances, _located(params), root.absolute(), channels), "audio")
+        return leave_empty(target, utterances, "audio", params.dtype, overwrite)
+    recordings = Recordings(utterances, _located(params), root.absolute(), channels)
+    return _extract(cluster, target, recordings, "audio", overwrite)
 
 
-def extract_text_on(cluster: Cluster, manifest: Path, target: Path, params: TextParams) -> Outcome:
+def extract_text_on(
+    cluster: Cluster, manifest: Path, target: Path, params: TextParams, overwrite: bool = False
+) -> Outcome:
     """Encode the transcripts to the part file `target`; raises as `extract_audio_on` does."""
     utterances = read_sources(manifest, "text")
     if not any(utterance.text for utterance in utterances):
-        return leave_empty(target, utterances, "text", params.dtype)
-    return _extract(cluster, target, Transcripts(utterances, _located(params)), "text")
+        return leave_empty(target, utterances, "text", params.dtype, overwrite)
+    return _extract(cluster, target, Transcripts(utterances, _located(params)), "text", overwrite)
 
 
 def _located(params: Params) -> Params:
@@ -77,13 +86,14 @@ def _located(params: Params) -> Params:
     return params.model_copy(update={"encoder": str(folder.absolute())})
 
 
-def _extract(cluster: Cluster, target: Path, source: Recordings | Transcripts, name: str) -> Outcome:
+def _extract(cluster: Cluster, target: Path, source: Recordings | Transcripts, name: str, overwrite: bool) -> Outcome:
     budget = None
     if cluster.device != "cpu":  # this machine need not have what an actor has
         budget = ask_an_actor(cluster, source)
     work = source.plan("cpu", target.parent)
     engine = RayEngine(cluster, source, work.layout)
-    return fill(target, replace(work, engine=engine, budget=budget if work.found and budget else work.budget), name)
+    work = replace(work, engine=engine, budget=budget if work.found and budget else work.budget)
+    return fill(target, work, name, overwrite)
 
 
 @dataclass

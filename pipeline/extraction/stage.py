@@ -22,14 +22,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.encoders import batches_under_budget
-from pipeline.errors import ClipError, DataError
+from pipeline.errors import ClipError, DataError, StoreError
 from pipeline.extraction.engine import Encoded, Engine, LocalEngine
 from pipeline.extraction.progress import Progress, Unit
 from pipeline.manifest import Source, read_sources
 from pipeline.media import Channels, Clips, encoder_samples
 from pipeline.params import AudioParams, TextParams
 from pipeline.settings import Threads, advise_precision, sole_writer
-from pipeline.store import NO_ENCODER, Columns, Dtype, Identity, PartLayout, SlotWriter
+from pipeline.store import (
+    NO_ENCODER,
+    Columns,
+    Dtype,
+    Identity,
+    PartLayout,
+    SlotWriter,
+    is_damaged,
+    read_part,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +62,7 @@ class Outcome:
     failures: Mapping[str, str]  # name -> status of those that were left without it, because they could not be read
     speed: str  # for the user
     advice: str | None = None  # what would make the next run faster
+    there: bool = False  # these very features were there already
 
     def summary(self, inputs: str, unit: str) -> str:
         """One line for the user, and one for each failure; `inputs` were encoded to rows that are called `unit`."""
@@ -61,6 +71,8 @@ class Outcome:
         failed = f", {len(self.failures)} failed and left empty" if self.failures else ""
         lines = [f"{status}: '{utterance}'" for utterance, status in self.failures.items()]
         encoded = f"{self.encoded} encoded{kept}{empty}{failed}{self.speed}"
+        if self.there:
+            encoded = "they were there already, nothing was encoded"
         lines.append(f"{self.path}: {self.utterances} {inputs}, {self.rows} {unit}; {encoded}")
         return "\n".join([*lines, self.advice] if self.advice else lines)
 
@@ -116,7 +128,13 @@ def file_size(root: Path, utterance: Source) -> int | None:
 
 
 def extract_audio(
-    manifest: Path, target: Path, params: AudioParams, root: Path, channels: Channels, device: str = "auto"
+    manifest: Path,
+    target: Path,
+    params: AudioParams,
+    root: Path,
+    channels: Channels,
+    device: str = "auto",
+    overwrite: bool = False,
 ) -> Outcome:
     """Encode the recordings under `root` to the part file `target`, each once.
 
@@ -125,28 +143,31 @@ def extract_audio(
     Raises:
         DataError: a recording is not what the manifest says.
         EncoderError: the encoder cannot be loaded, or one clip alone exceeds the memory.
-        StoreError, OSError: the file cannot be written.
+        StoreError, OSError: the file cannot be written, or holds something else and `overwrite` is not given.
+        BusyError: another process writes it.
     """
     from pipeline.encoders import load_speech_encoder
 
     recordings = Recordings(read_sources(manifest, "audio"), params, root, channels)
     if not any(utterance.samples for utterance in recordings.utterances):
-        return leave_empty(target, recordings.utterances, "audio", params.dtype)
+        return leave_empty(target, recordings.utterances, "audio", params.dtype, overwrite)
     encoder = load_speech_encoder(params, device)
-    outcome = fill(target, plan_audio(recordings, encoder, target.parent), "audio")
+    outcome = fill(target, plan_audio(recordings, encoder, target.parent), "audio", overwrite)
     precision = encoder.identity.fields.get("precision", "")  # log-mel frames have none
     return replace(outcome, advice=advise_precision(precision, encoder.device, "audio.precision"))
 
 
-def extract_text(manifest: Path, target: Path, params: TextParams, device: str = "auto") -> Outcome:
+def extract_text(
+    manifest: Path, target: Path, params: TextParams, device: str = "auto", overwrite: bool = False
+) -> Outcome:
     """Encode the transcripts to the part file `target`, as `extract_audio` does; or those of the texts.jsonl."""
     from pipeline.encoders import load_text_encoder
 
     utterances = read_sources(manifest, "text")
     if not any(utterance.text for utterance in utterances):
-        return leave_empty(target, utterances, "text", params.dtype)
+        return leave_empty(target, utterances, "text", params.dtype, overwrite)
     encoder = load_text_encoder(params, device)
-    outcome = fill(target, plan_text(utterances, encoder, params), "text")
+    outcome = fill(target, plan_text(utterances, encoder, params), "text", overwrite)
     return replace(outcome, advice=advise_precision(params.precision, encoder.device, "text.precision"))
 
 
@@ -268,17 +289,49 @@ def collect(work: Work) -> list[np.ndarray]:
     return rows
 
 
-def fill(target: Path, work: Work, name: str) -> Outcome:
+def fill(target: Path, work: Work, name: str, overwrite: bool = False) -> Outcome:
     """Encode every batch that is not done, and finish the file; `name` is that of the progress bar.
 
-    What is finished when an error ends the run is kept.
+    What is finished when an error ends the run is kept. The very same features are not encoded again.
 
     Raises:
         DataError, EncoderError, StoreError, OSError: as `extract_audio`.
     """
+    with closing(work), sole_writer(target):
+        if _is_there(target, work.layout, overwrite):
+            rows, empty = sum(work.layout.rows), work.layout.rows.count(0)
+            return Outcome(target, len(work.layout.ids), rows, 0, 0, empty, {}, "", there=True)
+        return _fill(target, work, name)
+
+
+def _is_there(target: Path, layout: PartLayout, overwrite: bool) -> bool:
+    """Whether `target` holds this very work, whole and undamaged.
+
+    Raises:
+        StoreError: it holds something else, and `overwrite` is not given.
+    """
+    if not target.exists():
+        return False
+    try:
+        part = read_part(target)
+        same = {
+            "encoder settings": part.identity == layout.identity,
+            "input": (part.plan, part.ids) == (layout.plan, list(layout.ids)),
+        }
+        if all(same.values()):
+            return not is_damaged(part) and not part.failed  # those that failed are tried again
+        what = f"features of other {' and other '.join(name for name, one in same.items() if not one)}"
+    except StoreError as error:
+        what = f"something that cannot be used ({error})"
+    if overwrite:
+        return False
+    raise StoreError(f"{target}: holds {what}; name another file (--output) to keep it, or replace it with --overwrite")
+
+
+def _fill(target: Path, work: Work, name: str) -> Outcome:
     layout, lengths, engine = work.layout, work.lengths, work.engine
     failures: dict[int, str] = {}
-    with closing(work), sole_writer(target), SlotWriter(target, layout) as writer:
+    with SlotWriter(target, layout) as writer:
         empty = [index for index, rows in enumerate(layout.rows) if not rows]
         writer.write(empty, [np.empty((0, *layout.row_shape), layout.dtype)] * len(empty))
         budget = writer.note.get("budget", work.budget) if work.found else work.budget
@@ -316,16 +369,18 @@ def fill(target: Path, work: Work, name: str) -> Outcome:
     )
 
 
-def leave_empty(target: Path, utterances: Sequence[Source], modality: str, dtype: Dtype) -> Outcome:
+def leave_empty(
+    target: Path, utterances: Sequence[Source], modality: str, dtype: Dtype, overwrite: bool = False
+) -> Outcome:
     """Write the part of a corpus that lacks the modality: no rows, of no encoder, and none is loaded for it."""
     ids, shape = [utterance.id for utterance in utterances], (1,)
     identity = Identity({"modality": modality, "model": NO_ENCODER})
-    with (
-        sole_writer(target),
-        SlotWriter(target, PartLayout(ids, [0] * len(ids), shape, dtype, identity, plan="")) as writer,
-    ):
-        writer.write(range(len(ids)), [np.empty((0, *shape), dtype)] * len(ids))
-        writer.finish()
+    layout = PartLayout(ids, [0] * len(ids), shape, dtype, identity, plan="")
+    with sole_writer(target):
+        if not _is_there(target, layout, overwrite):
+            with SlotWriter(target, layout) as writer:
+                writer.write(range(len(ids)), [np.empty((0, *shape), dtype)] * len(ids))
+                writer.finish()
     advice = f"the corpus has no {modality}: nothing to encode, and no encoder was loaded"
     return Outcome(target, len(ids), 0, 0, 0, len(ids), {}, "", advice)
 

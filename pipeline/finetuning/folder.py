@@ -10,6 +10,7 @@ from pipeline.encoders import NOTE, read_note, write_note
 from pipeline.errors import StoreError
 from pipeline.settings import publish, sole_writer
 
+FINGERPRINT = "fingerprint"  # of everything that decides the weights
 HEADING = "# Fine-tuned encoder"  # of the card in a folder of ours, which may be replaced
 
 
@@ -25,6 +26,25 @@ def check_replaceable(output: Path) -> None:
     )
     if not ours:
         raise StoreError(f"{output}: exists and is not a fine-tuned encoder; name another folder with --output")
+
+
+def is_there(output: Path, fingerprint: str, overwrite: bool) -> bool:
+    """Whether the encoder of this fingerprint is in `output`.
+
+    Raises:
+        StoreError: another one is, and `overwrite` is not given.
+    """
+    if not (output / "config.json").exists():
+        return False
+    file = output / FINGERPRINT
+    if file.exists() and file.read_text(encoding="utf-8", errors="replace") == fingerprint:
+        return True
+    if overwrite:
+        return False
+    raise StoreError(
+        f"{output}: holds an encoder that was fine-tuned with other parameters, utterances, weights or versions; name "
+        "another folder (--output) to keep it, or replace it with --overwrite"
+    )
 
 
 def turn_off(output: Path, modality: str) -> str:

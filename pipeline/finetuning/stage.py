@@ -23,7 +23,7 @@ import numpy as np
 from pipeline.encoders import NOTE
 from pipeline.errors import EncoderError
 from pipeline.finetuning.examples import METRICS, Chosen, Modality, choose, lay_down, majority
-from pipeline.finetuning.folder import HEADING, check_replaceable, hand_over
+from pipeline.finetuning.folder import FINGERPRINT, HEADING, check_replaceable, hand_over, is_there
 from pipeline.manifest import Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, FinetuneParams, TextParams
@@ -52,6 +52,7 @@ class Prepared:
     output: Path
     work: Path
     device: str
+    overwrite: bool
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,35 @@ class Outcome:
         )
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Nothing was done."""
+
+    path: Path
+
+    def summary(self) -> str:
+        """One line for the user."""
+        return f"{self.path}: this very encoder is there already; nothing is trained"
+
+
 def finetune_audio(
-    manifest: Path, output: Path, params: AudioParams, root: Path, channels: Channels, device: str = "auto"
-) -> Outcome:
+    manifest: Path,
+    output: Path,
+    params: AudioParams,
+    root: Path,
+    channels: Channels,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> "Outcome | Kept":
     """Fine-tune `params.finetune.encoder` on the recordings under `root`; the folder `output` appears at the end.
 
     Raises:
         DataError: the manifest has too few labels, or a recording is not what it says.
         EncoderError: the encoder cannot be loaded, or does not learn as asked.
-        StoreError, OSError: the folder cannot be written.
+        StoreError, OSError: the folder cannot be written, or holds an encoder that was fine-tuned on something else or
+            in another way, and `overwrite` is not given.
     """
-    with _prepared(manifest, output, params, "audio", device) as prepared:
+    with _prepared(manifest, output, params, "audio", device, overwrite) as prepared:
         from pipeline.extraction import LOADERS, file_size
         from pipeline.finetuning.learners import load_speech_learner
         from pipeline.media import Clips
@@ -111,9 +130,11 @@ def finetune_audio(
             return _finetune(prepared, learner, read, inputs)
 
 
-def finetune_text(manifest: Path, output: Path, params: TextParams, device: str = "auto") -> Outcome:
+def finetune_text(
+    manifest: Path, output: Path, params: TextParams, device: str = "auto", overwrite: bool = False
+) -> "Outcome | Kept":
     """Fine-tune `params.finetune.encoder` on the transcripts; raises as `finetune_audio` does."""
-    with _prepared(manifest, output, params, "text", device) as prepared:
+    with _prepared(manifest, output, params, "text", device, overwrite) as prepared:
         from pipeline.finetuning.learners import TextLearner
 
         chosen = prepared.chosen
@@ -128,7 +149,7 @@ def finetune_text(manifest: Path, output: Path, params: TextParams, device: str 
 
 @contextmanager
 def _prepared(
-    manifest: Path, output: Path, params: AudioParams | TextParams, modality: Modality, device: str
+    manifest: Path, output: Path, params: AudioParams | TextParams, modality: Modality, device: str, overwrite: bool
 ) -> Iterator[Prepared]:
     check_replaceable(output)
     if Path(params.finetune.encoder).resolve() == output.resolve():
@@ -146,7 +167,7 @@ def _prepared(
     with sole_writer(output) as place:
         work = place.with_name(place.name + ".partial")
         work.mkdir(parents=True, exist_ok=True)
-        yield Prepared(params, modality, chosen, output, work, device)
+        yield Prepared(params, modality, chosen, output, work, device, overwrite)
 
 
 def _one_device(device: str) -> str:
@@ -164,13 +185,16 @@ def _finetune(
     learner: "Learner",
     read: "Callable[[Sequence[Utterance], str], list[torch.Tensor]]",
     inputs: list[Any],
-) -> Outcome:
+) -> "Outcome | Kept":
     from pipeline.finetuning.learners import check_precision
     from pipeline.finetuning.trainer import Examples, best_epoch, learn
 
     settings, modality, chosen = prepared.params.finetune, prepared.modality, prepared.chosen
     output, work, device = prepared.output, prepared.work, prepared.device
-    _take_up(work, _fingerprint(learner, inputs, settings, device))
+    fingerprint = _fingerprint(learner, inputs, settings, device)
+    if is_there(output, fingerprint, prepared.overwrite):
+        return Kept(output)
+    _take_up(work, fingerprint)
     train, validation = (
         Examples(read(utterances, name), chosen.classes(utterances))
         for name, utterances in (("train", chosen.train), ("validation", chosen.validation))
@@ -183,6 +207,7 @@ def _finetune(
     finished = work / "finished"
     shutil.rmtree(finished, ignore_errors=True)
     learner.save(finished)
+    (finished / FINGERPRINT).write_text(fingerprint, encoding="utf-8")
     (finished / NOTE).write_text(_card(learner, chosen, history, best, settings, floor), encoding="utf-8")
     hand_over(finished, output, work)
     named = Path(prepared.params.encoder).resolve() == output.resolve()

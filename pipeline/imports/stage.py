@@ -57,6 +57,7 @@ def import_features(
     params: ImportParams,
     dataset: DatasetParams,
     strict: bool = False,
+    overwrite: bool = False,
 ) -> Imported:
     """Write the feature file of the utterances in `table` (None: those that a source names).
 
@@ -65,6 +66,7 @@ def import_features(
     Raises:
         DataError: something cannot be read, matched or stored; with `strict`, an utterance has no features, or
             features have no utterance.
+        StoreError: `output` cannot be written, or holds something else and `overwrite` is not given.
     """
     if not given:
         raise DataError("nothing to import: name features with --audio, --text or both")
@@ -72,7 +74,7 @@ def import_features(
         raise DataError(f"{table}: no such table; fix --table")
     _check_output(table, given, output)
     with sole_writer(output):
-        return _import(table, given, output, params, dataset, strict)
+        return _import(table, given, output, params, dataset, strict, overwrite)
 
 
 def _import(
@@ -82,6 +84,7 @@ def _import(
     params: ImportParams,
     dataset: DatasetParams,
     strict: bool,
+    overwrite: bool,
 ) -> Imported:
     with Files() as files:
         sources = [read_source(part, params, files) for part in given]
@@ -98,7 +101,7 @@ def _import(
             check_finite(modality.survey, ids, modality.name, params)
             if strict:
                 _check_complete(modality, ids)
-        _write(output, [row.utterance for row in rows], modalities, params, dataset.source)
+        _write(output, [row.utterance for row in rows], modalities, params, dataset.source, overwrite)
     lines = [f"repaired: {count} {what}" for what, count in corpus.repaired.most_common()]
     lines += [f"note: {note}" for note in notes]
     lines += [line for modality in modalities for line in _describe(modality, ids, params)]
@@ -117,6 +120,7 @@ def _write(
     modalities: Sequence[_Modality],
     params: ImportParams,
     source: str,
+    overwrite: bool,
 ) -> None:
     ids = [utterance.id for utterance in utterances]
     names = label_names(utterances, source)
@@ -125,7 +129,7 @@ def _write(
         modality.name: write_values(modality.read, ids, modality.name, modality.survey, params, output)
         for modality in modalities
     }
-    write_joint(output, table_of(utterances, names), names, parts, copy=True)
+    write_joint(output, table_of(utterances, names), names, parts, copy=True, overwrite=overwrite)
 
 
 def _check_output(table: Path | None, given: Sequence[Given], output: Path) -> None:

@@ -1,6 +1,7 @@
 """Writing feature files: joint files as a whole, and the layout of a part, whose slots are filled afterwards."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,19 @@ from pipeline.errors import DataError, ErcError, StoreError, reason_and_fix
 from pipeline.settings import sync
 from pipeline.store.guard import INSANE, checksum, is_sane
 from pipeline.store.identity import CorpusNote, Identity
-from pipeline.store.reader import Dtype, Part, Utterances, _digest, _fingerprint
+from pipeline.store.reader import (
+    MODALITIES,
+    Dtype,
+    Part,
+    Utterances,
+    _digest,
+    _fingerprint,
+    _open,
+    read_features,
+)
 from pipeline.store.seal import FORMAT, USER_BLOCK, VERSION, seal
+
+log = logging.getLogger(__name__)
 
 PIECE = 64 << 20  # bytes of a part that are copied at once
 STRUCTURE = 1 << 14  # bytes that HDF5 needs beside the arrays, more than enough
@@ -76,12 +88,16 @@ def write_joint(
     parts: Mapping[str, Part],
     copy: bool,
     corpus: CorpusNote | None = None,
-) -> None:
+    overwrite: bool = True,
+) -> bool:
     """Write the joint file: `parts` linked by their relative names, or copied in when `copy`.
+
+    Returns:
+        Whether it was written: not where the very same is there.
 
     Raises:
         StoreError: a part is of other utterances than the table, or lies where no relative link can name it; the disk
-            does not take it.
+            does not take it; something else is there and `overwrite` is not given.
     """
     for name, part in parts.items():
         if part.ids != utterances.ids:
@@ -89,12 +105,16 @@ def write_joint(
                 f"{part.path}: holds other utterances than the table ({len(part.ids)} against {len(utterances)}, or "
                 f"another order); run pipeline-{name} again"
             )
+    digest = _digest(utterances, label_names, {name: _fingerprint(part) for name, part in parts.items()})
+    if path.exists() and _is_there(path, digest, copy, corpus, overwrite):
+        return False
     partial = path.with_name(path.name + ".partial")
     try:
         with writing(path):
             try_size(partial, _joint_size(utterances, parts, copy))
             with h5py.File(partial, "w", userblock_size=USER_BLOCK) as file:
-                _write_table(file, utterances, label_names, parts, corpus)
+                file.attrs["digest"] = digest
+                _write_table(file, utterances, label_names, corpus)
                 values = _put_parts(file, parts, path, copy)
             seal(partial, values)
             partial.replace(path)
@@ -102,20 +122,59 @@ def write_joint(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    return True
+
+
+def _is_there(path: Path, digest: str, copy: bool, corpus: CorpusNote | None, overwrite: bool) -> bool:
+    """Whether `path` is this joint file; a damaged copy is not told from other features.
+
+    Raises:
+        StoreError: something else is there, and `overwrite` is not given; but of links to parts that are no longer what
+            they were nothing is left to lose.
+    """
+    try:
+        found = read_features(path)
+        parts = [part for part in (found.audio, found.text) if part]
+        if found.digest == digest and all((part.path == path) == copy for part in parts) and found.corpus == corpus:
+            return not (copy and any(map(is_damaged, parts)))
+        what = "other features or labels"
+    except StoreError as error:
+        what = f"something that cannot be used ({error})"
+        overwrite |= _links(path)
+    if overwrite:
+        return False
+    raise StoreError(f"{path}: holds {what}; name another file (--output) to keep it, or replace it with --overwrite")
+
+
+def is_damaged(part: Part) -> bool:
+    """Whether rows are not what they were when they were written; all are read."""
+    try:
+        part.check()
+    except StoreError as error:
+        log.warning("%s", error)
+        return True
+    return False
+
+
+def _links(path: Path) -> bool:
+    """Whether a joint file is there that has no features of its own."""
+    try:
+        with _open(path) as file:
+            links = [file.get(name, getlink=True) for name in MODALITIES if name in file.keys()]  # noqa: SIM118
+            return bool(links) and all(isinstance(link, h5py.ExternalLink) for link in links)
+    except StoreError:
+        return False
 
 
 def _write_table(
     file: h5py.File,
     utterances: Utterances,
     label_names: Sequence[str],
-    parts: Mapping[str, Part],
     corpus: CorpusNote | None,
 ) -> None:
-    """All of a joint file but its parts."""
+    """All of a joint file but its digest and parts."""
     _write_header(file, "joint")
     file.attrs["label_names"] = json.dumps(list(label_names), ensure_ascii=False)
-    fingerprints = {name: _fingerprint(part) for name, part in parts.items()}
-    file.attrs["digest"] = _digest(utterances, label_names, fingerprints)
     if corpus:
         file.attrs["corpus"] = json.dumps(corpus.to_json(), ensure_ascii=False)
     _write_utterances(file.create_group("utterances"), utterances)

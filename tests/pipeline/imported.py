@@ -155,12 +155,13 @@ def run(
     rows: Sequence[Mapping[str, Any]] | None = None,
     columns: Mapping[str, str] | None = None,
     strict: bool = False,
+    overwrite: bool = True,
     **params: Any,
 ) -> tuple[Imported, Features]:
     """Import to `root/out.h5` with a table of `rows`; none where they are None."""
     table = None if rows is None else write_rows(root / "table.csv", rows)
     dataset = DatasetParams(columns=Columns(**dict(columns or {})))
-    imported = import_features(table, given, root / "out.h5", ImportParams(**params), dataset, strict)
+    imported = import_features(table, given, root / "out.h5", ImportParams(**params), dataset, strict, overwrite)
     return imported, read_features(root / "out.h5")
 
 

@@ -327,6 +327,7 @@ def test_a_layer_that_the_encoder_lacks_is_refused(odd: Project) -> None:
 
 def test_a_recording_that_went_since_prepare_is_named(again: Project) -> None:
     (again.root / "gone").mkdir()
+    again.file("audio.h5").unlink()
     line = refusal(audio_app, again.audio("--set", f"dataset.root={again.root / 'gone'}"))
     assert "no such file, though the manifest has it; set dataset.root to the one" in line
     assert "run pipeline-prepare again" in line
@@ -347,7 +348,8 @@ def test_join_names_the_part_that_is_missing(again: Project) -> None:
 def test_join_refuses_parts_of_another_manifest(again: Project) -> None:
     lines = again.file("manifest.jsonl").read_text().splitlines(keepends=True)
     again.file("manifest.jsonl").write_text("".join(lines[:11] + lines[12:]))
-    done(join_app, again.join())  # of fewer utterances
+    assert "feats.h5: holds other features or labels; name another file" in refusal(join_app, again.join())
+    done(join_app, again.join("--overwrite"))  # of fewer utterances
     record = json.loads(lines[11]) | {"text": "something else"}
     again.file("manifest.jsonl").write_text("".join([*lines[:11], json.dumps(record) + "\n", *lines[12:]]))
     message = f"text.h5: holds no text of 1 of the 14 utterances of {again.file('manifest.jsonl')}, the first "
@@ -425,7 +427,7 @@ def test_a_linked_part_that_is_gone_is_named_with_both_ways_to_fix_it(again: Pro
 
 
 def test_a_linked_part_of_another_encoder_is_refused(again: Project) -> None:
-    done(audio_app, again.audio("--set", "audio.encoder=log-mel"))
+    done(audio_app, again.audio("--set", "audio.encoder=log-mel", "--overwrite"))
     line = refusal(inspect_app, [str(again.file("feats.h5"))])
     assert "its audio part" in line
     assert "is not the one that it was joined with" in line
@@ -467,6 +469,7 @@ def limited(app: typer.Typer, arguments: list[str], size: int, stderr: Path) -> 
 @pytest.mark.parametrize("command", list(LIMITED))
 def test_a_limit_on_the_size_of_files_is_one_line_of_the_systems_reason(again: Project, command: str) -> None:
     """Nothing of what HDF5 and the decoders' processes would say."""
+    again.file("feats.h5" if command == "join" else f"{command}.h5").unlink(missing_ok=True)
     kilobytes = {"prepare": 2, "audio": 64, "text": 16, "join": 2}[command]  # recordings of 96 kB, decoded
     line = one_line(*limited(LIMITED[command], getattr(again, command)(), kilobytes * 1024, again.file("stderr")))
     assert "File too large" in line

@@ -13,7 +13,7 @@ import torch
 from pipeline.degradation import degrade
 from pipeline.degradation import stage as module
 from pipeline.degradation.stage import Degraded
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StoreError
 from pipeline.extraction import extract_audio, extract_text
 from pipeline.manifest import content_key, read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, DegradeParams, TextParams
@@ -51,7 +51,12 @@ LOG_MEL = AudioParams(encoder="log-mel", normalise="clip-band")  # of a clip alo
 
 
 def run(
-    corpus: Path, folder: Path, manifest: Path | None = None, encoder: str = "log-mel", **params: object
+    corpus: Path,
+    folder: Path,
+    manifest: Path | None = None,
+    encoder: str = "log-mel",
+    overwrite: bool = False,
+    **params: object,
 ) -> Degraded:
     return degrade(
         manifest or corpus / "manifest.jsonl",
@@ -62,6 +67,7 @@ def run(
         corpus,
         "downmix",
         "cpu",
+        overwrite,
     )
 
 
@@ -222,11 +228,16 @@ def test_other_input_another_seed_other_code_or_damage_is_encoded_anew(
 ) -> None:
     folder, name = tmp_path / "degraded", "text-word-errors-0.4.h5"
 
-    def encoded(manifest: Path | None = None, **params: object) -> bool:
-        return names(run(corpus, folder, manifest, word_errors=(0.4,), **params).encoded) == [name]
+    def encoded(manifest: Path | None = None, overwrite: bool = True, **params: object) -> bool:
+        done = run(corpus, folder, manifest, overwrite=overwrite, word_errors=(0.4,), **params)
+        return names(done.encoded) == [name]
 
-    assert encoded()
+    assert encoded(overwrite=False)
     assert not encoded()
+    with pytest.raises(
+        StoreError, match=f"{name}: holds features of other encoder settings and other input; .* with --overwrite"
+    ):
+        encoded(overwrite=False, seed=1)
     assert encoded(seed=1)
     assert encoded(seed=0)
     utterances = [

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pipeline.encoders import batches_under_budget
-from pipeline.errors import ClipError, DataError, EncoderError
+from pipeline.errors import ClipError, DataError, EncoderError, StoreError
 from pipeline.extraction import Work, extract_audio, extract_text, fill
 from pipeline.extraction.engine import LocalEngine
 from pipeline.extraction.progress import Progress, Unit
@@ -186,10 +186,30 @@ def recordings(manifest: Path, tmp_path: Path) -> tuple[Path, list[Utterance]]:
     return tmp_path / "root", renumbered
 
 
-def extract(recordings: tuple[Path, list[Utterance]], **params: object) -> Outcome:
+def extract(recordings: tuple[Path, list[Utterance]], overwrite: bool = False, **params: object) -> Outcome:
     given = AudioParams(encoder="log-mel", **params)  # type: ignore[arg-type]
     root = recordings[0]
-    return extract_audio(root.parent / "ten.jsonl", root.parent / "audio.h5", given, root, "downmix", "cpu")
+    manifest, target = root.parent / "ten.jsonl", root.parent / "audio.h5"
+    return extract_audio(manifest, target, given, root, "downmix", "cpu", overwrite)
+
+
+def test_finished_features_are_replaced_only_where_that_is_said(recordings: tuple[Path, list[Utterance]]) -> None:
+    target, manifest = recordings[0].parent / "audio.h5", recordings[0].parent / "ten.jsonl"
+    rows, before = extract(recordings).rows, target.read_bytes()
+    again = extract(recordings)
+    assert (again.there, again.encoded, again.rows, target.read_bytes()) == (True, 0, rows, before)
+    assert again.summary("recordings", "frames").endswith("frames; they were there already, nothing was encoded")
+    for other in ({"dtype": "float32"}, {"normalise": "clip-band"}):
+        with pytest.raises(StoreError, match="holds features of other encoder settings; name another file"):
+            extract(recordings, **other)
+    write_manifest(manifest, read_manifest(manifest)[:9])
+    with pytest.raises(StoreError, match="holds features of other input; name another file"):
+        extract(recordings)
+    assert target.read_bytes() == before
+    assert extract(recordings, overwrite=True).encoded == 9
+    target.write_text("mine")
+    with pytest.raises(StoreError, match=r"holds something that cannot be used \(.*not a feature file"):
+        extract(recordings)
 
 
 def test_a_recording_that_vanishes_during_the_run_stops_it_and_what_is_finished_is_kept(
@@ -267,6 +287,7 @@ def test_an_interrupted_run_goes_on_with_the_batches_that_it_found(
     monkeypatch.setattr("pipeline.encoders.speech.LogMel.budget_seconds", lambda self: 1.0)
     extract(recordings)
     assert asked == [60 * 16000, 60 * 16000]
+    (recordings[0].parent / "audio.h5").unlink()
     extract(recordings)  # a fresh run finds its own
     assert asked[2] == 16000
 
@@ -314,6 +335,7 @@ def test_killed_anywhere_a_run_that_ran_out_of_memory_ends_with_the_same_bytes(
         outcome = fill(tmp_path / "killed.h5", tight_work(largest, at_fetching, found), "")
         assert outcome.kept + outcome.encoded == outcome.utterances
         assert (tmp_path / "killed.h5").read_bytes() == whole
+        (tmp_path / "killed.h5").unlink()
 
 
 def test_pieces_of_other_batches_are_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +406,6 @@ def test_inspect_names_the_damaged_utterance(joined: Path, tmp_path: Path) -> No
     middle = part.offsets[10] * part.values[:1].nbytes
     content[content.index(part.values.tobytes()) + middle] ^= 1
     (tmp_path / "audio.h5").write_bytes(content)
-    from pipeline.errors import StoreError
 
     with pytest.raises(StoreError, match=f"1 of .* utterances do not match their checksum: '{part.ids[10]}'"):
         inspect_file(tmp_path / "audio.h5", verify=True)
@@ -427,7 +448,6 @@ def test_an_encoder_is_given_each_recording_and_text_once(manifest: Path, encode
 
 
 def test_swapped_parts_are_refused(manifest: Path, joined: Path, tmp_path: Path) -> None:
-    from pipeline.errors import StoreError
 
     with pytest.raises(StoreError, match="holds text features, expected audio; are audio and text swapped"):
         join(manifest, joined.parent / "text.h5", joined.parent / "audio.h5", tmp_path / "feats.h5")

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,10 @@ def test_the_line_of_outcome_says_what_was_left_out_and_what_to_do(corpus: Corpu
     named = AudioParams(
         encoder=str(tmp_path / "out"), finetune=FinetuneAudioParams(encoder=str(corpus.speech), epochs=1)
     )
+    assert corpus.audio(tmp_path / "out", epochs=1).summary().endswith("there already; nothing is trained")
+    with pytest.raises(StoreError, match="holds an encoder that was fine-tuned with other parameters"):
+        corpus.audio(tmp_path / "out", epochs=2)
+    shutil.rmtree(tmp_path / "out")
     again = finetune_audio(corpus.manifest, tmp_path / "out", named, corpus.root, "downmix", "cpu")
     assert again.summary().endswith("audio.encoder names it")
 

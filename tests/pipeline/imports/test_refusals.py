@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.cli import import_app, inspect_app
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StoreError
 from pipeline.imports.layout import Given
 from tests.pipeline.imported import DIM, arrays_of, by_id, in_npz, rows_of_table, run, write_pickle
 from tests.pipeline.made import write_params, write_rows
@@ -27,6 +27,15 @@ def with_values(*values: float, dtype: Any = np.float32) -> np.ndarray:
     array = np.ones((3, DIM), dtype)
     array.flat[: len(values)] = values
     return array
+
+
+def test_imported_features_are_replaced_only_where_that_is_said(tmp_path: Path) -> None:
+    first, _ = run(tmp_path, in_npz(tmp_path, arrays()), rows=ROWS)
+    written = (tmp_path / "out.h5").stat().st_mtime_ns
+    assert run(tmp_path, in_npz(tmp_path, arrays()), rows=ROWS, overwrite=False)[0].digest == first.digest
+    with pytest.raises(StoreError, match=r"out.h5: holds other features or labels; name another file .* --overwrite"):
+        run(tmp_path, in_npz(tmp_path, arrays(u0_0=with_values(2.0))), rows=ROWS, overwrite=False)
+    assert (tmp_path / "out.h5").stat().st_mtime_ns == written
 
 
 def test_nan_and_infinite_values_are_counted_and_refused(tmp_path: Path) -> None:
