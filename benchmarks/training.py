@@ -17,6 +17,8 @@ work folder. Parts:
 - growth: 1/4, 1/2 and all of what `--share` leaves, (c).
 - start: from the start of `fusion-train` to the end of its first step.
 - operations: how many operations a step asks for on a GPU, by phase, counted without one (`measures/operations.py`).
+- every, on request: an epoch of each model of the registry (c), in seconds of one core's processor, which other
+  programs on the machine don't count in.
 - seeds, on request: five seeds of the first model with `train_seeds`, until none becomes better.
 - study, on request: HBAF and eleven variants of it with `ablate`, `--epochs` each, with five seeds.
 
@@ -43,14 +45,14 @@ from measures.operations import measure_operations
 from measures.planted import DIM, write_planted
 from measures.spoken import Spoken, of_share, read_spoken
 from measures.training_report import CorpusSize, TrainingResults, training_markdown
-from measures.training_runs import OTHERS, WAYS, measure_growth, measure_models
+from measures.training_runs import OTHERS, WAYS, measure_epochs, measure_growth, measure_models
 from measures.training_studies import Task, measure_seeds, measure_start, measure_study
 
-from fusion.params import Recipe, read_recipe
+from fusion.params import MODEL_NAMES, Recipe, read_recipe
 from fusion.runtime import pick_device
 from pipeline.store import read_features
 
-PARTS = ("models", "growth", "start", "operations", "seeds", "study")
+PARTS = ("models", "growth", "start", "operations", "every", "seeds", "study")
 MODELS = ("hbaf", "hcam", "concat")
 GROWTH = (0.25, 0.5, 1.0)
 SHARED = Path(os.environ.get("ERC_SHARED", Path(__file__).parents[2] / "shared")) / "data"
@@ -89,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results.operations = [
             step for model in options.models for step in measure_operations(model, counted, recipe(model))
         ]
+    if "every" in options.parts:
+        results.every = measure_epochs(MODEL_NAMES, features, recipe, device, options.repeats)
     seeds = f"train.seeds=[{', '.join(map(str, range(options.study_seeds)))}]"
     if "seeds" in options.parts:
         converging = read_recipe(None, [*options.overrides, f"model.name={options.models[0]}", seeds])
@@ -106,7 +110,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for the features; they stay there")
     parser.add_argument("--output", type=Path, help="file for the results as JSON")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:4]))
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODEL_NAMES, default=list(MODELS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="to train, compared with the first")
     parser.add_argument(
         "--meld", type=Path, default=SHARED / "meld", help="folder with its CSVs (ERC_SHARED/data/meld)"

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fusion.data import load_split
+from fusion.models import MODELS
 from fusion.params import read_recipe
 from pipeline.store import Features, read_features
 from tests.fusion.batches import make_batch, regrouped, tensors_in
@@ -80,7 +81,7 @@ def run(training: Any, release: Path, tmp_path_factory: pytest.TempPathFactory) 
     printed: list[str] = []
     capture.setattr("builtins.print", lambda *values, file=None, **_: printed.extend([] if file else values))
     try:
-        training.main([*given, *TOY, *SMALL, "--parts", "models", "growth", "operations", "study"])
+        training.main([*given, *TOY, *SMALL, "--parts", "models", "growth", "operations", "every", "study"])
     finally:
         capture.undo()
     return json.loads((work / "results.json").read_text()), printed[-1]
@@ -125,6 +126,15 @@ def test_growth_holds_parts_of_the_corpus_to_all_of_it(run: tuple[dict[str, Any]
 
 
 @pytest.mark.soak
+def test_an_epoch_of_every_model_is_timed(run: tuple[dict[str, Any], str]) -> None:
+    every = {found["model"]: found for found in run[0]["every"]}
+    assert list(every) == list(MODELS)
+    assert every["hbaf"]["times_first"]["median"] == 1
+    assert list(every["hcam"]["stage_seconds"]) == ["utterance", "conversation", "fusion"]
+    assert all(one["lowest"] > 0 for found in every.values() for one in found["stage_seconds"].values())
+
+
+@pytest.mark.soak
 def test_a_study_is_trained_whole(run: tuple[dict[str, Any], str]) -> None:
     study = run[0]["study"]
     assert (study["variants"], study["seeds"], study["epochs"]) == (2, 1, 2)
@@ -134,7 +144,7 @@ def test_a_study_is_trained_whole(run: tuple[dict[str, Any], str]) -> None:
 @pytest.mark.soak
 def test_tables_are_well_formed(run: tuple[dict[str, Any], str]) -> None:
     tables = [lines.split("\n") for lines in run[1].strip().split("\n\n") if lines.startswith("|")]
-    assert len(tables) == 6  # three models, the stages of HCAM, growth, operations
+    assert len(tables) == 7  # three models, the stages of HCAM, growth, operations, every model
     for header, rule, *rows in tables:
         assert rows
         assert re.fullmatch(r"\| ---( \| ---:)+ \|", rule)

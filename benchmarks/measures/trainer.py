@@ -24,10 +24,11 @@ from pipeline.store import Features
 class _ClockedSplit(Split):
     """A split that writes down when batches are asked for; so do the splits that stages make of it."""
 
+    clock: Callable[[], float] = time.perf_counter
     asked: list[float] = field(default_factory=list)
 
     def batches(self, *arguments: Any, **options: Any) -> Any:
-        self.asked.append(time.perf_counter())
+        self.asked.append(self.clock())
         return super().batches(*arguments, **options)
 
 
@@ -35,19 +36,26 @@ class _ClockedSplit(Split):
 class _Clock(StateFile):
     """Takes the place of a state on disk: keeps nothing but the time, and the stage that is under way."""
 
+    now: Callable[[], float] = time.perf_counter
     epochs: list[tuple[str, float]] = field(default_factory=list)
 
     def save(self, state: State) -> None:
-        self.epochs.append((state.stage, time.perf_counter()))
+        self.epochs.append((state.stage, self.now()))
 
     def load(self) -> None:
         return None
 
 
 def train_ours(
-    features: Features, recipe: Recipe, seed: int, device: str, loading: Mapping[str, Any], padding: bool
+    features: Features,
+    recipe: Recipe,
+    seed: int,
+    device: str,
+    loading: Mapping[str, Any],
+    padding: bool,
+    now: Callable[[], float] = time.perf_counter,
 ) -> Training:
-    """All epochs of the recipe; `loading` are further arguments of `load_split`."""
+    """All epochs of the recipe, timed by `now`; `loading` are further arguments of `load_split`."""
     load: Callable[[str], Split] = partial(
         load_split,
         features,
@@ -57,8 +65,8 @@ def train_ours(
         device=torch.device(device),
         **dict(loading),
     )
-    train, validation = _clocked(load("train")), _clocked(load("validation"))
-    clock, loaded = _Clock(Path(), ""), time.perf_counter()
+    train, validation = _clocked(load("train"), now), _clocked(load("validation"), now)
+    clock, loaded = _Clock(Path(), "", now), now()
     done = fit(train, validation, recipe, seed, classes=len(features.label_names), state=clock)
     epochs = []
     for (stage, ended), epoch in zip(clock.epochs, done.history, strict=True):
@@ -75,5 +83,5 @@ def train_ours(
     )
 
 
-def _clocked(split: Split) -> _ClockedSplit:
-    return _ClockedSplit(**{item.name: getattr(split, item.name) for item in fields(split)})
+def _clocked(split: Split, now: Callable[[], float]) -> _ClockedSplit:
+    return _ClockedSplit(**{item.name: getattr(split, item.name) for item in fields(split)}, clock=now)

@@ -7,7 +7,17 @@ from measures.machine import Machine
 from measures.operations import PHASES, StepOperations
 from measures.report import memory, percent, table
 from measures.timing import Spread
-from measures.training_runs import BESIDE, MAPPED, POOLED, RESIDENT, USUAL, GrowthResult, ModelResult, VariantResult
+from measures.training_runs import (
+    BESIDE,
+    MAPPED,
+    POOLED,
+    RESIDENT,
+    USUAL,
+    EpochResult,
+    GrowthResult,
+    ModelResult,
+    VariantResult,
+)
 from measures.training_studies import SeedsResult, StartResult, StudyResult
 
 VARIANTS = {
@@ -46,6 +56,7 @@ class TrainingResults:
     growth: list[GrowthResult] = field(default_factory=list)
     start: list[StartResult] = field(default_factory=list)
     operations: list[StepOperations] = field(default_factory=list)
+    every: list[EpochResult] = field(default_factory=list)
     convergence: SeedsResult | None = None
     study: StudyResult | None = None
 
@@ -69,6 +80,8 @@ def training_markdown(results: TrainingResults) -> str:
         parts.append(_start_table(results.start))
     if results.operations:
         parts.append(_operations_table(results.operations))
+    if results.every:
+        parts.append(_every_table(results.every))
     if results.convergence:
         parts.append(_convergence_line(results.convergence))
     if results.study:
@@ -169,6 +182,19 @@ def _operations_table(operations: Sequence[StepOperations]) -> str:
             str(found.indexed),
         ]
         for found in operations
+    ]
+    return table(header, rows)
+
+
+def _every_table(every: Sequence[EpochResult]) -> str:
+    header = ["Every model", "an epoch of each stage, s of the processor", f"× {_name(every[0].model)}"]
+    rows = [
+        [
+            _name(found.model),
+            ", ".join(str(seconds) for seconds in found.stage_seconds.values()),
+            str(found.times_first),
+        ]
+        for found in every
     ]
     return table(header, rows)
 

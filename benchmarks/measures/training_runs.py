@@ -124,6 +124,15 @@ class GrowthResult:
     own_peak_bytes: int | None
 
 
+@dataclass(frozen=True)
+class EpochResult:
+    """An epoch of one model, resident, in seconds of its processor; the ratio is to the first model."""
+
+    model: str
+    stage_seconds: dict[str, Spread]
+    times_first: Spread
+
+
 def measure_models(
     models: Sequence[str],
     ways: Sequence[str],
@@ -166,6 +175,38 @@ def measure_growth(
         whole = list(corpora)[-1]
         results += [_growth(model, share, whole, rounds) for share in corpora]
     return results
+
+
+def measure_epochs(
+    models: Sequence[str], features: Path, recipe: Callable[[str], Recipe], device: str, repeats: int
+) -> list[EpochResult]:
+    """An epoch of each model, in turn, by a clock that stands still while other programs have the processor."""
+    rounds: list[dict[str, list[EpochTime]]] = []
+    for number in range(repeats):
+        rounds.append({})
+        for model in models:
+            rounds[-1][model] = in_own_process(_timed, Job(RESIDENT, features, recipe(model), number, device))
+            say(f"{model}, repeat {number + 1}: {epoch_seconds(rounds[-1][model]):.2f} s of the processor an epoch")
+    return [
+        EpochResult(
+            model=model,
+            stage_seconds={
+                stage: spread([epoch_seconds([one for one in found[model] if one.stage == stage]) for found in rounds])
+                for stage in dict.fromkeys(epoch.stage for epoch in rounds[0][model])
+            },
+            times_first=spread([epoch_seconds(found[model]) / epoch_seconds(found[models[0]]) for found in rounds]),
+        )
+        for model in models
+    ]
+
+
+def _timed(job: Job) -> list[EpochTime]:
+    importlib.import_module("torch._dynamo")  # as in `run`
+    resident = {"resident": True}
+    done = train_ours(
+        read_features(job.features), job.recipe, job.seed, job.device, resident, padding=False, now=time.process_time
+    )
+    return done.epochs
 
 
 def in_own_process(function: Callable[[Task], Found], task: Task) -> Found:
