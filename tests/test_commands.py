@@ -53,6 +53,7 @@ NOT_RUN = {  # what a command begins with, and why it is not run here
     "pip install": "the network; test_extras_exist looks at the names",
     "ray ": "a cluster; test_cluster.py starts one of its own",
     "python benchmarks/meld_text.py": "real texts and half an hour",
+    "python scripts/compare_references.py": "clones of other people's code; test_references.py makes one",
     "source ": "the shell's own",
     "hf ": "a hub",
 }

@@ -1,6 +1,7 @@
 """What defines each of the field's standing references, against plain loops and formulas."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from fusion.models.lmf import LowRankFusion
 from fusion.models.misa import moment_discrepancy, overlap
 from fusion.models.mult import positions
 from fusion.models.tfn import outer_product
+from scripts.compare_references import main as compare
 from tests.fusion.batches import CLASSES, assert_same, changed, make, make_batch, only
 
 TURNS = [5, 1, 3]
@@ -232,3 +234,29 @@ def test_experts_that_agree_are_as_consistent_as_can_be() -> None:
         torch.nn.init.zeros_(expert[-1].weight)
         torch.nn.init.zeros_(expert[-1].bias)
     assert model(batch).losses["consistency"].item() == pytest.approx(0, abs=1e-7)
+
+
+THEIRS = """
+from fusion.models.misa import moment_discrepancy, overlap
+
+class CMD:
+    def __call__(self, x, y, moments):
+        return moment_discrepancy(x, y, x[:, 0] >= 0) + {off}
+
+class DiffLoss:
+    def __call__(self, x, y):
+        return overlap(x, y, x[:, 0] >= 0)
+"""
+
+
+@pytest.mark.parametrize(("off", "status"), [(0, 0), (1e-3, 1)])
+def test_other_code_that_gives_other_numbers_is_found_out(
+    off: float, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(tmp_path) == 2
+    assert "holds no clone called TensorFusionNetworks, Low-rank" in capsys.readouterr().err
+    module = tmp_path / "MISA" / "src" / "utils" / "functions.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(THEIRS.format(off=off))
+    assert compare(tmp_path) == status
+    assert capsys.readouterr().out.startswith(f"misa, losses of its spaces, MISA: {off:.1e} at most")
