@@ -1,4 +1,5 @@
 # make demo   the whole way on the embedded corpus: features, training, scores, plots
+# make real-demo CORPUS=folder [SET="key=value .."]   the same with real encoders on a corpus of your own: docs/encoders.md
 # make test   formatting, lint, types and tests
 # make soak   the tests that take long: Ray, experiments of DVC, benchmarks, many kills
 # make processors   exactness and the demo's score, on every processor that this one can play
@@ -16,12 +17,16 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 # uv installs no bytecode: without it every process compiles torch again, 6 s instead of 2
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test soak processors docs lint format lock clean
+.PHONY: demo real-demo test soak processors docs lint format lock clean
 
 demo: $(VENV)/installed
 	dvc repro
 	@cat results/table.md results/robustness/table.md
 	@echo "open results/report/index.html in a browser: scores, and every turn with what the model says of it"
+
+real-demo: $(VENV)/installed
+	@test -n "$(CORPUS)" || { echo "name a folder: make real-demo CORPUS=/data/my-corpus"; exit 2; }
+	python -m scripts.real_demo "$(CORPUS)" $(foreach one,$(SET),--set "$(one)")
 
 test: lint
 	pytest
