@@ -38,6 +38,7 @@ SPEECH = {
     "wav2vec2": Architecture("encoder.layers"),
     "hubert": Architecture("encoder.layers"),
     "wavlm": Architecture("encoder.layers"),
+    "wav2vec2-conformer": Architecture("encoder.layers"),
     "data2vec-audio": Architecture("encoder.layers"),
     "unispeech": Architecture("encoder.layers"),
     "unispeech-sat": Architecture("encoder.layers"),
@@ -105,8 +106,7 @@ REFUSED = {  # some that people ask for, with the reason
     "sew-d": "it joins neighbouring frames, across the end of a clip",
     "tapas": "it reads tables",
     "visual_bert": "it reads images beside the text",
-    "wav2vec2-bert": "its convolutions look across the end of a clip",
-    "wav2vec2-conformer": "its convolutions look across the end of a clip",
+    "wav2vec2-bert": "it takes filter banks of an extractor of its own, which are not made here",
 }
 
 TABLES: Mapping[Modality, Mapping[str, Architecture]] = {"audio": SPEECH, "text": TEXT}

@@ -4,8 +4,8 @@ Three places would break this under padding:
 
 - the first convolution of the base models is followed by group norm *over time* (`ClipGroupNorm`: each clip's
   statistics are taken over its own frames only);
-- positional convolutions look across the end of a clip (padded positions are zeroed before each of them, which is
-  what a clip alone sees beyond its end);
+- positional convolutions, and those in the blocks of a Conformer, look across the end of a clip (padded positions are
+  zeroed before each of them, which is what a clip alone sees beyond its end);
 - attention (masked by the model itself).
 
 Fine-tuning patches the model so. Extraction, which needs no gradients, has faster convolutions of its own
@@ -127,18 +127,18 @@ def make_exact(model: Any) -> None:
     first = model.feature_extractor.conv_layers[0]
     if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
         first.layer_norm = ClipGroupNorm(first.layer_norm, padding)
-    zero_before_positions(model, padding)
+    zero_before_convolutions(model, padding)
 
 
-def zero_before_positions(model: Any, padding: Padding) -> None:
-    """Have padded frames be zero before each positional convolution."""
-    for module in model.encoder.pos_conv_embed.modules():
-        if isinstance(module, nn.Conv1d):
+def zero_before_convolutions(model: Any, padding: Padding) -> None:
+    """Have padded frames be zero before each convolution that looks at other frames."""
+    for module in model.encoder.modules():
+        if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
             module.register_forward_pre_hook(padding.zero)
 
 
 def widen_narrow_groups(module: nn.Module) -> None:
-    """Have grouped convolutions of few channels a group compute with `GROUP_WIDTH` of them, the others zero.
+    """Have grouped convolutions of few channels a group and an even kernel compute with `GROUP_WIDTH`, the others zero.
 
     oneDNN 3.10.2 (torch 2.11) computes grouped convolutions in bfloat16 wrongly on processors with AMX, by more than
     the size of the result, where a group has fewer than 16 channels and the kernel is even. Zeros add nothing to a
@@ -146,7 +146,9 @@ def widen_narrow_groups(module: nn.Module) -> None:
     channels a group and is left alone.
     """
     for part in module.modules():
-        if isinstance(part, nn.Conv1d) and part.groups > 1 and part.in_channels < GROUP_WIDTH * part.groups:
+        if not isinstance(part, nn.Conv1d) or part.groups == 1 or part.kernel_size[0] % 2:
+            continue
+        if part.in_channels < GROUP_WIDTH * part.groups:
             part._conv_forward = partial(_convolve_widened, part)  # type: ignore[method-assign]
 
 

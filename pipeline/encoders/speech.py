@@ -1,4 +1,4 @@
-"""Speech encoders: the wav2vec2 family (wav2vec2, HuBERT, WavLM, UniSpeech, data2vec-audio), Whisper's, and log-mel.
+"""Speech encoders: the wav2vec2 family (its Conformer, HuBERT, WavLM, UniSpeech, data2vec-audio), Whisper's, log-mel.
 
 A clip's features do not depend on the clips that share its batch; `pipeline.encoders.exact` says how.
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders.batching import Rows, windows
-from pipeline.encoders.exact import Convolutions, Padding, prepared, zero_before_positions
+from pipeline.encoders.exact import Convolutions, Padding, prepared, zero_before_convolutions
 from pipeline.encoders.front_end import FrontEnd, Prepared
 from pipeline.encoders.loading import (
     Source,
@@ -153,14 +153,15 @@ class HiddenStates:
         self._overlap = int(params.overlap_seconds * sample_rate) // self.hop
         self.device = torch.device(device)
         self._layers = layers
-        self._norm_first = getattr(model.config, "do_stable_layer_norm", False)
+        self._conformer = model.config.model_type == "wav2vec2-conformer"
+        self._norm_first = self._conformer or getattr(model.config, "do_stable_layer_norm", False)
         # the norm behind the last layer of models with norms in front ("stable") is part of their last state alone
         final = self._norm_first and layers[-1] == model.config.num_hidden_layers
         self._final_norm = model.encoder.layer_norm if final else nn.Identity()
         # scaled dot-product attention takes masks of (clips, 1, frames, frames); WavLM makes its own of (clips, frames)
         self._ready_mask = model.config._attn_implementation == "sdpa"
         self._padding = Padding(self._convolutions)
-        zero_before_positions(model, self._padding)
+        zero_before_convolutions(model, self._padding)
         self._model = model.to(self.device)
         ready_for_inference(self._model)
         self._reduced = False
@@ -237,12 +238,16 @@ class HiddenStates:
             flat = (projected[0] if isinstance(projected, tuple) else projected).float()  # (all frames, dim)
             x = nn.utils.rnn.pad_sequence(flat.split(lengths), batch_first=True)  # (clips, frames, dim)
             self._padding.frame_mask, mask = self._masks(lengths)
-            x = x + encoder.pos_conv_embed(x)
+            passed: dict[str, Any] = {}
+            if self._conformer:
+                passed["relative_position_embeddings"] = encoder.embed_positions and encoder.embed_positions(x)
+            else:
+                x = x + encoder.pos_conv_embed(x)
             x = x if self._norm_first else encoder.layer_norm(x)
-            passed: dict[str, Tensor] = {}
             for number in range(depth + 1):
                 if number:
-                    x, passed = _unpacked(encoder.layers[number - 1](x, attention_mask=mask, **passed))
+                    x, more = _unpacked(encoder.layers[number - 1](x, attention_mask=mask, **passed))
+                    passed |= more
                 if number in wanted:
                     states[number] = (self._final_norm(x) if number == self._layers[-1] else x).float()
         return states

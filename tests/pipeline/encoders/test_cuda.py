@@ -80,7 +80,7 @@ def test_speech_fits_and_does_not_wait(kind: str, precision: str, monkeypatch: p
     assert {(rows.device.type, rows.dtype, rows.shape[1:]) for rows in frames} == {("cuda", torch.float16, (32,))}
     whisper = kind.startswith("whisper")
     assert [len(rows) for rows in frames] == ([50, 16, 2] if whisper else [49, 15, 1])
-    assert seen.copies.total() == 2, seen.copies
+    assert seen.copies.total() == (3 if kind == "conformer-rotary" else 2), seen.copies  # a range of so many frames
     if precision == "bfloat16":
         assert torch.bfloat16 in seen.types
 

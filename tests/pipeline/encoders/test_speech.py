@@ -33,6 +33,7 @@ def load(folder: Path | str, **params: Any) -> SpeechEncoder:
 
 TOYS = (
     *("wav2vec2", "wav2vec2-layer", "hubert", "hubert-batch-norm", "wavlm", "wavlm-layer", "data2vec-audio"),
+    *("conformer-relative", "conformer-rotary", "conformer-plain"),
     *("unispeech", "unispeech-sat", "unispeech-sat-layer", "whisper", "whisper-128"),
 )
 
@@ -62,7 +63,15 @@ def toy_config(kind: str) -> Any:
             **sides, **ends, d_model=32, num_mel_bins=bands, max_source_positions=150, vocab_size=20, init_std=0.1
         )
 
+    def conformer(embeddings: str | None) -> Any:
+        return transformers.Wav2Vec2ConformerConfig(
+            **positions, position_embeddings_type=embeddings, conv_depthwise_kernel_size=7, vocab_size=20
+        )
+
     configs = {
+        "conformer-relative": lambda: conformer("relative"),
+        "conformer-rotary": lambda: conformer("rotary"),
+        "conformer-plain": lambda: conformer(None),
         "whisper": lambda: whisper(80),
         "whisper-128": lambda: whisper(128),  # as large-v3
         "wav2vec2": lambda: transformers.Wav2Vec2Config(**positions),

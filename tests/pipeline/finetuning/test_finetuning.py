@@ -304,7 +304,7 @@ def test_the_epoch_is_chosen_on_validation(corpus: Corpus, tuned: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
-@pytest.mark.parametrize("kind", ["hubert", "wavlm", "data2vec-audio", "whisper"])
+@pytest.mark.parametrize("kind", ["hubert", "wavlm", "data2vec-audio", "whisper", "conformer-relative"])
 def test_the_whole_family_learns_with_its_own_masking_of_short_clips(corpus: Corpus, tmp_path: Path, kind: str) -> None:
     """Clips of 3 to 7 frames, masks of 10: transformers alone ends with an error."""
     start = toy_folder(kind, tmp_path / kind)
