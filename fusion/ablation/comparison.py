@@ -46,6 +46,7 @@ class Row:
     seconds: float | None  # of training, mean over the seeds that were not interrupted
     ensemble: float  # of the seeds together, by the same metric
     model: str
+    unlearned: Sequence[str]  # of each seed that has not learned, why
 
 
 @dataclass(frozen=True)
@@ -129,4 +130,5 @@ def _row(
         seconds=float(np.mean(seconds)) if seconds else None,
         ensemble=score_answers(ablation.task, ablation.test, together)[metric],
         model=LINEAR if variant.name == LINEAR else variant.recipe.model.name,
+        unlearned=["; ".join(one.unlearned) for one in results if one.unlearned],
     )

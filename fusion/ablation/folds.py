@@ -109,4 +109,9 @@ def pool_results(results: Sequence[Result]) -> Result:
         parameters=results[0].parameters,
         epochs=round(float(np.mean([one.epochs for one in results]))),
         seconds=None if None in seconds else float(np.mean([one for one in seconds if one is not None])),
+        unlearned=[
+            f"fold {number}: {'; '.join(one.unlearned)}" for number, one in enumerate(results, 1) if one.unlearned
+        ]
+        if len(results) > 1
+        else results[0].unlearned,
     )

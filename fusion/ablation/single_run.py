@@ -30,7 +30,7 @@ from fusion.linear import LinearReference, fit_linear
 from fusion.objective import find_task
 from fusion.params import Modalities, Recipe
 from fusion.runtime import Held, write_file
-from fusion.training import State, StateFile, fit
+from fusion.training import State, StateFile, find_signs, fit
 from pipeline.settings import SettingsError
 from pipeline.store import Features
 
@@ -76,6 +76,7 @@ class Result:
     epochs: int
     seconds: float | None  # of training, by the clock on the wall; None where it was interrupted
     note: str = ""  # of the linear reference: which one it is
+    unlearned: Sequence[str] = ()  # why it seems to have learned nothing; of folds, those of which this is so
 
 
 class RunFolder:
@@ -199,6 +200,7 @@ def compute_run(run: Run, table: SplitTable, classes: int, state: StateFile | No
         parameters=sum(weights.numel() for weights in done.model.parameters()),
         epochs=len(done.history),
         seconds=seconds if whole else None,
+        unlearned=find_signs(done, task, (splits.train, splits.validation), run.recipe),
     )
 
 

@@ -127,10 +127,16 @@ def headline(comparison: Comparison) -> str:
     base, rest = comparison.rows[0], [row for row in comparison.rows if row.difference and row.model != LINEAR]
     sure = sum(_is_sure(row, _level(comparison)) for row in rest)
     score = mean_std(base.mean, base.std)
+    idle = [
+        f"{row.variant.name} ({len(row.unlearned)} of {len(comparison.ablation.seeds)} seeds)"
+        for row in comparison.rows
+        if row.unlearned
+    ]
     return (
         f"{len(comparison.rows) - 1} rows of {count_seeds(len(comparison.ablation.seeds))}{_over(comparison)}, "
         f"base test {comparison.metric} {score}, linear reference {comparison.rows[-1].mean:.3f}; "
         f"{sure} of {len(rest)} differ from their base (Holm, {_level(comparison):.2g})"
+        + (f"; not learned: {', '.join(idle)}" if idle else "")
     )
 
 
@@ -316,7 +322,15 @@ def _against_linear(comparison: Comparison) -> str:
             if (reached >= level if metric.lower_is_better else reached <= level)
         ]
         said += f" **Not {name}: {', '.join(below)}.**" if below else ""
-    return said
+    idle = [
+        f"{_escape_md(row.variant.name)} ({signs})" for row in rows if (signs := unlearned(row, len(ablation.seeds)))
+    ]
+    return said + (f" **Has not learned: {', '.join(idle)}.**" if idle else "")
+
+
+def unlearned(row: Row, seeds: int) -> str:
+    """How many seeds have not learned, and why; "" where all have."""
+    return f"{len(row.unlearned)} of {count_seeds(seeds)}: {row.unlearned[0]}" if row.unlearned else ""
 
 
 def _level(comparison: Comparison) -> float:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pipeline.settings import door
 
 if TYPE_CHECKING:
-    from fusion.training.loop import build_split_model, fit
+    from fusion.training.loop import build_split_model, find_signs, fit
     from fusion.training.resume import State, StateFile
     from fusion.training.several_seeds import fingerprint, train_seeds, training_headline
 else:

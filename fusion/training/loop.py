@@ -8,7 +8,7 @@ torch's version: an interrupted run ends with the bits of an undisturbed one.
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from fusion.inference import CONVERSATIONS, fit_ensembles, predict_heads, score_
 from fusion.layers import LinearPath, Standardise, path_weights
 from fusion.linear import LinearReference, fit_linear
 from fusion.models import Sizes, build_model
-from fusion.objective import Calibration, Epoch, Task, find_task, history_from_json
+from fusion.objective import Calibration, Epoch, Sought, Task, find_task, history_from_json, signs_of_no_learning
 from fusion.params import Recipe
 from fusion.runtime import place, reproducible
 from fusion.training.resume import StateFile
@@ -125,6 +125,13 @@ def fit(
         calibration=task.calibration(task.truth(validation).numpy(), answers["fused"]),
         answers=answers,
     )
+
+
+def find_signs(result: Fit, task: Task, splits: Sequence[Split], recipe: Recipe) -> tuple[str, ...]:
+    """Why the model of `result` seems to have learned nothing of `splits`, train and validation; mostly nothing."""
+    train, known = (task.truth(split).numpy() for split in splits)
+    sought = Sought(recipe.train.metric, recipe.loss.of_labels)
+    return tuple(signs_of_no_learning(result.history, task, train, known, result.answers["fused"], sought))
 
 
 def _fit_linear_path(

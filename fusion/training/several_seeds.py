@@ -32,7 +32,7 @@ from fusion.data import Split, hold, load_split, report_features
 from fusion.errors import ModelError, OutputError
 from fusion.linear import LinearReference, fit_linear
 from fusion.models import model_source
-from fusion.objective import METRICS, Sought, Task, chance_scores, find_task, floor_scores, signs_of_no_learning
+from fusion.objective import METRICS, chance_scores, find_task, floor_scores
 from fusion.params import Recipe
 from fusion.runtime import (
     Held,
@@ -44,7 +44,7 @@ from fusion.runtime import (
     within_memory,
     writing,
 )
-from fusion.training.loop import Fit, fit
+from fusion.training.loop import find_signs, fit
 from fusion.training.resume import StateFile
 from pipeline.settings import closure_digest, publish, sole_writer
 from pipeline.store import Features, Identity
@@ -227,17 +227,11 @@ def _train_seed(
             gain=measure_gain(
                 task, splits[1], recipe.train.metric, result.answers["fused"], chosen.name, chosen.answers
             ),
-            unlearned=_find_signs(result, task, splits, recipe),
+            unlearned=find_signs(result, task, splits, recipe),
         )
         save_model(folder, result.model, found, result.history)
     state.delete()
     return found
-
-
-def _find_signs(result: Fit, task: Task, splits: Sequence[Split], recipe: Recipe) -> tuple[str, ...]:
-    train, known = (task.truth(split).numpy() for split in splits)
-    sought = Sought(recipe.train.metric, recipe.loss.of_labels)
-    return tuple(signs_of_no_learning(result.history, task, train, known, result.answers["fused"], sought))
 
 
 def _finished(folder: Path, fingerprint: str) -> Provenance | None:

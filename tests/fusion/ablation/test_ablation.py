@@ -305,6 +305,7 @@ def made_comparison(folder: Path, shares: dict[str, float], seeds: str = "[0, 1,
         ]
     section = EvaluateParams(resamples=200, permutations=999)
     recipe = variants[0].recipe
+    results["base"][-1] = replace(results["base"][-1], unlearned=("the loss never fell",))
     linear = replace(results["base"][0], note="text (C 0.001)")
     floors = {"always the majority label": 0.2, "labels by their shares": 0.5}
     return compare(
@@ -347,6 +348,8 @@ def test_the_table_says_which_rows_are_not_above_the_linear_reference_and_the_fl
     assert "worse" in below
     assert "better" not in below
     assert "**Not with an interval that excludes the better floor: worse.**" in table
+    assert "**Has not learned: base (1 of 3 seeds: the loss never fell).**" in table
+    assert headline(comparison).endswith("; not learned: base (1 of 3 seeds)")
 
 
 def test_only_a_difference_that_the_test_confirms_is_bold(tmp_path: Path) -> None:
