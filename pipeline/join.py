@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.encoders import TextContext, passage_key, passages
 from pipeline.errors import StoreError
 from pipeline.manifest import Utterance, content_key, label_names, read_manifest
 from pipeline.settings import sole_writer
@@ -14,6 +15,7 @@ from pipeline.store import (
     UNLABELLED,
     CorpusNote,
     Features,
+    Identity,
     Part,
     Utterances,
     read_features,
@@ -110,7 +112,7 @@ def _arrange(part: Part, records: Sequence[Utterance], modality: str, manifest: 
     ids = [record.id for record in records]
     if known.keys() >= {*ids}:
         return part if part.ids == ids else part.take(np.array([known[name] for name in ids]), ids)
-    keys = [content_key(record, modality) for record in records]
+    keys = _keys(part.identity, records, modality)
     missing = [name for name, key in zip(ids, keys, strict=True) if key is not None and key not in known]
     if missing:
         what = "recordings" if modality == "audio" else "texts"
@@ -119,6 +121,14 @@ def _arrange(part: Part, records: Sequence[Utterance], modality: str, manifest: 
             f"'{missing[0]}': it was made from other {what}; run pipeline-{modality} again"
         )
     return part.take(np.array([-1 if key is None else known[key] for key in keys]), ids)
+
+
+def _keys(identity: Identity, records: Sequence[Utterance], modality: str) -> list[str | None]:
+    """What names the rows of each utterance in a part of this identity."""
+    if modality == "audio":
+        return [content_key(record, modality) for record in records]
+    context = TextContext.of(identity.fields)
+    return [passage_key(passage, context) for passage in passages(records, context)]
 
 
 def _read_modality(path: Path, modality: str) -> Part:

@@ -66,7 +66,7 @@ NAMES = ("id", "conversation", "speaker", "label")
 UNSEEN = set("\u115f\u1160\u2800\u3164\uffa0")  # letters and signs that are drawn as nothing
 MISSING = {"nan", "none", "null", "nil", "na", "n/a", "n.a.", "#n/a", "#n/a!", "<na>", "nat", "missing", "undefined"}
 DASHES = set("-_.?–—―−")
-OPTIONAL = ("recognised", "extra", "content")  # not in the line of an utterance that has none
+OPTIONAL = ("recognised", "extra", "content", "group")  # not in the line of an utterance that has none
 SOURCES = {"audio": "recordings.jsonl", "text": "texts.jsonl"}  # beside the manifest, by the modality that they are for
 KEY_DIGITS = 32  # hexadecimal
 EXCERPT = 60  # characters of a text that names itself in a message
@@ -86,6 +86,7 @@ class Source(BaseModel):
     samples: Annotated[int, Field(ge=0, lt=2**40)] = 0  # as decoded, at `sample_rate`; 0 means that there is no audio
     sample_rate: Annotated[int, Field(gt=0, lt=2**31)] | None = None
     content: str | None = None  # hash (hex) of the recording's bytes
+    group: Annotated[int, Field(ge=0)] | None = None  # of a line of texts.jsonl: its conversation
 
     @property
     def name(self) -> str:
@@ -122,17 +123,18 @@ def content_key(source: Source, modality: str) -> str | None:
     Utterances that share it have the same features, whatever they are called and wherever they lie.
     """
     if modality == "text":
-        read: list[object] = [source.text]
-    else:
-        stretch = [source.start, source.end, source.samples, source.sample_rate]
-        read = [source.content or source.audio, *stretch, source.speaker]
-    if not (source.text if modality == "text" else source.samples):
-        return None
+        return key_of([source.text]) if source.text else None
+    stretch = [source.start, source.end, source.samples, source.sample_rate]
+    return key_of([source.content or source.audio, *stretch, source.speaker]) if source.samples else None
+
+
+def key_of(read: Sequence[object]) -> str:
+    """Hash (hex) of everything that an encoder reads for an utterance."""
     return hashlib.sha256(json.dumps(read, ensure_ascii=False).encode()).hexdigest()[:KEY_DIGITS]
 
 
 def sources_of(utterances: Iterable[Utterance], modality: str) -> list[Source]:
-    """Everything that an encoder of `modality` reads, each once.
+    """Everything that an encoder of `modality` reads: each recording once, and every turn that has words.
 
     Conversations are sorted by what their turns hold, and keep their turns together and in order, so that a
     conversation is one slice of the features: no name, split or order of conversations makes a difference.
@@ -141,12 +143,19 @@ def sources_of(utterances: Iterable[Utterance], modality: str) -> list[Source]:
     for utterance in utterances:
         if content_key(utterance, modality):
             conversations[utterance.conversation].append(utterance)
-    fields = {"text"} if modality == "text" else {*Source.model_fields} - {"id", "text"}
+    fields = {"text", "speaker"} if modality == "text" else {*Source.model_fields} - {"id", "text", "group"}
     groups = []
     for turns in conversations.values():
         turns.sort(key=lambda turn: turn.turn)
         groups.append([Source(id=str(content_key(u, modality)), **u.model_dump(include=fields)) for u in turns])
-    groups.sort(key=lambda group: [(one.audio or "", one.start or 0.0, one.text, one.id) for one in group])
+    groups.sort(
+        key=lambda group: (
+            [(one.audio or "", one.start or 0.0, one.text, one.id) for one in group],
+            [one.speaker or "" for one in group],
+        )
+    )
+    if modality == "text":
+        return [source.model_copy(update={"group": number}) for number, group in enumerate(groups) for source in group]
     return list({source.id: source for group in groups for source in group}.values())
 
 
@@ -162,7 +171,10 @@ def write_manifest(path: Path, utterances: Sequence[Utterance]) -> None:
 
 
 def write_sources(manifest: Path, utterances: Sequence[Utterance]) -> None:
-    """Write what encoders read beside the `manifest`: a file for each modality, the same for every split and label."""
+    """Write what encoders read beside the `manifest`: a file for each modality, the same for every split and label.
+
+    texts.jsonl holds every turn, its conversation and its speaker, as a text may be read with those around it.
+    """
     for modality, name in SOURCES.items():
         sources = sources_of(utterances, modality)
         _write_lines(manifest.with_name(name), (source.model_dump_json(exclude_defaults=True) for source in sources))

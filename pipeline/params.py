@@ -208,6 +208,11 @@ class TextParams(Section):
     overlap_tokens: Annotated[int, Field(ge=0, le=100_000)] = (
         64  # between the windows of a text that exceeds the model's length
     )
+    # turns of the same conversation that are read in front of an utterance and behind it, and who says each; rows are
+    # then of the utterance's own tokens
+    past_turns: Annotated[int, Field(ge=0, le=100)] = 0
+    future_turns: Annotated[int, Field(ge=0, le=100)] = 0
+    speakers: bool = False
     finetune: FinetuneTextParams = FinetuneTextParams()
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from pipeline.datasets import Turn, fix_surrogates, read_table, repair_controls
-from pipeline.encoders import NamedSpeech, NamedText, load_speech, load_text
+from pipeline.encoders import NamedSpeech, NamedText, load_speech, load_text, passages
 from pipeline.errors import DataError
 from pipeline.extraction import collect, plan_clips, plan_text
 from pipeline.manifest import OK, Utterance
@@ -198,19 +198,23 @@ class TurnEncoder:
         """
         _ = self._audio and self._speech, self._text and self._words
 
-    def encode(self, turns: Sequence[Spoken]) -> list[EncodedTurn]:
+    def encode(self, turns: Sequence[Spoken], since: int = 0) -> list[EncodedTurn]:
         """Features of the turns, in their order; where a recording cannot be used, the status says why.
+
+        Args:
+            since: the first of them that is asked for; those before it are read with it, as its past, and not heard.
 
         Raises:
             EncoderError: as `load`, or a turn alone exceeds the memory.
             DataError: nothing can be decoded here.
         """
+        earlier, turns = [_cut(turn.utterance) for turn in turns[:since]], turns[since:]
         recordings = self._hear(turns) if self._audio else [None] * len(turns)
         utterances = [
             after_probing(_cut(turn.utterance), recording) for turn, recording in zip(turns, recordings, strict=True)
         ]
         audio = self._encode_audio(utterances, recordings) if self._audio else None
-        text = self._encode_text(utterances) if self._text else None
+        text = self._encode_text(earlier, utterances) if self._text else None
         return [
             EncodedTurn(
                 audio=_present(audio, index), text=_present(text, index), status=self._status(turn.utterance, utterance)
@@ -252,10 +256,12 @@ class TurnEncoder:
 
         return collect(plan_clips(utterances, speech.encoder, speech.params, self._channels, load))
 
-    def _encode_text(self, utterances: Sequence[Utterance]) -> list[np.ndarray] | None:
+    def _encode_text(self, earlier: Sequence[Utterance], utterances: Sequence[Utterance]) -> list[np.ndarray] | None:
         if not any(utterance.text for utterance in utterances):
             return None
-        return collect(plan_text(utterances, self._words.encoder, self._words.params))
+        words = self._words
+        said = passages([*earlier, *utterances], words.encoder.context)[len(earlier) :]
+        return collect(plan_text(said, words.encoder, words.params))
 
     def _hear(self, turns: Sequence[Spoken]) -> list[Recording | None]:
         """Every recording, decoded once whatever the number of its turns; None where a turn has none."""

@@ -24,14 +24,20 @@ def page(content: str) -> str:
 
 def lists() -> str:
     """Which architectures are supported and how, by their `model_type` in config.json."""
+    causal = [name for name, architecture in TEXT.items() if architecture.causal]
     alone = [name for name, architecture in TEXT.items() if architecture.alone]
+    fixed = [name for name, architecture in TEXT.items() if not (architecture.learns or architecture.causal)]
     rows = {
         "speech, in padded batches": SPEECH,
-        "text, in padded batches": [name for name in TEXT if name not in alone],
+        "text, in padded batches": [name for name in TEXT if name not in (*alone, *causal)],
         "text, one at a time": alone,
-        "text, encoded but not fine-tuned": [name for name, architecture in TEXT.items() if not architecture.learns],
+        "language models, in padded batches": causal,
+        "text, encoded but not fine-tuned": [*fixed, "language models"],
     }
-    supported = "".join(f"| {how} | {', '.join(f'`{name}`' for name in names)} |\n" for how, names in rows.items())
+    supported = "".join(
+        f"| {how} | {', '.join(name if ' ' in name else f'`{name}`' for name in names)} |\n"
+        for how, names in rows.items()
+    )
     refused = "".join(f"| `{name}` | {reason} |\n" for name, reason in REFUSED.items())
     return f"| | architectures |\n|---|---|\n{supported}\n| refused | because |\n|---|---|\n{refused}"
 

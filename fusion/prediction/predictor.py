@@ -52,7 +52,7 @@ class Predictor:
     def __init__(self, models: Sequence[LoadedModel], recordings: Recordings, device: torch.device) -> None:
         provenance = models[0].provenance
         self.labels, self.seeds = provenance.labels, tuple(model.provenance.seed for model in models)
-        self.direction = provenance.recipe.model.direction
+        self.direction = "both" if recordings.future_turns else provenance.recipe.model.direction
         self._models, self._recordings, self._device = models, recordings, device
         self._recipe, self._stored = provenance.recipe, models[0].stored
         self._task = find_task(provenance.recipe.train.target, len(provenance.labels))
@@ -238,12 +238,14 @@ def _listed(turns: Iterable[Turn]) -> list[Turn]:
 class Conversation:
     """A conversation that goes on; made by `Predictor.conversation`.
 
-    Every turn is encoded once. The model then looks at the conversation up to there: with `direction` past that gives
-    what it would say of this turn in the whole conversation; with both, later turns might have changed its mind.
+    Every turn is encoded once, and its words again where they are read with turns behind them (`text.future_turns`).
+    The model then looks at the conversation up to there: with `direction` past that gives what it would say of this
+    turn in the whole conversation; with both, later turns might have changed its mind.
     """
 
     def __init__(self, name: str, predictor: Predictor, recordings: Recordings) -> None:
         self._name, self._predictor, self._recordings = name, predictor, recordings
+        self._said: list[Spoken] = []
         self._heard: list[Heard] = []
 
     def __len__(self) -> int:
@@ -259,7 +261,8 @@ class Conversation:
         if not isinstance(turn, Turn):
             raise RecordingError(f"add takes a turn, found {turn!r}; expected Turn(text, audio)")
         spoken = speak(replace(turn, conversation=self._name), len(self._heard))
-        heard = [*self._heard, *self._recordings.hear([spoken])]
+        heard = self._recordings.hear_next([*self._said, spoken], self._heard)
         prediction = self._predictor.predict_heard(heard)[-1]
         self._heard = heard
+        self._said.append(replace(spoken, sound=None))  # its recording need not be kept
         return prediction

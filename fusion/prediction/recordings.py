@@ -4,7 +4,7 @@ Conversations are encoded some at a time, so that memory holds a few hundred tur
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,12 @@ class Recordings:
         self._identities = {"audio": provenance.audio, "text": provenance.text}
         self._started: TurnEncoder | None = None
 
+    @property
+    def future_turns(self) -> int:
+        """How many turns behind it the words of a turn are read with."""
+        text = self._identity("text")
+        return int(text.fields.get("future_turns", 0)) if text else 0
+
     def load(self) -> None:
         """Load the encoders now; raises EncoderError where one is not available."""
         self._encoder.load()
@@ -54,14 +60,14 @@ class Recordings:
         if self._started:
             self._started.close()
 
-    def hear(self, turns: Sequence["Spoken"]) -> list[Heard]:
-        """What the model is given of these turns.
+    def hear(self, turns: Sequence["Spoken"], since: int = 0) -> list[Heard]:
+        """What the model is given of these turns from number `since` on; those before it are read with them.
 
         Raises:
             EncoderError: an encoder is not available, or a turn alone exceeds the memory.
             DataError: nothing can be decoded here.
         """
-        encoded = self._encoder.encode(turns)
+        encoded = self._encoder.encode(turns, since)
         return [
             Heard(
                 conversation=turn.utterance.conversation,
@@ -72,8 +78,22 @@ class Recordings:
                 text=found.text,
                 status=found.status,
             )
-            for turn, found in zip(turns, encoded, strict=True)
+            for turn, found in zip(turns[since:], encoded, strict=True)
         ]
+
+    def hear_next(self, said: Sequence["Spoken"], heard: Sequence[Heard]) -> list[Heard]:
+        """What the model is given of one conversation up to now, all of which but the last turn was `heard` before.
+
+        What is known is not encoded anew, but for the words of turns that are read with those behind them. Raises as
+        `hear`.
+        """
+        future = self.future_turns
+        with_words = [index for index, turn in enumerate(said[:-1]) if turn.utterance.text]
+        since = min(with_words[-future:], default=len(heard)) if future else len(heard)
+        silent = [replace(turn, sound=None) for turn in said[:-1]]
+        *again, new = self.hear([*silent, said[-1]], since)
+        reread = [replace(old, text=one.text) for old, one in zip(heard[since:], again, strict=True)]
+        return [*heard[:since], *reread, new]
 
     def hear_all(self, turns: Sequence["Spoken"]) -> Iterator[list[Heard]]:
         """The same, some whole conversations at a time; `turns` lie conversation by conversation."""

@@ -136,14 +136,15 @@ FILE = "tokenizer.json"
 class Words:
     """Texts -> the pieces of them that rows stand for; made by `find_words`."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, special: bool = True) -> None:
+        """`special`: whether rows are of special tokens, too."""
+        self._tokenizer, self._special = tokenizer, special
         tokenizer.no_padding()
         tokenizer.no_truncation()
 
     def of(self, text: str, tokens: int) -> list[str] | None:
-        """The pieces of `text`, special tokens included; None where they are not as many as its rows."""
-        encoding = self._tokenizer.encode(text)
+        """The pieces of `text`; None where they are not as many as its rows."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=self._special)
         pieces = [
             token if start == end else text[start:end]
             for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)
@@ -169,7 +170,7 @@ def find_words(identity: Identity | None, near: Sequence[Path] = ()) -> Words | 
         return None
     for found in _tokenizers(identity, near):
         if hashlib.sha256(found.to_str().encode()).hexdigest() == identity.fields["tokenizer"]:
-            return Words(found)
+            return Words(found, special="past_turns" not in identity.fields)  # else rows are of its own tokens
     if len(near) == 1 and not near[0].exists():
         raise FeatureError(f"{near[0]}: no such tokenizer; name the {FILE} of the text encoder, or its folder")
     return None

@@ -175,12 +175,12 @@ def _text_conditions(
 ) -> Iterator[Condition]:
     if not hearings:
         return
-    from pipeline.encoders import load_text_encoder
+    from pipeline.encoders import load_text_encoder, passages
 
     encoder, code = load_text_encoder(params, device), closure_digest(CODE)
     for hearing in hearings:
         records = [u.model_copy(update={"text": text}) for u, text in zip(test, hearing.texts, strict=True)]
-        work = plan_text(records, encoder, params, Altered(hearing.given, code))
+        work = plan_text(passages(records, encoder.context), encoder, params, Altered(hearing.given, code))
         rate = hearing.errors.rate
         measured = "no words to compare with" if rate is None else f"word error rate {rate:.3f}"
         yield Condition(f"text-{hearing.name}.h5", work, measured)

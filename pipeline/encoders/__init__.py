@@ -7,6 +7,18 @@ from pipeline.settings import door
 if TYPE_CHECKING:
     from pipeline.encoders.architectures import REFUSED, SPEECH, TEXT, ready_for_a_text
     from pipeline.encoders.batching import Rows, batches_under_budget, cut, shuffled_batches
+    from pipeline.encoders.context import (
+        NO_CONTEXT,
+        Passage,
+        Reader,
+        Said,
+        TextContext,
+        due,
+        passage_key,
+        passages,
+        separator,
+        special_tokens,
+    )
     from pipeline.encoders.exact import Convolutions, make_exact, padded, prepared, restore_names, widen_narrow_groups
     from pipeline.encoders.front_end import Prepared
     from pipeline.encoders.loading import (
@@ -30,7 +42,6 @@ if TYPE_CHECKING:
         load_tokenizer,
         longest_sequence,
         random_tokens,
-        special_tokens,
     )
     from pipeline.encoders.tiny import TINY_SPEECH, TINY_TEXT
     from pipeline.encoders.whisper import Spectra, encoded, frame_mask

@@ -28,6 +28,7 @@ class Architecture:
     blocks: str = "encoder.layer"  # where its transformer blocks are; "": they cannot be watched
     whole: bool = False  # what enters a block is not the hidden state, so the model runs whole and returns them all
     alone: bool = False  # padding shows in its features or its classifier, so each text is encoded by itself
+    causal: bool = False  # a language model: no token sees those behind it
     ready_mask: bool = False  # takes masks as attention uses them, (texts, 1, tokens, tokens)
     learns: bool = True  # transformers has a classifier for it that reads the encoder alone
     loader: str = "AutoModel"  # class of transformers that loads the encoder
@@ -88,20 +89,74 @@ TEXT = {
     "xlnet": Architecture("layer", whole=True, alone=True),
     "xmod": Architecture(),
     "yoso": Architecture(alone=True, version=2),
+    # language models: no token sees those behind it
+    "bloom": Architecture("h", causal=True, learns=False),
+    "cohere2": Architecture("layers", causal=True, learns=False),
+    "falcon": Architecture("h", causal=True, learns=False),
+    "gemma": Architecture("layers", causal=True, learns=False),
+    "gemma2": Architecture("layers", causal=True, learns=False),
+    "gemma3_text": Architecture("layers", causal=True, learns=False),
+    "gpt2": Architecture("h", causal=True, learns=False),
+    "gpt_neo": Architecture("h", causal=True, learns=False),
+    "gpt_neox": Architecture("layers", causal=True, learns=False),
+    "gptj": Architecture("h", causal=True, learns=False),
+    "granite": Architecture("layers", causal=True, learns=False),
+    "llama": Architecture("layers", causal=True, learns=False),
+    "mistral": Architecture("layers", causal=True, learns=False),
+    "mpt": Architecture("blocks", causal=True, learns=False),
+    "olmo": Architecture("layers", causal=True, learns=False),
+    "olmo2": Architecture("layers", causal=True, learns=False),
+    "olmo3": Architecture("layers", causal=True, learns=False),
+    "opt": Architecture("decoder.layers", causal=True, learns=False),
+    "phi": Architecture("layers", causal=True, learns=False),
+    "phi3": Architecture("layers", causal=True, learns=False),
+    "qwen2": Architecture("layers", causal=True, learns=False),
+    "qwen3": Architecture("layers", causal=True, learns=False),
+    "smollm3": Architecture("layers", causal=True, learns=False),
+    "stablelm": Architecture("layers", causal=True, learns=False),
+    "starcoder2": Architecture("layers", causal=True, learns=False),
 }
 
+ROUTED = "it sends each token to the experts that score highest, and rounding in a batch can change which these are"
+SCANNED = "it carries a state from token to token, which no test here covers"
+SEEING = "it reads images beside the text; name a folder with its language model alone, if there is one"
+
 REFUSED = {  # some that people ask for, with the reason
+    "bamba": SCANNED,
     "canine": "it pools characters, so that its hidden states differ in length",
+    "deepseek_v3": ROUTED,
+    "falcon_h1": SCANNED,
+    "falcon_mamba": SCANNED,
     "funnel": "it pools tokens, so that its hidden states differ in length",
+    "gemma3": SEEING,
+    "gemma3n": SEEING,
+    "gpt_oss": ROUTED,
+    "jamba": SCANNED,
     "layoutlm": "it reads the layout of a page beside the text",
     "layoutlmv2": "it reads the layout of a page beside the text",
     "layoutlmv3": "it reads the layout of a page beside the text",
     "lilt": "it reads the layout of a page beside the text",
+    "llama4": SEEING,
+    "mamba": SCANNED,
+    "mamba2": SCANNED,
     "markuplm": "it reads markup beside the text",
+    "mistral3": SEEING,
+    "mixtral": ROUTED,
+    "mllama": SEEING,
     "mra": "its attention exists as a GPU kernel only, and is left out elsewhere",
+    "olmoe": ROUTED,
     "perceiver": "its hidden states are of latents, not of tokens",
+    "phimoe": ROUTED,
+    "qwen2_5_vl": SEEING,
+    "qwen2_moe": ROUTED,
+    "qwen2_vl": SEEING,
+    "qwen3_moe": ROUTED,
+    "qwen3_next": SCANNED,
+    "qwen3_vl": SEEING,
+    "recurrent_gemma": SCANNED,
     "reformer": "its attention hashes at random, so that no two runs agree",
     "roc_bert": "it reads the shape and the sound of characters beside the text",
+    "rwkv": SCANNED,
     "sew": "it joins neighbouring frames, across the end of a clip",
     "sew-d": "it joins neighbouring frames, across the end of a clip",
     "tapas": "it reads tables",
@@ -168,6 +223,7 @@ def hidden_states(
     that one alone. The model runs no further than it must; with none wanted, to its first block.
     """
     ready_for_a_text(model)
+    model.config.use_cache = False  # nothing is generated, so no key or value is kept
     if architecture.whole and wanted:
         states = model(input_ids=numbers, attention_mask=mask, output_hidden_states=True).hidden_states
         return {number: states[number] for number in wanted}

@@ -6,6 +6,7 @@ fine-tuning off, its command must cost nothing.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,7 +46,13 @@ def read_note(folder: Path) -> str | None:
 
 
 UNUSED = ("pooler.", "masked_spec_embed", "adapter.")  # of a base model: for training, and for tasks that are not ours
-BUFFERS = (".position_ids", ".token_type_ids", ".inv_freq", ".num_batches_tracked")  # that older checkpoints hold
+BUFFERS = (  # that older checkpoints hold
+    *(".position_ids", ".token_type_ids", ".inv_freq", ".num_batches_tracked"),
+    *(".masked_bias", ".attn.bias", ".attention.bias"),  # triangles that hide what follows
+)
+
+
+AT_ONCE = 1 << 24  # numbers whose hash is taken
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,37 @@ def encoder_of(model: Any) -> Any:
     return model.encoder if model.config.model_type == "whisper" else model.base_model
 
 
+def stored_precision(source: Source) -> "torch.dtype":
+    """float16 or bfloat16 where every weight of a safetensors checkpoint is stored so; else float32."""
+    import torch
+
+    index = _file(source, "model.safetensors.index.json")
+    names = set(json.loads(index.read_bytes())["weight_map"].values()) if index else {"model.safetensors"}
+    kinds = {kind for name in names for kind in _kinds(_file(source, name))}
+    return {"F16": torch.float16, "BF16": torch.bfloat16}.get(kinds.pop() if len(kinds) == 1 else "", torch.float32)
+
+
+def _file(source: Source, name: str) -> Path | None:
+    """A file of the checkpoint, from the hub where it is of there; None where it has none of this name."""
+    from huggingface_hub import hf_hub_download
+
+    if source.revision is None:
+        path = Path(source.location) / name
+        return path if path.is_file() else None
+    with suppress(Exception):  # whatever the client raises; loading says what is wrong
+        return Path(hf_hub_download(source.location, name, revision=source.revision))
+    return None
+
+
+def _kinds(path: Path | None) -> set[str]:
+    """The types of the numbers in a safetensors file, by its header."""
+    if path is None:
+        return {"unknown"}
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {weight["dtype"] for name, weight in header.items() if name != "__metadata__"}
+
+
 def _refuse_misfits(source: Source, model: Any, report: dict[str, Any]) -> None:
     encoder, prefix = encoder_of(model), f"{model.base_model_prefix}."
     beside = "" if encoder is model.base_model else "encoder."  # what its own names begin with, and no others
@@ -223,7 +261,8 @@ def weights_hash(module: "torch.nn.Module") -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+        for piece in tensor.detach().flatten().split(AT_ONCE):  # not all of a large one in float32
+            digest.update(piece.float().cpu().numpy().data)
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.encoders.context import TextContext
 from pipeline.errors import EncoderError
 from pipeline.params import AudioParams, TextParams
 from pipeline.settings import PrecisionError, SettingsError, check_section
@@ -25,7 +26,10 @@ BUILT_IN = {"audio": ("tiny", "log-mel"), "text": ("tiny",)}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 SHARED = ("layers", "mix", "precision", "dtype")  # what an identity says in the words of params.yaml
-OWN = {"audio": (*SHARED, "context", "window_seconds", "overlap_seconds"), "text": (*SHARED, "overlap_tokens")}
+OWN = {
+    "audio": (*SHARED, "context", "window_seconds", "overlap_seconds"),
+    "text": (*SHARED, "overlap_tokens", *TextContext._fields),
+}
 PLACE = ("model", "revision")  # a folder need not be called what it was called when features were made
 NOT_OF_THE_ENCODER = ("channels",)
 

@@ -7,7 +7,8 @@ disagrees (`pipeline.settings.check_agreement`).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -98,13 +99,68 @@ def ready_for_inference(module: nn.Module) -> None:
     module.requires_grad_(False)
 
 
+def stay_narrow(module: nn.Module) -> Callable[[], None]:
+    """Let half-precision matrices lie in memory as their checkpoint has them, while `module` computes in float32.
+
+    Each is widened for the time of its product. Vectors (norms, biases) become float32, and so does what an embedding
+    gives, exactly: the features are those of the same weights in float32.
+
+    Returns:
+        What ends the widening, for `cast_products`; embeddings go on to give float32.
+    """
+    hooks = []
+    for part in module.modules():
+        for weight in part.parameters(recurse=False):
+            if weight.dim() < 2:
+                weight.data = weight.data.float()
+        if isinstance(part, nn.Embedding):
+            part.register_forward_hook(partial(_widened, scale=_take_scale(part)))
+        elif any(weight.dtype != torch.float32 for weight in part.parameters(recurse=False)):
+            narrow: list[tuple[nn.Parameter, Tensor]] = []
+            hooks.append(part.register_forward_pre_hook(partial(_widen, narrow=narrow)))
+            hooks.append(part.register_forward_hook(partial(_narrow, narrow=narrow), always_call=True))
+
+    def end() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return end
+
+
+def _take_scale(embedding: nn.Embedding) -> float:
+    """Gemma multiplies by it in the precision of its weights; taken away here, to multiply in float32."""
+    scale = getattr(embedding, "embed_scale", None)
+    if not isinstance(scale, Tensor):
+        return 1.0
+    exact = float(getattr(embedding, "scalar_embed_scale", scale))
+    scale.fill_(1.0)
+    return exact
+
+
+def _widened(part: nn.Module, args: Any, output: Tensor, scale: float) -> Tensor:
+    wide = output.float()
+    return wide if scale == 1.0 else wide * scale
+
+
+def _widen(part: nn.Module, args: Any, narrow: list[tuple[nn.Parameter, Tensor]]) -> None:
+    for weight in part.parameters(recurse=False):
+        narrow.append((weight, weight.data))
+        weight.data = weight.data.float()
+
+
+def _narrow(part: nn.Module, args: Any, output: Any, narrow: list[tuple[nn.Parameter, Tensor]]) -> None:
+    for weight, stored in narrow:
+        weight.data = stored
+    narrow.clear()
+
+
 def cast_products(module: nn.Module) -> None:
     """Weights of matrix products and convolutions in bfloat16, cast once.
 
     Norms stay in float32, and with them the stream that the layers add to.
     """
     for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv1d):
+        if isinstance(part, nn.Linear | nn.Conv1d) or type(part).__name__ == "Conv1D":  # GPT-2's name for a product
             for weight in part.parameters(recurse=False):
                 weight.data = weight.data.to(torch.bfloat16)
     widen_narrow_groups(module)

@@ -1,8 +1,9 @@
 """Text encoders: BERT and the like. A text's features do not depend on the texts that share its batch: attention is
 masked, and what a mask does not keep apart is encoded one text at a time (`pipeline.encoders.architectures`).
 
-Every token is kept, with the special tokens at both ends ([CLS] and [SEP]). A text longer than the model's positions
-is encoded in overlapping windows instead of being cut.
+Every token is kept, with the special tokens at both ends ([CLS] and [SEP]); of an utterance that is read with the turns
+around it, its own tokens (`pipeline.encoders.context`). A text longer than the model's positions is encoded in
+overlapping windows instead of being cut.
 
 Axes: texts, tokens, layers, dim.
 """
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.encoders.architectures import TEXT, cut, hidden_states
 from pipeline.encoders.batching import Rows, windows
+from pipeline.encoders.context import PROBE, Passage, Reader, Reading, TextContext, separator, special_tokens
 from pipeline.encoders.loading import (
     Source,
     choose_device,
@@ -26,9 +28,10 @@ from pipeline.encoders.loading import (
     mixed,
     resolve_layers,
     row_shape,
+    stored_precision,
     weights_hash,
 )
-from pipeline.encoders.precision import Probe, cast_products, ready_for_inference, reduce_precision
+from pipeline.encoders.precision import Probe, cast_products, ready_for_inference, reduce_precision, stay_narrow
 from pipeline.encoders.tiny import TINY_TEXT
 from pipeline.encoders.transfer import fetched, fitting, upload
 from pipeline.errors import EncoderError
@@ -40,7 +43,6 @@ LARGEST_BATCH = {"cpu": 4096, "cuda": 65_536}  # tokens; more of them make nothi
 LONGEST = 4096  # tokens encoded at once, whatever a model takes: the memory for attention grows with the square
 ENDLESS = 2048  # likewise, where positions are relative and have no end
 PROBE_TOKENS = (1, 5, 17, 50)
-PROBE = "a"  # a text that every vocabulary can hold, to see which special tokens surround it
 
 
 class TextEncoder:
@@ -49,6 +51,7 @@ class TextEncoder:
     Attributes:
         identity: what the features depend on.
         row_shape: of one token, (dim,) or (layers, dim).
+        context: what is read with an utterance.
     """
 
     def __init__(
@@ -63,10 +66,15 @@ class TextEncoder:
         longest = longest_sequence(model, tokenizer, layers[-1], f"text.encoder {params.encoder}")
         self._window = longest - len(self._prefix) - len(self._suffix)
         self._overlap = min(params.overlap_tokens, self._window // 2)
-        self._pad = tokenizer.pad_token_id or 0
+        self._model = model.to(torch.device(device))
+        self.context = TextContext.of(dict(params))
+        self._own_alone = any(self.context)
+        self._reader = Reader(self.tokenize, separator(tokenizer, self._architecture.causal), self._window)
+        padding = tokenizer.pad_token_id or 0
+        self._pad = padding if padding < model.config.vocab_size else 0  # masked, whatever it is
         self._layers, self._mix, self.device = layers, params.mix, torch.device(device)
         self._reduced = False
-        self._model = model.to(self.device)
+        self._end_widening = stay_narrow(self._model) if self._architecture.causal else lambda: None
         self._ready_mask = self._architecture.ready_mask and model.config._attn_implementation == "sdpa"
         ready_for_inference(self._model)
         inner = getattr(model.config, "intermediate_size", 4 * dim)
@@ -75,35 +83,63 @@ class TextEncoder:
     def reduce(self) -> None:
         """Compute in bfloat16 from now on."""
         self._reduced = True
+        self._end_widening()
         cast_products(self._model)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token numbers of `text`, all of them, without special tokens."""
-        return self._tokenizer(text, add_special_tokens=False, truncation=False, padding=False, verbose=False)[
-            "input_ids"
-        ]
+        """Token numbers of `text`, all of them, without special tokens.
+
+        Raises:
+            EncoderError: it names a special token that the model has no embedding of.
+        """
+        options = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
+        numbers: list[int] = self._tokenizer(text, **options)["input_ids"]
+        if (largest := max(numbers, default=0)) >= self._model.config.vocab_size:
+            token = self._tokenizer.convert_ids_to_tokens(largest)
+            raise EncoderError(
+                f"a text holds {token!r}, of which the encoder has no embedding; take it out of the text"
+            )
+        return numbers
+
+    def read(self, passage: Passage) -> Reading:
+        """Token numbers of an utterance and of what is read with it."""
+        return self._reader.read(passage)
 
     def tokens(self, token_ids: Sequence[int]) -> int:
-        """How many rows `encode` gives for these token numbers."""
-        return len(self._prefix) + len(token_ids) + len(self._suffix)
+        """How many rows `encode` gives for an utterance of these token numbers."""
+        return len(token_ids) if self._own_alone else len(self._prefix) + len(token_ids) + len(self._suffix)
+
+    def length(self, reading: Reading) -> int:
+        """How many tokens the model is given for a reading; 0 where the utterance has none."""
+        there = len(reading.before) + len(reading.own) + len(reading.after) + len(self._prefix) + len(self._suffix)
+        return there if self.tokens(reading.own) else 0
 
     def budget(self) -> int:
         """Tokens in a batch, padding included, that fit the memory which is free now."""
         return fitting(self._bytes_per_token, self.device, LARGEST_BATCH[self.device.type])
 
     def encode(self, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Token numbers of each text -> (tokens, *row_shape) float32, special tokens included."""
-        return self.start(texts, "float32")()
+        """Token numbers of each text -> (tokens, *row_shape) float32: its own, and special ones without a context."""
+        return self.start([Reading([], token_ids, []) for token_ids in texts], "float32")()
 
     @torch.inference_mode()
-    def start(self, texts: Sequence[Sequence[int]], dtype: Dtype) -> Rows:
+    def start(self, readings: Sequence[Reading], dtype: Dtype) -> Rows:
         """Begin to encode: the device works on while the caller goes on, until it asks for the rows, in `dtype`."""
-        fitting = [token_ids for token_ids in texts if len(token_ids) <= self._window]
+        short = [len(reading.own) <= self._window for reading in readings]
+        whole = [[*one.before, *one.own, *one.after] for one, fits in zip(readings, short, strict=True) if fits]
         with full_float32():
-            encoded = iter(self._forward(fitting) if fitting else [])
-            rows = [next(encoded) if len(ids) <= self._window else self._encode_long(ids) for ids in texts]
+            encoded = iter(self._forward(whole) if whole else [])
+            rows = [
+                self._kept(next(encoded) if fits else self._encode_long(reading.own), reading)
+                for reading, fits in zip(readings, short, strict=True)
+            ]
         flat = torch.cat(rows)  # (all tokens, layers, dim)
         return fetched(mixed(flat, self._mix).to(getattr(torch, dtype)), [len(row) for row in rows])
+
+    def _kept(self, rows: Tensor, reading: Reading) -> Tensor:
+        """The rows of the utterance, of all (tokens, layers, dim) that the model was given."""
+        first = len(self._prefix) + len(reading.before)
+        return rows[first : first + len(reading.own)] if self._own_alone else rows
 
     def _encode_long(self, token_ids: Sequence[int]) -> Tensor:
         before, after = len(self._prefix), len(self._suffix)
@@ -176,14 +212,15 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
     source = find_model(params.encoder, params.revision, {"tiny": TINY_TEXT})
     found = load_config(source, "text", f"text.encoder {params.encoder}")
     layers = resolve_layers(params.layers, int(found.config.num_hidden_layers), params.encoder)
+    as_it_is = found.architecture.causal and params.precision == "bfloat16"
     model = load_pretrained(
         getattr(transformers, found.architecture.loader),
         source,
         cut=lambda model: cut(model, found.architecture, layers[-1]),
-        dtype=torch.float32,
+        dtype=stored_precision(source) if as_it_is else torch.float32,
     )
     tokenizer = load_tokenizer(source, int(model.config.vocab_size))
-    weights = weights_hash(model)
+    weights, context = weights_hash(model), TextContext.of(dict(params))
     identity = Identity(
         {
             "modality": "text",
@@ -195,6 +232,7 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
             "layers": layers,
             "mix": params.mix,
             "overlap_tokens": params.overlap_tokens,
+            **(context._asdict() if any(context) else {}),
             "precision": params.precision,
             "dtype": params.dtype,
             "version": found.architecture.version,
@@ -216,7 +254,8 @@ def load_tokenizer(source: Source, vocabulary: int) -> Any:
     except Exception as error:  # whatever a damaged folder makes the libraries raise
         reason = " ".join(str(error).split())[:300]
         raise EncoderError(f"encoder {source.location}: its tokenizer cannot be loaded: {reason}") from None
-    if not vocabulary / 2 <= len(tokenizer) <= vocabulary:
+    # special tokens of other uses may exceed the embeddings: Gemma 3 has one for images
+    if len(tokenizer) < vocabulary / 2 or min(len(tokenizer), tokenizer.vocab_size) > vocabulary:
         raise EncoderError(
             f"encoder {source.location}: its tokenizer knows {len(tokenizer)} tokens and its model {vocabulary}; "
             "they do not belong together, or tokenizer files (tokenizer.json, vocab.txt) are missing in the folder"
@@ -231,14 +270,16 @@ def _vocabulary_hash(tokenizer: Any) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The token numbers that the tokenizer puts before and after a text."""
-    bare = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-    whole = tokenizer(PROBE, add_special_tokens=True, truncation=False, padding=False)["input_ids"]
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start], whole[start + len(bare) :]
-    raise EncoderError("the tokenizer changes a text when it adds special tokens; no such tokenizer is supported")
+def _built_for(config: Any) -> int:
+    """Positions that a model was built for, 0 where they have no end.
+
+    Of Phi-3's `longrope` those of its short factors: which factors hold is decided by the longest text of a batch.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    if rope.get("rope_type") == "longrope":
+        positions = rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
+    return int(positions or 0)
 
 
 def longest_sequence(model: Any, tokenizer: Any, depth: int, who: str) -> int:
@@ -254,7 +295,9 @@ def longest_sequence(model: Any, tokenizer: Any, depth: int, who: str) -> int:
         numbers = torch.full((1, tokens), token)
         try:
             with torch.inference_mode():
-                hidden_states(model, architecture, wanted, numbers, torch.ones_like(numbers))
+                states = hidden_states(model, architecture, wanted, numbers, torch.ones_like(numbers))
+            if dims := {state.shape[-1] for state in states.values()} - {int(model.config.hidden_size)}:
+                raise ValueError(f"its last layer has {dims.pop()} dimensions, the others {model.config.hidden_size}")
         except (IndexError, RuntimeError, TypeError, ValueError) as error:  # as each architecture has it
             return error
         return None
@@ -263,9 +306,9 @@ def longest_sequence(model: Any, tokenizer: Any, depth: int, who: str) -> int:
     if misfit:
         reason = " ".join(str(misfit).split())[:300]
         raise EncoderError(f"{who}: a '{model.config.model_type}' model that cannot encode a short text: {reason}")
-    built_for = int(getattr(model.config, "max_position_embeddings", None) or 0)
+    built_for = _built_for(model.config)
     rotary = any(name.endswith("inv_freq") for name, _ in model.named_buffers())  # takes any length, not built for it
-    most = built_for if rotary else max(ENDLESS, min(built_for, LONGEST))
+    most = built_for if built_for and (rotary or architecture.causal) else max(ENDLESS, min(built_for, LONGEST))
     most = int(min(most, LONGEST, tokenizer.model_max_length))
     if attempt(most) is None:
         return most

@@ -36,9 +36,10 @@ class Transcripts:
 
     def plan(self, device: str, scratch: Path) -> Work:
         """Load the encoder, and plan."""
-        from pipeline.encoders import load_text_encoder
+        from pipeline.encoders import due, load_text_encoder
 
-        return plan_text(self.utterances, load_text_encoder(self.params, device), self.params)
+        encoder = load_text_encoder(self.params, device)
+        return plan_text(due(self.utterances, encoder.context), encoder, self.params)
 
     def missing(self) -> list[Path]:
         """Transcripts come along with the utterances."""

@@ -43,7 +43,7 @@ from pipeline.store import (
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.encoders import Prepared, SpeechEncoder, TextEncoder
+    from pipeline.encoders import Passage, Prepared, SpeechEncoder, TextEncoder
 
 
 BEHIND = 2  # encoded batches that may wait for the disk
@@ -161,13 +161,13 @@ def extract_text(
     manifest: Path, target: Path, params: TextParams, device: str = "auto", overwrite: bool = False
 ) -> Outcome:
     """Encode the transcripts to the part file `target`, as `extract_audio` does; or those of the texts.jsonl."""
-    from pipeline.encoders import load_text_encoder
+    from pipeline.encoders import due, load_text_encoder
 
     utterances = read_sources(manifest, "text")
     if not any(utterance.text for utterance in utterances):
         return leave_empty(target, utterances, "text", params.dtype, overwrite)
     encoder = load_text_encoder(params, device)
-    outcome = fill(target, plan_text(utterances, encoder, params), "text", overwrite)
+    outcome = fill(target, plan_text(due(utterances, encoder.context), encoder, params), "text", overwrite)
     return replace(outcome, advice=advise_precision(params.precision, encoder.device, "text.precision"))
 
 
@@ -243,23 +243,25 @@ def plan_clips(
 
 
 def plan_text(
-    utterances: Sequence[Source], encoder: "TextEncoder", params: TextParams, altered: Altered | None = None
+    said: "Sequence[Passage]", encoder: "TextEncoder", params: TextParams, altered: Altered | None = None
 ) -> Work:
-    """The work of encoding the field `text` of the utterances."""
-    token_ids = [encoder.tokenize(utterance.text) if utterance.text else [] for utterance in utterances]
-    rows = [encoder.tokens(ids) if ids else 0 for ids in token_ids]
-    ids, names = [utterance.id for utterance in utterances], [utterance.name for utterance in utterances]
-    inputs = [[utterance.id, utterance.text] for utterance in utterances]
+    """The work of encoding the utterances of the passages."""
+    readings = [encoder.read(passage) for passage in said]
+    lengths = [encoder.length(one) if passage.own.text else 0 for passage, one in zip(said, readings, strict=True)]
+    rows = [encoder.tokens(one.own) if length else 0 for one, length in zip(readings, lengths, strict=True)]
+    around = [(passage.own.speaker, passage.past, passage.future) if any(encoder.context) else () for passage in said]
+    inputs = [[passage.id, passage.own.text, *context] for passage, context in zip(said, around, strict=True)]
+    ids, names = [passage.id for passage in said], [passage.name for passage in said]
     layout = PartLayout(ids, rows, encoder.row_shape, params.dtype, encoder.identity, plan="", names=names)
     engine = LocalEngine(
-        token_ids.__getitem__,
+        readings.__getitem__,
         partial(encoder.start, dtype=params.dtype),
         layout.name,
         advice="shorten its text, or encode on the cpu (--device)",
     )
     budget = encoder.budget() if params.batch == "auto" else params.batch
     unit = Unit("tokens", "tokens", 1, digits=0)
-    return Work(_made_from(inputs, altered, layout), rows, unit, budget, params.batch == "auto", engine)
+    return Work(_made_from(inputs, altered, layout), lengths, unit, budget, params.batch == "auto", engine)
 
 
 def _made_from(inputs: list[Any], altered: Altered | None, layout: PartLayout) -> PartLayout:

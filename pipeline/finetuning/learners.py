@@ -16,15 +16,20 @@ from torch import Tensor, nn
 
 from pipeline.encoders import (
     LOG_MEL,
+    NO_CONTEXT,
     PROBE_FRAMES,
     PROBE_TOKENS,
     TEXT,
     TINY_SPEECH,
     TINY_TEXT,
     Convolutions,
+    Passage,
     Probe,
+    Reader,
+    Said,
     Source,
     Spectra,
+    TextContext,
     encoded,
     find_model,
     frame_mask,
@@ -41,6 +46,7 @@ from pipeline.encoders import (
     ready_for_a_text,
     reduce_precision,
     restore_names,
+    separator,
     special_tokens,
     weights_hash,
     widen_narrow_groups,
@@ -59,11 +65,13 @@ class Learner(Protocol):
         model: transformers' classification model; its `base_model` is the encoder.
         source: where it started.
         weights: hash of the weights that it started with.
+        reads: what it is given besides an utterance, as the section of params.yaml says it.
     """
 
     model: Any
     source: Source
     weights: str
+    reads: Mapping[str, Any]
 
     def collate(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
         """The model's arguments for a batch, with `labels`."""
@@ -80,6 +88,8 @@ class Learner(Protocol):
 
 class SpeechLearner:
     """A wav2vec2-family model: (clips, samples) -> (clips, classes), from the mean over time."""
+
+    reads: Mapping[str, Any] = {}
 
     def __init__(self, model: Any, source: Source, params: FinetuneAudioParams) -> None:
         self.model, self.source = model, source
@@ -130,6 +140,8 @@ class WhisperLearner:
 
     transformers' classifier takes the mean over all 30 s, most of them silence. Layers are never dropped.
     """
+
+    reads: Mapping[str, Any] = {}
 
     def __init__(self, model: Any, source: Source, params: FinetuneAudioParams, context: Context) -> None:
         self.model, self.source = model, source
@@ -229,8 +241,8 @@ def load_speech_learner(
 class TextLearner:
     """A text encoder: (texts, tokens) -> (texts, classes), as the architecture's own classifier reads a text."""
 
-    def __init__(self, params: FinetuneTextParams, labels: Sequence[str]) -> None:
-        """Load it.
+    def __init__(self, params: FinetuneTextParams, labels: Sequence[str], context: TextContext = NO_CONTEXT) -> None:
+        """Load it; `context` is what it reads with an utterance.
 
         Raises:
             EncoderError: it cannot be found, loaded or run, or its architecture is not supported.
@@ -257,14 +269,27 @@ class TextLearner:
         depth = int(encoder.config.num_hidden_layers)
         longest = min(params.max_tokens, longest_sequence(encoder, self._tokenizer, depth, who))
         self._longest = longest - len(self._prefix) - len(self._suffix)
+        self.reads: Mapping[str, Any] = context._asdict() if any(context) else {}
+        self._reader = Reader(self._numbers, separator(self._tokenizer, causal=False), self._longest)
         if found.architecture.alone:
             self.model.forward = partial(_one_by_one, self.model, self.model.forward)
 
     def tokenize(self, text: str) -> Tensor:
-        """Token numbers of a text with its special tokens, its beginning where it is too long: (tokens,)."""
-        # cut here: a tokenizer that was asked to cut remembers it, and would be saved as another one
-        numbers = self._tokenizer(text, add_special_tokens=False, truncation=False, padding=False, verbose=False)
-        return torch.tensor([*self._prefix, *numbers["input_ids"][: self._longest], *self._suffix])
+        """Token numbers of a text by itself, as `read` has them."""
+        return self.read(Passage("", "", Said(None, text)))
+
+    def read(self, passage: Passage) -> Tensor:
+        """Token numbers of an utterance and what is read with it, special ones too: (tokens,).
+
+        Of an utterance that is too long by itself its beginning.
+        """
+        before, own, after = self._reader.read(passage)
+        return torch.tensor([*self._prefix, *before, *own[: self._longest], *after, *self._suffix])
+
+    def _numbers(self, text: str) -> list[int]:
+        # cut later: a tokenizer that was asked to cut remembers it, and would be saved as another one
+        options = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
+        return list(self._tokenizer(text, **options)["input_ids"])
 
     def collate(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
         """Batch of (texts, tokens)."""

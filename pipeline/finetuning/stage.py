@@ -133,16 +133,25 @@ def finetune_audio(
 def finetune_text(
     manifest: Path, output: Path, params: TextParams, device: str = "auto", overwrite: bool = False
 ) -> "Outcome | Kept":
-    """Fine-tune `params.finetune.encoder` on the transcripts; raises as `finetune_audio` does."""
+    """Fine-tune `params.finetune.encoder` on the transcripts, each with what `params` reads with it.
+
+    Raises as `finetune_audio` does.
+    """
     with _prepared(manifest, output, params, "text", device, overwrite) as prepared:
+        from pipeline.encoders import TextContext, passages
         from pipeline.finetuning.learners import TextLearner
 
         chosen = prepared.chosen
-        learner = TextLearner(params.finetune, chosen.labels)
-        inputs = [[u.id, u.label, u.text] for u in (*chosen.train, *chosen.validation)]
+        context = TextContext.of(dict(params))
+        learner = TextLearner(params.finetune, chosen.labels, context)
+        said = {passage.id: passage for passage in passages(read_manifest(manifest), context)}
+        learned = [*chosen.train, *chosen.validation]
+        inputs: list[list[Any]] = [[u.id, u.label, u.text] for u in learned]
+        if any(context):
+            inputs += [[one.own.speaker, one.past, one.future] for one in (said[u.id] for u in learned)]
 
         def read(utterances: Sequence[Utterance], name: str) -> "list[torch.Tensor]":
-            return [learner.tokenize(utterance.text) for utterance in utterances]
+            return [learner.read(said[utterance.id]) for utterance in utterances]
 
         return _finetune(prepared, learner, read, inputs)
 
@@ -266,6 +275,7 @@ def _card(
     floor: Mapping[str, float],
 ) -> str:
     """What a reader of the folder should know; the same for the same run, without times and places."""
+    settings = {**params.model_dump(mode="json", exclude={"encoder"}), **learner.reads}
     revision = f" at {learner.source.revision}" if learner.source.revision else ""
     rows: list[list[Any]] = [
         *([epoch.number, f"{epoch.loss:.4f}", *(f"{epoch.scores[name]:.3f}" for name in METRICS)] for epoch in history),
@@ -279,5 +289,5 @@ def _card(
         f"{len(chosen.validation)} utterances of the validation split by {params.metric}. The test split was not read. "
         "The classifier is left out.\n\n"
         f"| epoch | train loss | {' | '.join(METRICS)} |\n|---|---|{'---|' * len(METRICS)}\n{table}\n\n"
-        f"Settings: `{json.dumps(params.model_dump(mode='json', exclude={'encoder'}))}`\n"
+        f"Settings: `{json.dumps(settings)}`\n"
     )

@@ -1,5 +1,6 @@
 """Predictions from recordings: those of cached features, turn by turn those of the whole, and what may be missing."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,10 @@ from fusion.models import MODELS
 from fusion.params import EvaluateParams
 from fusion.prediction import Prediction, Predictor, Turn
 from pipeline.errors import DataError
+from pipeline.extraction import extract_text
+from pipeline.join import join
 from pipeline.media.decoding import decode
+from pipeline.params import TextParams
 from pipeline.store import Features, Identity
 from tests.fusion.recorded import Recorded, without
 
@@ -247,3 +251,30 @@ def test_features_of_other_encoders_are_refused(recorded: Recorded, predictor: P
     features: Features = replace(recorded.features, text=replace(recorded.features.text, identity=other))
     with pytest.raises(ModelError, match="trained on text features of"):
         predictor.predict_features(features)
+
+
+@pytest.fixture(scope="module")
+def read_in_context(recorded: Recorded, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """The same corpus, each text of which is read with the turns around it."""
+    folder = tmp_path_factory.mktemp("context")
+    manifest = Path(shutil.copy(recorded.folder / "manifest.jsonl", folder))
+    shutil.copy(recorded.table, folder)
+    extract_text(manifest, folder / "text.h5", TextParams(past_turns=2, future_turns=1, speakers=True), "cpu")
+    features = join(manifest, recorded.folder / "audio.h5", folder / "text.h5", folder / "feats.h5", copy_parts=True)
+    return replace(recorded, folder=folder, features=features)
+
+
+def test_words_are_read_with_the_turns_around_them_as_in_the_features_of_the_model(read_in_context: Recorded) -> None:
+    """Also in a stream, where a turn's words are read once more with those behind it."""
+    turns = turns_of(read_in_context)[:4]
+    turns[2] = replace(turns[2], text="")
+    with Predictor.load(read_in_context.train(direction="past"), "cpu") as predictor:
+        cached = predictor.predict_features(read_in_context.features)
+        found = {one.id: one for one in predictor.predict_table(read_in_context.table, read_in_context.root)}
+        assert_same([found[one.id] for one in cached], cached)
+        assert predictor.direction == "both"
+        running = predictor.conversation()
+        streamed = [running.add(turn) for turn in turns]
+        assert_same(streamed, [predictor.predict(turns[:count])[-1] for count in range(1, len(turns) + 1)])
+        alone = [predictor.predict([turn])[0] for turn in turns]
+        assert np.abs(answers(streamed) - answers(alone))[1].max() > TOLERANCE

@@ -28,6 +28,8 @@ UNFOLLOWED = {
     "xlm": "_local_scalar_dense",
     "xmod": "nonzero",
     "deberta-v2": "NVIDIA driver",  # its scripted functions ask for one
+    "falcon": "NVIDIA driver",  # picks heads by a list of numbers, which is copied
+    "gpt_neo": "NVIDIA driver",  # copies the value of what is hidden
 }
 WITHOUT_BFLOAT16 = {"fnet": "Unsupported dtype BFloat16"}  # a Fourier transform
 PRECISIONS = ("float32", "bfloat16")
@@ -138,12 +140,12 @@ def test_text_fits_and_does_not_wait(kind: str, precision: str, monkeypatch: pyt
     refusal = UNFOLLOWED.get(kind) or (WITHOUT_BFLOAT16.get(kind) if precision == "bfloat16" else None)
     expected = pytest.raises((EncoderError, RuntimeError), match=refusal) if refusal else nullcontext()
     with fake_cuda(monkeypatch), expected:
-        encoder = TextEncoder(model, tokenizer(), Identity({}), [0, 1, 2], TextParams(), "cuda")
+        encoder = TextEncoder(model, tokenizer(kind), Identity({}), [0, 1, 2], TextParams(), "cuda")
         if precision == "bfloat16":
             encoder.reduce()
         with torch.inference_mode(), Seen() as seen:
             rows = encoder._forward(numbers)
-        assert [(len(one), one.shape[1]) for one in rows] == [(len(one) + 2, 3) for one in numbers]
+        assert [(len(one), one.shape[1]) for one in rows] == [(encoder.tokens(one), 3) for one in numbers]
         assert {one.device.type for one in rows} == {"cuda"}
         assert seen.copies.total() == 1, seen.copies
         assert (torch.bfloat16 in seen.types) == (precision == "bfloat16")
