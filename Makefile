@@ -26,7 +26,7 @@ demo: $(VENV)/installed
 
 real-demo: $(VENV)/installed
 	@test -n "$(CORPUS)" || { echo "name a folder: make real-demo CORPUS=/data/my-corpus"; exit 2; }
-	python -m scripts.real_demo "$(CORPUS)" $(foreach one,$(SET),--set "$(one)")
+	python scripts/real_demo.py "$(CORPUS)" $(foreach one,$(SET),--set "$(one)")
 
 test: lint
 	pytest

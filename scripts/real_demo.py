@@ -1,6 +1,6 @@
 """From a folder of recordings to the report, with real encoders and nothing random: what `make real-demo` runs.
 
-    python -m scripts.real_demo CORPUS [--work real-demo/NAME] [--set KEY=VALUE ...]
+    python scripts/real_demo.py CORPUS [--work real-demo/NAME] [--set KEY=VALUE ...]
 
 CORPUS is a release of MELD, IEMOCAP or CMU-MOSI, or a folder with a table. Speech is encoded by Whisper tiny.en
 (`scripts/whisper_folder.py`), text by MiniLM, both from the package index. In WORK are then params.yaml, features,
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from whisper_folder import whisper_folder
 
 from pipeline.datasets import read_rows
 from pipeline.params import Columns
-from scripts.whisper_folder import whisper_folder
 
 RELEASES = {  # what lies in the folder of one
     "meld": ("train_sent_emo.csv", "train/train_sent_emo.csv"),

@@ -27,7 +27,7 @@ from pipeline.finetuning.examples import Example
 from pipeline.finetuning.learners import Learner, TextLearner, load_speech_learner
 from pipeline.params import AudioParams, FinetuneAudioParams, FinetuneTextParams, TextParams
 from pipeline.settings import PrecisionError
-from scripts import encoders_page
+from scripts import encoders_page, exactness_page
 from tests.pipeline.encoders.test_speech import TOLERANCE, TOYS, noise, toy_config
 
 pytestmark = [
@@ -37,6 +37,8 @@ pytestmark = [
 
 LAYERS = 3
 WORDS = ["joy", "grief", "calm", "wrath", "dread", "shame", "pride", "hope"]
+SAMPLES = (400, 16000, 5003)  # of clips
+SPEECH_CASES = [*((kind, "full") for kind in TOYS), ("whisper", "clip")]
 LENGTHS = (1, 3, 17, 40, 54)  # tokens; 54 and two special ones fill most of the 60 positions
 SMALL = {
     **dict.fromkeys(("hidden_size", "d_model", "dim", "emb_dim", "embedding_size"), 32),
@@ -363,11 +365,11 @@ def test_speech_toys_are_of_all_architectures() -> None:
     assert {toy_config(kind).model_type for kind in TOYS} == set(SPEECH)
 
 
-@pytest.mark.parametrize(("kind", "context"), [*((kind, "full") for kind in TOYS), ("whisper", "clip")])
+@pytest.mark.parametrize(("kind", "context"), SPEECH_CASES)
 def test_a_speech_architecture_is_exact_and_has_the_layers_of_transformers(
     kind: str, context: str, tmp_path: Path
 ) -> None:
-    folder, clips = speech_folder(kind, tmp_path), noise(400, 16000, 5003)
+    folder, clips = speech_folder(kind, tmp_path), noise(*SAMPLES)
     expected = [own_frames(folder, clip, context) for clip in clips]
     for layers in ((0, 1, 2), (0,), (1,), (2,)):
         for found, states in zip(load_audio(folder, layers, context).encode(clips), expected, strict=True):
@@ -389,7 +391,7 @@ def test_a_decoder_of_whisper_alone_is_no_speech_encoder(tmp_path: Path) -> None
         load_audio(folder)
 
 
-@pytest.mark.parametrize(("kind", "context"), [*((kind, "full") for kind in TOYS), ("whisper", "clip")])
+@pytest.mark.parametrize(("kind", "context"), SPEECH_CASES)
 def test_a_speech_architecture_that_weighs_its_layers_learns_and_drops_none(
     kind: str, context: Any, tmp_path: Path
 ) -> None:
@@ -460,3 +462,8 @@ def test_an_architecture_that_has_no_bfloat16_is_named(kind: str, tmp_path: Path
 def test_the_page_lists_the_table() -> None:
     content = encoders_page.PAGE.read_text(encoding="utf-8")
     assert content == encoders_page.page(content), "run python scripts/encoders_page.py"
+    measured = content.partition(exactness_page.BEGIN)[2].partition(exactness_page.END)[0].splitlines()
+    rows = [line.split(" | ") for line in measured if line.startswith("| `")]
+    named = {row[0].strip("| `") for row in rows}
+    assert named == {*SPEECH, *TEXT}, "run python scripts/exactness_page.py"
+    assert all(float(difference.strip(" |")) < TOLERANCE for row in rows for difference in row[1:])
