@@ -38,7 +38,10 @@ def lists() -> str:
         f"| {how} | {', '.join(name if ' ' in name else f'`{name}`' for name in names)} |\n"
         for how, names in rows.items()
     )
-    refused = "".join(f"| `{name}` | {reason} |\n" for name, reason in REFUSED.items())
+    reasons: dict[str, list[str]] = {}
+    for name, reason in REFUSED.items():
+        reasons.setdefault(reason, []).append(f"`{name}`")
+    refused = "".join(f"| {', '.join(names)} | {reason} |\n" for reason, names in reasons.items())
     return f"| | architectures |\n|---|---|\n{supported}\n| refused | because |\n|---|---|\n{refused}"
 
 

@@ -49,7 +49,8 @@ class Recordings:
     def future_turns(self) -> int:
         """How many turns behind it the words of a turn are read with."""
         text = self._identity("text")
-        return int(text.fields.get("future_turns", 0)) if text else 0
+        turns = text.fields.get("future_turns", 0) if text else 0
+        return turns if isinstance(turns, int) else 0  # else the encoder will refuse it
 
     def load(self) -> None:
         """Load the encoders now; raises EncoderError where one is not available."""

@@ -52,7 +52,7 @@ BUFFERS = (  # that older checkpoints hold
 )
 
 
-AT_ONCE = 1 << 24  # numbers whose hash is taken
+AT_ONCE = 1 << 22  # numbers whose hash is taken
 
 
 @dataclass(frozen=True)

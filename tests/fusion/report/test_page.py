@@ -281,6 +281,9 @@ def test_words_are_named_by_the_tokenizer_of_the_features_alone() -> None:
     assert words
     assert words.of("So do I!", 6) == ["[CLS]", "So", "do", "I", "!", "[SEP]"]
     assert words.of("So do I!", 5) is None
+    in_context = find_words(Identity({"tokenizer": own, "model": "model", "past_turns": 0, "speakers": True}), [folder])
+    assert in_context
+    assert in_context.of("So do I!", 4) == ["So", "do", "I", "!"]
     assert find_words(Identity({"tokenizer": "0" * 64, "model": "model"}), [folder]) is None
     with pytest.raises(FeatureError, match="no such tokenizer"):
         find_words(Identity({"tokenizer": own, "model": "model"}), [folder / "none"])

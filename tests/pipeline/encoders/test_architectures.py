@@ -192,6 +192,7 @@ LONGROPE = {
     },
     "original_max_position_embeddings": 30,
 }
+YARN = {"rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 30}
 MAKES = [
     ("falcon", {"alibi": True, "new_decoder_architecture": False}),
     ("gemma3_text", {"use_bidirectional_attention": True}),  # EmbeddingGemma
@@ -200,6 +201,8 @@ MAKES = [
         "llama",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}, "tie_word_embeddings": True},
     ),
+    ("llama", {"rope_parameters": {**YARN, "rope_type": "yarn"}}),
+    ("llama", {"rope_parameters": {**YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}}),
     ("phi3", LONGROPE),  # other factors beyond 30 positions, for all texts of a batch
     ("qwen2", {"use_sliding_window": False}),
 ]
