@@ -117,6 +117,7 @@ def test_a_second_run_runs_no_stage(project: Project) -> None:
         ("model", {"hcam": {"blocks": 1}}, set()),
         ("model", {"name": "concat"}, {"train", "evaluate", "report"}),
         ("text", {"layers": [1]}, {"text", "degrade", "features", "train", "evaluate", "report"}),
+        ("text", {"past_turns": 2}, {"finetune-text", *STAGES[STAGES.index("text") :]}),
         ("audio", {"layers": [2]}, {"audio", "degrade", "features", "train", "evaluate", "report"}),
     ],
 )
