@@ -57,8 +57,8 @@ def speech() -> Iterator[tuple[str, tuple[float, float]]]:
 
 def text() -> Iterator[tuple[str, tuple[float, float]]]:
     """Of the toys of the text test."""
-    said = toys.texts()
     for kind in TEXT:
+        said = toys.texts(kind)
         with tempfile.TemporaryDirectory() as folder:
             place = toys.text_folder(kind, Path(folder))
             encoder = toys.load(place, tuple(range(toys.LAYERS + 1)))
