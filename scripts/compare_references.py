@@ -125,7 +125,7 @@ def compare_dialoguernn(clone: Path) -> Pair:
         cell.g_cell.load_state_dict(model.states.conversation.cells[way].state_dict())
         cell.p_cell.load_state_dict(model.states.party.cells[way].state_dict())
         cell.attention.transform.load_state_dict(model.states.ask[way].state_dict())
-        emotion = model.emotion.grus[way].state_dict()
+        emotion = model.emotion[way].grus[0].state_dict()
         cell.e_cell.load_state_dict({name.removesuffix("_l0"): weight for name, weight in emotion.items()})
     copy(theirs.matchatt, model.match)
     copy(nn.ModuleList([theirs.linear, theirs.smax_fc]), nn.ModuleList([model.hidden, model.classifier]))

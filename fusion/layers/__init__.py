@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         relu_layers,
         zero_padding,
     )
-    from fusion.layers.recurrent import Direction, SequenceGRU, TurnGRU, run_grus
+    from fusion.layers.recurrent import Direction, SequenceGRU, TurnGRU
     from fusion.layers.standardise import Standardise
 else:
     __getattr__ = door(__name__, __file__)

@@ -102,16 +102,19 @@ class SequenceGRU(nn.Module):
 
     Each direction of `both` has half the width. Padding never enters.
 
+    Args:
+        width: of the state of each direction, where it is another one.
+
     Shape:
         x: (sequences, positions, dim)
         mask: (sequences, positions), filled from the left
         returns: (sequences, positions, dim), zeros at padding
     """
 
-    def __init__(self, dim: int, direction: Direction = "both") -> None:
+    def __init__(self, dim: int, direction: Direction = "both", width: int | None = None) -> None:
         super().__init__()
         directions = {"past": 1, "both": 2}[direction]
-        self.width = dim // directions
+        self.width = width or dim // directions
         self.grus = nn.ModuleList(nn.GRU(dim, self.width, batch_first=True) for _ in range(directions))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -20,9 +20,18 @@ out.
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 
 from fusion.batch import Batch, Output, Turns, take_rows
-from fusion.layers import MatchingAttention, SequenceGRU, Unchanged, collect_views, relu_layers, turn_keys
+from fusion.layers import (
+    MatchingAttention,
+    SequenceGRU,
+    Unchanged,
+    collect_views,
+    masked_softmax,
+    relu_layers,
+    turn_keys,
+)
 from fusion.models.baselines import BaselineParams, UtteranceVectors
 from fusion.models.interface import HubModel, Stage, whole
 from fusion.models.shared import SharedParams, Sizes
@@ -88,9 +97,11 @@ class SpeakerStates(nn.Module):
         self.ask = nn.ModuleList(nn.Linear(features, dim, bias=False) for _ in range(ways))
 
     def forward(self, u: Tensor, before: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return self._scanned(u, before)
         pushes, *conversation = self.conversation.prepare(u)
         party_pushes, *party = self.party.prepare(u)
-        asked = u @ torch.stack([weight for ask in self.ask for weight in ask.parameters()]).transpose(1, 2)[:, None]
+        asked = self._ask(u)
         state = nothing = torch.zeros_like(asked[:, :, 0])  # (ways, conversations, dim)
         heard, spoken = asked[:, :, :0], asked[:, :, :0]  # all g and all q so far: (ways, conversations, t, dim)
         for turn in range(u.shape[2]):
@@ -104,6 +115,32 @@ class SpeakerStates(nn.Module):
             heard = torch.cat([heard, state[:, :, None]], dim=2)
             spoken = torch.cat([spoken, speaker[:, :, None]], dim=2)
         return spoken
+
+    def _scanned(self, u: Tensor, before: Tensor) -> Tensor:
+        """The same as one operator over any number of turns, which a graph can hold: g and q have all their places."""
+        pushes, *conversation = self.conversation.prepare(u)
+        party_pushes, *party = self.party.prepare(u)
+        asked, number = self._ask(u), torch.arange(u.shape[2], device=u.device)
+
+        def take(carried: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+            state, heard, spoken = carried
+            push, party_push, asking, last, turn = given
+            weights = masked_softmax(asking[:, :, None] @ heard.transpose(2, 3), number < turn)
+            own = (last[:, :, None] @ spoken).squeeze(2)
+            state = self.conversation.step(push, own, state, *conversation)
+            own = self.party.step(party_push, (weights @ heard).squeeze(2), own, *party)
+            here = (number == turn).to(u.dtype)[:, None]
+            return (state, heard + here * state[:, :, None], spoken + here * own[:, :, None]), own.clone()
+
+        ways, conversations, _, dim = asked.shape
+        begin = [u.new_zeros(ways, conversations, *places, dim) for places in ([], number.shape, number.shape)]
+        along = [x.permute(2, 0, 1, 3) for x in (pushes, party_pushes, asked, before)]  # turns first
+        _, states = scan(take, tuple(begin), (*along, number))
+        return states.permute(1, 2, 0, 3)
+
+    def _ask(self, u: Tensor) -> Tensor:
+        """W u, (ways, conversations, turns, dim)."""
+        return u @ torch.stack([weight for ask in self.ask for weight in ask.parameters()]).transpose(1, 2)[:, None]
 
 
 def turn_before(speakers: Tensor) -> Tensor:
@@ -137,7 +174,7 @@ class DialogueRNN(nn.Module, HubModel, paper_url="https://arxiv.org/abs/1811.004
         shared = BaselineParams(**params.model_dump(include={*SharedParams.model_fields}))
         self.vectors = UtteranceVectors(shared, sizes, encodes=False)
         self.states = SpeakerStates(2 * dim, dim, ways)
-        self.emotion = SequenceGRU(dim, params.direction)
+        self.emotion = nn.ModuleList(SequenceGRU(dim, "past", dim // ways) for _ in range(ways))
         self.dropout = nn.Dropout(params.dropout)
         self.match = MatchingAttention(dim) if params.attention else Unchanged()
         self.hidden = relu_layers(dim, dim, 1, 0.0)
@@ -159,10 +196,11 @@ class DialogueRNN(nn.Module, HubModel, paper_url="https://arxiv.org/abs/1811.004
 
     def _emotions(self, u: Tensor, turns: Turns) -> Tensor:
         """The emotion states, each way along a grid of its own, which what is real fills from the left."""
-        ways = [(turns.rows, turns.places), (turns.rows_back, turns.places_back)][: len(self.emotion.grus)]
+        ways = [(turns.rows, turns.places), (turns.rows_back, turns.places_back)][: len(self.emotion)]
         with torch.autocast(u.device.type, enabled=False):
             grids = torch.stack([take_rows(u.float(), rows) for rows, _ in ways])
             before = torch.stack([turn_before(take_rows(turns.speakers, rows)) for rows, _ in ways])
-            states = self.emotion.run(list(self.states(grids, before)))  # of each way: (conversations, turns, width)
-        pairs = zip(states, ways, strict=True)
+            states = self.states(grids, before)  # (ways, conversations, turns, dim)
+            found = [gru(one, turns.mask) for gru, one in zip(self.emotion, states, strict=True)]
+        pairs = zip(found, ways, strict=True)
         return torch.cat([take_rows(one.flatten(0, 1), places) for one, (_, places) in pairs], dim=-1)

@@ -1,7 +1,7 @@
 """Exported models answer in onnxruntime as they do in torch.
 
-An export takes seconds, so four small models stand for all of them, which have every operator of ONNX that any model
-has, and three of the four wait for `make soak`; tests/fusion/checkpoint/test_export.py exports a `concat`, too. With
+An export takes seconds, so five small models stand for all of them, which have every operator of ONNX that any model
+has, and four of the five wait for `make soak`; tests/fusion/checkpoint/test_export.py exports a `concat`, too. With
 ERC_EVERY_ONNX=1 in the environment every model is exported under every setting of tests/fusion/models/test_models.py.
 """
 
@@ -43,6 +43,7 @@ A_FEW: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("hbaf", {"attends": "turns", "levels": "raw", "direction": "past"}),
+    ("dialoguernn", {"direction": "past"}),  # a loop along turns, and who speaks in them
     ("hcam", {"ensemble": True}),
 ]
 EVERY = [
@@ -119,6 +120,7 @@ def test_onnxruntime_agrees_with_torch(name: str, setting: str) -> None:
     one, _, session = exported(name, setting)
     outputs = [output.name for output in session.get_outputs()]
     inputs = {given.name for given in session.get_inputs()}
+    assert "speakers" in inputs or name not in ("dialoguernn", "dialoguegcn")
     layers = {f"{modality}_layers": one.stored[modality][0] for modality in ("audio", "text")}
     for conversation, (frames, tokens) in CONVERSATIONS.items():
         batch = make_batch([len(frames)], frames, tokens, **layers)

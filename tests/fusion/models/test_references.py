@@ -16,6 +16,7 @@ from fusion.models.mult import positions
 from fusion.models.tfn import outer_product
 from scripts.compare_references import main as compare
 from tests.fusion.batches import CLASSES, assert_same, changed, make, make_batch, only
+from tests.fusion.models.test_models import SETTINGS
 
 TURNS = [5, 1, 3]
 SPEAKERS = torch.tensor([0, 1, 0, 2, 1, 0, 0, 1, 1])
@@ -33,6 +34,19 @@ def alone(batch: Batch) -> Batch:
     """Each utterance as a conversation by itself."""
     everyone = torch.arange(len(batch.labels))
     return only(batch, everyone, torch.ones(len(everyone), 1, dtype=torch.bool))
+
+
+REFERENCES = ("tfn", "lmf", "misa", "mult", "dialoguernn", "dialoguegcn", "experts")
+
+
+@pytest.mark.parametrize(("name", "setting"), [(name, one) for name in REFERENCES for one in SETTINGS[name]], ids=str)
+def test_a_switch_changes_weights_losses_or_answers(name: str, setting: dict[str, Any]) -> None:
+    batch = spoken(make_batch(TURNS), SPEAKERS)
+    model, changed_one = make(name), make(name, **setting)
+    shapes = [[weight.shape for weight in one.parameters()] for one in (model, changed_one)]
+    default, found = model(batch), changed_one(batch)
+    same = set(default.losses) == set(found.losses) and torch.allclose(default.logits, found.logits, atol=1e-5)
+    assert shapes[0] != shapes[1] or not same
 
 
 def test_the_outer_product_has_every_product_and_each_modality_by_itself() -> None:
@@ -122,7 +136,7 @@ def plain_dialoguernn(model: Any, u: Tensor, speakers: list[int], way: int) -> T
     """Emotion states (turns, width) of one conversation, turn by turn, with a state for each person by name."""
     of_conversation, of_party = (cells.cells[way] for cells in (model.states.conversation, model.states.party))
     weight = model.states.ask[way].weight
-    emotion = model.emotion.grus[way]
+    emotion = model.emotion[way].grus[0]
     party: dict[int, Tensor] = {}
     heard: list[Tensor] = []
     states = []

@@ -77,6 +77,14 @@ def test_turn_by_turn_a_model_of_the_past_says_what_it_says_at_once(recorded: Re
         assert_same([running.add(turn) for turn in turns], predictor.predict(turns))
 
 
+@pytest.mark.parametrize("name", ["concat", "dialoguegcn", "dialoguernn"])
+def test_who_speaks_reaches_the_models_that_look_at_it(recorded: Recorded, name: str) -> None:
+    turns = turns_of(recorded)[:4]
+    with Predictor.load(recorded.train(name, direction="past"), "cpu") as predictor:
+        named, nameless = predictor.predict(turns), predictor.predict([replace(turn, speaker=None) for turn in turns])
+    assert bool(np.abs(answers(named) - answers(nameless)).max() > 0) is (name != "concat")
+
+
 @pytest.mark.parametrize("name", ["hbaf", "hcam"])
 def test_turn_by_turn_a_model_of_both_directions_says_what_it_says_of_the_conversation_so_far(
     recorded: Recorded, name: str
