@@ -133,10 +133,13 @@ class Running:
     """A command in a fork of this process, which has its libraries loaded."""
 
     def __init__(self, project: Path, words: Sequence[str], limit: int | None = None) -> None:
-        self.began, self.stderr = time.monotonic(), tempfile.TemporaryFile()  # noqa: SIM115
+        self.began = time.monotonic()
+        self.stderr, written = os.pipe()  # no file, whose size would be limited, too
         self.process = os.fork()
         if self.process == 0:
-            _be(project, words, self.stderr.fileno(), limit)
+            _be(project, words, written, limit)
+        os.close(written)
+        os.set_blocking(self.stderr, False)
 
     def signal(self, number: int, all_of_them: bool = False) -> None:
         """Send a signal; to all that it started, too, as a terminal does."""
@@ -159,8 +162,12 @@ class Running:
             except ProcessLookupError:
                 break
             time.sleep(0.01)
-        self.stderr.seek(0)
-        return Ended(status, self.stderr.read().decode(errors="replace"), seconds)
+        said = b""
+        with suppress(BlockingIOError):
+            while block := os.read(self.stderr, 1 << 16):
+                said += block
+        os.close(self.stderr)
+        return Ended(status, said.decode(errors="replace"), seconds)
 
 
 def _be(project: Path, words: Sequence[str], stderr: int, limit: int | None) -> None:
