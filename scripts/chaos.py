@@ -177,6 +177,7 @@ def _be(project: Path, words: Sequence[str], stderr: int, limit: int | None) -> 
         os.setsid()
         os.dup2(stderr, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         for number in SIGNALS.values():
             if number != signal.SIGKILL:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
