@@ -11,6 +11,7 @@ and the like may come from strangers: control characters in messages are escaped
 """
 
 import contextlib
+import errno
 import functools
 import inspect
 import io
@@ -215,6 +216,7 @@ class _Command(TyperCommand):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
+        _outlive_terminals()
         return super().main(*args, **options)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -223,6 +225,26 @@ class _Command(TyperCommand):
         except USAGE_ERROR as error:
             vars(error)["message"] = printable(vars(error)["message"])
             raise
+
+
+class _Terminal(io.FileIO):
+    """Takes what is written after its window was closed: a run of hours goes on (disown, SIGHUP ignored)."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(content)
+
+
+def _outlive_terminals() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream.isatty():
+            terminal = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(terminal, stream.encoding, stream.errors, line_buffering=True))
 
 
 class _Printable(logging.Formatter):

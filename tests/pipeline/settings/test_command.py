@@ -2,6 +2,8 @@
 
 import errno
 import os
+import pty
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.settings import single_command
+from tests.forked import exit_status
 from tests.test_readme import APPS
 
 PARAMS = ["--params", "PATH"]
@@ -147,3 +150,32 @@ def test_fusion_trains_with_one_thread_and_encodes_with_all(monkeypatch: pytest.
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     refusal_of("fusion-train", "none")
     assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_run_outlives_its_terminal(tmp_path: Path) -> None:
+    """A window that is closed while SIGHUP is ignored, as after `disown`."""
+    closed, told = os.pipe()
+
+    def body() -> None:
+        print("begun", file=sys.stderr)
+        os.read(closed, 1)
+        for stream in (sys.stdout, sys.stderr):
+            print("nobody reads this", file=stream, flush=True)
+        (tmp_path / "done").touch()
+
+    process, terminal = pty.fork()
+    if process == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+        sys.argv = ["command"]
+        try:
+            single_command(body, sections={})()
+        except SystemExit as done:
+            os._exit(int(done.code or 0))
+        finally:
+            os._exit(1)
+    assert b"begun" in os.read(terminal, 1000)
+    os.close(terminal)
+    os.write(told, b".")
+    assert exit_status(process) == 0
+    assert (tmp_path / "done").exists()
