@@ -77,7 +77,7 @@ class TextEncoder:
         self._end_widening = stay_narrow(self._model) if self._architecture.causal else lambda: None
         self._ready_mask = self._architecture.ready_mask and model.config._attn_implementation == "sdpa"
         ready_for_inference(self._model)
-        inner = getattr(model.config, "intermediate_size", 4 * dim)
+        inner = getattr(model.config, "intermediate_size", None) or 4 * dim
         self._bytes_per_token = 4 * (8 * dim + 2 * inner + len(layers) * dim)
 
     def reduce(self) -> None:

@@ -71,7 +71,7 @@ OWN: dict[str, dict[str, Any]] = {  # what is smaller, or more telling, than the
     "falcon": {"num_kv_heads": 4, "num_attention_heads": 4, "new_decoder_architecture": True},
     "gemma2": {"sliding_window": 8},
     "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    "gpt_neo": {"attention_types": [[["local", "global", "local"], 1]], "window_size": 8, "intermediate_size": 48},
+    "gpt_neo": {"attention_types": [[["local", "global", "local"], 1]], "window_size": 8, "intermediate_size": None},
     "gptj": {"rotary_dim": 4},
     "llama": {"num_key_value_heads": 2},
     "longformer": {"attention_window": [8] * LAYERS},
