@@ -125,16 +125,23 @@ class TextEncoder:
     @torch.inference_mode()
     def start(self, readings: Sequence[Reading], dtype: Dtype) -> Rows:
         """Begin to encode: the device works on while the caller goes on, until it asks for the rows, in `dtype`."""
-        short = [len(reading.own) <= self._window for reading in readings]
-        whole = [[*one.before, *one.own, *one.after] for one, fits in zip(readings, short, strict=True) if fits]
+        whole = [[*one.before, *one.own, *one.after] for one in readings if self._is_short(one)]
         with full_float32():
             encoded = iter(self._forward(whole) if whole else [])
             rows = [
-                self._kept(next(encoded) if fits else self._encode_long(reading.own), reading)
-                for reading, fits in zip(readings, short, strict=True)
+                self._kept(next(encoded) if self._is_short(one) else self._encode_long(one.own), one)
+                for one in readings
+                if self.length(one)
             ]
+        counts = [self.tokens(one.own) for one in readings]
+        if not rows:
+            return lambda: [np.empty((0, *self.row_shape), dtype) for _ in readings]
         flat = torch.cat(rows)  # (all tokens, layers, dim)
-        return fetched(mixed(flat, self._mix).to(getattr(torch, dtype)), [len(row) for row in rows])
+        return fetched(mixed(flat, self._mix).to(getattr(torch, dtype)), counts)
+
+    def _is_short(self, reading: Reading) -> bool:
+        """Whether it has tokens, and is encoded at once."""
+        return self.length(reading) > 0 and len(reading.own) <= self._window
 
     def _kept(self, rows: Tensor, reading: Reading) -> Tensor:
         """The rows of the utterance, of all (tokens, layers, dim) that the model was given."""

@@ -265,6 +265,12 @@ def test_a_text_that_names_a_token_without_an_embedding_is_refused(tmp_path: Pat
     assert encoder.tokenize("abc") == load(tmp_path).tokenize("abc")
 
 
+def test_a_text_without_tokens_has_no_rows_where_nothing_surrounds_it(tmp_path: Path) -> None:
+    encoder = load(text_folder("gpt2", tmp_path))
+    assert [rows.shape for rows in encoded(encoder, ["", "abc", ""])] == [(0, 1, 32), (3, 1, 32), (0, 1, 32)]
+    assert [rows.shape for rows in encoded(encoder, [""])] == [(0, 1, 32)]
+
+
 def heads(kind: str) -> Iterator[str]:
     """The classes of transformers that put something on top of an architecture, or train it."""
     for name in dir(modeling_auto):
