@@ -34,6 +34,20 @@ def json_text(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
+def digested(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with its own hash, by which `is_whole` knows it again."""
+    return {**content, "digest": hashlib.sha256(json_text(content).encode(errors="surrogatepass")).hexdigest()}
+
+
+def is_whole(content: Mapping[str, Any]) -> bool:
+    """Whether what was read is what was written.
+
+    >>> is_whole(digested({"mean": 0.5})), is_whole(digested({"mean": 0.5}) | {"mean": 0.7})
+    (True, False)
+    """
+    return content == digested({name: value for name, value in content.items() if name != "digest"})
+
+
 def identified(run: Mapping[str, Any]) -> dict[str, Any]:
     """What was run, with `id`, a short hash of the rest."""
     return {"id": hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12], **run}

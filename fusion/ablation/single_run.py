@@ -13,6 +13,7 @@ import json
 import logging
 import time
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +37,7 @@ from pipeline.store import Features
 
 # work that an interruption may cost; keeping the state takes as long as a tenth of a small epoch
 KEEP_SECONDS = 30.0
+DAMAGE = (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ class RunFolder:
         try:
             with np.load(path, allow_pickle=False) as content:
                 return Result(content["answers"], **json.loads(str(content["rest"])))
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             log.warning("%s: damaged (%s); the run is done again", path, type(error).__name__)
             return None
 

@@ -22,7 +22,7 @@ from fusion.checkpoint.provenance import CONFIDENCE, RESAMPLES, Provenance
 from fusion.errors import ResultError
 from fusion.models import find_model
 from fusion.objective import METRICS, Calibration, Interval
-from fusion.tables import bounds, mean_std, rounded
+from fusion.tables import bounds, is_whole, mean_std, rounded
 from pipeline.store import Identity
 
 
@@ -78,7 +78,7 @@ def read_scores(results: Path, provenance: Provenance) -> SharedScores:
         seed = content["seeds"][str(provenance.seed)]
         calibration = content["calibration"].get(str(provenance.seed))
         metrics = {name: _score(own, content["test"][name]) for name, own in seed["test"].items()}
-        return SharedScores(
+        scores = SharedScores(
             features=run["features"],
             utterances=content["test"]["utterances"],
             seeds=run["seeds"],
@@ -91,11 +91,14 @@ def read_scores(results: Path, provenance: Provenance) -> SharedScores:
             ],
             warnings=[str(line) for line in content["warnings"]],
         )
+        if not is_whole(content):
+            raise ValueError("edited since it was written")
     except FileNotFoundError as error:
         raise ResultError(f"{path}: no such file; score the model with fusion-evaluate first") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         raise ResultError(f"{path}: damaged, or of another version ({reason}); run fusion-evaluate again") from error
+    return scores
 
 
 def _score(own: Mapping[str, float], summary: Mapping[str, Any]) -> SharedScore:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         RESULT,
         check_files,
         check_results,
+        check_whole,
         current_commit,
         describe_run,
         find_run,

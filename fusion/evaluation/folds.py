@@ -31,6 +31,7 @@ from fusion.evaluation.result_files import (
     AGAIN,
     RESULT,
     check_files,
+    check_whole,
     find_run,
     hash_files,
     other_results,
@@ -49,7 +50,7 @@ from fusion.objective import (
 )
 from fusion.params import EvaluateParams
 from fusion.runtime import replace_files, replacing
-from fusion.tables import bounds, csv_text, identified, json_text, markdown_table, mean_std, rounded, spread
+from fusion.tables import bounds, csv_text, digested, identified, json_text, markdown_table, mean_std, rounded, spread
 from pipeline.store import UNLABELLED
 
 COLUMNS = ("run", "seed", "utterance", "conversation", "split", "true", "predicted")
@@ -147,6 +148,7 @@ def read_fold(folder: Path) -> Fold:
         rows=tuple(rows),
     )
     check_files(folder, details["files"])  # last: what can be said more closely is
+    check_whole(folder / "details.json", details)
     return fold
 
 
@@ -156,7 +158,7 @@ def _read_details(path: Path) -> Mapping[str, Any]:
         str(details["run"]["id"]), dict(details["files"])
         for name in LABEL_METRICS:
             float(details["test"][name]["floor"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ResultError(
             f"{path}: not the details of an evaluation of labels, which are all that is joined; {AGAIN}"
         ) from None
@@ -304,7 +306,7 @@ def details_json(joined: Joined, files: Mapping[str, str]) -> str:
         "files": dict(files),
         "test": {**scores, "per_class": describe_classes(joined.folds[0].labels, joined.classes), "utterances": counts},
     }
-    return json_text(content)
+    return json_text(digested(content))
 
 
 def predictions_csv(joined: Joined) -> str:

@@ -59,7 +59,7 @@ def read_texts(manifest: Path | None) -> dict[str, str]:
     try:
         lines = [json.loads(line) for line in manifest.read_text(encoding="utf-8").split("\n") if line]
         return {str(line["id"]): str(line.get("text", "")) for line in lines}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise FeatureError(f"{manifest}: not a manifest ({reason}); name another with --manifest") from None
 

@@ -37,7 +37,9 @@ from fusion.tables import (
     bounds,
     count_seeds,
     csv_text,
+    digested,
     identified,
+    is_whole,
     json_text,
     markdown_table,
     mean_std,
@@ -75,7 +77,7 @@ def find_run(path: Path) -> dict[str, Any]:
     """What was run, as a JSON file says in `run`; empty where it cannot be read."""
     try:
         return dict(json.loads(read_result(path))["run"])
-    except (ResultError, ValueError, KeyError, TypeError, RecursionError):
+    except (ResultError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -139,6 +141,12 @@ def check_files(folder: Path, hashes: Mapping[str, str], fix: str = AGAIN) -> No
             raise ResultError(f"{path}: cannot be read ({error.strerror}), but belongs to the results; {fix}") from None
         if found != expected:
             raise ResultError(f"{path}: of another run than the files beside it, damaged or edited; {fix}")
+
+
+def check_whole(path: Path, details: Mapping[str, Any]) -> None:
+    """Raise ResultError unless the `details` that were read from `path` are those that were written."""
+    if not is_whole(details):
+        raise ResultError(f"{path}: damaged or edited since it was written; {AGAIN}")
 
 
 def read_result(path: Path) -> str:
@@ -215,7 +223,7 @@ def metrics_json(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
 
 def details_json(evaluation: Evaluation, run: Mapping[str, Any], files: Mapping[str, str]) -> str:
     """All numbers: every metric with its interval, per class (none of scores) and per seed; and what was run, with
-    the hashes of the other `files`.
+    the hashes of the other `files` and of all this.
 
     `ensemble`: the seeds together; `linear`: *the* linear reference, then those of other inputs; `difference`: the mean
     over seeds minus it.
@@ -244,7 +252,7 @@ def details_json(evaluation: Evaluation, run: Mapping[str, Any], files: Mapping[
         "ensemble": _beside(evaluation.ensemble),
         "linear": [_beside(one) for one in evaluation.linear],
     }
-    return json_text(content)
+    return json_text(digested(content))
 
 
 def curves_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:

@@ -89,5 +89,9 @@ def history_to_json(history: Sequence[Epoch]) -> list[dict[str, Any]]:
 
 
 def history_from_json(content: Sequence[Mapping[str, Any]]) -> list[Epoch]:
-    """Raises TypeError or KeyError when `content` is not what `history_to_json` made."""
-    return [Epoch(**epoch) for epoch in content]
+    """Raises TypeError, ValueError or AttributeError when `content` is not what `history_to_json` made."""
+    history = [Epoch(**epoch) for epoch in content]
+    groups = [group for one in history for group in (one.train, one.validation, one.scores, *one.heads.values())]
+    if not history or any(type(value) not in (int, float) for group in groups for value in group.values()):
+        raise ValueError("a history is of one epoch or more, and of numbers")
+    return history

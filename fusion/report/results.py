@@ -10,7 +10,7 @@ from typing import Any
 
 from fusion.checkpoint import LoadedModel
 from fusion.errors import ResultError
-from fusion.evaluation import check_files, read_result
+from fusion.evaluation import check_files, check_whole, read_result
 from pipeline.store import Features
 
 AGAIN = "run fusion-evaluate with these models and features, or dvc repro"
@@ -57,7 +57,8 @@ def read_results(folder: Path, models: Sequence[LoadedModel], features: Features
         ablations=_read_table(folder),
         robustness=_read_optional(folder / "robustness" / "scores.csv", ("study", "level"), run),
     )
-    check_files(folder, details["files"], AGAIN)  # last: what can be said more closely is
+    check_files(folder, details["files"])  # last: what can be said more closely is
+    check_whole(folder / "details.json", details)
     return results
 
 
@@ -67,7 +68,7 @@ def _read_table(folder: Path) -> list[Row]:
     if path.exists():
         try:
             hashes = dict(json.loads(read_result(path))["files"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ResultError(f"{path}: damaged ({error!r}); run fusion-ablate again") from None
         check_files(folder, hashes, "run fusion-ablate again")
     return _read_optional(folder / "ablations.csv", ("run", "name", "metric", "mean", "low", "high"), None)
@@ -82,7 +83,7 @@ def _read_details(path: Path) -> Mapping[str, Any]:
             str(details["run"][name])
         dict(details["test"]["per_class"]), dict(details["heads"]), dict(details["seeds"])
         dict(details["files"]), list(details["warnings"]), list(details["linear"]), dict(details["ensemble"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ResultError(f"{path}: damaged, or not of fusion-evaluate ({error!r}); {AGAIN}") from None
     return details
 
@@ -104,7 +105,10 @@ def _check_same(folder: Path, run: Mapping[str, Any], models: Sequence[LoadedMod
 
 
 def _read_rows(path: Path, columns: Sequence[str], run: str | None) -> list[Row]:
-    rows = list(csv.DictReader(io.StringIO(read_result(path))))
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_result(path)), strict=True))
+    except csv.Error as error:
+        raise ResultError(f"{path}: damaged ({error}); {AGAIN}") from None
     if rows and (missing := [name for name in columns if name not in rows[0]]):
         raise ResultError(f"{path}: has no column '{missing[0]}'; {AGAIN}")
     if any(None in row or None in row.values() for row in rows):

@@ -50,7 +50,7 @@ def read_records(path: Path) -> dict[str, Record]:
                 if not isinstance(content := json.loads(line), dict):
                     raise TypeError("a line holds one JSON object")
                 records[_string(content, "id")] = _record(content)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
                 reason = " ".join(str(error).split())
                 raise FeatureError(
                     f"{path}, line {number}: not an utterance ({reason}); run pipeline-prepare again"

@@ -117,7 +117,7 @@ def _write_note(descriptor: int) -> None:
 
 
 def _read_note(path: Path) -> dict[str, str]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
         note = json.loads(path.read_bytes()[:4096])
         return {key: str(note.get(key, ""))[:LONGEST] for key in ("pid", "host", "command", "since")}
     return {}

@@ -22,6 +22,7 @@ from fusion.evaluation import evaluate, hash_files, join_folds, write_folds, wri
 from fusion.evaluation.folds import Joined, read_fold
 from fusion.evaluation.scores import Evaluation
 from fusion.params import EvaluateParams
+from fusion.tables import digested
 from tests.fusion.made import Made, make_features, tiny_recipe, train_made
 
 PARAMS = EvaluateParams(resamples=50)
@@ -101,7 +102,7 @@ def test_the_order_of_utterances_changes_nothing(folders: list[Path]) -> None:
     mixed = [*fold.rows[:half][::-1], *fold.rows[half:][::-1]]  # of each seed
     with path.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([fold.header, *mixed])
-    accept(folders[0])
+    edit_details(folders[0], "files", **hash_files({"predictions.csv": (folders[0] / "predictions.csv").read_bytes()}))
     after = join_folds(folders, PARAMS)
     for name, score in before.scores.items():
         assert (after.scores[name].mean, after.scores[name].pooled) == pytest.approx((score.mean, score.pooled))
@@ -132,25 +133,28 @@ def test_the_same_folds_give_the_same_bytes(folders: list[Path], tmp_path: Path)
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-def accept(folder: Path) -> None:
-    """Let predictions.csv be the one that details.json names."""
+def edit_details(folder: Path, key: str, **values: Any) -> None:
+    """Let details.json say something else, as if it had been written so."""
     path = folder / "details.json"
     details = json.loads(path.read_text())
-    details["files"] |= hash_files({"predictions.csv": (folder / "predictions.csv").read_bytes()})
-    path.write_text(json.dumps(details))
+    details[key] |= values
+    del details["digest"]
+    path.write_text(json.dumps(digested(details)))
 
 
 def edit_run(folder: Path, **values: Any) -> None:
-    path = folder / "details.json"
-    details = json.loads(path.read_text())
-    details["run"] |= values
-    path.write_text(json.dumps(details))
+    edit_details(folder, "run", **values)
+
+
+def edit_text(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
 
 
 def edit_predictions(folder: Path, old: str, new: str, count: int = -1) -> None:
     path = folder / "predictions.csv"
     path.write_text(path.read_text().replace(old, new, count))
-    accept(folder)
+    edit_details(folder, "files", **hash_files({path.name: path.read_bytes()}))
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -173,6 +177,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "predictions.csv: no such result file; run fusion-evaluate",
     ),
     "no details": (lambda f: (f / "details.json").unlink(), "details.json: no such result file; run fusion-evaluate"),
+    "edited details": (
+        lambda f: edit_text(f / "details.json", '"mean": 0.', '"mean": 0.1'),
+        "details.json: damaged or edited since it was written; run fusion-evaluate again",
+    ),
     "broken details": (lambda f: (f / "details.json").write_text("{"), "not the details of an evaluation"),
     "unknown label": (lambda f: edit_predictions(f, "test,joy,", "test,glee,"), "label 'glee' is none of anger"),
     "another seed": (lambda f: edit_predictions(f, ",11,", ",12,", 1), "do not list the same utterances"),

@@ -210,6 +210,8 @@ def test_results_of_other_models_are_refused(labelled: Evaluated, tmp_path: Path
     [
         ("details.json", "[]", "damaged, or not of fusion-evaluate"),
         ("details.json", "\xff", "damaged, or not of fusion-evaluate"),
+        ("details.json", "[" * 50_000, "damaged, or not of fusion-evaluate"),
+        ("details.json", '"mean": 0.', "details.json: damaged or edited since it was written"),
         ("curves.csv", "run,seed\nx,0\n", "has no column 'stage'"),
         ("confusion.csv", "run,seed,actual,predicted\nother,0,joy,joy\n", "of run other, but details.json is of run"),
         ("predictions.csv", "run,seed,utterance,true,predicted\na,b\n", "longer or shorter than the header"),
@@ -220,6 +222,8 @@ def test_damaged_results_are_refused(
 ) -> None:
     for path in labelled.results.glob("*.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
+    if content.startswith('"'):  # an edit
+        content = (tmp_path / name).read_text().replace(content, content + "1")
     (tmp_path / name).write_text(content)
     with pytest.raises(ResultError, match=message):
         read_results(tmp_path, load_seeds(labelled.models), labelled.features)
