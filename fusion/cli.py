@@ -14,6 +14,7 @@ from pipeline.settings import (
     Overrides,
     Overwrite,
     find_params,
+    say,
     single_command,
 )
 
@@ -84,7 +85,7 @@ def train_app(
     recipe = read_recipe(find_params(params), overrides)
     output = output or Path("models") / recipe.model.name
     trained = train_seeds(read_features(features), recipe, output, pick_device(device), jobs, overwrite)
-    print(f"{output}: {training_headline(trained)}")
+    say(f"{output}: {training_headline(trained)}")
 
 
 @command
@@ -130,7 +131,7 @@ def evaluate_app(
             output.mkdir(parents=True, exist_ok=True)
         evaluation, robustness = evaluate_all(joint, models, section, parts, chosen, memory)
         changed = write_report(evaluation, output, commit, texts, robustness)
-    print(f"{output}: {headline(evaluation)}{'' if changed else '; all files were there already, unchanged'}")
+    say(f"{output}: {headline(evaluation)}{'' if changed else '; all files were there already, unchanged'}")
 
 
 @resumable
@@ -182,7 +183,7 @@ def _ablate(
             ablation = ablate(joint, variants, section, output / "ablations", where, jobs, cluster, folds)
         comparison = compare(ablation)
         write_table(comparison, output, current_commit())
-    print(f"{output}: {headline(comparison)}")
+    say(f"{output}: {headline(comparison)}")
 
 
 @command
@@ -226,7 +227,7 @@ def report_app(
     places = [tokenizer] if tokenizer else [*([text] if text else []), Path("models/encoders/text")]
     sources = Sources(manifest or manifest_beside(features), root or corpus, places, beside)
     page = write_page(read_features(features), models, results, split, sources, output, pick_device(device), memory)
-    print(f"{output / PAGE}: {page.turns} turns, {page.viewed} with views, {page.size / 1e6:.1f} MB")
+    say(f"{output / PAGE}: {page.turns} turns, {page.viewed} with views, {page.size / 1e6:.1f} MB")
 
 
 @resumable
@@ -274,7 +275,7 @@ def folds_app(
 
     joined = join_folds(results or [], read_section(find_params(params), "evaluate", EvaluateParams, overrides))
     changed = write_folds(joined, output, overwrite)
-    print(f"{output}: {folds_headline(joined)}{'' if changed else '; all files were there already, unchanged'}")
+    say(f"{output}: {folds_headline(joined)}{'' if changed else '; all files were there already, unchanged'}")
 
 
 @encoding
@@ -356,7 +357,7 @@ def export_app(
     loaded = shared.model
     extras = [*(["test scores"] if results else []), *(["ONNX"] if onnx else [])]
     name, seed = loaded.provenance.recipe.model.name, loaded.provenance.seed
-    print(
+    say(
         f"{output}: {name}, seed {seed}, {'with ' + ' and '.join(extras) if extras else 'as trained'}"
         f"{'' if shared.written else '; it was there already, unchanged'}"
     )

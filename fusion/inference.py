@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fusion.data import Split
+from fusion.errors import FeatureError
 from fusion.layers import Ensemble
 from fusion.objective import Task, calibrate, compute_all
 from fusion.runtime import reproducible
@@ -21,10 +22,19 @@ def predict_heads(
 
     Probabilities (utterances, classes), or scores (utterances, 1). Those of the model as a whole, `fused`, are
     calibrated where there is a `temperature` (`Provenance.temperature`). So many `conversations` are read at a time.
+
+    Raises:
+        FeatureError: an answer is no finite number.
     """
     with reproducible(0, split.device), torch.inference_mode():
         outputs = [model.eval()(batch).heads() for batch in split.batches(conversations)]
     answers = {head: task.answers(torch.cat([output[head] for output in outputs])) for head in outputs[0]}
+    for head, answer in answers.items():
+        if len(odd := np.flatnonzero(~np.isfinite(answer).all(-1))):
+            raise FeatureError(
+                f"'{split.ids[odd[0]]}': the answer of the model ({head}) is no finite number, as of {len(odd)} of "
+                f"{len(answer)} utterances; see which of their features are out of proportion with pipeline-inspect"
+            )
     return answers if temperature is None else answers | {"fused": calibrate(answers["fused"], temperature)}
 
 

@@ -16,6 +16,7 @@ from pipeline.settings import (
     Overwrite,
     ParamsFile,
     find_params,
+    say,
     single_command,
 )
 
@@ -77,11 +78,11 @@ def prepare_app(
         if not (strict and prepared.differences):
             write_manifest(output, prepared.utterances)  # before anything is printed, which may fail
             write_sources(output, prepared.utterances)
-    print(summary(prepared))
+    say(summary(prepared))
     if strict:
         check_published(prepared)
     found = f", {len(prepared.warnings)} warnings above" if prepared.warnings else ""
-    print(f"{output}: {len(prepared.utterances)} utterances{found}")
+    say(f"{output}: {len(prepared.utterances)} utterances{found}")
 
 
 @resumable
@@ -105,7 +106,7 @@ def finetune_app(
     text = read_section(params, "text", TextParams, overrides)
     output = output or Path("models/encoders") / modality
     if not (audio if modality == Modality.AUDIO else text).finetune.epochs:
-        print(turn_off(output, modality))
+        say(turn_off(output, modality))
         return
     announce("the encoder")
     from pipeline.finetuning import finetune_audio, finetune_text
@@ -113,9 +114,9 @@ def finetune_app(
     if modality == Modality.AUDIO:
         dataset = read_section(params, "dataset", DatasetParams, overrides)
         root, channels = Path(dataset.root), dataset.channels
-        print(finetune_audio(manifest, output, audio, root, channels, device, overwrite).summary())
+        say(finetune_audio(manifest, output, audio, root, channels, device, overwrite).summary())
     else:
-        print(finetune_text(manifest, output, text, device, overwrite).summary())
+        say(finetune_text(manifest, output, text, device, overwrite).summary())
 
 
 @resumable
@@ -142,7 +143,7 @@ def audio_app(
     with connect(engine, device, torch.get_num_threads()) as cluster:
         extract = partial(extract_audio_on, cluster) if cluster else partial(extract_audio, device=device)
         outcome = extract(manifest, output, audio, root, dataset.channels, overwrite=overwrite)
-        print(outcome.summary("recordings", "frames"))
+        say(outcome.summary("recordings", "frames"))
 
 
 @resumable
@@ -167,7 +168,7 @@ def text_app(
 
     with connect(engine, device, torch.get_num_threads()) as cluster:
         extract = partial(extract_text_on, cluster) if cluster else partial(extract_text, device=device)
-        print(extract(manifest, output, text, overwrite=overwrite).summary("texts", "tokens"))
+        say(extract(manifest, output, text, overwrite=overwrite).summary("texts", "tokens"))
 
 
 @command
@@ -192,8 +193,8 @@ def join_app(
     corpus = describe_corpus(dataset, section.licence, section.corpus)
     features = join(manifest, audio, text, output, copy or section.copy_parts, corpus, overwrite)
     for note in (*failures(features), *stand_ins(features, dataset.name)):
-        print(note)
-    print(f"{output}: {len(features.utterances)} utterances, digest {features.digest[:12]}")
+        say(note)
+    say(f"{output}: {len(features.utterances)} utterances, digest {features.digest[:12]}")
 
 
 @command
@@ -228,7 +229,7 @@ def import_app(
     settings = read_section(path, "import", ImportParams, overrides)
     given = given_parts("audio", audio, audio_lengths, audio_mask, audio_ids)
     given += given_parts("text", text, text_lengths, text_mask, text_ids)
-    print(import_features(table, given, output, settings, dataset, strict, overwrite).summary())
+    say(import_features(table, given, output, settings, dataset, strict, overwrite).summary())
 
 
 @resumable
@@ -254,7 +255,7 @@ def degrade_app(
     from pipeline.degradation import degrade
 
     root, channels = Path(dataset.root), dataset.channels
-    print(degrade(manifest, output, asked, audio, text, root, channels, device, overwrite).summary())
+    say(degrade(manifest, output, asked, audio, text, root, channels, device, overwrite).summary())
 
 
 @command
@@ -267,4 +268,4 @@ def inspect_app(
     from pipeline.inspect import inspect_file
 
     report = inspect_file(file, verify)
-    print(report.to_json() if as_json else report.to_text())
+    say(report.to_json() if as_json else report.to_text())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fusion.errors import RecordingError
 from fusion.prediction.records import Prediction, Turn, check_output, summary, to_json_lines, write_predictions
 from fusion.runtime import check_model_folder
-from pipeline.settings import sole_writer
+from pipeline.settings import say, sole_writer
 from pipeline.store import read_features
 
 if TYPE_CHECKING:
@@ -156,8 +156,8 @@ def _hand_on(asked: Asked, predictor: "Predictor") -> None:
     told = [*filter(None, [predictor.score(predictions)]), summary(predictions)]
     if asked.output is None:
         print(to_json_lines(predictions, ascii_only=True), end="")
-        print("\n".join(told), file=sys.stderr)
+        say("\n".join(told), sys.stderr)
     else:
         changed = write_predictions(asked.output, predictions, asked.overwrite)
         told[-1] = f"{asked.output}: {told[-1]}{'' if changed else '; it was there already, unchanged'}"
-        print("\n".join(told))
+        say("\n".join(told))

@@ -18,7 +18,7 @@ from fusion.errors import FeatureError, ModelError, OutputError
 from fusion.objective import Task, find_task
 from fusion.report import overview
 from fusion.report.results import read_results
-from fusion.report.turns import Beside, Said, Views, ask, describe_turns, script_json
+from fusion.report.turns import Beside, Said, Views, ask, describe_turns, isolated, script_json
 from fusion.report.utterances import Record, find_sounds, find_words, labels, read_records
 from fusion.report.views import LONGEST, Viewer
 from fusion.runtime import Memory, count_jobs, memory_for_features, write_file, writing
@@ -141,7 +141,12 @@ def render(variables: dict[str, Any], turns: dict[str, Any]) -> bytes:
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
         "media-src data: file: 'self'; base-uri 'none'; form-action 'none'"
     )
-    environment = Environment(loader=FunctionLoader(read.get), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FunctionLoader(read.get),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: isolated(value) if type(value) is str else value,
+    )
     drawn = {name: _markup(value) if "chart" in name else value for name, value in variables.items()}
     defaults = dict.fromkeys(("confusion", "truth_charts", "ablations", "robustness", "beside"))
     inlined = {

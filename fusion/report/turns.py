@@ -8,9 +8,10 @@ Probabilities are in 255 steps, scores float32. What is not known is null, or -1
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,9 @@ class Beside:
     said: Said
 
 
+ISOLATE, POP, END = "\u2068", "\u202c", "\u2069"  # of UAX #9: an isolate, and what closes embeddings and isolates
+CLOSED_BY = dict.fromkeys("\u202a\u202b\u202d\u202e", POP) | dict.fromkeys("\u2066\u2067\u2068", END)
+DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 ESCAPES = {ord(symbol): f"\\u{ord(symbol):04x}" for symbol in "<>&\u2028\u2029"}
 
 
@@ -244,13 +248,48 @@ def describe_turns(
     }
 
 
+def isolated(text: str) -> str:
+    """`text` whose marks of direction end with it: one that overrides turns round no words of the page beside it.
+
+    >>> ascii(isolated("joy \\u202ereversed")), isolated("joy")
+    ("'\\\\u2068joy \\\\u202ereversed\\\\u202c\\\\u2069'", 'joy')
+    """
+    if not DIRECTIONS.search(text):
+        return text
+    shown, closing = [], list[str]()
+    for character in text:
+        if character in CLOSED_BY:
+            closing.append(CLOSED_BY[character])
+        elif character == END:
+            if END not in closing:
+                continue  # it would close what surrounds the text
+            while closing.pop() != END:
+                pass
+        elif character == POP:
+            if closing[-1:] != [POP]:
+                continue
+            closing.pop()
+        shown.append(character)
+    return "".join([ISOLATE, *shown, *reversed(closing), END])
+
+
+def _isolated_all(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _isolated_all(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_isolated_all(value) for value in content]
+    return isolated(content) if isinstance(content, str) else content
+
+
 def script_json(content: Any) -> str:
     """JSON that may stand inside <script>: nothing in it can end the element, or is a line end to JavaScript alone.
 
     >>> script_json("</script>")
     '"\\\\u003c/script\\\\u003e"'
     """
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).translate(ESCAPES)
+    dump = partial(json.dumps, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = dump(content)
+    return (dump(_isolated_all(content)) if DIRECTIONS.search(text) else text).translate(ESCAPES)
 
 
 def _answers(answers: np.ndarray, is_label: bool) -> str:

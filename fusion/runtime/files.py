@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fusion.errors import ModelError, OutputError
-from pipeline.settings import sole_writer, sync, sync_folder
+from pipeline.settings import reason_and_fix, sole_writer, sync, sync_folder
 
 GONE = ".gone"  # ends the name of a file that is to go when its fellows are replaced
 
@@ -21,10 +21,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"{path}: cannot be written ({reason}); make room, check who may write there, or go elsewhere (--output)"
-        ) from error
+        reason, fix = reason_and_fix(error, "make room, check who may write there")
+        raise OutputError(f"{path}: cannot be written ({reason}); {fix}, or go elsewhere (--output)") from error
 
 
 def write_file(path: Path, content: bytes) -> None:

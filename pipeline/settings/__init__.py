@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.errors import ErcError
+    from pipeline.errors import ErcError, reason_and_fix
     from pipeline.settings.closure import (
         MODULE,
         PLACE,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         escape_unseen,
         find_params,
         join_words,
+        say,
         single_command,
     )
     from pipeline.settings.machine import (

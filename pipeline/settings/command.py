@@ -6,7 +6,8 @@
     def audio_app(params: ParamsFile = DEFAULT_PARAMS, overrides: Overrides = []) -> None: ...
 
 Without heavy libraries, so that `--help` answers at once. An error that the user can fix is one line on stderr and exit
-status 2; so is a file that cannot be read or written. Ctrl-C is one line and exit status 130. Names of files, labels
+status 2; so is a file that cannot be read or written. Ctrl-C is one line and exit status 130, and a second one ends the
+process at once. Names of files, labels
 and the like may come from strangers: control characters in messages are escaped, as `\\x1b`.
 """
 
@@ -19,13 +20,14 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO, Union, get_args, get_origin
 from unicodedata import normalize
 
 import typer
@@ -119,6 +121,11 @@ def printable(message: str) -> str:
     return escape_unseen(" ".join(filter(None, (line.strip(" \t\r") for line in message.split("\n")))))
 
 
+def say(lines: str, file: TextIO | None = None) -> None:
+    """Print what a command found, in which nothing hides, either; on standard output where no `file` is given."""
+    print("\n".join(map(escape_unseen, lines.split("\n"))), file=file)
+
+
 def escape_unseen(text: str) -> str:
     """`text` with everything escaped that nobody sees: controls, odd blanks, and accents that are apart from letters.
 
@@ -181,6 +188,7 @@ def single_command(
     @functools.wraps(body)
     def guarded(**arguments: Any) -> None:
         del arguments["version"]
+        _CtrlC.line = KEPT if goes_on else INTERRUPTED
         try:
             _settle(one_thread)
             from pipeline.settings.sections import check_overrides
@@ -189,14 +197,16 @@ def single_command(
             body(**arguments)
             sys.stdout.flush()
         except KeyboardInterrupt:
-            _end(KEPT if goes_on else INTERRUPTED, 130)
+            line, _CtrlC.line = _CtrlC.line, ""
+            _end(line, 130)
         except ErcError as error:
             _end(f"error: {error}", 2)
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             _drop_output()
         except OSError as error:
             reason, fix = reason_and_fix(error, "fix the path or its permissions")
-            _end(f"error: {error.filename or 'output'}: {reason}; {fix}, then run the command again", 2)
+            what = f"{error.filename}: {reason}" if error.filename else f"output: {error.strerror or reason}"
+            _end(f"error: {what}; {fix}, then run the command again", 2)
 
     signature = inspect.signature(body)
     asks_version = inspect.Parameter("version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Version)
@@ -209,10 +219,28 @@ def single_command(
     return app
 
 
+class _CtrlC:
+    """Ends the process at the second Ctrl-C: libraries that are cut short while they clean up tell so at length."""
+
+    line = ""  # to be printed, unless it was
+    came = False
+
+    @classmethod
+    def handle(cls, *_: object) -> None:
+        """Take the place of Python's own handler."""
+        if cls.came:
+            os.write(2, f"{cls.line}\n".encode() if cls.line else b"")
+            os._exit(130)
+        cls.came = True
+        raise KeyboardInterrupt
+
+
 class _Command(TyperCommand):
     """Its usage errors are printable, too, and a terminal that lacks a character is shown its number."""
 
     def main(self, *args: Any, **options: Any) -> Any:
+        if not (args or options) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _CtrlC.handle)  # this process is the command's alone
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")

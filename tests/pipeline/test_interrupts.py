@@ -18,8 +18,8 @@ from tests.pipeline.made import rows_of, write_corpus, write_params
 KEPT = "interrupted; what was finished is kept: run the same command again to go on\n"
 
 
-def interrupted(command: list[str], folder: Path, at: Callable[[int], bool]) -> tuple[int, str]:
-    """Exit status and stderr of a console script that gets Ctrl-C as soon as `at` (process id) is true."""
+def interrupted(command: list[str], folder: Path, at: Callable[[int], bool], times: int = 1) -> tuple[int, str]:
+    """Exit status and stderr of a console script that gets Ctrl-C, so many `times`, once `at` (process id) is true."""
     with subprocess.Popen(
         [str(Path(sys.executable).with_name(command[0])), *command[1:]],
         cwd=folder,
@@ -31,7 +31,9 @@ def interrupted(command: list[str], folder: Path, at: Callable[[int], bool]) -> 
         try:
             while process.poll() is None and not at(process.pid):
                 time.sleep(0.005)
-            os.killpg(process.pid, signal.SIGINT)
+            for _ in range(times):
+                os.killpg(process.pid, signal.SIGINT)  # the group is there until `communicate` has waited for it
+                time.sleep(0.05 * (times > 1))
             _, stderr = process.communicate(timeout=60)
         finally:
             process.kill()
@@ -57,6 +59,12 @@ def test_prepare_keeps_nothing_and_says_so_in_one_word(project: Path) -> None:
     command = ["pipeline-prepare", "--output", "manifest.jsonl"]
     assert interrupted(command, project, lambda process: bool(children(process))) == (130, "interrupted\n")
     assert sorted(path.name for path in project.iterdir()) == ["corpus", "params.yaml"]
+
+
+def test_a_second_ctrl_c_ends_a_command_at_once_without_what_libraries_say(project: Path) -> None:
+    command = ["pipeline-prepare", "--output", "manifest.jsonl"]
+    status, told = interrupted(command, project, lambda process: bool(children(process)), times=3)
+    assert (status in (130, -signal.SIGINT), told) == (True, "interrupted\n")
 
 
 @pytest.mark.soak

@@ -211,7 +211,7 @@ def test_scores_can_be_computed_again_from_the_predictions(results: Path) -> Non
 def test_details_hold_means_classes_seeds_and_the_run(results: Path, features: Features) -> None:
     content = json.loads((results / "details.json").read_text())
     assert list(content) == [
-        "run", "files", "warnings", "test", "validation", "heads", "calibration", "seeds", "ensemble", "linear",
+        "run", "files", "warnings", "test", "validation", "heads", "calibration", "seeds", "ensemble", "linear", "digest",
     ]  # fmt: skip
     assert set(content["test"]["weighted_f1"]) == {"mean", "std", "low", "high", "floor", "chance"}
     assert list(content["test"]["per_class"]) == LABELS
@@ -315,7 +315,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", script, str(tmp_path / "table.md")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "table.md: cannot be written (File too large); make room" in done.stdout
+    assert "table.md: cannot be written (File too large); raise the limit" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
     assert (tmp_path / "table.md").read_text() == "old"
 
