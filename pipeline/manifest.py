@@ -47,6 +47,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Literal, TypeVar, get_args
@@ -186,9 +187,15 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(line + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk tells no name
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()  # what did not fit should not go on filling the disk
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk tells no name
+        raise
 
 
 def check_place(path: Path) -> None:

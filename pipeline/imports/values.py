@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pipeline.errors import DataError
 from pipeline.imports.entries import as_array, reading
 from pipeline.params import ImportParams
-from pipeline.store import ABSURD, Identity, Part, checksum, is_sane
+from pipeline.store import ABSURD, Identity, Part, checksum, is_sane, writing
 
 Read = Callable[[int], np.ndarray]  # utterance -> (rows, dim); (0, 0) where there is nothing
 
@@ -133,11 +133,12 @@ def write_values(
 
     Raises:
         DataError: a value is larger than the stored dtype can hold, or an integer that it cannot hold exactly.
+        StoreError: the disk is full.
     """
     dtype = stored_dtype(found, params)
     checksums = np.zeros(len(ids), np.uint64)
     offsets = np.concatenate([[0], np.cumsum(found.rows)]).astype(np.int64)
-    with tempfile.TemporaryFile(dir=target.parent) as file:
+    with writing(target), tempfile.TemporaryFile(dir=target.parent) as file:
         for index, utterance in enumerate(tqdm(ids, desc=f"writing {modality}", unit="utterance", disable=None)):
             rows = _narrow(read(index), dtype, f"{modality}: '{utterance}'")
             checksums[index] = checksum(rows)

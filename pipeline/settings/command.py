@@ -205,8 +205,10 @@ def single_command(
             _drop_output()
         except OSError as error:
             reason, fix = reason_and_fix(error, "fix the path or its permissions")
-            what = f"{error.filename}: {reason}" if error.filename else f"output: {error.strerror or reason}"
-            _end(f"error: {what}; {fix}, then run the command again", 2)
+            place = error.filename
+            if not place:  # of something without a name, such as memory that processes share
+                place, reason = arguments.get("output") or "output", error.strerror or reason
+            _end(f"error: {place}: {reason}; {fix}, then run the command again", 2)
 
     signature = inspect.signature(body)
     asks_version = inspect.Parameter("version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Version)

@@ -16,7 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipeline.cli import audio_app, inspect_app, join_app, prepare_app, text_app
+from pipeline.cli import audio_app, import_app, inspect_app, join_app, prepare_app, text_app
 from pipeline.errors import StoreError
 from pipeline.manifest import read_manifest
 from pipeline.store import Identity, Utterances, read_features, read_part, write_features
@@ -475,6 +475,18 @@ def test_a_limit_on_the_size_of_files_is_one_line_of_the_systems_reason(again: P
     assert "File too large" in line
     assert "raise the limit on the size of files (ulimit -f)" in line
     assert "errno" not in line
+
+
+def test_an_import_onto_a_full_disk_names_its_output(tmp_path: Path) -> None:
+    names = [f"{row['conversation']}-{row['turn']}" for row in rows_of()]
+    np.savez(tmp_path / "audio.npz", **{name: np.ones((40, 9)) for name in names})
+    rows = [f"{name},{name[:-2]},joy,{row['split']}\n" for name, row in zip(names, rows_of(), strict=True)]
+    (tmp_path / "table.csv").write_text("".join(["id,conversation,label,split\n", *rows]))
+    output = tmp_path / "data" / "feats.h5"
+    given = ["--table", str(tmp_path / "table.csv"), "--audio", str(tmp_path / "audio.npz"), "--output", str(output)]
+    line = one_line(*limited(import_app, given, 2048, tmp_path / "stderr"))
+    assert line.startswith(f"error: {output}: cannot be written (File too large); raise the limit")
+    assert not [path for path in output.parent.iterdir() if path.suffix != ".lock"]
 
 
 def test_the_console_scripts_themselves_refuse_with_one_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The manifest: what is written is read, and what breaks its contract is refused with its line."""
 
 import json
+import resource
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import DataError
 from pipeline.join import table_of
 from pipeline.manifest import Utterance, check_utterances, label_names, manifest_order, read_manifest, write_manifest
+from tests.forked import exit_status, fork
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)  # line ends, NUL and emoji too
 
@@ -214,3 +216,17 @@ def test_a_label_that_train_lacks_is_refused_with_its_count(split: str) -> None:
     utterances = [utterance("a", label="joy"), utterance("b", split=split, label="jooy")]
     with pytest.raises(DataError, match=rf"label 'jooy' \(1 utterances, such as 'b/0' of the {split} split\).*\(joy\)"):
         label_names(utterances, "a.csv")
+
+
+def test_a_full_disk_leaves_nothing_of_a_manifest_and_names_it(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk."""
+    path = tmp_path / "manifest.jsonl"
+
+    def write() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        with pytest.raises(OSError, match="File too large") as error:
+            write_manifest(path, [utterance(turn=turn, text="what is said") for turn in range(20)])
+        assert error.value.filename == str(path)
+
+    assert exit_status(fork(write)) == 0
+    assert list(tmp_path.iterdir()) == []

@@ -211,7 +211,8 @@ def test_scores_can_be_computed_again_from_the_predictions(results: Path) -> Non
 def test_details_hold_means_classes_seeds_and_the_run(results: Path, features: Features) -> None:
     content = json.loads((results / "details.json").read_text())
     assert list(content) == [
-        "run", "files", "warnings", "test", "validation", "heads", "calibration", "seeds", "ensemble", "linear", "digest",
+        "run", "files", "warnings", "test", "validation", "heads", "calibration", "seeds", "ensemble", "linear",
+        "digest",
     ]  # fmt: skip
     assert set(content["test"]["weighted_f1"]) == {"mean", "std", "low", "high", "floor", "chance"}
     assert list(content["test"]["per_class"]) == LABELS

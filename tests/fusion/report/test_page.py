@@ -349,3 +349,28 @@ def test_another_model_stands_beside_on_the_same_turns(labelled: Evaluated, tmp_
     ]
     found = np.frombuffer(base64.b64decode(turns["beside"]["predicted"]), "<i2")
     np.testing.assert_array_equal(found, np.concatenate(expected))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "joy \u202e",
+        "\u2069\u202ejoy",
+        "a \u2067b \u202ac",
+        "\u2067a\u202eb\u2069c\u202c",
+        "\u202c\u2069",
+        "\u202ea\u202cb",
+    ],
+)
+def test_marks_of_direction_end_with_their_text(text: str) -> None:
+    shown = json.loads(script_json({"turns": [text]}))["turns"][0]
+    assert re.sub("[\u202a-\u202e\u2066-\u2069]", "", shown) == re.sub("[\u202a-\u202e\u2066-\u2069]", "", text)
+    assert script_json({"label": "joy"}) == '{"label":"joy"}'
+    opened: list[str] = []
+    for place, mark in enumerate(shown):
+        if mark in "\u202a\u202b\u202d\u202e\u2066\u2067\u2068":
+            opened.append("\u202c" if mark < "\u2060" else "\u2069")
+        elif mark in "\u202c\u2069":
+            while opened.pop() != mark:  # the end of an isolate closes what was embedded in it
+                assert mark == "\u2069"
+        assert bool(opened) == (place < len(shown) - 1)  # all of it lies in one isolate
