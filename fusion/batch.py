@@ -289,6 +289,7 @@ class Output:
         audio_logits, text_logits: the same of the heads that see one modality's stream
         audio, text: (utterances, dim), embeddings of length 1 for the contrast between the modalities
         embeddings: by head (`fused`, `audio`, `text`), (utterances, dim) of length 1, for the supervised contrast
+        pairs: (utterances, 2, dim) of length 1, audio's and text's as two views of a turn, for one contrast over both
         losses: by name, scalars that the model itself adds to the loss of the batch, already weighted
         earlier: by name, what the stages before the last one return
         views: by name, what the model shows of itself; empty unless asked for, shapes in the model's docstring
@@ -300,6 +301,7 @@ class Output:
     audio: Tensor | None = None
     text: Tensor | None = None
     embeddings: Mapping[str, Tensor] = field(default_factory=dict)
+    pairs: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     earlier: Mapping[str, "Output"] = field(default_factory=dict)
     views: Mapping[str, Tensor] = field(default_factory=dict)

@@ -106,13 +106,11 @@ class ModelParams(SharedParams):
             raise ValueError(f"withholds all that model '{name}' looks at; set it to both or {name}")
         return modalities
 
-    @field_validator("heads")
-    @classmethod
-    def _divide_dim(cls, heads: int, info: Any) -> int:
-        dim = info.data.get("dim")
-        if dim is not None and dim % heads:
-            raise ValueError(f"must divide model.dim, which is {dim}")
-        return heads
+    @property
+    def attention_dim(self) -> int | None:
+        """Of the model named, if it has one: then that is what its heads divide."""
+        width = self.group.get("attention_dim") if isinstance(self.group, dict) else None
+        return width if isinstance(width, int) else None
 
     @model_validator(mode="after")
     def _knows_its_groups(self) -> "ModelParams":

@@ -7,9 +7,12 @@ from pipeline.settings import door
 if TYPE_CHECKING:
     from fusion.layers.attention import KeyMask, MultiHeadAttention, TransformerLayer, masked_softmax
     from fusion.layers.conversation import (
+        Among,
         AttentionAmongTurns,
+        BranchedAttention,
         ConversationEncoder,
         ConversationEncoding,
+        ConversationLayers,
         EncodeBoth,
         MatchingAttention,
         TurnAttention,
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     )
     from fusion.layers.ensemble import Ensemble
     from fusion.layers.linear_path import STATISTICS, LinearPath, LinearWeights, path_weights
-    from fusion.layers.pooling import AttentionPooling, LastPooling, MeanPooling
+    from fusion.layers.pooling import AttentionPooling, LastPooling, LastStates, MeanPooling
     from fusion.layers.primitives import (
         Constant,
         Embedding,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
         zero_padding,
     )
     from fusion.layers.recurrent import Direction, SequenceGRU, TurnGRU
+    from fusion.layers.residual import FeedForward, LinearSkip, RecurrentLayer, SelfAttention
     from fusion.layers.standardise import Standardise
 else:
     __getattr__ = door(__name__, __file__)

@@ -67,7 +67,8 @@ class KeyMask:
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention. An utterance without a single real key attends to nothing and receives zeros.
 
-    Keys have no bias: the softmax over keys cancels it, so it would never learn.
+    Keys have no bias: the softmax over keys cancels it, so it would never learn. `width` is that of all heads together;
+    None: dim.
 
     Shape:
         queries: (utterances, queries, dim)
@@ -79,14 +80,15 @@ class MultiHeadAttention(nn.Module):
 
     no_bias: Tensor
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, width: int | None = None) -> None:
         super().__init__()
+        width = width or dim
         self.heads = heads
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim, bias=False)
-        self.value = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
-        self.register_buffer("no_bias", torch.zeros(dim), persistent=False)
+        self.query = nn.Linear(dim, width)
+        self.key = nn.Linear(dim, width, bias=False)
+        self.value = nn.Linear(dim, width)
+        self.out = nn.Linear(width, dim)
+        self.register_buffer("no_bias", torch.zeros(width), persistent=False)
 
     def forward(self, queries: Tensor, keys: Tensor, key_mask: Tensor | KeyMask, bias: Tensor | None = None) -> Tensor:
         mask = key_mask if isinstance(key_mask, KeyMask) else KeyMask(key_mask)
@@ -94,7 +96,7 @@ class MultiHeadAttention(nn.Module):
         scores = mask.scores if bias is None else mask.scores + bias
         attended = F.scaled_dot_product_attention(
             query, key, value, attn_mask=scores.to(query.dtype)
-        )  # (utterances, heads, queries, dim / heads)
+        )  # (utterances, heads, queries, width / heads)
         return self.out(attended.transpose(1, 2).flatten(2)) * mask.present
 
     def weights(self, queries: Tensor, keys: Tensor, key_mask: Tensor | KeyMask, bias: Tensor | None = None) -> Tensor:
@@ -118,7 +120,7 @@ class MultiHeadAttention(nn.Module):
         return F.linear(x, weight, bias).chunk(len(maps), dim=-1)
 
     def _split(self, x: Tensor) -> Tensor:
-        """(utterances, positions, dim) -> (utterances, heads, positions, dim / heads)."""
+        """(utterances, positions, width) -> (utterances, heads, positions, width / heads)."""
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fusion.batch import Turns, take_rows
 from fusion.layers import primitives
 from fusion.layers.attention import KeyMask, MultiHeadAttention, masked_softmax
+from fusion.layers.primitives import Parts
 from fusion.layers.recurrent import Direction, SideBySide, TurnGRU
 
 
@@ -58,6 +59,15 @@ class ConversationEncoder(nn.Module):
         return self.norm(x + self.dropout(found))
 
 
+class ConversationLayers(nn.ModuleList):
+    """Several `ConversationEncoder`, one behind the other."""
+
+    def forward(self, x: Tensor, turns: Turns) -> Tensor:
+        for layer in self:
+            x = layer(x, turns)
+        return x
+
+
 LAUNCH_BOUND = 128  # width up to which a GPU is busier with launches than with the zeros of a wide GRU; an estimate
 
 
@@ -88,13 +98,25 @@ class EncodeBoth(nn.Module):
         return [encoder.add(x, torch.cat(directions, dim=-1)) for encoder, x, directions in pairs]
 
 
-def turn_keys(present: Tensor, turns: Turns, direction: Direction) -> KeyMask:
+Among = Literal["all", "own_speaker", "other_speakers", "neighbours"]
+
+
+def turn_keys(
+    present: Tensor, turns: Turns, direction: Direction, among: Among = "all", neighbours: int = 1
+) -> KeyMask:
     """Which turns each turn may attend to: those of its conversation that are present, up to itself for `past`.
 
-    Shape:
-        present: (utterances,) boolean
+    Args:
+        present: (utterances,) boolean.
+        among: all of these, those of the turn's own speaker, of the others, or up to `neighbours` turns away.
     """
     keys = (turns.spread(present) & turns.mask)[:, None, :]  # (conversations, 1, turns)
+    if among == "own_speaker":
+        keys = keys & turns.same_speaker
+    if among == "other_speakers":
+        keys = keys & ~turns.same_speaker
+    if among == "neighbours":
+        keys = keys & (turns.distances.abs() <= neighbours)
     return KeyMask(keys & (turns.distances <= 0) if direction == "past" else keys)
 
 
@@ -111,9 +133,9 @@ class AttentionAmongTurns(nn.Module):
         returns: (utterances, dim)
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, width: int | None = None) -> None:
         super().__init__()
-        self.attention = MultiHeadAttention(dim, heads)
+        self.attention = MultiHeadAttention(dim, heads, width)
         self.distances = nn.Parameter(torch.zeros(heads, 2 * REACH + 1))  # added to the scores, from -REACH to REACH
 
     def forward(self, x: Tensor, y: Tensor, y_keys: KeyMask, turns: Turns) -> Tensor:
@@ -137,9 +159,9 @@ class TurnAttention(nn.Module):
     from the norm.
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, width: int | None = None) -> None:
         super().__init__()
-        self.attend = AttentionAmongTurns(dim, heads)
+        self.attend = AttentionAmongTurns(dim, heads, width)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim)
 
@@ -177,3 +199,30 @@ class MatchingAttention(nn.Module):
         """(conversations, turns, turns)."""
         grid = turns.spread(x)
         return masked_softmax(self.transform(grid) @ grid.transpose(1, 2), keys.by_query)
+
+
+class BranchedAttention(nn.Module):
+    """LN(x + sum over the branches of MHA(x; x)), each among turns of its own kind.
+
+    Shape:
+        x: (utterances, dim), given twice, as to `TurnAttention`
+        keys, others: from `turn_keys`, of the first branch and of the others
+        returns: (utterances, dim)
+    """
+
+    def __init__(self, branches: Sequence[Among], dim: int, heads: int, dropout: float, width: int | None) -> None:
+        super().__init__()
+        self.branches: Parts[AttentionAmongTurns] = Parts(
+            {name: AttentionAmongTurns(dim, heads, width) for name in branches}
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, _: Tensor, keys: KeyMask, turns: Turns, *others: KeyMask) -> Tensor:
+        pairs = zip(self.branches.values(), (keys, *others), strict=True)
+        found = torch.stack([attend(x, x, own, turns) for attend, own in pairs]).sum(dim=0)
+        return self.norm(x + self.dropout(found))
+
+    def views(self, x: Tensor, _: Tensor, keys: KeyMask, turns: Turns, *others: KeyMask) -> dict[str, Tensor]:
+        pairs = zip(self.branches.items(), (keys, *others), strict=True)
+        return {name: attend.weights(x, x, own, turns) for (name, attend), own in pairs}

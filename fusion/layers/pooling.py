@@ -28,6 +28,22 @@ class LastPooling(nn.Module):
         return (last[:, None, :].to(x.dtype) @ x).squeeze(1)
 
 
+class LastStates(nn.Module):
+    """The last state of each direction: of a stream whose first half runs forth and whose other half runs back.
+
+    Zeros where an utterance has no position. Shape as `MeanPooling`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = LastPooling()
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        forth, back = x.chunk(2, dim=-1)
+        first = mask & (torch.arange(mask.shape[1], device=mask.device) == 0)
+        return torch.cat([self.last(forth, mask), (first[:, None, :].to(x.dtype) @ back).squeeze(1)], dim=-1)
+
+
 class AttentionPooling(nn.Module):
     """Mean over the real positions, weighted by a learned score of each; zeros where an utterance has none.
 

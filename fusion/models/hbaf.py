@@ -1,6 +1,7 @@
 """HBAF, heterogeneous bimodal attention fusion (arXiv 2503.06405): audio and text meet on two levels.
 
-The paper's body was not available: its abstract and public notes name the parts, and how they are built is our reading.
+The paper's body was not available: its abstract and public notes name the parts (stated). A little more is known of the
+sister paper of its authors, BCAF (arXiv 2503.05858; sister). How the parts are built is our reading (ours).
 
 Stated                                                          Here
 -----------------------------------------------------------     ----------------------------------------------------
@@ -13,6 +14,10 @@ dynamic bimodal attention to intra- and inter-modal             `BimodalAttentio
     cross-modal relations
 inter-modal contrastive learning of absolute and relative       `Embedding` of each; the losses are in
     interactions                                                    `fusion.objective.losses`
+
+Sister, reachable by parameters (params/hbaf-sister.yaml): one vector an utterance, so attention is among turns
+(`attends: turns`); a cross-entropy for each head (`loss.auxiliary: 1`); one contrast between the modalities in the
+manner of CLIP (`loss.absolute` is its weight, `loss.relative: 0`). It has no audio context network and no levels.
 
 Our choices:
 

@@ -1,6 +1,8 @@
 """HCAM, hierarchical cross-attention model (arXiv 2304.06910): each modality alone, along the conversation, together.
 
-The paper's body was not available: its abstract and public notes name the parts, and how they are built is our reading.
+The paper's body was not available: its abstract and public notes name the parts (stated). What its first author's own
+public code does, in a precursor of 2022 and a successor (MiSTER-E, arXiv 2602.23300), was read (code): it may or may
+not be what the paper did. params/hcam-paper.yaml names both. How the parts are built is our reading (ours).
 
 Stated                                                          Here
 -----------------------------------------------------------     ----------------------------------------------------
@@ -16,14 +18,29 @@ test-time ensembling of the stages                              `Ensemble` of al
 a learnable wav2vec front end                                   not in here: the encoder is fine-tuned first, and
                                                                     features are extracted from the result
 
+Code, as switches that are off by default (params/hcam-paper.yaml turns them on):
+
+- `pooling: mean`, `text_pooling: last`: audio is the mean over time, text the last state of a bidirectional GRU.
+- `context_layers`: two bidirectional GRU layers of 200 a direction along the turns, in the successor three of 512.
+- `turns`: four attentions side by side, to `all` turns, `neighbours` (one on each side), `own_speaker` and
+  `other_speakers`. There each has GRUs of its own, and a ReLU layer behind it. Here they share the GRUs, and what they
+  find is added up, which is a linear map of what they find side by side.
+- `context_skip`, `fusion_skip`: a linear map of what stage II is given, added to what it gives; in the successor also
+  one around all blocks of stage III.
+- `attention_dim`: attention is narrower than the stream (60 to 360 of 400 to 1,600), with three heads.
+- `head: linear`: the two vectors side by side, a layer norm, one linear layer.
+- `contrast: views`: one supervised contrast over audio's and text's vectors of all turns, in the successor.
+- Not as switches: convolutions of kernels 1, 3 and 5 along the turns before the GRUs, and experts, in the successor.
+
 Our choices:
 
 - Each recurrence and attention adds what it finds to its input, behind a layer norm.
-- Attention pooling turns positions into the embedding of an utterance.
+- Attention pooling turns positions into the embedding of an utterance, unless `pooling` says otherwise.
 - A stage that is frozen is left in evaluation mode: what it makes of the data is computed once, before the next stage.
 - Attention along the turns learns weights of distances; a GRU along the turns needs none.
 - Stages II and III drop a share of the vectors that they are given, as stage I does of the features.
-- An utterance without a modality has no vector of it in any stage: zeros, to which nobody attends.
+- An utterance without a modality has no vector of it in any stage: zeros, to which nobody attends. A turn with nobody
+  to attend to, such as the others' turns in a monologue, gets nothing from that attention.
 - Where the two heads of a stage are to speak with one voice, log posteriors of what is present are averaged, of
   scores the scores themselves.
 
@@ -40,35 +57,38 @@ And what each switch leaves:
 - `direction: past` lets no later turn influence an earlier one, anywhere in the model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Output, Turns
 from fusion.layers import (
+    Among,
     AttentionPooling,
+    BranchedAttention,
     Constant,
     ConversationEncoder,
-    Direction,
+    ConversationLayers,
     Embedding,
     Ensemble,
+    FeedForward,
     InputProjection,
     KeyMask,
+    LastStates,
+    LinearSkip,
     MeanPooling,
-    MultiHeadAttention,
     Parts,
-    SequenceDropout,
-    SequenceGRU,
+    RecurrentLayer,
+    SelfAttention,
     TurnAttention,
     Unchanged,
     classifier,
     collect_views,
-    feed_forward,
     turn_keys,
 )
 from fusion.models.interface import HubModel, Stage, standardise_of
@@ -77,6 +97,13 @@ from fusion.models.shared import EVERYTHING, Heads, SharedParams, Sizes, Wanted
 StageName = Literal["utterance", "conversation", "fusion"]
 CoAttention = Literal["both", "audio", "text", "none"]
 STAGES: tuple[StageName, ...] = ("utterance", "conversation", "fusion")
+Pooling = Literal["attention", "mean", "last"]
+POOLINGS: dict[Pooling, type[nn.Module]] = {"mean": MeanPooling, "last": LastStates}  # without weights
+
+
+def _several(given: Any) -> Any:
+    """One kind of turns is given as it is, several in a list."""
+    return (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list) else given
 
 
 class HCAMParams(SharedParams):
@@ -90,6 +117,16 @@ class HCAMParams(SharedParams):
     co_attention: CoAttention = "both"  # audio: audio looks at text
     blocks: int = Field(2, ge=0, le=100)  # of co-attention
     recurrent_layers: int = Field(1, ge=1, le=10)  # along frames and tokens
+    pooling: Pooling = "attention"  # of frames and tokens; last: the last state of each direction
+    text_pooling: Pooling | None = None  # of tokens, if not the same
+    context_layers: int = Field(1, ge=1, le=10)  # recurrent ones along turns
+    turns: Annotated[tuple[Among, ...], BeforeValidator(_several), Field(min_length=1)] = ("all",)  # II attends to
+    neighbour_turns: int = Field(1, ge=1, le=1000)  # on each side, of neighbours
+    context_skip: bool = False  # a linear map of what stage II is given, added to what it gives
+    attention_dim: int | None = Field(None, ge=1, le=4096)  # width of every attention, a multiple of heads; None: dim
+    fusion_skip: bool = False  # the same around all blocks of stage III
+    head: Literal["mlp", "linear"] = "mlp"  # of all stages; linear: a layer norm and one linear layer
+    contrast: Literal["heads", "views"] = "heads"  # in each head, or over audio's and text's vectors of all turns
     ensemble: bool = False  # of what all heads say, by weights chosen on validation
 
     @field_validator("stages")
@@ -99,49 +136,23 @@ class HCAMParams(SharedParams):
             raise ValueError(f"must name some of {', '.join(STAGES)}, each once, in this order")
         return stages
 
+    @field_validator("turns")
+    @classmethod
+    def _each_once(cls, turns: tuple[Among, ...]) -> tuple[Among, ...]:
+        if len(set(turns)) < len(turns):
+            raise ValueError("every kind of turns may be given once only")
+        return tuple(name for name in get_args(Among) if name in turns)
+
+    @property
+    def uses_speakers(self) -> bool:
+        attends = self.self_attention and "conversation" in self.stages
+        return attends and not {"own_speaker", "other_speakers"}.isdisjoint(self.turns)
+
     @model_validator(mode="after")
     def _halves(self) -> "HCAMParams":
         if self.dim % 2:
             raise ValueError(f"dim is {self.dim}: must be even for hcam, since GRUs along frames run both ways")
         return self
-
-
-class RecurrentLayer(nn.Module):
-    """LN(x + GRU(x)) along the frames or tokens, both ways.
-
-    Shape:
-        x: (utterances, positions, dim)
-        mask: (utterances, positions)
-        returns: (utterances, positions, dim)
-    """
-
-    def __init__(self, dim: int, dropout: float) -> None:
-        super().__init__()
-        self.gru = SequenceGRU(dim)
-        self.dropout = SequenceDropout(dropout)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.norm(x + self.dropout(self.gru(x, mask)))
-
-
-class SelfAttention(nn.Module):
-    """LN(x + MHA(x; x)) among the frames or tokens of an utterance.
-
-    Shape:
-        x: (utterances, positions, dim)
-        mask: (utterances, positions)
-        returns: (utterances, positions, dim)
-    """
-
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.attention = MultiHeadAttention(dim, heads)
-        self.dropout = SequenceDropout(dropout)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.norm(x + self.dropout(self.attention(x, x, mask)))
 
 
 class UtteranceEncoder(nn.Module):
@@ -174,19 +185,30 @@ class ContextEncoder(nn.Module):
         returns: (utterances, dim), zeros where the utterance lacks the modality
     """
 
-    def __init__(self, recurrent: nn.Module, attention: nn.Module, direction: Direction, dropout: float) -> None:
+    def __init__(self, params: HCAMParams) -> None:
         super().__init__()
-        self.direction = direction
+        dim, dropout, layers = params.dim, params.dropout, params.context_layers
+        self.direction, self.turns, self.neighbours = params.direction, params.turns, params.neighbour_turns
         self.dropout = nn.Dropout(dropout)
-        self.recurrent = recurrent
+        attention: nn.Module = Unchanged()  # before the GRUs: the order decides which random weights each part gets
+        if params.self_attention and len(params.turns) == 1:
+            attention = TurnAttention(dim, params.heads, dropout, params.attention_dim)
+        elif params.self_attention:
+            attention = BranchedAttention(params.turns, dim, params.heads, dropout, params.attention_dim)
+        recurrent = [ConversationEncoder(dim, params.direction, dropout) for _ in range(layers)]
+        self.recurrent = recurrent[0] if layers == 1 else ConversationLayers(recurrent)
         self.attention = attention
+        self.skip = LinearSkip(dim) if params.context_skip else Unchanged()
 
     def forward(self, batch: Batch, modality: str) -> Tensor:
         present: Tensor = getattr(batch, f"{modality}_present")
-        vectors = self.recurrent(self.dropout(batch.vectors(modality)), batch.turns)
-        keys = turn_keys(present, batch.turns, self.direction)
-        vectors = self.attention(vectors, vectors, keys, batch.turns)
-        return vectors * present[:, None]
+        given = self.dropout(batch.vectors(modality))
+        vectors = self.recurrent(given, batch.turns)
+        keys, *others = (
+            turn_keys(present, batch.turns, self.direction, among, self.neighbours) for among in self.turns
+        )
+        vectors = self.attention(vectors, vectors, keys, batch.turns, *others)
+        return self.skip(vectors, given) * present[:, None]
 
 
 class Head(nn.Module):
@@ -197,15 +219,30 @@ class Head(nn.Module):
         returns: logits (utterances, classes) and embedding (utterances, dim) or None
     """
 
-    def __init__(self, features: int, dim: int, classes: int, dropout: float, supervised: bool) -> None:
+    def __init__(self, features: int, classes: int, params: HCAMParams, embeds: bool) -> None:
         super().__init__()
-        self.classify = classifier(features, dim, classes, dropout)
-        self.embed = (
-            nn.Sequential(nn.Linear(features, dim), nn.GELU(), Embedding(dim)) if supervised else Constant(None)
-        )
+        if params.head == "mlp":
+            self.classify = classifier(features, params.dim, classes, params.dropout)
+        else:
+            self.classify = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, classes))
+        self.embed = _embedding(features, params.dim) if embeds else Constant(None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.classify(x), self.embed(x)
+
+
+def _embedding(features: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(features, dim), nn.GELU(), Embedding(dim))
+
+
+def _in_heads(**embeddings: Tensor | None) -> dict[str, Any]:
+    """Fields of `Output`: the embedding of each head that has one."""
+    return {"embeddings": {head: embedding for head, embedding in embeddings.items() if embedding is not None}}
+
+
+def _as_views(audio: Tensor, text: Tensor) -> dict[str, Any]:
+    """Fields of `Output`: the embeddings of both modalities as two views of a turn."""
+    return {"pairs": torch.stack([audio, text], dim=1)}
 
 
 class Modality(nn.Module):
@@ -222,11 +259,19 @@ class Unimodal(nn.Module):
 
     `encode` makes of a batch another one in which an utterance has one vector of each modality that it has,
     (utterances, 1, dim); `classify` makes an `Output` of that. `voice` makes of a head's logits what is averaged,
-    `standardise` of a batch what is encoded.
+    `standardise` of a batch what is encoded, `contrast` of both embeddings fields of the output.
     """
 
-    def __init__(self, audio: Modality, text: Modality, voice: nn.Module, standardise: nn.Module) -> None:
+    def __init__(
+        self,
+        audio: Modality,
+        text: Modality,
+        voice: nn.Module,
+        standardise: nn.Module,
+        contrast: Callable[..., dict[str, Any]],
+    ) -> None:
         super().__init__()
+        self.contrast = contrast
         self.standardise = standardise
         self.audio = audio
         self.text = text
@@ -242,12 +287,11 @@ class Unimodal(nn.Module):
         assert self.text.head is not None
         audio_logits, audio_embedding = self.audio.head(batch.vectors("audio"))
         text_logits, text_embedding = self.text.head(batch.vectors("text"))
-        embeddings = {"audio": audio_embedding, "text": text_embedding}
         return Output(
             logits=_mean(self.voice(audio_logits), self.voice(text_logits), batch.audio_present, batch.text_present),
             audio_logits=audio_logits,
             text_logits=text_logits,
-            embeddings={head: embedding for head, embedding in embeddings.items() if embedding is not None},
+            **self.contrast(audio=audio_embedding, text=text_embedding),
         )
 
 
@@ -264,14 +308,15 @@ class CoAttentionBlock(nn.Module):
         super().__init__()
 
         def attention(wanted: bool) -> nn.Module:
-            return TurnAttention(params.dim, params.heads, params.dropout) if wanted else Unchanged()
+            width = params.attention_dim
+            return TurnAttention(params.dim, params.heads, params.dropout, width) if wanted else Unchanged()
 
         self.audio_to_text = attention(params.co_attention in ("both", "audio"))
         self.text_to_audio = attention(params.co_attention in ("both", "text"))
         self.audio_to_audio = attention(params.self_attention)
         self.text_to_text = attention(params.self_attention)
-        self.audio_feed_forward = _FeedForward(params.dim, params.dropout)
-        self.text_feed_forward = _FeedForward(params.dim, params.dropout)
+        self.audio_feed_forward = FeedForward(params.dim, params.dropout)
+        self.text_feed_forward = FeedForward(params.dim, params.dropout)
 
     def forward(
         self, audio: Tensor, text: Tensor, audio_keys: KeyMask, text_keys: KeyMask, turns: Turns
@@ -283,16 +328,16 @@ class CoAttentionBlock(nn.Module):
         return self.audio_feed_forward(a), self.text_feed_forward(t)
 
 
-class _FeedForward(nn.Module):
-    """LN(x + FFN(x)), (utterances, dim) -> the same."""
+class ViewEmbeddings(nn.Module):
+    """Embeddings of both modalities' vectors, (utterances, dim) each, as two views of a turn."""
 
-    def __init__(self, dim: int, dropout: float) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.network = feed_forward(dim, dropout)
-        self.norm = nn.LayerNorm(dim)
+        self.audio = _embedding(dim, dim)
+        self.text = _embedding(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x + self.network(x[:, None])[:, 0])
+    def forward(self, audio: Tensor, text: Tensor) -> dict[str, Any]:
+        return _as_views(self.audio(audio), self.text(text))
 
 
 class Fusion(nn.Module):
@@ -300,24 +345,31 @@ class Fusion(nn.Module):
 
     classifies = True
 
-    def __init__(self, blocks: Sequence[CoAttentionBlock], head: Head, direction: Direction, dropout: float) -> None:
+    def __init__(self, params: HCAMParams, classes: int, supervised: bool) -> None:
         super().__init__()
-        self.direction = direction
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(blocks)
+        dim, views = params.dim, supervised and params.contrast == "views"
+        self.direction = params.direction
+        self.dropout = nn.Dropout(params.dropout)
+        head = Head(2 * dim, classes, params, embeds=supervised and not views)  # before the blocks, as above
+        self.blocks = nn.ModuleList(CoAttentionBlock(params) for _ in range(params.blocks))
         self.head = head
+        self.audio_skip = LinearSkip(dim) if params.fusion_skip else Unchanged()
+        self.text_skip = LinearSkip(dim) if params.fusion_skip else Unchanged()
+        self.views = ViewEmbeddings(dim) if views else Constant({})
 
     def encode(self, batch: Batch) -> Batch:
         return batch
 
     def classify(self, batch: Batch) -> Output:
-        audio, text = self.dropout(batch.vectors("audio")), self.dropout(batch.vectors("text"))  # (utterances, dim)
+        a, t = self.dropout(batch.vectors("audio")), self.dropout(batch.vectors("text"))  # (utterances, dim)
+        audio, text = a, t
         present = [batch.audio_present, batch.text_present] if len(self.blocks) else []  # an export needs no idle mask
         keys = [turn_keys(x, batch.turns, self.direction) for x in present]
         for block in self.blocks:
             audio, text = block(audio, text, *keys, batch.turns)
+        audio, text = self.audio_skip(audio, a), self.text_skip(text, t)
         logits, embedding = self.head(torch.cat([audio, text], dim=-1))
-        return Output(logits=logits, embeddings={} if embedding is None else {"fused": embedding})
+        return Output(logits=logits, **_in_heads(fused=embedding), **self.views(audio, text))
 
 
 Part = Unimodal | Fusion
@@ -360,7 +412,8 @@ class HCAM(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2304.06910"):
 
         chain.parts.utterance.<modality>.encoder.pool.weights           (utterances, positions)
         chain.parts.utterance.<modality>.encoder.project.mix.weights    (layers,)
-        chain.parts.conversation.<modality>.encoder.attention.attention (utterances, heads, turns)
+        chain.parts.conversation.<modality>.encoder.attention.attention (utterances, heads, turns); of several branches
+                                                                        .<branch> in the place of .attention
         chain.parts.fusion.blocks.<n>.<one>_to_<other>.attention        (utterances, heads, turns)
 
     where <modality>, <one> and <other> are audio or text, and `audio_to_text` is audio looking at text.
@@ -372,44 +425,40 @@ class HCAM(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2304.06910"):
     def __init__(self, params: HCAMParams, sizes: Sizes, wanted: Wanted = EVERYTHING) -> None:
         super().__init__()
         self.training_of_stages, self.freeze = params.training, params.freeze
-        dim, heads, dropout, direction = params.dim, params.heads, params.dropout, params.direction
+        dim, heads, dropout, classes = params.dim, params.heads, params.dropout, sizes.classes
         stages, last = params.stages, params.stages[-1]
-
-        def classify(features: int) -> Head:
-            return Head(features, dim, sizes.classes, dropout, wanted.supervised)
 
         def head(stage: StageName) -> Head | None:
             silent = stage not in stages or (params.training == "joint" and not wanted.auxiliary and stage != last)
-            return None if silent else classify(dim)
+            return None if silent else Head(dim, classes, params, wanted.supervised)
 
-        def utterance(features: int, layers: int) -> Modality:
+        def utterance(features: int, layers: int, pooling: Pooling) -> Modality:
             project = InputProjection(features, layers, dim, dropout)
             if "utterance" not in stages:
                 return Modality(UtteranceEncoder(project, [], MeanPooling()), None)
             inner: list[nn.Module] = [RecurrentLayer(dim, dropout) for _ in range(params.recurrent_layers)]
-            inner += [SelfAttention(dim, heads, dropout)] if params.self_attention else []
-            return Modality(UtteranceEncoder(project, inner, AttentionPooling(dim)), head("utterance"))
+            inner += [SelfAttention(dim, heads, dropout, params.attention_dim)] if params.self_attention else []
+            pool = AttentionPooling(dim) if pooling == "attention" else POOLINGS[pooling]()
+            return Modality(UtteranceEncoder(project, inner, pool), head("utterance"))
 
         def conversation() -> Modality:
-            attention = TurnAttention(dim, heads, dropout) if params.self_attention else Unchanged()
-            encoder = ContextEncoder(ConversationEncoder(dim, direction, dropout), attention, direction, dropout)
-            return Modality(encoder, head("conversation"))
+            return Modality(ContextEncoder(params), head("conversation"))
 
         voice = Unchanged() if wanted.scores else nn.LogSoftmax(dim=-1)
+        contrast = _as_views if wanted.supervised and params.contrast == "views" else _in_heads
         parts: dict[str, Part] = {
             "utterance": Unimodal(
-                utterance(sizes.audio_dim, sizes.audio_layers),
-                utterance(sizes.text_dim, sizes.text_layers),
+                utterance(sizes.audio_dim, sizes.audio_layers, params.pooling),
+                utterance(sizes.text_dim, sizes.text_layers, params.text_pooling or params.pooling),
                 voice,
                 standardise_of(sizes) if params.standardise else Unchanged(),
+                contrast,
             )
         }
         if "conversation" in stages:
-            parts["conversation"] = Unimodal(conversation(), conversation(), voice, Unchanged())
+            parts["conversation"] = Unimodal(conversation(), conversation(), voice, Unchanged(), contrast)
         if "fusion" in stages:
-            last_head = classify(2 * dim)  # before the blocks: the order decides which random weights each part gets
-            blocks = [CoAttentionBlock(params) for _ in range(params.blocks)]
-            parts["fusion"] = Fusion(blocks, last_head, direction, dropout)
+            parts["fusion"] = Fusion(params, classes, wanted.supervised)
         self.chain = Chain(parts)
         self.ensemble = Ensemble(_head_names(parts), wanted.scores) if params.ensemble else Unchanged()
 

@@ -41,9 +41,10 @@ class SharedParams(Section):
 
     @model_validator(mode="after")
     def _divides(self) -> "SharedParams":
-        heads = getattr(self, "heads", 1)
-        if self.dim % heads:
-            raise ValueError(f"heads is {heads}: must divide model.dim, which is {self.dim}")
+        heads, narrow = getattr(self, "heads", 1), getattr(self, "attention_dim", None)
+        if (narrow or self.dim) % heads:
+            width = f"attention_dim, which is {narrow}" if narrow else f"model.dim, which is {self.dim}"
+            raise ValueError(f"heads is {heads}: must divide {width}")
         if self.direction == "both" and self.dim % 2:
             raise ValueError(f"dim is {self.dim}: must be even, since both directions of model.direction share it")
         return self

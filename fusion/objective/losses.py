@@ -4,6 +4,9 @@
         + absolute * L_absolute + relative * L_relative + the losses that the model adds itself (`Output.losses`)
     L_head = (1 - supervised) * L_told + supervised * L_supervised
 
+Where a model gives audio's and text's vectors as two views of a turn (`Output.pairs`), the contrast is one over all of
+both, instead of one in each head: sum of (1 - supervised) * L_told + supervised * L_supervised.
+
 L_told is cross-entropy or focal loss for labels, and the mean absolute error for scores, which have no supervised
 contrast. The absolute error is our choice: it is what such scores are judged by, and no outlier outweighs the others.
 
@@ -45,7 +48,7 @@ class Losses:
     text: Tensor
     absolute: Tensor
     relative: Tensor
-    supervised: Tensor  # of the heads that learn here
+    supervised: Tensor  # of the heads that learn here, or over both modalities' vectors
     earlier: Tensor  # of the heads of earlier stages that go on learning
     own: Tensor  # sum of those that the model adds itself
 
@@ -97,11 +100,13 @@ def fusion_loss(
         branches: the heads that learn here; the fused head counts if it is among them, others as auxiliary ones else.
     """
     mix = partial(_head_losses, truth=truth, masks=masks, head_loss=head_loss, terms=terms)
-    here = mix(output)
+    here, views = mix(output), _contrast_of_views(output, truth, masks, terms)
     weights = {head: 1.0 if head in branches else terms.auxiliary * (head != "fused") for head in masks}
     none = output.logits.new_zeros((), dtype=torch.float32)
     earlier = [loss.mixed for stage in output.earlier.values() for head, loss in mix(stage).items() if head != "fused"]
-    weighted = [(weights[head], loss.mixed) for head, loss in here.items()]
+    for stage in output.earlier.values():
+        earlier += [terms.supervised * one for one in _contrast_of_views(stage, truth, masks, terms)]
+    weighted = [(weights[head], loss.mixed) for head, loss in here.items()] + [(terms.supervised, one) for one in views]
     contrast = alignment = none
     if output.audio is not None and output.text is not None:
         paired, labels = masks["audio"] & masks["text"], truth if terms.label_aware else None
@@ -120,7 +125,7 @@ def fusion_loss(
         absolute=contrast,
         relative=alignment,
         supervised=_sum(
-            [loss.contrast for head, loss in here.items() if weights[head] and loss.contrast is not None], none
+            [loss.contrast for head, loss in here.items() if weights[head] and loss.contrast is not None] + views, none
         ),
         earlier=_sum(earlier, none),
         own=_sum(own, none),
@@ -153,12 +158,20 @@ def _head_losses(
         if logits is None:
             continue
         told = head_loss(logits, truth, mask)
-        contrast, mixed = None, told
+        contrast, mixed = None, told if output.pairs is None else (1 - terms.supervised) * told
         if terms.supervised and head in output.embeddings:
             share, contrast = terms.supervised, supervised_loss(output.embeddings[head], truth, terms.temperature, mask)
             mixed = (1 - share) * told + share * contrast
         losses[head] = _HeadLoss(told, contrast, mixed)
     return losses
+
+
+def _contrast_of_views(output: Output, truth: Tensor, masks: Mapping[str, Tensor], terms: LossTerms) -> list[Tensor]:
+    """Over audio's and text's vectors of all turns, (2 utterances, 2 utterances); nothing where there are none."""
+    if output.pairs is None or not terms.supervised:
+        return []
+    views, mask = torch.cat(output.pairs.unbind(1)), torch.cat([masks["audio"], masks["text"]])
+    return [supervised_loss(views, truth.repeat(2), terms.temperature, mask)]
 
 
 def label_weights(labels: Tensor, classes: int) -> Tensor:

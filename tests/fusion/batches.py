@@ -127,6 +127,7 @@ def tensors_of(output: Output) -> dict[str, Tensor]:
     """All that an output says of each utterance, (utterances, ...) each."""
     own = {name: value for name in ("audio", "text") if (value := getattr(output, name)) is not None}
     embeddings = {f"embedding of {head}": value for head, value in output.embeddings.items()}
+    embeddings |= {} if output.pairs is None else {"pairs": output.pairs}
     return {f"logits of {head}": value for head, value in output.heads().items()} | own | embeddings
 
 

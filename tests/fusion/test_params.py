@@ -34,7 +34,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("model", {"name": "hbat"}, "'model.name' is 'hbat'.*'hbaf'"),
     ("model", {"modalities": "video"}, "'model.modalities'"),
     ("model", {"audio_frames": 0}, "'model.audio_frames' is 0.*greater than or equal to 1"),
-    ("model", {"dim": 10, "heads": 4}, "'model.heads' is 4: must divide model.dim, which is 10"),
+    ("model", {"dim": 10, "heads": 4}, "heads is 4: must divide model.dim, which is 10"),
     ("model", {"dropout": 1.0}, "'model.dropout' is 1.0.*less than 1"),
     ("model", {"dropout": "0.3"}, "'model.dropout' is '0.3'"),
     ("model", {"dim": 9, "heads": 3}, "dim is 9: must be even"),

@@ -90,7 +90,7 @@ REFUSED = [
     ("a: {context: none}", r"'ablations\.a': unknown key 'context': expected a key of model, loss, train"),
     ("a: {evaluate.seed: 1}", r"'ablations\.a': unknown key 'evaluate\.seed'"),
     ("a: {model.hbaf.context: nonne}", r"'ablations\.a': 'model\.hbaf\.context' is 'nonne': .*did you mean 'none'\?"),
-    ("a: {model.dim: 7}", r"'ablations\.a': 'model\.heads' is 2: must divide model\.dim, which is 7"),
+    ("a: {model.dim: 7}", r"'ablations\.a': 'model': heads is 2: must divide model\.dim, which is 7"),
     ("a: {model.gate: false}", r"'ablations\.a': 'model\.gate' is now 'model\.hbaf\.gate'"),
     ("a: {model.hcam.blocks: 1}", r"'ablations\.a': 'model\.hcam\.blocks' is of model hcam, but model\.name is hbaf"),
     ("a: {model.dim.x: 1}", r"'ablations\.a': 'model\.dim\.x': 'dim' is not a group of keys"),

@@ -44,7 +44,22 @@ A_FEW: list[tuple[str, dict[str, Any]]] = [
     ),
     ("hbaf", {"attends": "turns", "levels": "raw", "direction": "past"}),
     ("dialoguernn", {"direction": "past"}),  # a loop along turns, and who speaks in them
-    ("hcam", {"ensemble": True}),
+    (
+        "hcam",
+        {
+            "ensemble": True,
+            "pooling": "mean",
+            "text_pooling": "last",
+            "turns": ["all", "own_speaker", "other_speakers", "neighbours"],
+            "context_layers": 2,
+            "context_skip": True,
+            "attention_dim": 6,
+            "heads": 3,
+            "fusion_skip": True,
+            "head": "linear",
+            "contrast": "views",
+        },
+    ),
 ]
 EVERY = [
     (name, setting)

@@ -57,6 +57,83 @@ def test_a_second_recurrent_layer_is_one_more_of_the_same() -> None:
     assert count(two) == 2 * count(one)
 
 
+ADDED: list[tuple[dict[str, Any], str]] = [
+    ({"context_layers": 2}, "chain.parts.conversation.audio.encoder.recurrent.1."),
+    ({"context_skip": True}, "chain.parts.conversation.text.encoder.skip."),
+    ({"turns": ["all", "neighbours"]}, "chain.parts.conversation.text.encoder.attention.branches.neighbours."),
+    ({"fusion_skip": True}, "chain.parts.fusion.audio_skip."),
+    ({"contrast": "views"}, "chain.parts.fusion.views.text."),
+]
+
+
+@pytest.mark.parametrize(("setting", "there"), ADDED, ids=[name_of(setting) for setting, _ in ADDED])
+def test_a_switch_adds_its_part(setting: dict[str, Any], there: str) -> None:
+    plain, more = make("hcam").state_dict(), make("hcam", **setting).state_dict()
+    assert any(name.startswith(there) for name in more)
+    assert not any(name.startswith(there) for name in plain)
+
+
+def test_attention_may_be_narrower_than_the_stream() -> None:
+    weights = make("hcam", attention_dim=4).state_dict()
+    narrow = [one for name, one in weights.items() if name.endswith(("query.weight", "key.weight", "value.weight"))]
+    assert {tuple(one.shape) for one in narrow} == {(4, DIM)}
+    assert len(narrow) == 3 * (2 + 2 + 2 * 4)  # of each stage: both modalities; both, of both kinds, in each block
+
+
+def test_a_linear_head_is_a_norm_and_one_layer() -> None:
+    heads = [name for name in make("hcam", head="linear").state_dict() if "fusion.head.classify" in name]
+    assert {name.rpartition("classify.")[2] for name in heads} == {"0.weight", "0.bias", "1.weight", "1.bias"}
+
+
+def test_pooling_may_differ_between_modalities() -> None:
+    model = make("hcam", pooling="mean", text_pooling="last", recurrent_layers=1, self_attention=False)
+    encoders = {name: getattr(model.chain.parts["utterance"], name).encoder for name in ("audio", "text")}
+    batch = make_batch([2], [3, 0], [4, 2])
+    (group,) = batch.groups
+    for name, encoder in encoders.items():
+        x, mask = group.modality(name)
+        h = encoder.layers[0](encoder.project(x), mask)
+        half = DIM // 2
+        if name == "audio":
+            expected = torch.stack([h[0, :3].mean(0), torch.zeros(DIM)])
+        else:
+            expected = torch.stack([torch.cat([h[n, last, :half], h[n, 0, half:]]) for n, last in enumerate((3, 1))])
+        torch.testing.assert_close(encoder(batch, name), expected)
+
+
+def test_each_branch_attends_to_turns_of_its_kind() -> None:
+    speakers = torch.tensor([0, 1, 0, 2])
+    batch = changed(make_batch([4], [1, 2, 0, 1], [2, 1, 1, 2]), speakers=speakers)
+    model = make("hcam", turns=["all", "own_speaker", "other_speakers", "neighbours"], neighbour_turns=1)
+    views = model(batch, views=True).views
+    same, near = speakers[:, None] == speakers, (torch.arange(4)[:, None] - torch.arange(4)).abs() <= 1
+    allowed = {"all": same | ~same, "own_speaker": same, "other_speakers": ~same, "neighbours": near}
+    for modality, present in (("audio", torch.tensor([True, True, False, True])), ("text", torch.ones(4).bool())):
+        for branch, pairs in allowed.items():
+            weights = views[f"chain.parts.conversation.{modality}.encoder.attention.{branch}"]  # (turns, heads, turns)
+            assert torch.equal((weights > 0).all(dim=1), pairs & present), (modality, branch)
+
+
+@pytest.mark.parametrize(
+    ("turns", "uses"),
+    [("all", False), (["all", "neighbours"], False), ("own_speaker", True), (["all", "other_speakers"], True)],
+)
+def test_who_speaks_matters_where_it_is_asked_for(turns: Any, uses: bool) -> None:
+    model, batch = make("hcam", turns=turns), make_batch([4, 2])
+    other = changed(batch, speakers=torch.tensor([0, 1, 2, 3, 0, 1]))
+    assert torch.equal(model(batch).logits, model(other).logits) == (not uses)
+    assert HCAMParams(turns=turns).uses_speakers == uses
+
+
+def test_both_modalities_are_two_views_of_a_turn() -> None:
+    model, batch = make("hcam", contrast="views", training="joint"), make_batch([3, 2], [2, 0, 1, 3, 1])
+    output = model(batch)
+    for one in (output, *output.earlier.values()):
+        assert one.pairs.shape == (5, 2, DIM)
+        assert not one.embeddings
+    assert make("hcam", contrast="views", supervised=False)(batch).pairs is None
+
+
 def test_each_modality_is_alone_until_the_last_stage() -> None:
     model, batch = make("hcam"), make_batch([3, 2])
     other = changed(batch, audio=tensors_in(batch)["audio"] + 1)
@@ -193,6 +270,11 @@ def test_the_weights_of_an_ensemble_are_those_of_the_greatest_likelihood() -> No
         ({"stages": ("fusion", "utterance")}, "each once, in this order"),
         ({"training": "jointly"}, "'hierarchical' or 'joint'"),
         ({"co_attention": "video"}, "'both', 'audio', 'text' or 'none'"),
+        ({"turns": ["all", "all"]}, "may be given once only"),
+        ({"turns": []}, "at least 1 item"),
+        ({"turns": "listeners"}, "'all', 'own_speaker', 'other_speakers' or 'neighbours'"),
+        ({"pooling": "max"}, "'attention', 'mean' or 'last'"),
+        ({"attention_dim": 10, "heads": 4}, "heads is 4: must divide attention_dim, which is 10"),
     ],
 )
 def test_settings_that_make_no_model_are_refused(arguments: dict[str, Any], message: str) -> None:

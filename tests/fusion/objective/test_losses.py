@@ -238,6 +238,24 @@ def test_a_head_with_an_embedding_has_a_convex_mix_of_both_losses() -> None:
         torch.testing.assert_close(losses.supervised, contrast)
 
 
+def test_two_views_of_a_turn_have_one_contrast_over_both_modalities() -> None:
+    labels, audio = torch.tensor([0, 1, 2, 0, 1, -1]), torch.tensor([True, True, False, True, True, True])
+    whole = random_output(6)
+    pairs = torch.stack([unit_vectors(6, 7), unit_vectors(6, 8)], dim=1)
+    here = replace(whole, audio=None, text=None, embeddings={}, pairs=pairs)
+    vectors = [(pairs[n, view], int(labels[n])) for view in (0, 1) for n in range(6) if labels[n] >= 0]
+    vectors = [one for one in vectors if not torch.equal(one[0], pairs[2, 0])]  # it has no audio
+    kept, told = torch.stack([vector for vector, _ in vectors]), torch.tensor([label for _, label in vectors])
+    contrast = supervised_loss(kept, told, TEMPERATURE)
+    losses = loss_of(here, labels, audio=audio, branches=("audio", "text"), supervised=0.25)
+    torch.testing.assert_close(losses.supervised, contrast)
+    torch.testing.assert_close(losses.total, 0.75 * (losses.audio + losses.text) + 0.25 * contrast)
+    later = replace(here, audio_logits=None, text_logits=None, earlier={"utterance": here})
+    both = loss_of(later, labels, audio=audio, supervised=0.25)
+    torch.testing.assert_close(both.earlier, losses.total)
+    torch.testing.assert_close(both.total, 0.75 * both.fused + 0.25 * contrast + 0.3 * losses.total)
+
+
 def test_branches_learn_fully_and_other_heads_as_auxiliary_ones() -> None:
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     output = replace(random_output(6), audio=None, text=None, embeddings={})
