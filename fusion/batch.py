@@ -80,7 +80,7 @@ class Turns:
     def rows(self) -> Tensor:
         """(conversations, turns) int64, the utterance of each; of the batch, whichever, where no turn exists."""
         ends = self._counts.cumsum(0)
-        return ((ends - self._counts)[:, None] + self._turn).clamp_max(len(self.places) - 1)
+        return ((ends - self._counts)[:, None] + self._turn).clamp_max(self.places.shape[0] - 1)
 
     @cached_property
     def rows_back(self) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from fusion.batch import Batch
-from fusion.data import pool
+from fusion.data import number_speakers, pool
 from fusion.models import Sizes, Stage, build_model
 from fusion.objective import Task, compute_all, find_task
 from fusion.params import Recipe
@@ -38,6 +38,7 @@ class Item:
     text: list[Tensor]
     labels: Tensor
     scores: Tensor
+    speakers: Tensor
 
 
 class Conversations(Dataset[Item]):
@@ -51,6 +52,7 @@ class Conversations(Dataset[Item]):
         self.bounds = [(int(group[0]), int(group[-1]) + 1) for group in np.split(here, cuts)]
         self.features, self.audio_frames = features, audio_frames
         self.labels = torch.from_numpy(np.array(table.labels[here], np.int64))
+        self.speakers = number_speakers(names.tolist(), [table.speakers[row] for row in here])
         self.first = int(here[0])
 
     def __len__(self) -> int:
@@ -66,6 +68,7 @@ class Conversations(Dataset[Item]):
             text=_read(self.features.text, first, last, None),
             labels=self.labels[first - self.first : last - self.first],
             scores=torch.from_numpy(np.array(table.scores[first:last], np.float32)),
+            speakers=self.speakers[first - self.first : last - self.first],
         )
 
 
@@ -93,6 +96,7 @@ def collate(items: Sequence[Item]) -> Batch:
         labels=torch.cat([item.labels for item in items]),
         scores=torch.cat([item.scores for item in items]),
         turn_mask=torch.arange(int(turns.max())) < turns[:, None],
+        speakers=torch.cat([item.speakers for item in items]),
     )
 
 
