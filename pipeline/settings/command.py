@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -284,6 +285,8 @@ class _Printable(logging.Formatter):
 
 def _settle(one_thread: bool) -> None:
     """To be called before torch is loaded."""
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+        sys.dont_write_bytecode = True  # Python would leave cut-off .pyc files, which no later run could load
     if one_thread:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         from pipeline.settings.precision import settle_cublas as settle

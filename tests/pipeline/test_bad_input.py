@@ -484,6 +484,8 @@ def test_an_import_onto_a_full_disk_names_its_output(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("".join(["id,conversation,label,split\n", *rows]))
     output = tmp_path / "data" / "feats.h5"
     given = ["--table", str(tmp_path / "table.csv"), "--audio", str(tmp_path / "audio.npz"), "--output", str(output)]
+    (tmp_path / "params.yaml").write_text("import: {dtype: float32}\n")
+    given += ["--params", str(tmp_path / "params.yaml")]
     line = one_line(*limited(import_app, given, 2048, tmp_path / "stderr"))
     assert line.startswith(f"error: {output}: cannot be written (File too large); raise the limit")
     assert not [path for path in output.parent.iterdir() if path.suffix != ".lock"]
