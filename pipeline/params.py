@@ -156,7 +156,7 @@ class FinetuneTextParams(FinetuneParams):
 class AudioParams(Section):
     """Recordings -> frames."""
 
-    encoder: UserPath = "tiny"  # tiny | log-mel | a Hugging Face name | a local folder
+    encoder: UserPath = "tiny"  # tiny | log-mel | egemaps | egemaps-functionals | a Hugging Face name | a local folder
     revision: str | None = None  # commit of a Hugging Face model
     layers: Layers = "last"  # hidden states to keep: 0 is the input of the first transformer layer
     mix: Mix = "mean"

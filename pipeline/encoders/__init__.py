@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         separator,
         special_tokens,
     )
+    from pipeline.encoders.egemaps import EGEMAPS
     from pipeline.encoders.exact import Convolutions, make_exact, padded, prepared, restore_names, widen_narrow_groups
     from pipeline.encoders.front_end import Prepared
     from pipeline.encoders.loading import (

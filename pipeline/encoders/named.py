@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.encoders.text import TextEncoder
 
 
-BUILT_IN = {"audio": ("tiny", "log-mel"), "text": ("tiny",)}
+BUILT_IN = {"audio": ("tiny", "log-mel", "egemaps", "egemaps-functionals"), "text": ("tiny",)}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 SHARED = ("layers", "mix", "precision", "dtype")  # what an identity says in the words of params.yaml

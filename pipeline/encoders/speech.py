@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders.batching import Rows, windows
+from pipeline.encoders.egemaps import EGEMAPS, Egemaps
 from pipeline.encoders.exact import Convolutions, Padding, prepared, zero_before_convolutions
 from pipeline.encoders.front_end import FrontEnd, Prepared
 from pipeline.encoders.loading import (
@@ -63,7 +64,7 @@ class SpeechEncoder:
 
     def __init__(
         self,
-        frontend: "HiddenStates | WhisperStates | LogMel",
+        frontend: "HiddenStates | WhisperStates | LogMel | Egemaps",
         identity: Identity,
         row_shape: tuple[int, ...],
         params: AudioParams,
@@ -366,6 +367,8 @@ def load_speech_encoder(params: AudioParams, device: str = "auto") -> SpeechEnco
     device = choose_device(device)
     if params.encoder == LOG_MEL:
         return _log_mel_encoder(params, device)
+    if params.encoder in EGEMAPS:
+        return _egemaps_encoder(params)
     source = find_model(params.encoder, params.revision, {"tiny": TINY_SPEECH})
     return _hidden_state_encoder(source, params, device)
 
@@ -386,10 +389,27 @@ def _log_mel_encoder(params: AudioParams, device: str) -> SpeechEncoder:
     return SpeechEncoder(frontend, identity, (frontend.dim,), params.model_copy(update={"mix": "mean"}))
 
 
+def _egemaps_encoder(params: AudioParams) -> SpeechEncoder:
+    frontend = Egemaps(params.encoder)
+    identity = Identity(
+        {
+            "modality": "audio",
+            "model": params.encoder,
+            "opensmile": frontend.version,
+            "frame_rate": None if params.encoder == "egemaps-functionals" else frontend.sample_rate / frontend.hop,
+            "sample_rate": frontend.sample_rate,
+            "normalise": "none",
+            "dtype": params.dtype,
+            "version": VERSION,
+        }
+    )
+    return SpeechEncoder(frontend, identity, (frontend.dim,), params.model_copy(update={"mix": "mean"}))
+
+
 def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> SpeechEncoder:
     import transformers
 
-    found = load_config(source, "audio", f"audio.encoder {params.encoder}", f", or {LOG_MEL}")
+    found = load_config(source, "audio", f"audio.encoder {params.encoder}", f", {', '.join(EGEMAPS)}, or {LOG_MEL}")
     config, loader = found.config, getattr(transformers, found.architecture.loader)
     layers = resolve_layers(params.layers, int(config.num_hidden_layers), params.encoder)
     model = load_pretrained(loader, source, cut=lambda model: _cut(model, layers[-1]), dtype=torch.float32)

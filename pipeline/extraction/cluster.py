@@ -24,7 +24,7 @@ from pipeline.store import PartLayout
 Params = TypeVar("Params", AudioParams, TextParams)
 
 AT_A_TIME = 2  # batches in an actor: one is encoded while the next one is loaded
-BUILT_IN = ("tiny", "log-mel")
+BUILT_IN = ("tiny", "log-mel", "egemaps", "egemaps-functionals")
 
 
 @dataclass(frozen=True)

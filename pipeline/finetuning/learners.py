@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders import (
+    EGEMAPS,
     LOG_MEL,
     NO_CONTEXT,
     PROBE_FRAMES,
@@ -220,8 +221,8 @@ def load_speech_learner(
     """
     from transformers import AutoModelForAudioClassification
 
-    if params.encoder == LOG_MEL:
-        raise EncoderError(f"audio.finetune.encoder: {LOG_MEL} has no weights that could learn; name a model")
+    if params.encoder in (LOG_MEL, *EGEMAPS):
+        raise EncoderError(f"audio.finetune.encoder: {params.encoder} has no weights that could learn; name a model")
     source = find_model(params.encoder, params.revision, {"tiny": TINY_SPEECH})
     config = load_config(source, "audio", f"audio.finetune.encoder {params.encoder}").config
     whisper = config.model_type == "whisper"

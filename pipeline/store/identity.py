@@ -21,7 +21,7 @@ class Identity:
     @property
     def name(self) -> str:
         """What to call the encoder: its name on the hub or here; that of a folder with what tells it from others."""
-        name, known = str(self.fields.get("model")), ("tiny", "log-mel", "imported")
+        name, known = str(self.fields.get("model")), ("tiny", "log-mel", "egemaps", "egemaps-functionals", "imported")
         if name in known or self.fields.get("revision") or "weights" not in self.fields:
             return name
         return f"{name} ({self.fields.get('architecture', 'folder')}, weights {str(self.fields['weights'])[:8]})"
