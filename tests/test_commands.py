@@ -43,6 +43,7 @@ RUN_BY = {  # other tests run all commands of these pages, on files of the names
 }
 NOT_RUN = {  # what a command begins with, and why it is not run here
     "make demo": "an install of minutes, then dvc repro, which test_dvc.py runs",
+    "make real-demo": "an install and real weights; test_real_demo.py goes its whole way",
     "make test": "these are the tests",
     "make docs": "test_site.py builds the site",
     "dvc exp run --name fold": "five times the whole way, on a corpus under licence; test_corpora.py joins folds",
@@ -54,6 +55,7 @@ NOT_RUN = {  # what a command begins with, and why it is not run here
     "ray ": "a cluster; test_cluster.py starts one of its own",
     "python benchmarks/meld_text.py": "real texts and half an hour",
     "python scripts/compare_references.py": "clones of other people's code; test_references.py makes one",
+    "pipeline-audio --set audio.encoder=egemaps": "an extra that is not installed; test_egemaps.py",
     "source ": "the shell's own",
     "hf ": "a hub",
 }
