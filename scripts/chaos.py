@@ -379,8 +379,6 @@ def attempt(whole: Whole, name: str, kind: str, chance: random.Random) -> str:
 def _damaged(whole: Whole, project: Path, command: Command, kind: str, chance: random.Random) -> str:
     """Spoil an input, run, put it back, run again."""
     paths = [path for path in files_in(project, command.inputs) if path.stat().st_size and path.suffix != ".md"]
-    if not paths:
-        return "has no inputs with hashes"
     path = chance.choice(paths)
     content = path.read_bytes()
     _spoil(path, kind, chance)
@@ -519,8 +517,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _make_project(whole.project)
         until = time.monotonic() + 60 * options.minutes
         while time.monotonic() < until:
-            name, kind = chance.choice(options.only or list(COMMANDS)), chance.choice(options.kind or KINDS)
-            name, kind = ("dvc repro", "kill") if options.repro else (name, kind)
+            name = "dvc repro" if options.repro else chance.choice(options.only or list(COMMANDS))
+            kind = "kill" if options.repro else chance.choice(options.kind or kinds_for(COMMANDS[name]))
             try:
                 outcome = repro(whole, chance) if options.repro else attempt(whole, name, kind, chance)
             except FaultError as error:
@@ -531,6 +529,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(table(found)))
     print(f"{found.total()} tries, seed {options.seed}: {len(faults)} faults")
     return int(bool(faults))
+
+
+def kinds_for(command: Command) -> list[str]:
+    """Inputs without hashes, such as a table, are the user's own: other content is other work."""
+    return [kind for kind in KINDS if command.inputs or kind not in ("flip", "cut")]
 
 
 def table(found: Counter[tuple[str, str, str]]) -> list[str]:
