@@ -14,7 +14,7 @@ one that exceeds it keeps its tokens that are nearest. Features are of the utter
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -107,7 +107,7 @@ def due(utterances: Sequence[Source], context: TextContext) -> list[Passage]:
     found: dict[str, Passage] = {}
     for passage in passages(utterances, context):
         if key := passage_key(passage, context):
-            found.setdefault(key, Passage(key, passage.name, passage.own, passage.past, passage.future))
+            found.setdefault(key, replace(passage, id=key))
     return list(found.values())
 
 
@@ -173,7 +173,7 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 def separator(tokenizer: Any, causal: bool) -> list[int]:
     """Token numbers between two turns: a line end for a language model, else what the tokenizer has between two texts.
 
-    Where there is none of these, a text's end or what comes first of them.
+    Where it has none, its token that separates or ends texts.
     """
     line_end = tokenizer("\n", add_special_tokens=False)["input_ids"]
     between = [] if causal else _between_a_pair(tokenizer)
