@@ -133,9 +133,9 @@ class SpeakerStates(nn.Module):
             return (state, heard + here * state[:, :, None], spoken + here * own[:, :, None]), own.clone()
 
         ways, conversations, _, dim = asked.shape
-        begin = [u.new_zeros(ways, conversations, *places, dim) for places in ([], number.shape, number.shape)]
+        begin = u.new_zeros(ways, conversations, dim), u.new_zeros(asked.shape), u.new_zeros(asked.shape)
         along = [x.permute(2, 0, 1, 3) for x in (pushes, party_pushes, asked, before)]  # turns first
-        _, states = scan(take, tuple(begin), (*along, number))
+        _, states = scan(take, begin, (*along, number))
         return states.permute(1, 2, 0, 3)
 
     def _ask(self, u: Tensor) -> Tensor:
