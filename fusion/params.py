@@ -268,6 +268,11 @@ class TrainParams(Section):
     memory: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
 
     @property
+    def best(self) -> str:
+        """What the epoch has on validation whose weights are kept, in words."""
+        return f"best {self.metric}" if self.select == "metric" else "lowest loss"
+
+    @property
     def idle(self) -> set[str]:
         """Keys without which a model is the same: it has one seed, and some change no number."""
         return {"seeds", "memory"} | (set() if self.schedule == "step" else {"step_epochs", "step_factor"})

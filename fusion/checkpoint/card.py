@@ -287,6 +287,7 @@ def model_card(provenance: Provenance, scores: SharedScores | None = None, onnx:
         unlearned=provenance.unlearned,
         scores=scores,
         lead=recipe.train.metric,
+        selects=recipe.train.select,
         titles={name: metric.title for name, metric in METRICS.items()},
         confidence=f"{CONFIDENCE:.0%}",
         resamples=RESAMPLES,

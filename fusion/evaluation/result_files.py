@@ -331,7 +331,7 @@ def _settings(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     return (
         f"Model {run['model']}, target {run['target']}, modalities {run['modalities']}, encoders {run['encoders']}, "
         f"{params.optimizer} at {params.learning_rate:g}. Each seed learned for at most {params.epochs} epochs, "
-        f"patience {params.patience}; kept are its epochs of the best {params.metric} on validation, by stage and "
+        f"patience {params.patience}; kept are its epochs of the {params.best} on validation, by stage and "
         f"head: {'; '.join(chosen)}."
     )
 

@@ -66,4 +66,6 @@ def test_the_commands_take_the_file(name: str, tmp_path: Path) -> None:
     models, given = str(tmp_path / "models"), ["--features", str(features), "--params", str(path_of(name))]
     run(train_app, *given, "--output", models, "--device", "cpu", *settings)
     run(evaluate_app, *given, "--models", models, "--output", str(tmp_path / "results"), "--device", "cpu")
-    assert (tmp_path / "results" / "table.md").exists()
+    by = {"hcam-paper": ("lowest loss", "the loss"), "hbaf-sister": ("best weighted_f1", "weighted F1")}[name]
+    assert f"kept are its epochs of the {by[0]} on validation" in (tmp_path / "results" / "table.md").read_text()
+    assert f"were chosen by {by[1]} on" in (tmp_path / "models" / "seed-0" / "README.md").read_text()
