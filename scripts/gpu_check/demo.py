@@ -19,7 +19,7 @@ from gpu_check.agreement import COSINE, largest_difference, lowest_cosine
 from gpu_check.context import Context
 from gpu_check.kit import LOUDEST, read_demo, write_demo
 from gpu_check.sizes import SAMPLE_RATE
-from pipeline.encoders import load_speech_encoder, load_text_encoder
+from pipeline.encoders import load_speech_encoder, load_text_encoder, passages
 from pipeline.extraction import fill, plan_clips, plan_text
 from pipeline.join import join
 from pipeline.manifest import SPLITS, Utterance, write_manifest
@@ -112,7 +112,7 @@ def _encode(context: Context, samples: Path, device: str, precision: str) -> Pat
     assert speech.sample_rate == SAMPLE_RATE
     work = plan_clips(utterances, speech, audio, "downmix", lambda index: clips[utterances[index].id])
     fill(folder / "audio.h5", work, "audio")
-    fill(folder / "text.h5", plan_text(utterances, words, text), "text")
+    fill(folder / "text.h5", plan_text(passages(utterances, words.context), words, text), "text")
     join(folder / "manifest.jsonl", folder / "audio.h5", folder / "text.h5", folder / "feats.h5")
     return folder / "feats.h5"
 
