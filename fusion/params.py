@@ -12,12 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from fusion.models import MODEL_PLUGINS, ConversationEncoding, Heads, SharedParams, Wanted, Weight
-from fusion.objective import LabelLoss, Target
+from fusion.objective import Target
 from pipeline.settings import (
     DEFAULT_PARAMS,
     PLACE,
@@ -29,6 +29,9 @@ from pipeline.settings import (
     installed_plugins,
     read_section,
 )
+
+if TYPE_CHECKING:
+    from fusion.objective import LabelLoss
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -221,7 +224,7 @@ class LossParams(Section):
     class_weights: Literal["none", "balanced"] = "none"  # balanced: each label weighs the same over the train split
 
     @property
-    def of_labels(self) -> LabelLoss:
+    def of_labels(self) -> "LabelLoss":
         """What the loss of a head is."""
         from fusion.objective import LabelLoss
 

@@ -56,6 +56,8 @@ NOT_RUN = {  # what a command begins with, and why it is not run here
     "python benchmarks/meld_text.py": "real texts and half an hour",
     "python scripts/compare_references.py": "clones of other people's code; test_references.py makes one",
     "pipeline-audio --set audio.encoder=egemaps": "an extra that is not installed; test_egemaps.py",
+    "fusion-train --features data/feats.h5 --params params/": "minutes; test_authors_settings.py does, at toy size",
+    "fusion-ablate --features data/feats.h5 --params params/": "as above",
     "source ": "the shell's own",
     "hf ": "a hub",
 }

@@ -207,8 +207,9 @@ def single_command(
         except OSError as error:
             reason, fix = reason_and_fix(error, "fix the path or its permissions")
             place = error.filename
-            if not place:  # of something without a name, such as memory that processes share
-                place, reason = arguments.get("output") or "output", error.strerror or reason
+            if not place:  # what is printed; else something without a name, such as memory that processes share
+                place = "output" if _cannot_print() else arguments.get("output") or "output"
+                reason = error.strerror or reason
             _end(f"error: {place}: {reason}; {fix}, then run the command again", 2)
 
     signature = inspect.signature(body)
@@ -301,6 +302,14 @@ def _settle(one_thread: bool) -> None:
 def _drop_output() -> None:
     """Lest Python tries again to write it when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _cannot_print() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _end(message: str, status: int) -> NoReturn:

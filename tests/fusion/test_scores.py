@@ -360,7 +360,7 @@ def test_a_model_of_scores_is_loaded_and_does_not_mind_other_labels(project: Pat
 def test_a_picture_is_drawn_where_an_interval_has_no_end() -> None:
     """A single conversation says nothing about others, and an error has no upper bound."""
     variant = Variant(BASE, None, {}, score_recipe())
-    row = Row(variant, 0.9, None, Interval(0.0, math.inf), 0.8, None, {}, 100, None, 0.9, "hbaf")
+    row = Row(variant, 0.9, None, Interval(0.0, math.inf), 0.8, None, {}, 100, None, 0.9, "hbaf", [])
     assert draw_png(draw_bars([row], "MAE", SCORE_METRICS["mae"].bounds, 0.05)).startswith(b"\x89PNG")
 
 
