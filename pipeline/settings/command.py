@@ -124,7 +124,19 @@ def printable(message: str) -> str:
 
 def say(lines: str, file: TextIO | None = None) -> None:
     """Print what a command found, in which nothing hides, either; on standard output where no `file` is given."""
-    print("\n".join(map(escape_unseen, lines.split("\n"))), file=file)
+    with _printing():
+        print("\n".join(map(escape_unseen, lines.split("\n"))), file=file)
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    """What cannot be written is called output, which has no name of its own."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "output") from None
 
 
 def escape_unseen(text: str) -> str:
@@ -196,7 +208,8 @@ def single_command(
 
             check_overrides(arguments.get("overrides", ()), [name for name in sections if "." not in name])
             body(**arguments)
-            sys.stdout.flush()
+            with _printing():
+                sys.stdout.flush()
         except KeyboardInterrupt:
             line, _CtrlC.line = _CtrlC.line, ""
             _end(line, 130)
@@ -207,9 +220,8 @@ def single_command(
         except OSError as error:
             reason, fix = reason_and_fix(error, "fix the path or its permissions")
             place = error.filename
-            if not place:  # what is printed; else something without a name, such as memory that processes share
-                place = "output" if _cannot_print() else arguments.get("output") or "output"
-                reason = error.strerror or reason
+            if not place:  # of something without a name, such as memory that processes share
+                place, reason = arguments.get("output") or "output", error.strerror or reason
             _end(f"error: {place}: {reason}; {fix}, then run the command again", 2)
 
     signature = inspect.signature(body)
@@ -302,14 +314,6 @@ def _settle(one_thread: bool) -> None:
 def _drop_output() -> None:
     """Lest Python tries again to write it when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _cannot_print() -> bool:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
 
 
 def _end(message: str, status: int) -> NoReturn:
