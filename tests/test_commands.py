@@ -60,6 +60,7 @@ NOT_RUN = {  # what a command begins with, and why it is not run here
     "fusion-ablate --features data/feats.h5 --params params/": "as above",
     "source ": "the shell's own",
     "hf ": "a hub",
+    "git clone ": "the network",
 }
 EVERY = [command for page in PAGES for command in commands_of(page)]
 RUN_ELSEWHERE = {command.text for command in EVERY if command.page in RUN_BY}

@@ -115,6 +115,7 @@ def first_step(model: str, features: Path, output: Path, device: str, program: s
     if not found.stdout:
         raise RuntimeError(f"fusion-train ended before its first step, with exit status {found.returncode}")
     shutil.rmtree(partial_folder(output), ignore_errors=True)
+    output.with_name(f"{output.name}.lock").unlink(missing_ok=True)  # of a process that ended amid its work
     return float(found.stdout.splitlines()[0]) - started
 
 

@@ -155,6 +155,7 @@ def test_a_graph_names_its_axes_and_says_what_it_is(name: str, setting: str) -> 
         "audio_mask": ["turns", "frames"],
         "text": ["turns", "tokens", 6],
         "text_mask": ["turns", "tokens"],
+        "speakers": ["turns"],
     }
     assert [output.shape for output in session.get_outputs()] == [["turns", 3], ["turns", 3]]
     said = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
