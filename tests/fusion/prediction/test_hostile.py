@@ -209,7 +209,8 @@ def test_nothing_runs(told: Told) -> None:
     assert runs  # the decoders
     assert [event for event in runs if "from pipeline.media.decoder_process import main" not in event] == []
     named = {event for event in told.seen if event.startswith("pickle.")}
-    assert {event for event in named if not event.startswith("pickle.find_class ('pipeline.")} == set()  # of decoders
+    own = ("pickle.find_class ('pipeline.", "pickle.find_class ('builtins', 'getattr')")  # what decoders answer, whose
+    assert {event for event in named if not event.startswith(own)} == set()  # enumeration 3.11.2 looks up by getattr
 
 
 def test_nothing_but_the_output_is_written(told: Told) -> None:
