@@ -1,5 +1,6 @@
 """Intervals and tests over conversations and seeds."""
 
+import csv
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.stats
+from sklearn.decomposition import PCA
+from sklearn.linear_model import RidgeClassifier
 
 from fusion.objective import (
     LABEL_METRICS,
@@ -22,6 +25,7 @@ from fusion.objective import (
     permutation_test,
 )
 from fusion.objective.statistics import Metric, Spread
+from tests.conftest import shared_data
 
 CLASSES = 3
 accuracy, weighted_f1 = LABEL_METRICS["accuracy"], LABEL_METRICS["weighted_f1"]
@@ -233,6 +237,78 @@ def test_the_interval_of_a_difference_beside_a_plain_paired_bootstrap(
     assert least < min(ratios)
     assert max(ratios) < most
     assert least < np.median(ratios) < (1 + most) / 2
+
+
+@pytest.fixture(scope="module")
+def real_predictions() -> np.ndarray:
+    """Tallies (settings, seeds, conversations, sums) of vectors of MELD: audio and text, then text alone.
+
+    A seed is another bootstrap of what a ridge classifier learns from and other folds.
+    """
+    folder = shared_data("meld-vectors")
+    with (folder / "turns.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    vectors = np.load(folder / "vectors.npz")
+    true, conversation = (
+        np.unique([row[key] for row in rows], return_inverse=True)[1] for key in ("label", "conversation")
+    )
+    order = np.argsort(conversation, kind="stable")
+    true, conversation = true[order], conversation[order]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(conversation))])
+    audio, text = (
+        PCA(60, random_state=0).fit_transform(vectors[name][order].astype(float)) for name in ("audio", "text")
+    )
+    settings = [
+        [_predict_folds(given, true, conversation, seed) for seed in range(20 * start, 20 * start + 20)]
+        for start, given in enumerate((np.hstack([audio, text]), text))
+    ]
+    classes = true.max() + 1
+    return np.array(
+        [
+            [conversation_confusions(true, one, offsets, classes).reshape(len(offsets) - 1, -1) for one in setting]
+            for setting in settings
+        ]
+    )
+
+
+def _predict_folds(given: np.ndarray, true: np.ndarray, conversation: np.ndarray, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    fold = (random.permutation(conversation.max() + 1) % 5)[conversation]
+    predicted = np.empty_like(true)
+    for number in range(5):
+        learned = random.choice(np.flatnonzero(fold != number), (fold != number).sum())
+        model = RidgeClassifier(100.0).fit(given[learned], true[learned])
+        predicted[fold == number] = model.predict(given[fold == number])
+    return predicted
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("conversations", "seeds"), [(30, 3), (60, 3), (60, 5)])
+def test_intervals_hold_on_draws_of_real_predictions(
+    real_predictions: np.ndarray, conversations: int, seeds: int
+) -> None:
+    """What 70 conversations and 20 seeds give is taken for the truth, and 300 studies are drawn from it."""
+    random = np.random.default_rng(0)
+    truth = weighted_f1(real_predictions.sum(-2)).mean(1)
+    gains, widths, held, scored = [], [], 0, 0
+    for _ in range(300):
+        drawn = random.integers(0, real_predictions.shape[2], conversations)
+        both, text = (
+            draw_sample(one[random.integers(0, len(one), seeds)][:, drawn], weighted_f1, 300, 0)
+            for one in real_predictions
+        )
+        gain = float(both.scores.mean() - text.scores.mean())
+        difference = estimate_interval(gain, measure_spread(both, text), 0.95, (-1, 1))
+        held += difference.low <= truth[0] - truth[1] <= difference.high
+        score = estimate_interval(text.scores.mean(), measure_spread(text), 0.95, (0, 1))
+        scored += score.low <= truth[1] <= score.high
+        gains.append(gain)
+        widths.append((difference.high - difference.low) / 2)
+    assert 0.92 <= held / 300 <= 0.99
+    assert 0.92 <= scored / 300 <= 0.99
+    known = 1.96 * np.std(gains)
+    assert 0.9 < np.mean(widths) / known < 1.6
+    assert np.quantile(widths, 0.99) / known < 4
 
 
 def test_swapping_conversations_alone_takes_the_luck_of_seeds_for_a_difference() -> None:
