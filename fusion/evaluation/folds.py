@@ -5,6 +5,9 @@ standard deviation over folds, as papers that cross-validate print them. *Pooled
 scored as one set, for each seed, with an interval that resamples the conversations of all folds (for the models that
 were trained). Pooled scores have no trouble with labels that are rare in one fold.
 
+Beside the models stands what each fold holds them against: their seeds as an ensemble, the linear reference (none where
+a fold has none) and both floors.
+
 A fold is a folder of results as `fusion-evaluate` writes it; nothing else is read, so features and models may be gone.
 
 Written are, together or not at all, the same bytes for the same folds:
@@ -19,7 +22,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +73,8 @@ class Fold:
     conversations: tuple[str, ...]  # of each utterance
     true: np.ndarray  # (utterances,), -1 = unlabelled
     predicted: np.ndarray  # (seeds, utterances)
-    floor: Mapping[str, float]  # by metric: always predicting the majority label of its train split
+    together: np.ndarray  # (1, utterances), what the seeds predict as an ensemble
+    beside: Mapping[str, Mapping[str, float]]  # by name and metric: floor, chance, and linear where there is one
     header: tuple[str, ...]  # of predictions.csv
     rows: tuple[tuple[str, ...], ...]  # as they are there
 
@@ -85,7 +89,8 @@ class Score:
     pooled: float  # all folds as one set, mean over seeds
     pooled_std: float | None  # over seeds
     interval: Interval  # of the pooled score: other conversations, the same models
-    floor: float  # mean over folds
+    ensemble: float  # pooled
+    beside: Mapping[str, float]  # floor, chance, and linear where every fold has it: mean over folds
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,8 @@ def join_folds(folders: Sequence[Path], params: EvaluateParams) -> Joined:
     _check_apart(folds)
     single = [_tallies([fold]) for fold in folds]
     pooled = _tallies(folds)
-    scores = {name: _score(name, folds, single, pooled, params) for name in LABEL_METRICS}
+    together = _tallies([replace(fold, predicted=fold.together) for fold in folds])[0].sum(0)
+    scores = {name: _score(name, folds, single, pooled, together, params) for name in LABEL_METRICS}
     return Joined(folds, params, scores, class_scores(as_confusion(pooled.sum(1))))
 
 
@@ -143,7 +149,8 @@ def read_fold(folder: Path) -> Fold:
         conversations=tuple(row[3] for row in first),
         true=_positions([row[5] for row in first], [*labels, ""], path) if labels else np.empty(0, int),
         predicted=np.stack([_positions([row[6] for row in group], labels, path) for group in by_seed.values()]),
-        floor={name: float(details["test"][name]["floor"]) for name in LABEL_METRICS},
+        together=_ensemble(list(by_seed.values()), len(labels), path),
+        beside=_beside(details),
         header=header,
         rows=tuple(rows),
     )
@@ -156,13 +163,23 @@ def _read_details(path: Path) -> Mapping[str, Any]:
     try:
         details: Mapping[str, Any] = json.loads(read_result(path))
         str(details["run"]["id"]), dict(details["files"])
-        for name in LABEL_METRICS:
-            float(details["test"][name]["floor"])
+        _beside(details)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ResultError(
             f"{path}: not the details of an evaluation of labels, which are all that is joined; {AGAIN}"
         ) from None
     return details
+
+
+def _beside(details: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """What the models were held against, by name and metric."""
+    floors = {
+        name: {metric: float(details["test"][metric][name]) for metric in LABEL_METRICS} for name in ("floor", "chance")
+    }
+    if not details["linear"]:
+        return floors
+    reference = details["linear"][0]["test"]  # behind it are those of other inputs
+    return floors | {"linear": {metric: float(reference[metric]["value"]) for metric in LABEL_METRICS}}
 
 
 def _read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -189,6 +206,16 @@ def _positions(names: Sequence[str], labels: Sequence[str], path: Path) -> np.nd
         if name not in known:
             raise ResultError(f"{path}: label '{name[:60]}' is none of {', '.join(labels)}; {AGAIN}")
     return np.array([known[name] for name in names])
+
+
+def _ensemble(by_seed: Sequence[Sequence[tuple[str, ...]]], classes: int, path: Path) -> np.ndarray:
+    """(1, utterances): the label of the highest mean probability."""
+    columns = slice(len(COLUMNS), len(COLUMNS) + classes)
+    try:
+        probabilities = np.array([[row[columns] for row in rows] for rows in by_seed], float)
+    except ValueError:
+        raise ResultError(f"{path}: a probability is not a number; {AGAIN}") from None
+    return probabilities.mean(0).argmax(1)[None]
 
 
 def _check_same_study(first: Fold, fold: Fold) -> None:
@@ -236,7 +263,12 @@ def _tallies(folds: Sequence[Fold]) -> np.ndarray:
 
 
 def _score(
-    name: str, folds: Sequence[Fold], single: Sequence[np.ndarray], pooled: np.ndarray, params: EvaluateParams
+    name: str,
+    folds: Sequence[Fold],
+    single: Sequence[np.ndarray],
+    pooled: np.ndarray,
+    together: np.ndarray,
+    params: EvaluateParams,
 ) -> Score:
     metric = LABEL_METRICS[name]
     values = [float(metric(tallies.sum(1)).mean()) for tallies in single]
@@ -249,7 +281,12 @@ def _score(
         pooled=float(np.mean(of_seeds)),
         pooled_std=sample_std(of_seeds),
         interval=percentile_interval(draws.mean(0), params.confidence),
-        floor=float(np.mean([fold.floor[name] for fold in folds])),
+        ensemble=float(metric(together)),
+        beside={
+            what: float(np.mean([fold.beside[what][name] for fold in folds]))
+            for what in ("linear", "floor", "chance")
+            if all(what in fold.beside for fold in folds)
+        },
     )
 
 
@@ -274,7 +311,8 @@ def folds_headline(joined: Joined) -> str:
     name, score = next(iter(joined.scores.items()))
     return (
         f"test {name} {mean_std(score.mean, score.std)} over {len(joined.folds)} folds, pooled {score.pooled:.3f} "
-        f"({joined.params.confidence:.0%} interval {bounds(score.interval)}, floor {score.floor:.3f})"
+        f"({joined.params.confidence:.0%} interval {bounds(score.interval)}), ensemble {score.ensemble:.3f}; "
+        "over folds " + ", ".join(f"{what} {value:.3f}" for what, value in score.beside.items())
     )
 
 
@@ -296,7 +334,8 @@ def details_json(joined: Joined, files: Mapping[str, str]) -> str:
             "folds": {fold.name: rounded(value) for fold, value in zip(joined.folds, score.folds, strict=True)},
             **spread(score.mean, score.std),
             "pooled": spread(score.pooled, score.pooled_std, score.interval),
-            "floor": rounded(score.floor),
+            "ensemble": rounded(score.ensemble),
+            **{what: rounded(value) for what, value in score.beside.items()},
         }
         for name, score in joined.scores.items()
     }
@@ -319,8 +358,8 @@ def table_md(joined: Joined) -> str:
     """A table of metrics, one of folds, one of classes."""
     run = describe_join(joined)
     metrics = [
-        [name, mean_std(score.mean, score.std), mean_std(score.pooled, score.pooled_std), bounds(score.interval),
-         f"{score.floor:.3f}"]
+        [name, mean_std(score.mean, score.std), *(f"{value:.3f}" for value in score.beside.values()),
+         mean_std(score.pooled, score.pooled_std), bounds(score.interval), f"{score.ensemble:.3f}"]
         for name, score in joined.scores.items()
     ]  # fmt: skip
     folds = [
@@ -330,14 +369,17 @@ def table_md(joined: Joined) -> str:
     ]  # fmt: skip
     classes = class_table(describe_classes(joined.folds[0].labels, joined.classes), "label, pooled")
     confidence = f"{joined.params.confidence:.0%} interval"
+    beside = list(next(iter(joined.scores.values())).beside)
     lines = [
         f"# {run['model']} on the test splits of {len(joined.folds)} folds",
         "",
         f"Seeds {run['seeds']}. Over folds: mean ± standard deviation of the folds, each the mean over its seeds. "
         "Pooled: the utterances of all folds as one set, mean ± standard deviation over seeds; the interval resamples "
-        "whole conversations. The floor always predicts the majority label of a fold's train split, mean over folds.",
+        "whole conversations; the ensemble takes the mean of the seeds' probabilities. "
+        + "Linear is the linear reference of each fold. " * ("linear" in beside)
+        + "The floor always predicts the majority label of a fold's train split, chance draws labels by their shares.",
         "",
-        *markdown_table(["metric", "over folds", "pooled", confidence, "floor"], metrics),
+        *markdown_table(["metric", "over folds", *beside, "pooled", confidence, "ensemble"], metrics),
         "",
         *markdown_table(["fold", *joined.scores, "utterances", "conversations"], folds),
         "",

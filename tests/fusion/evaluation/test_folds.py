@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from fusion.cli import folds_app
 from fusion.errors import ResultError
 from fusion.evaluation import evaluate, hash_files, join_folds, write_folds, write_report
-from fusion.evaluation.folds import Joined, read_fold
+from fusion.evaluation.folds import Joined, read_fold, table_md
 from fusion.evaluation.scores import Evaluation
 from fusion.params import EvaluateParams
 from fusion.tables import digested
@@ -94,6 +94,27 @@ def test_scores_are_those_of_each_fold_and_of_all_utterances_together(folders: l
     )
 
 
+def test_the_ensemble_takes_the_mean_of_all_probabilities(folders: list[Path]) -> None:
+    rows = [row for folder in folders for row in rows_of(folder / "predictions.csv") if row["true"]]
+    sums: dict[str, dict[str, float]] = {}
+    for row in rows:
+        found = sums.setdefault(row["utterance"], {"true": row["true"]})
+        for name in row:
+            if name.startswith("p_"):
+                found[name[2:]] = found.get(name[2:], 0.0) + float(row[name])
+    true = [one.pop("true") for one in sums.values()]
+    predicted = [max(one, key=lambda label: one[label]) for one in sums.values()]
+    expected = reference.f1_score(true, predicted, average="weighted", zero_division=0.0)
+    assert join_folds(folders, PARAMS).scores["weighted_f1"].ensemble == pytest.approx(expected)
+
+
+def test_a_fold_without_a_linear_reference_joins_without_it(folders: list[Path]) -> None:
+    edit_details(folders[0], "linear", to=[])
+    joined = join_folds(folders, PARAMS)
+    assert [*joined.scores["accuracy"].beside] == ["floor", "chance"]
+    assert "linear" not in table_md(joined)
+
+
 def test_the_order_of_utterances_changes_nothing(folders: list[Path]) -> None:
     before = join_folds(folders, PARAMS)
     fold = read_fold(folders[0])
@@ -115,13 +136,17 @@ def test_files_agree_with_each_other(folders: list[Path], tmp_path: Path) -> Non
     score = details["test"]["weighted_f1"]
     assert set(score["folds"]) == {"fold-1", "fold-2", "fold-3"}
     assert score["mean"] == pytest.approx(sum(score["folds"].values()) / 3, abs=1e-6)
-    assert score["floor"] == pytest.approx(
-        np.mean([json.loads((f / "details.json").read_text())["test"]["weighted_f1"]["floor"] for f in folders])
+    single = [json.loads((folder / "details.json").read_text()) for folder in folders]
+    for name in ("floor", "chance"):
+        assert score[name] == pytest.approx(np.mean([one["test"]["weighted_f1"][name] for one in single]))
+    assert score["linear"] == pytest.approx(
+        np.mean([one["linear"][0]["test"]["weighted_f1"]["value"] for one in single])
     )
     rows = rows_of(tmp_path / "joined" / "predictions.csv")
     assert [{**row, "fold": folder.name} for folder in folders for row in rows_of(folder / "predictions.csv")] == rows
     table = (tmp_path / "joined" / "table.md").read_text()
-    assert f"| {score['mean']:.3f} ± {score['std']:.3f} |" in table
+    assert f"| {score['mean']:.3f} ± {score['std']:.3f} | {score['linear']:.3f} |" in table
+    assert f"| {score['ensemble']:.3f} |" in table
     assert details["run"]["id"] in table
     assert all(name in table for name in ("| fold-2 |", "| joy |", *details["run"]["folds"].values()))
 
@@ -133,11 +158,11 @@ def test_the_same_folds_give_the_same_bytes(folders: list[Path], tmp_path: Path)
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-def edit_details(folder: Path, key: str, **values: Any) -> None:
+def edit_details(folder: Path, key: str, to: Any = None, **values: Any) -> None:
     """Let details.json say something else, as if it had been written so."""
     path = folder / "details.json"
     details = json.loads(path.read_text())
-    details[key] |= values
+    details[key] = details[key] | values if to is None else to
     del details["digest"]
     path.write_text(json.dumps(digested(details)))
 
