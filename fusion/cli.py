@@ -311,7 +311,7 @@ def predict_app(
         ),
     ] = [],  # noqa: B006
     audio_encoder: Annotated[
-        Path | None, typer.Option(help="The folder of the model's audio encoder, if it has none of its own to find.")
+        Path | None, typer.Option(help="The folder of the model's audio encoder, if it cannot be found from the model.")
     ] = None,
     text_encoder: Annotated[Path | None, typer.Option(help="The folder of the model's text encoder, likewise.")] = None,
     device: Device = "auto",

@@ -1,13 +1,13 @@
-"""The training loss: what each head that learns tells, auxiliary heads, and contrastive terms.
+"""The training loss: that of each head that learns, auxiliary heads, and contrastive terms.
 
     L = sum over the branches of L_head + auxiliary * sum over the other heads of L_head
         + absolute * L_absolute + relative * L_relative + the losses that the model adds itself (`Output.losses`)
-    L_head = (1 - supervised) * L_told + supervised * L_supervised
+    L_head = (1 - supervised) * L_plain + supervised * L_supervised
 
 Where a model gives audio's and text's vectors as two views of a turn (`Output.pairs`), the contrast is one over all of
-both, instead of one in each head: sum of (1 - supervised) * L_told + supervised * L_supervised.
+both, instead of one in each head: sum of (1 - supervised) * L_plain + supervised * L_supervised.
 
-L_told is cross-entropy or focal loss for labels, and the mean absolute error for scores, which have no supervised
+L_plain is cross-entropy or focal loss for labels, and the mean absolute error for scores, which have no supervised
 contrast. The absolute error is our choice: it is what such scores are judged by, and no outlier outweighs the others.
 
 A model of one stage has one branch, its fused head. Stages in which each modality learns on its own have the branches
@@ -119,9 +119,9 @@ def fusion_loss(
     weighted += [(1.0, one) for one in own]
     return Losses(
         total=_sum([term if weight == 1 else weight * term for weight, term in weighted], none),
-        fused=here["fused"].told,
-        audio=here["audio"].told if "audio" in here else none,
-        text=here["text"].told if "text" in here else none,
+        fused=here["fused"].plain,
+        audio=here["audio"].plain if "audio" in here else none,
+        text=here["text"].plain if "text" in here else none,
         absolute=contrast,
         relative=alignment,
         supervised=_sum(
@@ -139,7 +139,7 @@ def _sum(terms: Sequence[Tensor], none: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _HeadLoss:
-    told: Tensor
+    plain: Tensor  # without contrast
     contrast: Tensor | None
     mixed: Tensor
 
@@ -157,12 +157,12 @@ def _head_losses(
         logits = {"fused": output.logits, "audio": output.audio_logits, "text": output.text_logits}[head]
         if logits is None:
             continue
-        told = head_loss(logits, truth, mask)
-        contrast, mixed = None, told if output.pairs is None else (1 - terms.supervised) * told
+        plain = head_loss(logits, truth, mask)
+        contrast, mixed = None, plain if output.pairs is None else (1 - terms.supervised) * plain
         if terms.supervised and head in output.embeddings:
             share, contrast = terms.supervised, supervised_loss(output.embeddings[head], truth, terms.temperature, mask)
-            mixed = (1 - share) * told + share * contrast
-        losses[head] = _HeadLoss(told, contrast, mixed)
+            mixed = (1 - share) * plain + share * contrast
+        losses[head] = _HeadLoss(plain, contrast, mixed)
     return losses
 
 
@@ -223,12 +223,12 @@ def focal_loss(
 
     Lin et al. (arXiv 1708.02002), equation 4; smoothed and weighted as cross-entropy is, and the same at gamma 0.
     """
-    told = logits.float().log_softmax(dim=-1)
-    unlikely = (1 - told.exp()).clamp_min(torch.finfo(told.dtype).eps)  # the slope stays finite where p is 1
-    weights = told.new_ones(told.shape[1]) if class_weights is None else class_weights.float()
-    truth = F.one_hot(labels.clamp_min(0), told.shape[1])
-    wanted = (1 - label_smoothing) * truth + label_smoothing / told.shape[1]
-    losses = -(wanted * weights * unlikely**gamma * told).sum(dim=1)
+    log_p = logits.float().log_softmax(dim=-1)
+    unlikely = (1 - log_p.exp()).clamp_min(torch.finfo(log_p.dtype).eps)  # the slope stays finite where p is 1
+    weights = log_p.new_ones(log_p.shape[1]) if class_weights is None else class_weights.float()
+    truth = F.one_hot(labels.clamp_min(0), log_p.shape[1])
+    wanted = (1 - label_smoothing) * truth + label_smoothing / log_p.shape[1]
+    losses = -(wanted * weights * unlikely**gamma * log_p).sum(dim=1)
     share = (truth * weights).sum(dim=1) * mask
     return (losses * mask).sum() / share.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -333,8 +333,8 @@ class _Positives:
 
     def likelihood(self, scores: Tensor) -> Tensor:
         """Mean over the rows with positives of the mean log-likelihood of these; zero without such a row."""
-        told = _log_softmax(scores, self._left_out).masked_fill(self._negative, 0.0).sum(dim=1) / self._counts
-        return told.sum() / self._rows
+        found = _log_softmax(scores, self._left_out).masked_fill(self._negative, 0.0).sum(dim=1) / self._counts
+        return found.sum() / self._rows
 
     @cached_property
     def _left_out(self) -> Tensor:

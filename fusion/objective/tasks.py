@@ -99,16 +99,16 @@ class LabelTask:
             return float(scipy.special.entr(shares).sum())
 
         def focal(logits: np.ndarray) -> float:
-            told = scipy.special.log_softmax(logits)
-            return float(-(shares * (1 - np.exp(told)) ** loss.gamma * told).sum())
+            log_p = scipy.special.log_softmax(logits)
+            return float(-(shares * (1 - np.exp(log_p)) ** loss.gamma * log_p).sum())
 
         return float(scipy.optimize.minimize(focal, np.log(shares + 1e-9)).fun)
 
     def nearly_constant(self, truth: np.ndarray, answers: np.ndarray) -> bool:
-        """Whether all labels but one are told less than a tenth as often as they are true."""
+        """Whether all labels but one are predicted less than a tenth as often as they are true."""
         counted = self.counted(truth)
-        told = np.bincount(answers[counted].argmax(-1), minlength=self.classes) / counted.sum()
-        return bool(1 - told.max() < 0.1 * (1 - np.mean(truth[counted] == told.argmax())))
+        predicted = np.bincount(answers[counted].argmax(-1), minlength=self.classes) / counted.sum()
+        return bool(1 - predicted.max() < 0.1 * (1 - np.mean(truth[counted] == predicted.argmax())))
 
     def chance(self, truth: np.ndarray, train: np.ndarray) -> np.ndarray:
         """The expected tally (sums,) of drawing each label by its share in `train`."""

@@ -104,15 +104,15 @@ def _write_page(
     names = [record.audio for turn in order if (record := records.get(ids[turn])) and record.audio]
     sounds = find_sounds(names, sources.root, output, SOUND_BYTES) if sources.root else {}
     seeds = [one.provenance.seed for one in loaded]
-    told = overview.describe_results(found, loaded, features, records) | overview.describe_data(features, records)
+    described = overview.describe_results(found, loaded, features, records) | overview.describe_data(features, records)
     if other:
-        told |= overview.describe_beside(name, said, other)
+        described |= overview.describe_beside(name, said, other)
 
     def draw(views: Views) -> bytes:
         note = _note(split, len(ids), views, bool(records), len(sounds))
         variables = {"constant_rows": overview.constant_rows(views.constants), "explorer_note": note}
         turns = describe_turns(features, splits, said, seeds, records, views, sounds, name, other)
-        return render(told | variables | {"view_seed": seeds[0]}, turns)
+        return render(described | variables | {"view_seed": seeds[0]}, turns)
 
     budget = PAGE_BYTES - len(draw(Views(seeds[0])))
     views = _views(loaded[0], splits, order, records, features, sources.encoders, budget)

@@ -23,12 +23,12 @@ STEPS = 10  # of probability in the picture of reliability
 CELLS = 24  # along each side of the picture of scores
 
 
-def svg(chart: Any, name: str, told: str) -> str:
-    """The chart as an SVG element, whose ids begin with `name`; `told` is what a screen reader says."""
+def svg(chart: Any, name: str, label: str) -> str:
+    """The chart as an SVG element, whose ids begin with `name`; `label` is what a screen reader says."""
     drawn = draw_svg(chart, INK, "transparent", "system-ui, sans-serif")
     drawn = re.sub(r'\bid="([\w-]+)"', rf'id="{name}-\1"', drawn)
     drawn = re.sub(r"url\(#([\w-]+)\)", rf"url(#{name}-\1)", drawn)
-    return drawn.replace("<svg ", f'<svg role="img" aria-label="{html.escape(told)}" ', 1)
+    return drawn.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
 
 
 def score_chart(results: Results, corpus: CorpusNote | None) -> str | None:
@@ -241,7 +241,7 @@ def _tick(row: Row) -> str:
 
 
 def truth_charts(results: Results) -> list[str]:
-    """Where scores are told: predicted over true ones, and how far off they are, of all seeds."""
+    """Where scores are predicted: predicted over true ones, and how far off they are, of all seeds."""
     import altair as alt
 
     pairs = [(float(row["true"]), float(row["predicted"])) for row in results.predictions if row["true"]]

@@ -179,7 +179,7 @@ def _calibration(seeds: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _errors(results: Results, labels: Sequence[str]) -> dict[str, Any]:
-    """Confusion and classes of labels; where scores are told, pictures of truth and prediction."""
+    """Confusion and classes of labels; where scores are predicted, pictures of truth and prediction."""
     if results.run["target"] == "score":
         return {"truth_charts": charts.truth_charts(results)}
     counts = Counter((row["actual"], row["predicted"]) for row in results.confusion)

@@ -1,7 +1,7 @@
 """What models say of every turn: in its conversation, alone, and from each modality by itself; and the turns as one
 JSON object that `assets/*.js` reads: texts once, numbers as base64 of little-endian bytes.
 
-Axes: seeds, utterances, outputs (classes, or 1 where scores are told).
+Axes: seeds, utterances, outputs (classes, or 1 where scores are predicted).
 
 Probabilities are in 255 steps, scores float32. What is not known is null, or -1 in an index.
 """
@@ -72,7 +72,7 @@ class Said:
 
     @cached_property
     def disagree(self) -> np.ndarray | None:
-        """(utterances,) boolean: audio and text, both there, tell other labels, or scores farther apart than the
+        """(utterances,) boolean: audio and text, both there, predict other labels, or scores farther apart than the
         mean error; None where the models have no head of each."""
         if self.audio is None or self.text is None:
             return None

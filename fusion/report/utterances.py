@@ -193,7 +193,7 @@ def _as_encoders_do(place: str, revision: str | None) -> Iterator[Any]:
 
     try:
         made = AutoTokenizer.from_pretrained(place, revision=revision, local_files_only=True, trust_remote_code=False)
-    except Exception:  # the library raises nothing narrower; whoever asks is told that there is none
+    except Exception:  # the library raises nothing narrower; the caller reads None
         return
     if backend := getattr(made, "backend_tokenizer", None):
         yield backend

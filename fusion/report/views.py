@@ -110,7 +110,7 @@ def _widen(x: Tensor, width: int) -> Tensor:
 
 
 def _axes(shape: tuple[int, ...], utterances: int, widths: dict[str, int]) -> tuple[Axis, ...]:
-    """What lies along a view, apart from utterances, heads and width; nothing where this cannot be told.
+    """What lies along a view, apart from utterances, heads and width; nothing where this is not known.
 
     >>> _axes((2, 4, 5, 9), 2, {"frames": 5, "tokens": 6, "turns": 1})
     (Axis(kind='frames', extra=0), Axis(kind='tokens', extra=3))

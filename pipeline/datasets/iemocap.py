@@ -129,8 +129,8 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Told:
-    """A turn, as its line and its evaluators tell it."""
+class Described:
+    """A turn, from its line and its evaluators."""
 
     name: str
     time: int  # 1, or more where the transcription repeats the name
@@ -191,10 +191,10 @@ def read(params: DatasetParams) -> Corpus:
     codes = TARGETS[target_of(params)]
     splits = {session: split for split, session in chosen.items()}
     turns = [
-        _turn(told, root, session, dialogue, codes, splits.get(session, "train"))
+        _turn(described, root, session, dialogue, codes, splits.get(session, "train"))
         for session in found
         for dialogue in _dialogues(root, session, repaired)
-        for told in _read_dialogue(root, session, dialogue, repaired)
+        for described in _read_dialogue(root, session, dialogue, repaired)
     ]
     notes = [*_notes(root, found), *[SIX_NOTE] * (target_of(params) == "six")]
     return Corpus(turns, repaired, notes, published(codes, chosen if params.split == "given" else {}))
@@ -224,7 +224,7 @@ def _dialogues(root: Path, session: int, repaired: Counter[str]) -> list[str]:
     return sorted(names)
 
 
-def _read_dialogue(root: Path, session: int, dialogue: str, repaired: Counter[str]) -> list[Told]:
+def _read_dialogue(root: Path, session: int, dialogue: str, repaired: Counter[str]) -> list[Described]:
     """Its turns in the order of start; one without times stays behind the line before it."""
     folder = root / f"Session{session}" / "dialog"
     evaluations = _read_evaluations(folder / "EmoEvaluation" / f"{dialogue}.txt", repaired)
@@ -232,46 +232,46 @@ def _read_dialogue(root: Path, session: int, dialogue: str, repaired: Counter[st
     named = {line.name for line in lines}
     lines += [Line(name, _speaker(name), given.times, "") for name, given in evaluations.items() if name not in named]
     count: Counter[str] = Counter()
-    turns: list[Told] = []
+    turns: list[Described] = []
     for number, line in enumerate(lines, start=1):
         name = line.name or f"{dialogue}_line{number}"
         count[name] += 1
-        turns.append(Told(name, count[name], line, evaluations.get(name), turns[-1].start if turns else 0.0))
+        turns.append(Described(name, count[name], line, evaluations.get(name), turns[-1].start if turns else 0.0))
     overlaps = _count_overlaps([turn.span for turn in turns if turn.span])
     if overlaps:
         repaired[OVERLAPS] += overlaps
     return turns
 
 
-def _turn(told: Told, root: Path, session: int, dialogue: str, codes: Mapping[str, str], split: str) -> Turn:
-    audio = Path(f"Session{session}") / "sentences" / "wav" / dialogue / f"{told.name}.wav"
-    recorded = told.time == 1 and (told.evaluation is not None or (root / audio).is_file())
+def _turn(described: Described, root: Path, session: int, dialogue: str, codes: Mapping[str, str], split: str) -> Turn:
+    audio = Path(f"Session{session}") / "sentences" / "wav" / dialogue / f"{described.name}.wav"
+    recorded = described.time == 1 and (described.evaluation is not None or (root / audio).is_file())
     return Turn(
         conversation=dialogue,
-        order=told.start,
-        id=told.name if told.time == 1 else f"{told.name}#{told.time}",
-        speaker=f"Ses{session:02}_{told.line.speaker}" if told.line.speaker else None,
+        order=described.start,
+        id=described.name if described.time == 1 else f"{described.name}#{described.time}",
+        speaker=f"Ses{session:02}_{described.line.speaker}" if described.line.speaker else None,
         split=split,
-        label=codes.get(told.evaluation.code) if told.evaluation and told.time == 1 else None,
-        text=told.line.text,
+        label=codes.get(described.evaluation.code) if described.evaluation and described.time == 1 else None,
+        text=described.line.text,
         audio=audio.as_posix() if recorded else None,
-        issues=tuple(_issues(told, codes)),
+        issues=tuple(_issues(described, codes)),
     )
 
 
-def _issues(told: Told, codes: Mapping[str, str]) -> Iterator[str]:
+def _issues(described: Described, codes: Mapping[str, str]) -> Iterator[str]:
     """Statuses of a turn."""
-    if told.time > 1:
+    if described.time > 1:
         yield "repeated"
-    elif told.evaluation is None:
+    elif described.evaluation is None:
         yield "unevaluated"
-    elif told.evaluation.code == UNDECIDED:
+    elif described.evaluation.code == UNDECIDED:
         yield "undecided"
-    elif told.evaluation.code not in codes:
+    elif described.evaluation.code not in codes:
         yield "other-label"
-    if told.span is None:
+    if described.span is None:
         yield "untimed"
-    if any(times.reversed for times in told.times):
+    if any(times.reversed for times in described.times):
         yield "reversed-times"
 
 
@@ -288,9 +288,9 @@ def _read_transcription(path: Path, repaired: Counter[str]) -> Iterator[Line]:
     """Its lines; none where nobody transcribed the dialogue."""
     for number, text in enumerate(read_lines(path, repaired) if path.exists() else [], start=1):
         text = text.strip()
-        told = TRANSCRIBED.fullmatch(text)
-        if told:
-            yield Line(told["name"], told["speaker"], _times(told), repair_controls(told["text"], repaired))
+        matched = TRANSCRIBED.fullmatch(text)
+        if matched:
+            yield Line(matched["name"], matched["speaker"], _times(matched), repair_controls(matched["text"], repaired))
         elif text.startswith("Ses"):
             raise DataError(
                 f"{path}, line {number}: {text[:60]!r} is not of the form '<turn> [<start>-<end>]: <text>'; fix it"

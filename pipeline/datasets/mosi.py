@@ -252,7 +252,7 @@ def _read_transcript(path: Path, repaired: Counter[str]) -> dict[tuple[str, int]
             raise DataError(f"{where}: {line[:60]!r} is not of the form '<segment>_DELIM_<text>'; fix the line")
         key = path.stem, int(found["number"])
         if key in texts:
-            raise DataError(f"{where}: segment {key[1]} is told again; leave one line")
+            raise DataError(f"{where}: segment {key[1]} is repeated; leave one line")
         texts[key] = repair_controls(found["text"], repaired).strip()
     return texts
 

@@ -256,7 +256,7 @@ def _notes(columns: Mapping[str, str], extra: Sequence[str]) -> list[str]:
         notes.append(f"columns that are not used, only carried along: {', '.join(extra)}")
     if "conversation" not in columns:
         notes.append(
-            "no conversation column (dataset.columns.conversation): every row is a conversation of its own, so turns "
+            "no conversation column (dataset.columns.conversation): every row is a separate conversation, so turns "
             "have no context, and splits made here may part what belongs together"
         )
     return notes

@@ -83,10 +83,10 @@ function make(name, attributes = {}, ...children) {
 
 function markOf(turn, model = turns) {
   if (!hasTruth(turn)) return make("span", { class: "mark", title: "no truth" }, "–");
-  const [kind, sign, told] = model.wrong[turn]
+  const [kind, sign, meaning] = model.wrong[turn]
     ? ["wrong", "✗", isLabel ? "wrong" : "far off"]
     : ["right", "✓", isLabel ? "right" : "near"];
-  return make("span", { class: `mark ${kind}`, role: "img", "aria-label": told, title: told }, sign);
+  return make("span", { class: `mark ${kind}`, role: "img", "aria-label": meaning, title: meaning }, sign);
 }
 
 function dotOf(label) {

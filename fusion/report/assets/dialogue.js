@@ -63,10 +63,10 @@ function bubbleOf(turn) {
     make("span", {}, textOf(turn)),
     make("br"),
     make(
-      "span", { class: "told" }, markOf(turn), dotOf(turns.true[turn]), `${truthText(turn)} → `,
+      "span", { class: "said" }, markOf(turn), dotOf(turns.true[turn]), `${truthText(turn)} → `,
       dotOf(isLabel ? turns.predicted[turn] : -1), predictionText(turn),
     ),
-    ...(other ? [make("br"), make("span", { class: "told" }, `${other.name}: `, markOf(turn, other),
+    ...(other ? [make("br"), make("span", { class: "said" }, `${other.name}: `, markOf(turn, other),
       dotOf(isLabel ? other.predicted[turn] : -1), predictionText(turn, other))] : []),
   );
   return make("li", { class: isChosen ? "chosen" : null }, bubble);

@@ -8,7 +8,7 @@ let listed = new Int32Array(0);
 let lowered = null; // texts, for the search
 
 function field(label, name, options) {
-  const control = make("select", { name }, ...options.map(([value, told]) => make("option", { value }, told)));
+  const control = make("select", { name }, ...options.map(([value, shown]) => make("option", { value }, shown)));
   filters.append(make("label", {}, label, control));
 }
 
@@ -114,9 +114,9 @@ function makeCells() {
 function applyFilters() {
   listed = chooseTurns();
   const wrong = listed.reduce((sum, turn) => sum + turns.wrong[turn], 0);
-  const told = isLabel ? "wrong" : "far off";
+  const shown = isLabel ? "wrong" : "far off";
   document.getElementById("count").textContent =
-    `${listed.length.toLocaleString("en")} of ${turns.count.toLocaleString("en")} turns, ${wrong.toLocaleString("en")} ${told}`;
+    `${listed.length.toLocaleString("en")} of ${turns.count.toLocaleString("en")} turns, ${wrong.toLocaleString("en")} ${shown}`;
   rows.style.height = `${listed.length * ROW}px`;
   list.scrollTop = 0;
   drawRows();

@@ -31,25 +31,25 @@ function soundOf(turn) {
   audio.addEventListener("timeupdate", () => { if (audio.currentTime >= own.end) audio.pause(); });
   player = audio;
   span = own;
-  const told = make("span", { class: "note" });
-  audio.addEventListener("error", () => { told.textContent = `${sound.name} cannot be played: is it still beside this page?`; });
-  const parts = [make("h4", {}, "Sound"), make("div", { class: "sound" }, audio, told)];
+  const note = make("span", { class: "note" });
+  audio.addEventListener("error", () => { note.textContent = `${sound.name} cannot be played: is it still beside this page?`; });
+  const parts = [make("h4", {}, "Sound"), make("div", { class: "sound" }, audio, note)];
   if (sound.inside) parts.push(waveOf(index, own));
-  else told.textContent = `Played from ${sound.name}, so only where this page was written.`;
+  else note.textContent = `Played from ${sound.name}, so only where this page was written.`;
   return parts;
 }
 
 function waveOf(index, own) {
   const canvas = make("canvas", { class: "wave", role: "img", "aria-label": "Waveform" });
-  const told = make("span", {}, "waveform");
+  const note = make("span", {}, "waveform");
   const shown = { canvas, samples: null };
   wave = shown;
   decode(index).then(({ samples, rate }) => {
     const end = Math.min(own.end, samples.length / rate);
     shown.samples = samples.subarray(Math.floor(own.begin * rate), Math.ceil(end * rate));
     drawWave(shown);
-  }, () => { told.textContent = "waveform: this browser cannot decode it"; });
-  return make("div", { class: "strip" }, told, timed(canvas), make("span"));
+  }, () => { note.textContent = "waveform: this browser cannot decode it"; });
+  return make("div", { class: "strip" }, note, timed(canvas), make("span"));
 }
 
 // A picture over the time of the turn: a line crosses it where the player is, and a click plays from there.

@@ -122,18 +122,18 @@ const capital = (text) => text[0].toUpperCase() + text.slice(1);
 // What the names mean, of the views that there are.
 function helpOf(views) {
   const has = (part) => views.some((view) => view.name.split(".").includes(part));
-  const told = ["Names are those of the model's parts, the outermost first."];
+  const notes = ["Names are those of the model's parts, the outermost first."];
   if (has("gate")) {
-    told.push("Gate: 1 takes the modality's own stream alone, 0 the other modality's alone" +
+    notes.push("Gate: 1 takes the modality's own stream alone, 0 the other modality's alone" +
       `${has("relevance") ? ", weighted by relevance" : ""}${has("augment") ? "; in augment, how much of what it looked at is added" : ""}.`);
   }
-  if (has("relevance")) told.push("Relevance: 0 closes the relation to the other modality.");
-  if (has("intra") || has("inter")) told.push("Intra is attention within a modality, inter from it to the other one.");
+  if (has("relevance")) notes.push("Relevance: 0 closes the relation to the other modality.");
+  if (has("intra") || has("inter")) notes.push("Intra is attention within a modality, inter from it to the other one.");
   if (views.some((view) => view.axes.length === 2)) {
-    told.push("Attention: how a position shares a weight of 1 among those that it looks at; above each map stands " +
+    notes.push("Attention: how a position shares a weight of 1 among those that it looks at; above each map stands " +
       "which lie in its rows and which in its columns.");
   }
-  return [make("p", { class: "note" }, told.join(" "))];
+  return [make("p", { class: "note" }, notes.join(" "))];
 }
 
 // The weight that each would have if a position looked at all alike: one over their number. Other keys behind an axis
@@ -288,7 +288,7 @@ function mapOf(turn, view) {
   });
   const asking = view.axes[0].kind;
   const isWhole = Math.max(turns.frames[turn], turns.tokens[turn]) <= LONGEST; // means over blocks of keys sum to less
-  const told = `${asking} (${across === 0 ? "columns" : "rows"}) look at ` +
+  const notes = `${asking} (${across === 0 ? "columns" : "rows"}) look at ` +
     `${view.axes[1].kind}${view.axes[1].extra ? " and neighbouring turns" : ""} (${across === 0 ? "rows" : "columns"})` +
     (isWhole ? `: each ${across === 0 ? "column" : "row"} sums to 1` : "");
   const labelled = (axis, names) => names.map((name) => make("b", { title: name }, view.axes[axis].kind === "frames" ? "" : name));
@@ -299,7 +299,7 @@ function mapOf(turn, view) {
   mark.style.left = `${Math.min((100 * even) / (view.largest || 1), 100)}%`;
   if (view.largest >= even) scale.append(mark);
   return [
-    make("p", { class: "note" }, told, make("br"), "0", scale, `${(view.largest / even).toFixed(1)} × even (the mark is an even share, ${even.toFixed(3)})`),
+    make("p", { class: "note" }, notes, make("br"), "0", scale, `${(view.largest / even).toFixed(1)} × even (the mark is an even share, ${even.toFixed(3)})`),
     make("div", { class: "map" }, side, view.axes[across].kind === "frames" ? timed(canvas) : canvas,
       view.axes[across].kind === "frames"
         ? make("div", { class: "foot" }, ...ends.map((end) => make("span", {}, end)))

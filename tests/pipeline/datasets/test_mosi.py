@@ -208,7 +208,7 @@ BAD_FILES = {
     "told twice": (
         "Transcript/Segmented/a.annotprocessed",
         "1_DELIM_A\n1_DELIM_B\n",
-        "line 2: segment 1 is told again",
+        "line 2: segment 1 is repeated",
     ),
     "scores": (
         "Labels/OpinionLevelSentiment.csv",
