@@ -110,7 +110,7 @@ def evaluate_app(
         evaluate_all,
         headline,
         read_degraded,
-        read_texts,
+        read_records,
         write_report,
     )
     from fusion.params import EvaluateParams, TrainParams, read_model_folder
@@ -122,7 +122,7 @@ def evaluate_app(
     section = read_section(path, "evaluate", EvaluateParams, overrides)
     models = read_model_folder(path, overrides, models)
     joint, chosen, commit = read_features(features), pick_device(device), current_commit()
-    parts, texts = read_degraded(degraded, joint), read_texts(manifest or manifest_beside(features))
+    parts, records = read_degraded(degraded, joint), read_records(manifest or manifest_beside(features))
     memory = read_section(path, "train", TrainParams, overrides).memory
     with replacing(output, RESULT):
         if not overwrite:
@@ -130,7 +130,7 @@ def evaluate_app(
         with writing(output):  # now, rather than after all is scored
             output.mkdir(parents=True, exist_ok=True)
         evaluation, robustness = evaluate_all(joint, models, section, parts, chosen, memory)
-        changed = write_report(evaluation, output, commit, texts, robustness)
+        changed = write_report(evaluation, output, commit, records, robustness)
     say(f"{output}: {headline(evaluation)}{'' if changed else '; all files were there already, unchanged'}")
 
 

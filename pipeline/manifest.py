@@ -1,4 +1,4 @@
-"""One record per utterance, as JSON lines sorted by split, conversation and turn.
+"""One record per utterance, as JSON lines (`pipeline.settings.json_lines`) sorted by split, conversation and turn.
 
 A turn is never dropped: where a modality is absent or odd, `status` says why. Reasons are joined by `+`:
 
@@ -47,14 +47,14 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import DataError
+from pipeline.settings import parse_lines, read_lines, write_lines
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -162,7 +162,7 @@ def sources_of(utterances: Iterable[Utterance], modality: str) -> list[Source]:
 
 def write_manifest(path: Path, utterances: Sequence[Utterance]) -> None:
     """Write JSON lines; the file appears whole or not at all."""
-    _write_lines(
+    write_lines(
         path,
         (
             utterance.model_dump_json(exclude={name for name in OPTIONAL if getattr(utterance, name) in (None, {})})
@@ -178,24 +178,7 @@ def write_sources(manifest: Path, utterances: Sequence[Utterance]) -> None:
     """
     for modality, name in SOURCES.items():
         sources = sources_of(utterances, modality)
-        _write_lines(manifest.with_name(name), (source.model_dump_json(exclude_defaults=True) for source in sources))
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(line + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink()  # what did not fit should not go on filling the disk
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk tells no name
-        raise
+        write_lines(manifest.with_name(name), (source.model_dump_json(exclude_defaults=True) for source in sources))
 
 
 def check_place(path: Path) -> None:
@@ -216,7 +199,7 @@ def read_manifest(path: Path) -> list[Utterance]:
     Raises:
         DataError: the file is missing, a line is not an utterance, or `check_utterances` refuses them.
     """
-    utterances = _parse(_read_lines(path), Utterance, path)
+    utterances = parse_lines(read_lines(path), Utterance, path)
     check_utterances(utterances, str(path))
     return utterances
 
@@ -227,39 +210,10 @@ def read_sources(path: Path, modality: str) -> list[Source]:
     Raises:
         DataError: as `read_manifest`.
     """
-    lines = _read_lines(path)
+    lines = read_lines(path)
     if '"conversation":' in lines[0] or (lines == [""] and path.name not in SOURCES.values()):
         return sources_of(read_manifest(path), modality)
-    return _parse(lines, Source, path)
-
-
-Record = TypeVar("Record", bound=BaseModel)
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such manifest; run pipeline-prepare, or dvc repro") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); name another manifest (--manifest)") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason}); run pipeline-prepare to write it anew") from None
-    return content.split("\n")  # a text may hold line ends of other kinds
-
-
-def _parse(lines: Iterable[str], kind: type[Record], path: Path) -> list[Record]:
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            records.append(kind.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(map(str, first["loc"])) or "line"
-            raise DataError(f"{path}, line {number}: '{field}': {first['msg']}; run pipeline-prepare again") from None
-    return records
+    return parse_lines(lines, Source, path)
 
 
 def holds_controls(name: str | None) -> bool:

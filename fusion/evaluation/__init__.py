@@ -7,7 +7,7 @@ from pipeline.settings import door
 if TYPE_CHECKING:
     from fusion.evaluation.folds import folds_headline, join_folds, write_folds
     from fusion.evaluation.pictures import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, draw_png, draw_svg
-    from fusion.evaluation.predictions import class_rows, read_texts
+    from fusion.evaluation.predictions import Record, class_rows, read_records
     from fusion.evaluation.result_files import (
         RESULT,
         check_files,

@@ -1,18 +1,18 @@
-"""What an evaluation says of each utterance, as CSV: one way for labels, one for scores; and the scores of each
-label.
+"""What an evaluation says of each utterance, as CSV: one way for labels, one for scores; the scores of each
+label; and what a manifest says of each utterance.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
-from fusion.errors import FeatureError
 from fusion.evaluation.scores import Evaluation, sample_std
 from fusion.objective import ClassScores, to_seven
 from fusion.tables import csv_text, markdown_table, mean_std, number, plain_cell, spread
+from pipeline.settings import parse_lines, read_lines
 
 SHOWN = ("precision", "recall", "f1")
 
@@ -48,29 +48,48 @@ def class_table(described: Mapping[str, Mapping[str, Any]], title: str = "label"
     return markdown_table([title, *SHOWN, "support"], class_rows(described))
 
 
-def read_texts(manifest: Path | None) -> dict[str, str]:
-    """The texts of a manifest (JSON lines) by id; none where there is no manifest.
+class Record(BaseModel):
+    """What a line of a manifest says of an utterance, as far as it is shown."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    id: str
+    text: str = ""
+    status: str = "ok"
+    audio: str | None = None  # relative to the corpus root
+    start: float | None = None  # seconds in that file
+    end: float | None = None
+    samples: float = 0
+    sample_rate: float | None = None
+    extra: dict[str, str] = {}  # what else the corpus' table says, by column
+
+    @property
+    def seconds(self) -> float | None:
+        """Of sound; None: not known."""
+        return self.samples / self.sample_rate if self.samples and self.sample_rate else None
+
+
+def read_records(manifest: Path | None) -> dict[str, Record]:
+    """The lines of a manifest by id; none where there is no manifest.
 
     Raises:
-        FeatureError: it cannot be read, or a line is not an utterance.
+        DataError: it cannot be read, or a line is not an utterance, or another one than was written.
     """
-    if manifest is None:
-        return {}
-    try:
-        lines = [json.loads(line) for line in manifest.read_text(encoding="utf-8").split("\n") if line]
-        return {str(line["id"]): str(line.get("text", "")) for line in lines}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise FeatureError(f"{manifest}: not a manifest ({reason}); name another with --manifest") from None
+    lines = parse_lines(read_lines(manifest), Record, manifest) if manifest else []
+    return {record.id: record for record in lines}
 
 
-def predictions_csv(evaluation: Evaluation, run: Mapping[str, Any], texts: Mapping[str, str]) -> str:
+def predictions_csv(evaluation: Evaluation, run: Mapping[str, Any], records: Mapping[str, Record]) -> str:
     """Every utterance of the split under every seed; `true` is empty where there is none, as are speaker and text."""
     header = ["run", "seed", "utterance", "conversation", "split", "true", "predicted"]
     if evaluation.task.target == "label":
         header += [f"p_{label}" for label in evaluation.labels]
     said = [
-        (utterance, conversation, [plain_cell(speaker), plain_cell(texts.get(utterance, ""))])
+        (
+            utterance,
+            conversation,
+            [plain_cell(speaker), plain_cell(records[utterance].text if utterance in records else "")],
+        )
         for utterance, conversation, speaker in zip(
             evaluation.ids, evaluation.conversations, evaluation.speakers, strict=True
         )

@@ -26,7 +26,14 @@ import numpy as np
 
 from fusion.checkpoint import Provenance, read_provenance
 from fusion.errors import OutputError, ResultError
-from fusion.evaluation.predictions import class_table, confusion_csv, describe_classes, predictions_csv, stack_seeds
+from fusion.evaluation.predictions import (
+    Record,
+    class_table,
+    confusion_csv,
+    describe_classes,
+    predictions_csv,
+    stack_seeds,
+)
 from fusion.evaluation.robustness import Robustness
 from fusion.evaluation.robustness_files import robustness_files
 from fusion.evaluation.scores import Beside, Evaluation, SeedScores, Summary, sample_std
@@ -93,14 +100,14 @@ def write_report(
     evaluation: Evaluation,
     folder: Path,
     commit: str | None,
-    texts: Mapping[str, str] = MappingProxyType({}),
+    records: Mapping[str, Record] = MappingProxyType({}),
     robustness: Robustness | None = None,
 ) -> bool:
     """Write all files of `evaluation` into `folder`, made where it is missing; older ones stay until all are ready.
 
     Args:
         commit: that of the code.
-        texts: what was said, by id, where it is known.
+        records: what a manifest says, by id, where there is one.
         robustness: of the same models.
 
     Returns:
@@ -112,7 +119,7 @@ def write_report(
     run = describe_run(evaluation, commit)
     contents: dict[str, str | bytes | None] = {
         "metrics.json": metrics_json(evaluation, run),
-        "predictions.csv": predictions_csv(evaluation, run, texts),
+        "predictions.csv": predictions_csv(evaluation, run, records),
         "confusion.csv": confusion_csv(evaluation, run),
         "curves.csv": curves_csv(evaluation, run),
         "table.md": table_md(evaluation, run),

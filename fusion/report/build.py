@@ -15,11 +15,12 @@ import torch
 from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
 from fusion.data import Split, hold, load_split
 from fusion.errors import FeatureError, ModelError, OutputError
+from fusion.evaluation import Record, read_records
 from fusion.objective import Task, find_task
 from fusion.report import overview
 from fusion.report.results import read_results
 from fusion.report.turns import Beside, Said, Views, ask, describe_turns, isolated, script_json
-from fusion.report.utterances import Record, find_sounds, find_words, labels, read_records
+from fusion.report.utterances import find_sounds, find_words, labels
 from fusion.report.views import LONGEST, Viewer
 from fusion.runtime import Memory, count_jobs, memory_for_features, write_file, writing
 from pipeline.settings import sole_writer
@@ -91,7 +92,7 @@ def _write_page(
     for one in loaded:
         check_compatible(one, features)
     found = read_results(results, loaded, features)
-    records = read_records(sources.manifest) if sources.manifest else {}
+    records = read_records(sources.manifest)
     splits = _load(features, loaded[0], split, device, memory)
     task = find_task(loaded[0].provenance.recipe.train.target, len(features.label_names))
     many = sum(len(one.ids) for one in splits) > FEW

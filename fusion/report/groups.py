@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fusion.evaluation import sample_std
+from fusion.evaluation import Record, sample_std
 from fusion.objective import METRICS, Task
 from fusion.report.results import Results
-from fusion.report.utterances import Record
 from fusion.tables import mean_std
 from pipeline.store import Features
 

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from fusion.checkpoint import LoadedModel
-from fusion.evaluation import TITLES, class_rows
+from fusion.evaluation import TITLES, Record, class_rows
 from fusion.objective import METRICS, compute_all, find_task
 from fusion.report import charts
 from fusion.report.groups import group_tables
 from fusion.report.results import Results, Row
 from fusion.report.turns import Beside, Said
-from fusion.report.utterances import Record
 from fusion.tables import count_seeds, mean_std
 from pipeline.store import UNLABELLED, Features
 

@@ -19,9 +19,10 @@ import torch
 
 from fusion.checkpoint import LoadedModel
 from fusion.data import Split
+from fusion.evaluation import Record
 from fusion.inference import CONVERSATIONS, predict_heads
 from fusion.objective import Task
-from fusion.report.utterances import Record, Sound
+from fusion.report.utterances import Sound
 from fusion.report.views import Axis
 from fusion.runtime import side_by_side, single_thread
 from pipeline.store import UNLABELLED, Features

@@ -1,13 +1,12 @@
-"""What the page shows of utterances besides answers: texts, recordings and statuses of a manifest (JSON lines, one an
-utterance), the recordings themselves, and the words behind the rows of text features.
+"""What the page shows of utterances besides answers and what a manifest says: the recordings themselves, and the words
+behind the rows of text features.
 """
 
 import base64
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -16,73 +15,6 @@ from urllib.parse import quote
 
 from fusion.errors import FeatureError
 from pipeline.store import Identity
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line."""
-
-    text: str
-    status: str
-    audio: str | None  # relative to the corpus root
-    start: float | None  # seconds in that file
-    end: float | None
-    seconds: float | None  # of sound; None: not known
-    extra: Mapping[str, str] = field(default_factory=dict)  # what else the corpus' table says, by column
-
-
-def read_records(path: Path) -> dict[str, Record]:
-    """The lines of the manifest at `path`, by id.
-
-    Raises:
-        FeatureError: it is missing, or a line is not an utterance.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold line ends of other kinds
-    except OSError as error:
-        raise FeatureError(f"{path}: cannot be read ({error.strerror}); name the manifest with --manifest") from None
-    except UnicodeDecodeError:
-        raise FeatureError(f"{path}: not UTF-8; run pipeline-prepare to write it anew") from None
-    records = {}
-    for number, line in enumerate(lines, start=1):
-        if line:
-            try:
-                if not isinstance(content := json.loads(line), dict):
-                    raise TypeError("a line holds one JSON object")
-                records[_string(content, "id")] = _record(content)
-            except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-                reason = " ".join(str(error).split())
-                raise FeatureError(
-                    f"{path}, line {number}: not an utterance ({reason}); run pipeline-prepare again"
-                ) from None
-    return records
-
-
-def _record(content: Mapping[str, Any]) -> Record:
-    samples, rate = _number(content, "samples"), _number(content, "sample_rate")
-    return Record(
-        text=_string(content, "text") if "text" in content else "",
-        status=_string(content, "status"),
-        audio=None if content.get("audio") is None else _string(content, "audio"),
-        start=_number(content, "start"),
-        end=_number(content, "end"),
-        seconds=samples / rate if samples and rate else None,
-        extra={name: str(value) for name, value in dict(content.get("extra") or {}).items()},
-    )
-
-
-def _string(content: Mapping[str, Any], key: str) -> str:
-    if not isinstance(value := content[key], str):
-        raise TypeError(f"'{key}' is {value!r}, expected a text")
-    return value
-
-
-def _number(content: Mapping[str, Any], key: str) -> float | None:
-    value = content.get(key)
-    if value is not None and not isinstance(value, int | float):
-        raise TypeError(f"'{key}' is {value!r}, expected a number or null")
-    return value
-
 
 # kinds that browsers play, by suffix
 TYPES = {

@@ -29,6 +29,7 @@ from pipeline.datasets.repairs import decode_all, decode_lines, fix_surrogates, 
 from pipeline.errors import DataError
 from pipeline.manifest import LARGEST_SCORE
 from pipeline.params import Columns, DatasetParams
+from pipeline.settings import take_check
 
 SCALARS = (str, int, float, Decimal, date, time, timedelta, type(None))
 DELIMITER_LINE = re.compile(r'\A\s*"?sep=([^"\r\n])"?[ \t]*(?=\r?\n|\r)', re.IGNORECASE)  # that Excel asks for
@@ -150,7 +151,7 @@ def _read_json_lines(path: Path, content: bytes, repaired: Counter[str], encodin
             continue
         where = f"{path}, line {number}"
         try:
-            values = json.loads(line)
+            values = json.loads(take_check(line, where))  # a manifest is a table, too
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON ({error})") from None
         if not isinstance(values, dict):

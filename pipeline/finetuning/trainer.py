@@ -1,13 +1,15 @@
 """Hugging Face's Trainer, epoch by epoch: chosen on validation, stopped early, and resumable without a trace.
 
-After every epoch a checkpoint lies in the work folder. It counts once a mark says that all of it is on disk, so a kill
-at any moment leaves the one before. The last and the best are kept. What decides when to stop and which epoch is best
-is read from the Trainer's own history, so a resumed run decides as an undisturbed one does.
+After every epoch a checkpoint lies in the work folder. It counts if a mark holds the hashes of all its files, so a kill
+at any moment leaves the one before, and a damaged one is made again. The last and the best are kept. What decides when
+to stop and which epoch is best is read from the Trainer's own history, so a resumed run decides as an undisturbed one
+does.
 """
 
 import copy
+import hashlib
 import json
-import os
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,9 +32,11 @@ from pipeline.errors import EncoderError, StoreError, reason_and_fix
 from pipeline.finetuning.examples import METRICS, Example, scores
 from pipeline.finetuning.learners import Learner
 from pipeline.params import FinetuneParams
-from pipeline.settings import deterministic, full_float32, ran_out_of_memory, repeatably, sync
+from pipeline.settings import deterministic, full_float32, ran_out_of_memory, repeatably, sync_folder
 
-MARK = "whole"  # file in a checkpoint whose bytes are all on disk
+log = logging.getLogger(__name__)
+
+MARK = "whole"  # file in a checkpoint whose bytes are all on disk: the hash of each other file, by name
 
 
 @dataclass(frozen=True)
@@ -134,13 +138,15 @@ def _kept(state: Any, params: FinetuneParams, steps: int) -> set[str]:
 
 
 def _last_whole(work: Path, params: FinetuneParams, steps: int) -> Path | None:
-    """The last checkpoint that is whole, and whose best epoch's is too; others are removed."""
+    """The last checkpoint that is whole, and whose best epoch's is too; those that are cut or damaged are removed."""
     for folder in work.glob("checkpoint-*"):
-        if not (folder / MARK).exists():
+        mark = folder / MARK
+        if not mark.exists() or mark.read_bytes() != _hashes(folder):
+            log.warning("%s: cut short or damaged; fine-tuning goes on from an earlier epoch", folder)
             shutil.rmtree(folder)
     for folder in sorted(work.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
         best = best_epoch(_history(_state(folder)), params.metric)
-        if (_checkpoint(work, best.number, steps) / MARK).exists():
+        if _checkpoint(work, best.number, steps).exists():
             return folder
     return None
 
@@ -205,11 +211,18 @@ class _EpochTrainer(Trainer):
 
 
 def _mark_whole(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    (folder / MARK).touch()
-    sync(folder)
+    (folder / MARK).write_bytes(_hashes(folder))
+    sync_folder(folder)
+
+
+def _hashes(folder: Path) -> bytes:
+    """SHA-256 of each file but the mark, as the mark holds them."""
+    hashes = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != MARK:
+            with path.open("rb") as file:
+                hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return json.dumps(hashes).encode()
 
 
 class _Order(Sampler[int]):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         say,
         single_command,
     )
+    from pipeline.settings.json_lines import parse_lines, read_lines, take_check, write_lines
     from pipeline.settings.machine import (
         Threads,
         count_cores,

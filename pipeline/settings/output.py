@@ -40,12 +40,14 @@ log = logging.getLogger(__name__)
 def sole_writer(output: Path) -> Iterator[Path]:
     """Be the only process that writes `output`, a file or folder; gives where it really lies.
 
-    A folder that is a symbolic link stays one: what it points to is written.
+    A folder that is a symbolic link stays one: what it points to is written. Folders above it are made; those that are
+    still empty at the end go again.
 
     Raises:
         BusyError: another process holds it; the message names the process.
     """
     place = _real(output)
+    missing = [folder for folder in place.parents if not folder.exists()]
     descriptor = _take(place, output)
     if descriptor is None:
         yield place
@@ -57,6 +59,9 @@ def sole_writer(output: Path) -> Iterator[Path]:
         with suppress(OSError):
             _lock_file(place).unlink()  # while it is held: nobody can have taken it meanwhile
         os.close(descriptor)
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
 
 
 def _real(output: Path) -> Path:

@@ -2,7 +2,8 @@
 
 That library can crash the process on damaged structures, which no `except` catches. So the first 512 bytes, an HDF5
 user block, hold one JSON line with the format, its version, the file's size, where its values lie, and a hash of all
-other bytes (values have a checksum for each utterance). A file without a seal is unfinished.
+other bytes (values have a checksum for each utterance). A file that is being written has such a line, too, of another
+format, with a note for a run that goes on: its checksums are not hashed yet, either.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from typing import Any
 from pipeline.errors import StoreError
 
 FORMAT = "erc-features"
+BEGUN = "erc-features, unfinished"
 VERSION = 3  # 1: checksums were BLAKE2b; 2: every part had the order of the joint file
 READABLE = (2, VERSION)
 USER_BLOCK = 512  # bytes, the smallest that HDF5 allows
@@ -24,11 +26,16 @@ OPENED = 20  # behind the user block: HDF5 sets this byte to 1 while a program h
 BLOCK = 1 << 20  # bytes that are hashed at once
 
 
-def seal(path: Path, values: Sequence[tuple[int, int]]) -> None:
-    """Seal a finished file: `values` are the (offset, bytes) of the regions that have checksums of their own."""
+def seal(path: Path, values: Sequence[tuple[int, int]], note: Mapping[str, int] | None = None) -> None:
+    """Seal a finished file, or one that is begun, with its note.
+
+    `values` are the (offset, bytes) of the regions that have checksums of their own, or are yet to be written.
+    """
     values = [(offset, length) for offset, length in values if length]
     line: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": path.stat().st_size, "values": sorted(values)}
-    line["structure"] = _hash_outside(path, values)
+    if note is not None:
+        line |= {"format": BEGUN, "note": dict(note)}
+    line["structure"] = _hash_outside(path, values, note)
     block = _rendered(line)
     if len(block) > USER_BLOCK:
         raise AssertionError("a seal must fit into the user block")
@@ -79,6 +86,23 @@ def _check_seal(path: Path) -> None:
         raise damaged
 
 
+def read_begun(path: Path) -> dict[str, int] | None:
+    """The note of a file that is begun; None where it is damaged, or no such file."""
+    with path.open("rb") as file:
+        block = file.read(USER_BLOCK)
+    line = _parse(block)
+    whole = (
+        line.get("format") == BEGUN
+        and line.get("version") == VERSION
+        and block == _rendered(line)
+        and _is_sound({name: value for name, value in line.items() if name != "note"})
+        and isinstance(line.get("note"), dict)
+        and path.stat().st_size == line["size"]
+        and _hash_outside(path, line["values"], line["note"]) == line["structure"]
+    )
+    return line["note"] if whole else None
+
+
 def _rendered(line: Mapping[str, Any]) -> bytes:
     """The user block that holds this line; all of it is compared, so that no byte of it is without meaning."""
     return (json.dumps(line).encode() + b"\n").ljust(USER_BLOCK, b"\0")
@@ -102,9 +126,9 @@ def _parse(block: bytes) -> dict[str, Any]:
     return line if isinstance(line, dict) else {}
 
 
-def _hash_outside(path: Path, values: Sequence[tuple[int, int]]) -> str:
+def _hash_outside(path: Path, values: Sequence[tuple[int, int]], note: Mapping[str, int] | None = None) -> str:
     """Hash (hex) of all bytes behind the user block that lie in none of the `values` regions, as of a closed file."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if note is None else json.dumps(note).encode())
     with path.open("rb") as file:
         position = USER_BLOCK
         for offset, length in [*sorted(values), (path.stat().st_size, 0)]:

@@ -4,7 +4,6 @@ Plain positioned writes never touch the structure of the file, so a killed proce
 is an utterance's rows; its mark is their checksum, 0 as long as they are not written.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from pipeline.errors import StoreError, reason_and_fix
 from pipeline.settings import Threads, count_cores
 from pipeline.store.guard import checksum
 from pipeline.store.reader import open_hdf5
-from pipeline.store.seal import USER_BLOCK, seal
+from pipeline.store.seal import USER_BLOCK, read_begun, seal
 from pipeline.store.writer import PartLayout, lay_out_part, part_size, try_size
 
 BLOCK = 64 << 20  # bytes that are copied at once
@@ -39,7 +38,7 @@ def lay_out(path: Path, layout: PartLayout, go_on: str = "or name another file (
         with path.open("r+b") as opened:
             size = opened.seek(0, os.SEEK_END)
             os.posix_fallocate(opened.fileno(), 0, size)  # a full disk shows now, not after hours of encoding
-            os.fsync(opened.fileno())
+            SlotFile(opened.fileno(), path, layout).take_note({})
     except (OSError, RuntimeError) as error:  # HDF5 raises either where the file cannot grow
         path.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
@@ -60,6 +59,7 @@ class SlotFile:
             self._marks_at = file["checksums"].id.get_offset() or 0
         rows = np.concatenate([[0], np.cumsum(layout.rows)]).astype(np.int64)
         self.edges = self._values_at + rows * layout.row_bytes  # (utterances + 1,) where slots begin and end
+        self._values = self._values_at, int(self.edges[-1]) - self._values_at
 
     def write(self, index: int, array: np.ndarray) -> None:
         """The rows of one utterance, as they are stored."""
@@ -90,22 +90,20 @@ class SlotFile:
             list(pool.map(check, (marked[first : first + TOGETHER] for first in range(0, len(marked), TOGETHER))))
         return found
 
-    def note(self) -> dict[str, int]:
-        """What `take_note` wrote; empty where nothing was."""
-        try:
-            note = json.loads(read_at(self.descriptor, USER_BLOCK, 0).rstrip(b"\0"))
-        except ValueError:
-            return {}
-        return note if isinstance(note, dict) else {}
-
     def take_note(self, numbers: Mapping[str, int]) -> None:
-        """Keep `numbers` where the seal will be."""
-        write_at(self.descriptor, json.dumps(numbers).encode().ljust(USER_BLOCK, b"\0"), 0)
+        """Keep `numbers` where the seal will be, with a hash of all that does not change any more."""
+        seal(self.path, [self._values, (self._marks_at, 8 * len(self.layout.ids))], numbers)
 
     def seal(self) -> None:
-        """Have all bytes on disk, then the seal."""
+        """Have all bytes on disk, then the seal.
+
+        Raises:
+            StoreError: what was laid out is not what it was.
+        """
         os.fsync(self.descriptor)
-        seal(self.path, [(self._values_at, int(self.edges[-1]) - self._values_at)])
+        if read_begun(self.path) is None:
+            raise StoreError(f"{self.path}: damaged while it was written; check the disk, then run the command again")
+        seal(self.path, [self._values])
 
     def copy_slots(self, source: "SlotFile", first: int, last: int) -> None:
         """Slots `first` .. `last` (exclusive) of `source`, which are of the same lengths here, with their marks."""

@@ -27,6 +27,7 @@ from pipeline.settings import Threads, sync
 from pipeline.store.guard import NOTHING, checksum, is_sane
 from pipeline.store.identity import Identity
 from pipeline.store.reader import open_hdf5
+from pipeline.store.seal import read_begun
 from pipeline.store.slot_file import SlotFile, lay_out
 from pipeline.store.writer import PartLayout, writing
 
@@ -62,7 +63,7 @@ class SlotWriter:
             self._marked.unlink(missing_ok=True)  # of a run that was killed while it finished
             self._slots = SlotFile(self._file, self.partial, layout)
             self.done = self._slots.intact()
-            self.note = self._slots.note()
+            self.note = read_begun(self.partial) or {}
             self._syncing = Threads(1)
         except BaseException:
             held = os.fstat(self._file)
@@ -188,19 +189,17 @@ def _same_work(partial: Path, layout: PartLayout) -> bool:
     """Whether `partial` is an interrupted run of the very same work."""
     if not partial.stat().st_size:
         return False
-    try:
-        with open_hdf5(partial) as file:
-            identity = Identity.from_json(file.attrs["identity"])
-            same = (
-                identity == layout.identity
-                and file.attrs["plan"] == layout.plan
-                and file["values"].shape == (sum(layout.rows), *layout.row_shape)
-                and file["values"].dtype == np.dtype(layout.dtype)
-                and file["checksums"].shape == (len(layout.ids),)
-            )
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError):
-        log.warning("%s: an interrupted run left an unreadable file; starting afresh", partial)
+    if read_begun(partial) is None:
+        log.warning("%s: an interrupted run left a damaged file; starting afresh", partial)
         return False
+    with open_hdf5(partial) as file:
+        same = (
+            Identity.from_json(file.attrs["identity"]) == layout.identity
+            and file.attrs["plan"] == layout.plan
+            and file["values"].shape == (sum(layout.rows), *layout.row_shape)
+            and file["values"].dtype == np.dtype(layout.dtype)
+            and file["checksums"].shape == (len(layout.ids),)
+        )
     if not same:
         log.warning("%s: an interrupted run with other input or another encoder; starting afresh", partial)
     return same

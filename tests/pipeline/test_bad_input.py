@@ -352,6 +352,9 @@ def test_join_refuses_parts_of_another_manifest(again: Project) -> None:
     done(join_app, again.join("--overwrite"))  # of fewer utterances
     record = json.loads(lines[11]) | {"text": "something else"}
     again.file("manifest.jsonl").write_text("".join([*lines[:11], json.dumps(record) + "\n", *lines[12:]]))
+    assert "line 12: damaged or edited since pipeline-prepare wrote it" in refusal(join_app, again.join())
+    del record["check"]
+    again.file("manifest.jsonl").write_text("".join([*lines[:11], json.dumps(record) + "\n", *lines[12:]]))
     message = f"text.h5: holds no text of 1 of the 14 utterances of {again.file('manifest.jsonl')}, the first "
     assert f"{message}'{record['id']}': it was made from other texts" in refusal(join_app, again.join())
 
@@ -488,7 +491,7 @@ def test_an_import_onto_a_full_disk_names_its_output(tmp_path: Path) -> None:
     given += ["--params", str(tmp_path / "params.yaml")]
     line = one_line(*limited(import_app, given, 2048, tmp_path / "stderr"))
     assert line.startswith(f"error: {output}: cannot be written (File too large); raise the limit")
-    assert not [path for path in output.parent.iterdir() if path.suffix != ".lock"]
+    assert not [path for path in output.parent.glob("*") if path.suffix != ".lock"]
 
 
 def test_the_console_scripts_themselves_refuse_with_one_line(tmp_path: Path) -> None:

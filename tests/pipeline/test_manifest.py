@@ -1,8 +1,11 @@
 """The manifest: what is written is read, and what breaks its contract is refused with its line."""
 
 import json
+import re
 import resource
 from collections import Counter
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,16 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DataError
 from pipeline.join import table_of
-from pipeline.manifest import Utterance, check_utterances, label_names, manifest_order, read_manifest, write_manifest
+from pipeline.manifest import (
+    Utterance,
+    check_utterances,
+    label_names,
+    manifest_order,
+    read_manifest,
+    read_sources,
+    write_manifest,
+    write_sources,
+)
 from tests.forked import exit_status, fork
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)  # line ends, NUL and emoji too
@@ -65,6 +77,31 @@ def test_what_is_carried_along_is_read_again_and_absent_where_there_is_nothing(t
     with_extra, without = (tmp_path / "manifest.jsonl").read_text().splitlines()
     assert '"extra":{"camera":"left"}' in with_extra
     assert "extra" not in without
+
+
+def test_no_bit_of_a_manifest_changes_in_silence(tmp_path: Path) -> None:
+    """Nor of what encoders read: a label or a text that still parses is refused, too, unless its check is taken out."""
+    written = [utterance(text="so?", label="joy"), utterance(turn=1, label="anger", speaker="Ann")]
+    write_manifest(tmp_path / "manifest.jsonl", written)
+    write_sources(tmp_path / "manifest.jsonl", written)
+    for name, read in (
+        ("manifest.jsonl", read_manifest),
+        ("recordings.jsonl", partial(read_sources, modality="audio")),
+        ("texts.jsonl", partial(read_sources, modality="text")),
+    ):
+        content, before = (tmp_path / name).read_bytes(), read(tmp_path / name)
+        for bit in range(8 * len(content)):
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            (tmp_path / name).write_bytes(changed)
+            with suppress(DataError):
+                assert read(tmp_path / name) == before, changed
+    lines = re.sub(r',"check":"\w+"', "", content.decode()).replace("so?", "so!")
+    (tmp_path / name).write_text(lines)
+    assert read_sources(tmp_path / name, "text")[0].text == "so!"
+    (tmp_path / name).write_bytes(content.replace(b"so?", b"so!"))
+    with pytest.raises(DataError, match=r"line 1: damaged or edited .* take 'check' out of the line to keep an edit"):
+        read_sources(tmp_path / name, "text")
 
 
 def line(**changes: Any) -> str:

@@ -17,6 +17,7 @@ import torch
 from fusion.checkpoint import load_seeds
 from fusion.data import load_split
 from fusion.errors import FeatureError, OutputError, ResultError
+from fusion.evaluation import read_records
 from fusion.inference import predict_heads
 from fusion.objective import find_task
 from fusion.report import Sources
@@ -24,8 +25,9 @@ from fusion.report.charts import robustness_charts
 from fusion.report.groups import group_tables
 from fusion.report.results import read_results
 from fusion.report.turns import ask, script_json
-from fusion.report.utterances import find_sounds, find_words, read_records
+from fusion.report.utterances import find_sounds, find_words
 from fusion.report.views import LONGEST, Viewer
+from pipeline.errors import DataError
 from pipeline.store import Identity
 from tests.fusion.made import Made, tiny_recipe, train_made, write_made
 from tests.fusion.paged import LABELS, Evaluated, evaluated, hostile_made, write_tone, written_predictions
@@ -249,7 +251,7 @@ def test_a_page_of_somebody_else_is_not_replaced(labelled: Evaluated, tmp_path: 
 def test_a_manifest_with_a_line_that_is_no_utterance_is_refused(line: str, tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
     path.write_text('{"id": "a", "status": "ok", "text": "b"}\n' + line)
-    with pytest.raises(FeatureError, match=r"line 2: not an utterance .* run pipeline-prepare again"):
+    with pytest.raises(DataError, match=r"line 2: .* run pipeline-prepare again"):
         read_records(path)
 
 
@@ -309,7 +311,7 @@ def test_groups_are_scored_as_sklearn_scores_them(tmp_path: Path) -> None:
     one = evaluated(tmp_path, hostile_made(), {})
     results = read_results(one.results, load_seeds(one.models), one.features)
     records = {
-        name: replace(record, extra={"gender": "f" if index % 3 else "m", "same": "x"})
+        name: record.model_copy(update={"extra": {"gender": "f" if index % 3 else "m", "same": "x"}})
         for index, (name, record) in enumerate(read_records(tmp_path / "manifest.jsonl").items())
     }
     task = find_task("label", len(LABELS))

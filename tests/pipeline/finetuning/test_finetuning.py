@@ -33,7 +33,7 @@ from pipeline.finetuning.stage import Outcome, _one_device
 from pipeline.manifest import Utterance, read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, FinetuneAudioParams, TextParams
 from pipeline.preparation import prepare
-from pipeline.settings import sole_writer
+from pipeline.settings import sole_writer, sync_folder
 from tests.forked import exit_status, fork
 from tests.pipeline.encoders.test_speech import noise, toy_folder
 from tests.pipeline.made import sound, write_rows, write_wav
@@ -215,13 +215,12 @@ def test_a_run_that_ended_behind_an_epoch_goes_on_with_the_next(
     ended_at = []
 
     def end(folder: Path) -> None:
-        mark_whole(folder)
+        sync_folder(folder)
         ended_at.append(folder)
         if len(ended_at) == epochs:
             raise Killed
 
-    mark_whole = trainer._mark_whole
-    monkeypatch.setattr(trainer, "_mark_whole", end)
+    monkeypatch.setattr(trainer, "sync_folder", end)
     with pytest.raises(Killed):
         corpus.words(tmp_path / "text")
     assert not (tmp_path / "text").exists()
@@ -230,37 +229,46 @@ def test_a_run_that_ended_behind_an_epoch_goes_on_with_the_next(
     assert content(tmp_path / "text") == content(tuned / "text")
 
 
-def test_a_checkpoint_that_is_not_whole_does_not_count(
-    corpus: Corpus, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def interrupted(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The work folder of a run of seed 1 that ended with its second epoch."""
     from pipeline.finetuning import trainer
 
-    def end(folder: Path) -> None:
-        (folder / "model.safetensors").write_bytes(b"half")
-        raise Killed
+    ended = []
 
-    monkeypatch.setattr(trainer, "_mark_whole", end)
-    with pytest.raises(Killed):
-        corpus.words(tmp_path / "text")
-    monkeypatch.undo()
-    corpus.words(tmp_path / "text")
-    assert content(tmp_path / "text") == content(tuned / "text")
+    def end(folder: Path) -> None:
+        ended.append(folder)
+        if len(ended) == 2:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "sync_folder", end)
+        with pytest.raises(Killed):
+            corpus.words(tmp_path / "text", seed=1)
+    return tmp_path / "text.partial"
+
+
+def test_a_damaged_checkpoint_is_trained_again(
+    corpus: Corpus, interrupted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus.words(tmp_path / "undisturbed", seed=1)
+    last = max(interrupted.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
+    for path in (last / "model.safetensors", last / "optimizer.pt", last / "trainer_state.json"):
+        shutil.rmtree(tmp_path / "again.partial", ignore_errors=True)
+        work = Path(shutil.copytree(interrupted, tmp_path / "again.partial"))
+        damaged, changed = work / last.name / path.name, bytearray(path.read_bytes())
+        changed[len(changed) // 2] ^= 4
+        damaged.write_bytes(changed)
+        caplog.clear()
+        corpus.words(tmp_path / "again", seed=1)
+        assert f"{last.name}: cut short or damaged" in caplog.text
+        assert content(tmp_path / "again") == content(tmp_path / "undisturbed"), path
+        shutil.rmtree(tmp_path / "again")
 
 
 def test_other_settings_start_afresh_and_say_so(
-    corpus: Corpus, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    corpus: Corpus, tuned: Path, interrupted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from pipeline.finetuning import trainer
-
-    def end(folder: Path) -> None:
-        mark_whole(folder)
-        raise Killed
-
-    mark_whole = trainer._mark_whole
-    monkeypatch.setattr(trainer, "_mark_whole", end)
-    with pytest.raises(Killed):
-        corpus.words(tmp_path / "text", seed=1)
-    monkeypatch.undo()
     corpus.words(tmp_path / "text")
     assert "of other parameters, utterances, weights or versions; fine-tuning starts afresh" in caplog.text
     assert content(tmp_path / "text") == content(tuned / "text")

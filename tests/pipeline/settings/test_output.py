@@ -84,6 +84,15 @@ def test_threads_of_one_process_exclude_each_other(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_folders_that_were_made_for_nothing_go_again(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("mine/output", "new/deep/output", "used/output"):
+        with sole_writer(tmp_path / name):
+            if name.startswith("used"):
+                (tmp_path / name).write_text("")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "used"]
+
+
 @pytest.mark.parametrize("place", ["file/output", "x" * 255, "loop/output"])
 def test_where_nobody_can_write_the_command_has_the_word(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
