@@ -223,8 +223,12 @@ def single_command(
             if not place:  # of something without a name, such as memory that processes share
                 place, reason = arguments.get("output") or "output", error.strerror or reason
             _end(f"error: {place}: {reason}; {fix}, then run the command again", 2)
-        except MemoryError as error:
-            _end(f"error: memory ran out ({error}); raise the limit of the process or job (ulimit -v, ulimit -d)", 2)
+        except (MemoryError, RuntimeError) as error:
+            from pipeline.settings.machine import ran_out_of_memory
+
+            if not ran_out_of_memory(error):
+                raise
+            _end(f"error: memory ran out ({error}); close other programs, or raise the limit (ulimit -a, the job's)", 2)
 
     signature = inspect.signature(body)
     asks_version = inspect.Parameter("version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Version)

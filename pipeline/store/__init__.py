@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         read_features,
         read_part,
     )
-    from pipeline.store.slot_writer import SlotWriter, lock
+    from pipeline.store.slot_writer import SlotWriter
     from pipeline.store.splits import count_labels, stratify, whole_groups
     from pipeline.store.writer import PartLayout, is_damaged, write_features, write_joint, writing
 else:

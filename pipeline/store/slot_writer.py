@@ -1,8 +1,9 @@
 """Writing a part slot by slot, so that a killed process loses nothing but its current batch.
 
 The file is laid out in full as `<name>.partial` beside the target before anything is encoded. Utterances are then
-written into their slots in any order (`pipeline.store.slot_file`). A slot's mark is written only after its bytes are on
-disk. When all are done the file is verified, synced, sealed and renamed to the target.
+written into their slots, which are their rows, in any order. A slot's mark is their checksum, 0 as long as they are not
+written; it is written only after its bytes are on disk. When all are done the file is verified, synced, sealed and
+renamed to the target.
 
 A later run finds the partial file, and goes on with it if it was made from the same plan by the same encoder.
 
@@ -10,42 +11,155 @@ Utterances that could not be encoded are left out of what becomes the target, an
 `<name>.partial.marked`, since the layout of a file is never changed in place.
 """
 
-import errno
-import fcntl
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 
+import h5py
 import numpy as np
 
-from pipeline.errors import DataError, StoreError
-from pipeline.settings import Threads, sync
+from pipeline.errors import DataError, StoreError, reason_and_fix
+from pipeline.settings import Threads, count_cores, sync
 from pipeline.store.guard import NOTHING, checksum, is_sane
 from pipeline.store.identity import Identity
 from pipeline.store.reader import open_hdf5
-from pipeline.store.seal import read_begun
-from pipeline.store.slot_file import SlotFile, lay_out
-from pipeline.store.writer import PartLayout, writing
+from pipeline.store.seal import USER_BLOCK, read_begun, seal
+from pipeline.store.writer import PartLayout, lay_out_part, part_size, try_size, writing
 
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-
+BLOCK = 64 << 20  # bytes that are copied at once
+HASHERS = 4  # threads, at most; hashing lets go of the interpreter lock
+TOGETHER = 64  # slots that a thread checks in one go
 
 log = logging.getLogger(__name__)
 
 
+def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
+    """All of `content`, however many writes the system makes of it."""
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """`size` bytes, fewer only where the file ends."""
+    chunks = []
+    while size:
+        chunk = os.pread(descriptor, size, offset)
+        if not chunk:
+            break
+        chunks.append(chunk)
+        size, offset = size - len(chunk), offset + len(chunk)
+    return b"".join(chunks)
+
+
+class SlotFile:
+    """A laid-out part file by its open descriptor, which stays the caller's.
+
+    Plain positioned writes never touch the structure of the file, so a killed process cannot make it unreadable.
+    """
+
+    def __init__(self, descriptor: int, path: Path, layout: PartLayout) -> None:
+        self.descriptor, self.path, self.layout = descriptor, path, layout
+        with open_hdf5(path) as file:
+            self._values_at = file["values"].id.get_offset() or 0
+            self._marks_at = file["checksums"].id.get_offset() or 0
+        rows = np.concatenate([[0], np.cumsum(layout.rows)]).astype(np.int64)
+        self.edges = self._values_at + rows * layout.row_bytes  # (utterances + 1,) where slots begin and end
+        self._values = self._values_at, int(self.edges[-1]) - self._values_at
+
+    def write(self, index: int, array: np.ndarray) -> None:
+        """The rows of one utterance, as they are stored."""
+        content = array.data.cast("B") if array.size else memoryview(b"")
+        write_at(self.descriptor, content, int(self.edges[index]))
+
+    def mark(self, index: int, mark: int) -> None:
+        """The checksum of an utterance whose rows are on disk."""
+        write_at(self.descriptor, np.uint64(mark).astype("<u8").tobytes(), self._marks_at + 8 * index)
+
+    def marks(self) -> np.ndarray:
+        """(utterances,) checksums; 0 where there is none yet."""
+        return np.frombuffer(read_at(self.descriptor, 8 * len(self.layout.ids), self._marks_at), "<u8")
+
+    def intact(self) -> np.ndarray:
+        """(utterances,) true where a slot has a mark and its bytes match it; reads every one of these once."""
+        marks = self.marks()
+        found = np.zeros(len(marks), bool)
+
+        def check(indices: np.ndarray) -> None:
+            for index in indices:
+                start, end = map(int, self.edges[index : index + 2])
+                content = np.frombuffer(read_at(self.descriptor, end - start, start), np.uint8)
+                found[index] = checksum(content) == marks[index]
+
+        marked = np.flatnonzero(marks)
+        with Threads(min(HASHERS, count_cores())) as pool:
+            list(pool.map(check, (marked[first : first + TOGETHER] for first in range(0, len(marked), TOGETHER))))
+        return found
+
+    def take_note(self, numbers: Mapping[str, int]) -> None:
+        """Keep `numbers` where the seal will be, with a hash of all that does not change any more."""
+        seal(self.path, [self._values, (self._marks_at, 8 * len(self.layout.ids))], numbers)
+
+    def seal(self) -> None:
+        """Have all bytes on disk, then the seal.
+
+        Raises:
+            StoreError: what was laid out is not what it was.
+        """
+        os.fsync(self.descriptor)
+        if read_begun(self.path) is None:
+            raise StoreError(f"{self.path}: damaged while it was written; check the disk, then run the command again")
+        seal(self.path, [self._values])
+
+    def copy_slots(self, source: "SlotFile", first: int, last: int) -> None:
+        """Slots `first` .. `last` (exclusive) of `source`, which are of the same lengths here, with their marks."""
+        position, end, shift = source.edges[first], source.edges[last], self.edges[first] - source.edges[first]
+        while position < end:
+            content = read_at(source.descriptor, int(min(BLOCK, end - position)), int(position))
+            write_at(self.descriptor, content, int(position + shift))
+            position += len(content)
+        write_at(self.descriptor, source.marks()[first:last].tobytes(), self._marks_at + 8 * first)
+
+
+def lay_out(path: Path, layout: PartLayout, go_on: str = "or name another file (--output)") -> None:
+    """Make an empty part file at its final size, on disk when this returns.
+
+    Raises:
+        StoreError: the disk is too full for it, or the folder cannot be written; nothing is left.
+    """
+    needed = sum(layout.rows) * layout.row_bytes
+    try:
+        try_size(path, part_size(layout.ids, needed))
+        with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
+            lay_out_part(file, layout)
+        with path.open("r+b") as opened:
+            size = opened.seek(0, os.SEEK_END)
+            os.posix_fallocate(opened.fileno(), 0, size)  # a full disk shows now, not after hours of encoding
+            SlotFile(opened.fileno(), path, layout).take_note({})
+    except (OSError, RuntimeError) as error:  # HDF5 raises either where the file cannot grow
+        path.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        reason, fix = reason_and_fix(error, "see to the disk and its permissions")
+        raise StoreError(
+            f"{path.with_name(path.name.removesuffix('.new'))}: no room for it ({reason}: it needs {needed / 1e9:.3f} "
+            f"GB, {free / 1e9:.3f} GB are free); {fix}, {go_on}"
+        ) from None
+
+
 class SlotWriter:
-    """Fills the slots of `<target>.partial`; a context manager.
+    """Fills the slots of `<target>.partial`; a context manager, inside one of `pipeline.settings.sole_writer`.
 
     `done` (utterances,) is true where a slot holds its final bytes, also those of an earlier run. `note` holds numbers
     that an interrupted run left for its successor; they lie where the seal will be, and are gone in the finished file.
 
     Raises:
-        StoreError: another process writes the same file, the disk is too full for it (found out before anything is
-            encoded), or the folder cannot be written.
+        StoreError: the disk is too full for it (found out before anything is encoded), or the folder cannot be written.
     """
 
     def __init__(self, target: Path, layout: PartLayout) -> None:
@@ -56,22 +170,18 @@ class SlotWriter:
             raise StoreError(f"{target}: is a folder; name a file (--output)")
         with writing(self.partial):
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _hold(self.partial)
-        try:
             if not _same_work(self.partial, layout):
-                self._file = _begin(self._file, self.partial, layout)
+                fresh = self.partial.with_name(self.partial.name + ".new")  # under this name until it is whole
+                fresh.touch()
+                lay_out(fresh, layout)
+                fresh.replace(self.partial)
+                sync(target.parent)
             self._marked.unlink(missing_ok=True)  # of a run that was killed while it finished
-            self._slots = SlotFile(self._file, self.partial, layout)
-            self.done = self._slots.intact()
-            self.note = read_begun(self.partial) or {}
-            self._syncing = Threads(1)
-        except BaseException:
-            held = os.fstat(self._file)
-            ours = self.partial.exists() and os.path.samestat(held, self.partial.stat())
-            if ours and not held.st_size:  # nothing was there before, either
-                self.partial.unlink()
-            os.close(self._file)
-            raise
+            self._file = os.open(self.partial, os.O_RDWR)
+        self._slots = SlotFile(self._file, self.partial, layout)
+        self.done = self._slots.intact()
+        self.note = read_begun(self.partial) or {}
+        self._syncing = Threads(1)
 
     def __enter__(self) -> "SlotWriter":
         return self
@@ -187,7 +297,7 @@ def _refuse_broken(path: Path, layout: PartLayout, intact: np.ndarray) -> None:
 
 def _same_work(partial: Path, layout: PartLayout) -> bool:
     """Whether `partial` is an interrupted run of the very same work."""
-    if not partial.stat().st_size:
+    if not partial.exists():
         return False
     if read_begun(partial) is None:
         log.warning("%s: an interrupted run left a damaged file; starting afresh", partial)
@@ -203,46 +313,3 @@ def _same_work(partial: Path, layout: PartLayout) -> bool:
     if not same:
         log.warning("%s: an interrupted run with other input or another encoder; starting afresh", partial)
     return same
-
-
-def _hold(partial: Path) -> int:
-    """Open `partial`, made empty where it is not there, for this process alone."""
-    while True:
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            lock(descriptor, partial)
-            if partial.exists() and os.path.samestat(partial.stat(), os.fstat(descriptor)):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # another process has finished it in between
-
-
-def _begin(held: int, partial: Path, layout: PartLayout) -> int:
-    """Lay the work out afresh in place of `partial`, which is held as `held`; returns what holds it now."""
-    fresh = partial.with_name(partial.name + ".new")  # under this name until it is whole
-    lay_out(fresh, layout)
-    with writing(partial):
-        descriptor = os.open(fresh, os.O_RDWR)
-        try:
-            lock(descriptor, partial)
-            fresh.replace(partial)
-            sync(partial.parent)
-        except BaseException:
-            os.close(descriptor)
-            raise
-    os.close(held)
-    return descriptor
-
-
-def lock(descriptor: int, partial: Path) -> None:
-    """Hold a file or folder for this process; raises StoreError where another one does."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StoreError(f"{partial}: another process is writing it; wait for it, or end it") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        log.warning("%s: this disk knows no locks; let no other process write it meanwhile", partial)

@@ -124,14 +124,6 @@ def test_an_unfinished_file_cannot_be_finished(tmp_path: Path) -> None:
     assert not (tmp_path / "part.h5").exists()
 
 
-def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:
-    with (
-        SlotWriter(tmp_path / "part.h5", layout()),
-        pytest.raises(StoreError, match="another process is writing it"),
-    ):
-        SlotWriter(tmp_path / "part.h5", layout())
-
-
 def test_a_wrong_shape_is_refused(tmp_path: Path) -> None:
     with (
         SlotWriter(tmp_path / "part.h5", layout()) as writer,
@@ -214,7 +206,7 @@ def test_many_failures_fit(tmp_path: Path) -> None:
 
 def test_runs_of_utterances_are_copied_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks smaller than an utterance, failures at both ends and beside each other."""
-    monkeypatch.setattr("pipeline.store.slot_file.BLOCK", 7)
+    monkeypatch.setattr("pipeline.store.slot_writer.BLOCK", 7)
     rows = [2, 3, 0, 5, 1, 4, 2]
     generator = np.random.default_rng(0)
     arrays = [generator.normal(size=(count, 4)).astype(np.float16) for count in rows]
@@ -323,9 +315,7 @@ def test_a_run_that_ends_while_failures_are_marked_goes_on(
             def full(*_: object) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-            patch.setattr(
-                f"pipeline.store.slot_file.{moment}" if "." in moment else f"pipeline.store.slot_writer.{moment}", full
-            )
+            patch.setattr(f"pipeline.store.slot_writer.{moment}", full)
             with pytest.raises(
                 StoreError, match=r"part\.h5\.partial: cannot be written \(No space left on device\); make"
             ):
@@ -336,15 +326,6 @@ def test_a_run_that_ends_while_failures_are_marked_goes_on(
         writer.finish({2: "changed"})
     failing(tmp_path / "undisturbed.h5", {2: "changed"})
     assert (tmp_path / "part.h5").read_bytes() == (tmp_path / "undisturbed.h5").read_bytes()
-
-
-def test_other_work_cannot_take_the_file_of_a_process_that_writes(tmp_path: Path) -> None:
-    with SlotWriter(tmp_path / "part.h5", layout()) as writer:
-        writer.write(range(4), content())
-        with pytest.raises(StoreError, match="another process is writing it"):
-            SlotWriter(tmp_path / "part.h5", layout(plan="other"))
-        writer.finish()
-    assert read_part(tmp_path / "part.h5").plan == "plan"
 
 
 def test_a_finished_file_can_be_read_whoever_holds_it(tmp_path: Path) -> None:

@@ -291,27 +291,6 @@ def test_a_full_disk_is_one_line_at_every_step_and_what_is_finished_stays(tmp_pa
     assert end == "['audio.h5']"
 
 
-LOCKED = """
-    import sys
-    from pathlib import Path
-    from pipeline.errors import StoreError
-    from pipeline.store import SlotWriter
-    from tests.pipeline.store.test_soak import layout
-    try:
-        SlotWriter(Path(sys.argv[1]), layout())
-    except StoreError as error:
-        print(error)
-"""
-
-
-def test_a_file_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
-    with SlotWriter(tmp_path / "audio.h5", layout()) as writer:
-        writer.write(range(len(ROWS)), rows_of())
-        assert "audio.h5.partial: another process is writing it" in run_python(LOCKED, str(tmp_path / "audio.h5"))
-        writer.finish()
-    assert np.array_equal(read_part(tmp_path / "audio.h5").rows(5), rows_of()[5])
-
-
 READ_ONLY = """
     import os, sys
     from pathlib import Path
