@@ -1,5 +1,7 @@
 """Splits on the device and batches of whole conversations, against a plain loop over utterances."""
 
+import os
+import resource
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +21,7 @@ from fusion.data.rows import Mapped, resident_bytes
 from fusion.errors import FeatureError
 from pipeline.errors import StoreError
 from pipeline.store import Features, Part, read_features
+from tests.forked import exit_status, fork
 from tests.fusion.batches import tensors_in
 from tests.fusion.made import Made, garble_test_split, make_features, tiny_recipe, write_made
 
@@ -120,6 +123,26 @@ def test_splits_are_held_together_or_not_at_all(caplog: pytest.LogCaptureFixture
     assert not caplog.records
     assert hold(splits, needed - 1) == splits
     assert "more than train.memory leaves them" in caplog.text
+
+
+@pytest.mark.soak
+def test_a_file_four_times_the_budget_is_read_under_a_hard_limit_that_it_exceeds(tmp_path: Path) -> None:
+    made = Made(conversations=(20, 1, 1), turns=(10, 10), frames=(150, 150), tokens=(1, 1), audio_dim=768)
+    features = write_made(tmp_path / "feats.h5", made)
+    assert features.audio
+    size, status = features.audio.size, Path("/proc/self/status")
+
+    def read(resident: bool) -> None:
+        taken = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmData"))
+        resource.setrlimit(resource.RLIMIT_DATA, (taken * 1024 + size // 2, -1))
+        try:
+            split = load(features, resident=resident)
+        except (MemoryError, RuntimeError):
+            os._exit(7)
+        assert sum(int(batch.labels.numel()) for batch in hold([split], size // 4)[0].batches(1)) == 200
+
+    assert exit_status(fork(lambda: read(True))) == 7
+    assert exit_status(fork(lambda: read(False))) == 0
 
 
 def test_an_epoch_has_every_conversation_once_in_an_order_that_the_generator_decides() -> None:

@@ -129,6 +129,13 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, expected)
 
 
+@pytest.mark.parametrize("error", [MemoryError("1 MiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_ran_out_is_one_line(error: Exception) -> None:
+    done = raising(error)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: memory ran out ({error}); close other programs, or raise the limit")
+
+
 def test_control_characters_in_warnings_are_escaped() -> None:
     script = (
         "import logging\nfrom pipeline.settings import single_command\n"
