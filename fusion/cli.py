@@ -326,7 +326,9 @@ def predict_app(
     asked.check()
     from fusion.params import trust_model_named
     from fusion.prediction import Predictor  # behind the check, because torch takes seconds to import
+    from pipeline.settings import only_encode
 
+    only_encode()
     trust_model_named(params, overrides)
     with Predictor.load(model, device, audio_encoder, text_encoder) as predictor:
         predict(asked, predictor)

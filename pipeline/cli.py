@@ -130,12 +130,13 @@ def audio_app(
 ) -> None:
     """Encode the recordings to frames. An interrupted run goes on where it was."""
     from pipeline.params import AudioParams, DatasetParams
-    from pipeline.settings import ClusterParams, connect, read_section
+    from pipeline.settings import ClusterParams, connect, only_encode, read_section
 
     dataset = read_section(params, "dataset", DatasetParams, overrides)
     audio = read_section(params, "audio", AudioParams, overrides)
     root, engine = Path(dataset.root), read_section(params, "cluster", ClusterParams, overrides)
     announce("the encoder")
+    only_encode()
     import torch
 
     from pipeline.extraction import extract_audio, extract_audio_on
@@ -157,11 +158,12 @@ def text_app(
 ) -> None:
     """Encode the transcripts to tokens. An interrupted run goes on where it was."""
     from pipeline.params import TextParams
-    from pipeline.settings import ClusterParams, connect, read_section
+    from pipeline.settings import ClusterParams, connect, only_encode, read_section
 
     text = read_section(params, "text", TextParams, overrides)
     engine = read_section(params, "cluster", ClusterParams, overrides)
     announce("the encoder")
+    only_encode()
     import torch
 
     from pipeline.extraction import extract_text, extract_text_on
@@ -245,13 +247,14 @@ def degrade_app(
 ) -> None:
     """Encode the test split with word errors, a recogniser's words or noise: group evaluate.degrade of params.yaml."""
     from pipeline.params import AudioParams, DatasetParams, DegradeParams, TextParams
-    from pipeline.settings import read_section
+    from pipeline.settings import only_encode, read_section
 
     asked = read_section(params, "evaluate.degrade", DegradeParams, overrides)
     dataset = read_section(params, "dataset", DatasetParams, overrides)
     audio = read_section(params, "audio", AudioParams, overrides)
     text = read_section(params, "text", TextParams, overrides)
     announce("the encoders")
+    only_encode()
     from pipeline.degradation import degrade
 
     root, channels = Path(dataset.root), dataset.channels

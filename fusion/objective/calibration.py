@@ -30,7 +30,9 @@ def calibrate(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities (utterances, classes) at `temperature`: above 1 less sure, below 1 surer; 1 changes no bit."""
     if temperature == 1:
         return probabilities
-    return scipy.special.softmax(np.log(np.maximum(probabilities, TINY)) / temperature, axis=-1)
+    logits = np.log(np.maximum(probabilities, TINY)) / temperature
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:

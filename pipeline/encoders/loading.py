@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.encoders.architectures import Architecture, Modality, check_supported
 from pipeline.errors import EncoderError
 from pipeline.params import Mix
+from pipeline.settings import load_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +123,7 @@ def load_config(source: Source, modality: Modality, who: str, others: str = "") 
     Raises:
         EncoderError: it cannot be read, or `who` is of an architecture that is not supported.
     """
+    load_transformers()
     from transformers import AutoConfig, PretrainedConfig
 
     place = {"revision": source.revision, "trust_remote_code": False}
@@ -156,14 +158,15 @@ def load_pretrained(
     verbosity = logging.get_verbosity()
     transformers.logging.set_verbosity(logging.CRITICAL)  # its load report is judged below, in our words
     try:
-        model, report = loader.from_pretrained(
-            source.location,
-            revision=source.revision,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # judged below
-            **options,
-        )
+        with _shapes_alone():
+            model, report = loader.from_pretrained(
+                source.location,
+                revision=source.revision,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # judged below
+                **options,
+            )
     except Exception as error:  # whatever a damaged folder makes the libraries raise
         reason = " ".join(str(error).split())[:300]
         raise EncoderError(f"encoder {source.location} cannot be loaded: {type(error).__name__}: {reason}") from None
@@ -173,6 +176,33 @@ def load_pretrained(
         cut(model)
     _refuse_misfits(source, model, report)
     return model.train(trainable).requires_grad_(trainable)
+
+
+def _shapes_alone() -> Any:
+    """Inside, no numbers are made up for tensors on the meta device, which hold none.
+
+    There transformers lays a model out before it reads the weights, and to make them up torch loads sympy: a second.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class ShapesAlone(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+            first = args[0] if args else kwargs.get("tensor")
+            if getattr(first, "is_meta", False):
+                if name in ("normal_", "uniform_"):
+                    return first
+                if name == "norm_except_dim":  # of weight norm
+                    dim = args[2] % first.dim()
+                    return first.new_empty([size if axis == dim else 1 for axis, size in enumerate(first.shape)])
+                if name == "empty_like":
+                    return torch.empty(first.shape, **{"dtype": first.dtype, "device": "meta"} | kwargs)
+            if name == "arange" and str(kwargs.get("device")) == "meta":
+                return function(*args, **kwargs | {"device": "cpu"}).to("meta")
+            return function(*args, **kwargs)
+
+    return ShapesAlone()
 
 
 def load_preprocessor(loader: Any, source: Source) -> Any:

@@ -407,9 +407,9 @@ def _egemaps_encoder(params: AudioParams) -> SpeechEncoder:
 
 
 def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> SpeechEncoder:
+    found = load_config(source, "audio", f"audio.encoder {params.encoder}", f", {', '.join(EGEMAPS)}, or {LOG_MEL}")
     import transformers
 
-    found = load_config(source, "audio", f"audio.encoder {params.encoder}", f", {', '.join(EGEMAPS)}, or {LOG_MEL}")
     config, loader = found.config, getattr(transformers, found.architecture.loader)
     layers = resolve_layers(params.layers, int(config.num_hidden_layers), params.encoder)
     model = load_pretrained(loader, source, cut=lambda model: _cut(model, layers[-1]), dtype=torch.float32)

@@ -213,11 +213,11 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
     Raises:
         EncoderError: it cannot be found, loaded or run, or its architecture is not supported.
     """
-    import transformers
-
     device = choose_device(device)
     source = find_model(params.encoder, params.revision, {"tiny": TINY_TEXT})
     found = load_config(source, "text", f"text.encoder {params.encoder}")
+    import transformers
+
     layers = resolve_layers(params.layers, int(found.config.num_hidden_layers), params.encoder)
     as_it_is = found.architecture.causal and params.precision == "bfloat16"
     model = load_pretrained(

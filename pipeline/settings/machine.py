@@ -5,12 +5,15 @@ what libraries read from the environment when they are loaded.
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pipeline.settings.precision import settle_cublas
@@ -155,3 +158,59 @@ def settle_libraries() -> None:
     # the corpus
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     settle_cublas()
+
+
+NEEDLESS = ("accelerate", "scipy", "torch_distributed", "torchaudio")  # for encoders; transformers loads what is there
+COMPILER = "torch._dynamo"
+MARKS = ("allow_in_graph", "assume_constant_result", "disable")  # for it, on functions of torch and transformers
+_only_encodes = threading.Event()
+
+
+def only_encode() -> None:
+    """Say that this process, a command's, does nothing with transformers but encode; see `load_transformers`."""
+    _only_encodes.set()
+
+
+def load_transformers() -> None:
+    """To be called before anything of transformers is imported; spares a process that only encodes seconds.
+
+    There transformers is told that the `NEEDLESS` are not installed, and torch's compiler is loaded once somebody
+    compiles. A program of a user's own gets all of it: it may train with transformers as well.
+    """
+    if not _only_encodes.is_set() or "transformers.modeling_utils" in sys.modules:
+        return
+    import torch  # noqa: F401
+    from transformers import utils
+    from transformers.utils import import_utils
+
+    for place in (utils, import_utils):
+        for name in NEEDLESS:
+            setattr(place, f"is_{name}_available", lambda *_, **__: False)
+    spec = find_spec(COMPILER)
+    if spec is not None and COMPILER not in sys.modules:
+        sys.modules[COMPILER] = module_from_spec(spec)
+        sys.modules[COMPILER].__class__ = _Compiler
+
+
+class _Compiler(ModuleType):
+    """torch's compiler before it is loaded."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked of every module by those who look through all
+            raise AttributeError(name)
+        return partial(self._mark, name) if name in MARKS else getattr(self._loaded(), name)
+
+    def _mark(self, mark: str, function: Any = None, *more: Any, **options: Any) -> Any:
+        if function is None:
+            return lambda function: self._mark(mark, function, *more, **options)
+        if function.__module__.partition(".")[0] in ("torch", "transformers"):
+            return function
+        return getattr(self._loaded(), mark)(function, *more, **options)
+
+    def _loaded(self) -> ModuleType:
+        spec = self.__spec__
+        assert spec is not None
+        assert spec.loader is not None
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        spec.loader.exec_module(self)
+        return self

@@ -27,6 +27,12 @@ RATE = 16_000
 LONG = " ".join(f"word{number % 50}" for number in range(2_000))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _whole_transformers() -> None:
+    """Commands run here in the process of all tests, of which others train."""
+    import transformers.modeling_utils  # noqa: F401
+
+
 @dataclass(frozen=True)
 class Project:
     """A user's folder: a corpus, params.yaml and, after a while, a manifest and features."""
