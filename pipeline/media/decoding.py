@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
-from math import gcd, inf
+from math import gcd, inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -313,7 +313,7 @@ def judge(samples: np.ndarray, rate: int, channels: int, issues: list[str]) -> R
     """The samples with what is odd about them, or none where they cannot be used."""
     if not len(samples):
         return nothing("empty-audio")
-    if not np.isfinite(samples).all():
+    if not isfinite(np.dot(samples, samples)) and not np.isfinite(samples).all():
         return nothing("not-finite")
     return Recording(samples, rate, channels, [*issues, *_oddities(samples, rate)])
 
@@ -321,8 +321,8 @@ def judge(samples: np.ndarray, rate: int, channels: int, issues: list[str]) -> R
 def _oddities(samples: np.ndarray, rate: int) -> Iterator[str]:
     if len(samples) < SHORT_SECONDS * rate:
         yield "short"
-    level = np.abs(samples)
-    if not level.any():
+    level = max(samples.max(), -samples.min())
+    if not level:
         yield "silent"
-    elif (level >= CLIPPED_LEVEL).mean() > CLIPPED_SHARE:
+    elif level >= CLIPPED_LEVEL and (np.abs(samples) >= CLIPPED_LEVEL).mean() > CLIPPED_SHARE:
         yield "clipped"

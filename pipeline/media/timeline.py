@@ -364,23 +364,33 @@ def _open(part: "str | _Part") -> tuple[Any, bool, int]:
 
 def _mono(frame: Any, channels: Channels) -> tuple[np.ndarray, float, int]:
     """One decoded frame as (samples,) float32 in [-1, 1], and the energy of all channels and their number."""
-    array = frame.to_ndarray()
+    from av.audio.frame import format_dtypes
+
+    kind = np.dtype(format_dtypes[frame.format.name])
+    planes = [np.frombuffer(plane, kind) for plane in frame.planes]  # frame.to_ndarray() would copy them
     if not frame.format.is_planar:
-        array = array.reshape(-1, frame.layout.nb_channels).T
-    if array.dtype == np.uint8:
-        array = array.astype(np.float32) - 128.0
-        array /= 128.0
-    elif array.dtype.kind == "i":
-        array = array.astype(np.float32) / float(-np.iinfo(array.dtype).min)
-    array = array.astype(np.float32, copy=False)
-    if len(array) == 1:
-        return array[0], 0.0, 1
-    heard = float(np.dot(flat := array.ravel(order="K"), flat))
+        count = frame.layout.nb_channels
+        planes = [planes[0][channel : count * frame.samples : count] for channel in range(count)]
+    sounds = [_floats(plane[: frame.samples]) for plane in planes]
+    if len(sounds) == 1:
+        return sounds[0], 0.0, 1
+    heard = float(sum(np.dot(sound, sound) for sound in sounds))
     if channels != "downmix":
-        return array[_channel_index(frame, channels)], heard, len(array)
-    samples = np.add.reduce(array, axis=0)  # and this makes it the mean, in half of its time
-    samples /= len(array)
-    return samples, heard, len(array)
+        return sounds[_channel_index(frame, channels)], heard, len(sounds)
+    samples = sounds[0] + sounds[1]
+    for sound in sounds[2:]:
+        samples += sound
+    samples /= len(sounds)
+    return samples, heard, len(sounds)
+
+
+def _floats(plane: np.ndarray) -> np.ndarray:
+    """(samples,) as they are stored -> float32 in [-1, 1]."""
+    if plane.dtype == np.uint8:
+        return (plane.astype(np.float32) - 128.0) / 128.0
+    if plane.dtype.kind == "i":
+        return plane.astype(np.float32) / float(-np.iinfo(plane.dtype).min)
+    return plane.astype(np.float32, copy=False)
 
 
 def _channel_index(frame: Any, channels: Channels) -> int:
