@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders.exact import Convolutions
+from pipeline.encoders.precision import Packed, packs
 from pipeline.encoders.transfer import upload
 
 PLACES = 1 << 20  # of a kernel along a clip that are looked at together
@@ -200,28 +201,37 @@ class _Layer:
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
         self._kernel, self._stride = kernel, stride
-        cuts = [*range(0, kernel, stride), kernel]
         taps = layer.conv.weight.permute(2, 1, 0)  # (kernel, channels in, channels out)
-        self._weights = [taps[start:end].flatten(0, 1).to(dtype) for start, end in itertools.pairwise(cuts)]
         self._bias = None if layer.conv.bias is None else layer.conv.bias.to(dtype)
         self._norm = getattr(layer, "layer_norm", None)
         self._activation = layer.activation
+        self._packed: Packed | None = None
+        self._weights: list[Tensor] = []
+        if dtype == torch.float32 and packs(taps.device):
+            gelu = self._norm is None and type(self._activation).__name__ == "GELUActivation"
+            self._packed = Packed(taps.flatten(0, 1).T, self._bias, gelu)
+            self._activation = nn.Identity() if gelu else self._activation
+        else:
+            cuts = [*range(0, kernel, stride), kernel]
+            self._weights = [taps[start:end].flatten(0, 1).to(dtype) for start, end in itertools.pairwise(cuts)]
 
     def __call__(self, x: Tensor) -> Tensor:
         """(pieces, frames, channels) -> (pieces, fewer frames, channels)."""
-        pieces, length, channels = x.shape
-        frames = (length - self._kernel) // self._stride + 1
-        y = torch.empty(0)
-        for number, weight in enumerate(self._weights):
-            taps = weight.shape[0] // channels
-            # frame t sees positions t * stride + number * stride and the `taps` - 1 behind: a view, no copy
-            view = x.as_strided(
-                (pieces, frames, taps * channels),
-                (x.stride(0), self._stride * channels, 1),
-                x.storage_offset() + number * self._stride * channels,
-            )
-            y = self._add(y, view, weight) if number else self._begin(view, weight)
+        frames = (x.shape[1] - self._kernel) // self._stride + 1
+        if self._packed is not None:
+            y = self._packed(self._view(x, frames, 0, self._kernel))
+        else:
+            for number, weight in enumerate(self._weights):
+                view = self._view(x, frames, number * self._stride, weight.shape[0] // x.shape[2])
+                y = self._add(y, view, weight) if number else self._begin(view, weight)
         return self._activation(y if self._norm is None else self._norm(y.float())).to(x.dtype)
+
+    def _view(self, x: Tensor, frames: int, first: int, taps: int) -> Tensor:
+        """(pieces, frames, taps * channels): frame t sees positions t * stride + `first` and those behind; no copy."""
+        pieces, _, channels = x.shape
+        step = self._stride * channels
+        start = x.storage_offset() + first * channels
+        return x.as_strided((pieces, frames, taps * channels), (x.stride(0), step, 1), start)
 
     def _begin(self, view: Tensor, weight: Tensor) -> Tensor:
         if len(view) == 1:

@@ -7,6 +7,7 @@ disagrees (`pipeline.settings.check_agreement`).
 """
 
 import math
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pipeline.encoders.exact import widen_narrow_groups
-from pipeline.settings import PrecisionError, check_agreement, full_float32, ran_out_of_memory
+from pipeline.settings import PrecisionError, check_agreement, full_float32, processor_name, ran_out_of_memory
 
 PROBE_FRAMES = (1, 15, 40)  # of speech
 PROBE_HERTZ = 220.0
@@ -97,6 +98,53 @@ def ready_for_inference(module: nn.Module) -> None:
             for name in list(part.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(part, name, leave_parametrized=True)
     module.requires_grad_(False)
+
+
+def packs(device: torch.device) -> bool:
+    """Whether oneDNN multiplies float32 faster here than what torch would take, which is Intel's library: it is on
+    AMD's processors, by a tenth (docs/extraction.md); on Intel's own that has not been measured.
+    """
+    here = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return here and platform.machine() in ("x86_64", "AMD64") and "intel" not in processor_name(device).lower()
+
+
+class Packed:
+    """x -> x @ weight.T + bias in float32, from a weight that oneDNN has laid out once as it multiplies it.
+
+    Shape:
+        weight: (dim out, dim in)
+        x: (..., dim in)
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self._bias = bias
+        # the exact GELU, not that by tanh
+        self._behind: tuple[Any, ...] = ("gelu", [], "none") if gelu else ("none", [], "")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., dim in) -> (..., dim out)."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, *self._behind)
+        return y
+
+
+def pack_products(module: nn.Module) -> None:
+    """Have linear layers of a float32 module compute by `Packed`, where that is faster.
+
+    A weight is packed when its layer is first called, and the plain one is let go then: layers whose weights are used
+    otherwise than by calling them, such as those of WavLM's attention, keep theirs.
+    """
+    for part in module.modules():
+        weight = part._parameters.get("weight")  # that of a layer which was cut away is gone
+        if type(part) is nn.Linear and weight is not None and weight.dtype == torch.float32 and packs(weight.device):
+            part.forward = partial(_pack_first, part)  # type: ignore[method-assign]
+
+
+def _pack_first(part: nn.Linear, x: Tensor) -> Tensor:
+    packed = Packed(part.weight.data, part.bias)
+    part.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+    part.forward = packed.__call__  # type: ignore[method-assign]
+    return packed(x)
 
 
 def stay_narrow(module: nn.Module) -> Callable[[], None]:

@@ -35,6 +35,7 @@ from pipeline.encoders.precision import (
     cast_products,
     layer_name,
     noise_and_tones,
+    pack_products,
     ready_for_inference,
     reduce_precision,
 )
@@ -426,6 +427,8 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
         names = [layer_name(layer) for layer in layers]
         proof = "".join([weights, *stated.get("context", "")])
         reduce_precision(frontend, names, who=f"encoder {params.encoder}", key="audio.precision", weights=proof)
+    else:
+        pack_products(model)
     identity = Identity(
         {
             "modality": "audio",

@@ -31,7 +31,14 @@ from pipeline.encoders.loading import (
     stored_precision,
     weights_hash,
 )
-from pipeline.encoders.precision import Probe, cast_products, ready_for_inference, reduce_precision, stay_narrow
+from pipeline.encoders.precision import (
+    Probe,
+    cast_products,
+    pack_products,
+    ready_for_inference,
+    reduce_precision,
+    stay_narrow,
+)
 from pipeline.encoders.tiny import TINY_TEXT
 from pipeline.encoders.transfer import fetched, fitting, upload
 from pipeline.errors import EncoderError
@@ -249,6 +256,8 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
     if params.precision == "bfloat16":
         names = [layer_name(layer) for layer in layers]
         reduce_precision(encoder, names, who=f"encoder {params.encoder}", key="text.precision", weights=weights)
+    else:
+        pack_products(model)
     return encoder
 
 

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         check_agreement,
         deterministic,
         full_float32,
+        processor_name,
         repeatably,
         settle_cublas,
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders import load_speech_encoder, load_text_encoder, precision, widen_narrow_groups
+from pipeline.encoders.precision import Packed, pack_products, packs
 from pipeline.finetuning.learners import TextLearner, check_precision, load_speech_learner
 from pipeline.params import AudioParams, FinetuneAudioParams, FinetuneTextParams, TextParams
 from pipeline.settings import SettingsError, advise_precision, check_agreement, check_section
@@ -254,3 +255,27 @@ def test_only_decisive_layers_decide() -> None:
     check_agreement(expected, found, ["c"], **options)
     with pytest.raises(PrecisionError, match=r"cosine -1\.000 .* first in 'b'"):
         check_agreement(expected, found, ["b", "c"], **options)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_packed_product_is_that_of_the_plain_weight(gelu: bool) -> None:
+    linear, generator = nn.Linear(48, 32), torch.Generator().manual_seed(0)
+    packed = Packed(linear.weight.data, linear.bias.data, gelu)
+    samples = torch.randn(2, 40, 16, generator=generator)
+    overlapping = samples.as_strided((2, 19, 48), (640, 32, 1))  # as the convolutions see them
+    for x in (samples[0, :4].reshape(1, -1)[:, :48], overlapping, overlapping[:, :0]):
+        expected = nn.functional.gelu(linear(x)) if gelu else linear(x)
+        assert torch.allclose(packed(x), expected, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_layer_lets_go_of_its_plain_weight_when_it_is_first_called() -> None:
+    called, read = nn.Linear(8, 4), nn.Linear(8, 4)
+    x, bytes_before = torch.ones(3, 8), read.weight.nbytes
+    expected = called(x)
+    pack_products(nn.ModuleList([called, read]))
+    assert torch.allclose(called(x), expected, atol=1e-6)
+    assert torch.allclose(called(x), expected, atol=1e-6)
+    assert read.weight.nbytes == bytes_before
+    assert called.weight.nbytes == (0 if packs(torch.device("cpu")) else bytes_before)
