@@ -1,7 +1,7 @@
 """The `features` stage: manifest + audio.h5 + text.h5 -> one joint view, data/feats.h5."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,28 +44,17 @@ def join(
         BusyError: another process writes the same file.
     """
     with sole_writer(target):
-        return _join(manifest, {"audio": audio, "text": text}, target, copy_parts, corpus, overwrite)
-
-
-def _join(
-    manifest: Path,
-    files: Mapping[str, Path],
-    target: Path,
-    copy_parts: bool,
-    corpus: CorpusNote | None,
-    overwrite: bool,
-) -> Features:
-    records = read_manifest(manifest)
-    names = label_names(records, str(manifest))
-    parts = {
-        modality: _arrange(_read_modality(path, modality), records, modality, manifest)
-        for modality, path in files.items()
-    }
-    for part in parts.values():
-        part.check()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_joint(target, table_of(records, names), names, parts, copy_parts, corpus, overwrite)
-    return read_features(target)
+        records = read_manifest(manifest)
+        names = label_names(records, str(manifest))
+        parts = {
+            modality: _arrange(_read_modality(path, modality), records, modality, manifest)
+            for modality, path in (("audio", audio), ("text", text))
+        }
+        for part in parts.values():
+            part.check()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_joint(target, table_of(records, names), names, parts, copy_parts, corpus, overwrite)
+        return read_features(target)
 
 
 def failures(features: Features) -> list[str]:

@@ -26,7 +26,7 @@ from fusion.layers import (
     classifier,
     collect_views,
 )
-from fusion.models.interface import HubModel, Stage, whole
+from fusion.models.interface import HubModel
 from fusion.models.shared import ConversationEncoding, Heads, SharedParams, Sizes
 
 
@@ -98,10 +98,6 @@ class _SingleModality(nn.Module, HubModel):
         self.utterances = Utterances(params)
         self.classifier = classifier(params.dim, params.dim, sizes.classes, params.dropout)
 
-    def stages(self) -> list[Stage]:
-        """Trained in one piece."""
-        return [whole(self)]
-
     def forward(self, batch: Batch, views: bool = False) -> Output:
         batch = batch.joined() if views else batch
         with collect_views(self, views) as shown:
@@ -135,31 +131,13 @@ class Concat(nn.Module, HubModel):
 
     def __init__(self, params: BaselineParams, sizes: Sizes) -> None:
         super().__init__()
-        dim, dropout = params.dim, params.dropout
-        self.audio_input = InputProjection(sizes.audio_dim, sizes.audio_layers, dim, dropout)
-        self.text_input = InputProjection(sizes.text_dim, sizes.text_layers, dim, dropout)
-        self.audio_utterances = Utterances(params)
-        self.text_utterances = Utterances(params)
-        self.classifier = classifier(2 * dim, dim, sizes.classes, dropout)
-
-    def stages(self) -> list[Stage]:
-        """Trained in one piece."""
-        return [whole(self)]
+        self.vectors = UtteranceVectors(params, sizes)
+        self.classifier = classifier(2 * params.dim, params.dim, sizes.classes, params.dropout)
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
         batch = batch.joined() if views else batch
         with collect_views(self, views) as shown:
-            a = batch.each(self._pool_audio)  # (utterances, dim)
-            a = self.audio_utterances.encoder(a, batch.turns)
-            t = batch.each(self._pool_text)
-            t = self.text_utterances.encoder(t, batch.turns)
-            return Output(logits=self.classifier(torch.cat([a, t], dim=-1)), views=shown)
-
-    def _pool_audio(self, group: Group) -> Tensor:
-        return self.audio_utterances.pool(self.audio_input(group.audio), group.audio_mask)
-
-    def _pool_text(self, group: Group) -> Tensor:
-        return self.text_utterances.pool(self.text_input(group.text), group.text_mask)
+            return Output(logits=self.classifier(torch.cat(self.vectors(batch), dim=-1)), views=shown)
 
 
 class CrossModal(nn.Module, HubModel):
@@ -183,10 +161,6 @@ class CrossModal(nn.Module, HubModel):
         self.audio_utterances = Utterances(params)
         self.text_utterances = Utterances(params)
         self.classifier = classifier(2 * dim, dim, sizes.classes, dropout)
-
-    def stages(self) -> list[Stage]:
-        """Trained in one piece."""
-        return [whole(self)]
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
         batch = batch.joined() if views else batch

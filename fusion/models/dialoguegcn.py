@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fusion.batch import Batch, Output, Turns
 from fusion.layers import MatchingAttention, Unchanged, collect_views, masked_softmax, relu_layers, turn_keys
 from fusion.models.baselines import BaselineParams, UtteranceVectors, conversation_encoder
-from fusion.models.interface import HubModel, Stage, whole
+from fusion.models.interface import HubModel
 from fusion.models.shared import Sizes
 
 RELATIONS = 4  # same or other speaker, earlier or later
@@ -103,10 +103,6 @@ class DialogueGCN(nn.Module, HubModel, paper_url="https://arxiv.org/abs/1908.115
         self.match = MatchingAttention(2 * dim) if params.attention else Unchanged()
         self.hidden = relu_layers(2 * dim, dim, 1, 0.0)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, sizes.classes))
-
-    def stages(self) -> list[Stage]:
-        """Trained in one piece."""
-        return [whole(self)]
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
         batch = batch.joined() if views else batch

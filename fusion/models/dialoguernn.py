@@ -33,7 +33,7 @@ from fusion.layers import (
     turn_keys,
 )
 from fusion.models.baselines import BaselineParams, UtteranceVectors
-from fusion.models.interface import HubModel, Stage, whole
+from fusion.models.interface import HubModel
 from fusion.models.shared import SharedParams, Sizes
 
 
@@ -179,10 +179,6 @@ class DialogueRNN(nn.Module, HubModel, paper_url="https://arxiv.org/abs/1811.004
         self.match = MatchingAttention(dim) if params.attention else Unchanged()
         self.hidden = relu_layers(dim, dim, 1, 0.0)
         self.classifier = nn.Sequential(nn.Dropout(params.dropout), nn.Linear(dim, sizes.classes))
-
-    def stages(self) -> list[Stage]:
-        """Trained in one piece."""
-        return [whole(self)]
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
         batch = batch.joined() if views else batch

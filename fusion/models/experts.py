@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fusion.batch import Batch, Output
 from fusion.layers import classifier, collect_views
 from fusion.models.baselines import BaselineParams, UtteranceVectors
-from fusion.models.interface import HubModel, Stage, whole
+from fusion.models.interface import HubModel
 from fusion.models.shared import EVERYTHING, Sizes, Wanted, Weight
 
 
@@ -95,10 +95,6 @@ class Experts(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2602.23300")
         self.both = classifier(2 * dim, dim, sizes.classes, dropout)
         self.gate = ExpertGate(2 * dim, experts=3)
         self.mix = MixScores() if wanted.scores else MixLabels()
-
-    def stages(self) -> list[Stage]:
-        """Trained in one piece."""
-        return [whole(self)]
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
         batch = batch.joined() if views else batch

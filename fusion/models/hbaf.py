@@ -78,7 +78,7 @@ from fusion.layers import (
     turn_keys,
     zero_padding,
 )
-from fusion.models.interface import HubModel, Stage, whole
+from fusion.models.interface import HubModel
 from fusion.models.shared import EVERYTHING, ConversationEncoding, Heads, SharedParams, Sizes, Wanted
 
 
@@ -426,10 +426,6 @@ class HBAF(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2503.06405"):
         self.text_head = nn.Linear(dim, classes) if wanted.auxiliary else Constant(None)
         self.audio_embedding = Embedding(dim) if wanted.contrastive else Constant(None)
         self.text_embedding = Embedding(dim) if wanted.contrastive else Constant(None)
-
-    def stages(self) -> list[Stage]:
-        """Trained in one piece."""
-        return [whole(self)]
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
         batch = batch.joined() if views else batch

@@ -1,8 +1,9 @@
 """What every model has: its params class, `save_pretrained`, `from_pretrained` and `push_to_hub` of the Hugging Face
 hub, and the stages in which it is trained, one after the other; most models have one.
 
-A model says by `stages()` how it is trained. The trainer takes each stage by itself: it optimises the weights of the
-stage's branches, and each branch keeps those of its own best epoch on validation.
+A model says by `stages()` how it is trained; one that says nothing is trained in one piece. The trainer takes each
+stage by itself: it optimises the weights of the stage's branches, and each branch keeps those of its own best epoch on
+validation.
 
 With `model.standardise` every model looks at standardised features (`fusion.layers.Standardise`). A model that is
 trained in one piece does not see to that itself: its `forward` is given a batch that is standardised.
@@ -24,6 +25,25 @@ from torch import nn
 from fusion.batch import Batch, Output
 from fusion.layers import LinearPath, Standardise
 from fusion.models.shared import SharedParams, Sizes
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A part of training.
+
+    Attributes:
+        name: as in the histories and result files.
+        module: what is called on a batch while the stage is trained, and returns an `Output`; part of the model.
+        branches: the heads that learn (`fused`, `audio`, `text`), each with the module that holds its weights. Weights
+            of branches don't overlap.
+        encode: what the frozen stages before this one make of a batch, called once for every batch of a split before
+            the stage begins, without gradient; None where the stage takes the features as they are.
+    """
+
+    name: str
+    module: nn.Module
+    branches: Mapping[str, nn.Module]
+    encode: Callable[[Batch], Batch] | None = None
 
 
 class _Completed(type):
@@ -85,6 +105,11 @@ class HubModel(PyTorchModelHubMixin, metaclass=_Completed):
         coders = {cls.Params: (_plain, cls.Params.model_validate_json)}
         super().__init_subclass__(library_name="erc-fusion", coders=coders, **info)
 
+    def stages(self) -> list[Stage]:
+        """How it is trained: one part after the other."""
+        model: Any = self
+        return [Stage("fusion", model, {"fused": model})]
+
     @classmethod
     def _decode_arg(cls, expected_type: type, value: Any) -> Any:
         is_params = isinstance(expected_type, type) and issubclass(expected_type, SharedParams)
@@ -101,27 +126,3 @@ class HubModel(PyTorchModelHubMixin, metaclass=_Completed):
 
 def _plain(params: SharedParams) -> dict[str, Any]:
     return params.model_dump(mode="json")
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """A part of training.
-
-    Attributes:
-        name: as in the histories and result files.
-        module: what is called on a batch while the stage is trained, and returns an `Output`; part of the model.
-        branches: the heads that learn (`fused`, `audio`, `text`), each with the module that holds its weights. Weights
-            of branches don't overlap.
-        encode: what the frozen stages before this one make of a batch, called once for every batch of a split before
-            the stage begins, without gradient; None where the stage takes the features as they are.
-    """
-
-    name: str
-    module: nn.Module
-    branches: Mapping[str, nn.Module]
-    encode: Callable[[Batch], Batch] | None = None
-
-
-def whole(model: nn.Module) -> Stage:
-    """The one stage of a model that is trained in one piece."""
-    return Stage("fusion", model, {"fused": model})

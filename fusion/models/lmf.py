@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fusion.batch import Batch, Output
 from fusion.layers import collect_views, relu_layers
 from fusion.models.baselines import BaselineParams, UtteranceVectors
-from fusion.models.interface import HubModel, Stage, whole
+from fusion.models.interface import HubModel
 from fusion.models.shared import Sizes
 
 
@@ -65,10 +65,6 @@ class LMF(nn.Module, HubModel, paper_url="https://arxiv.org/abs/1806.00064"):
         self.audio = relu_layers(params.dim, params.width, 3, params.dropout)
         self.text = relu_layers(params.dim, params.width, 3, params.dropout)
         self.fuse = LowRankFusion(params.width, params.rank, sizes.classes)
-
-    def stages(self) -> list[Stage]:
-        """Trained in one piece."""
-        return [whole(self)]
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
         batch = batch.joined() if views else batch

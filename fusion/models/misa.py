@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fusion.batch import Batch, Output
 from fusion.layers import Constant, TransformerLayer, collect_views
 from fusion.models.baselines import BaselineParams, UtteranceVectors
-from fusion.models.interface import HubModel, Stage, whole
+from fusion.models.interface import HubModel
 from fusion.models.shared import Heads, Sizes, Weight
 
 MOMENTS = 5
@@ -121,10 +121,6 @@ class MISA(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2005.03545"):
         self.classifier = nn.Sequential(
             nn.Linear(4 * dim, 2 * dim), nn.Dropout(dropout), nn.ReLU(), nn.Linear(2 * dim, sizes.classes)
         )
-
-    def stages(self) -> list[Stage]:
-        """Trained in one piece."""
-        return [whole(self)]
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
         batch = batch.joined() if views else batch

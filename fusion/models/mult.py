@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fusion.batch import Batch, Group, Output
 from fusion.layers import InputProjection, KeyMask, LastPooling, MultiHeadAttention, SequenceDropout, collect_views
 from fusion.models.baselines import BaselineParams, conversation_encoder
-from fusion.models.interface import HubModel, Stage, whole
+from fusion.models.interface import HubModel
 from fusion.models.shared import Heads, Sizes
 
 
@@ -127,10 +127,6 @@ class MulT(nn.Module, HubModel, paper_url="https://arxiv.org/abs/1906.00295"):
             nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * dim, 2 * dim)
         )
         self.classifier = nn.Linear(2 * dim, sizes.classes)
-
-    def stages(self) -> list[Stage]:
-        """Trained in one piece."""
-        return [whole(self)]
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
         batch = batch.joined() if views else batch

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fusion.batch import Batch, Output
 from fusion.layers import collect_views, relu_layers
 from fusion.models.baselines import BaselineParams, UtteranceVectors
-from fusion.models.interface import HubModel, Stage, whole
+from fusion.models.interface import HubModel
 from fusion.models.shared import Sizes
 
 
@@ -53,10 +53,6 @@ class TFN(nn.Module, HubModel, paper_url="https://arxiv.org/abs/1707.07250"):
         self.text = relu_layers(dim, width, 3, dropout)
         self.infer = relu_layers((width + 1) ** 2, dim, 2, dropout)
         self.decide = nn.Linear(dim, sizes.classes)
-
-    def stages(self) -> list[Stage]:
-        """Trained in one piece."""
-        return [whole(self)]
 
     def forward(self, batch: Batch, views: bool = False) -> Output:
         batch = batch.joined() if views else batch

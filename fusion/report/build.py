@@ -74,52 +74,43 @@ def write_page(
         BusyError: another process writes it.
     """
     with sole_writer(output):
-        return _write_page(features, models, results, split, sources, output, device, memory)
+        _check_replaceable(output / PAGE)
+        loaded = load_seeds(models, device)
+        for one in loaded:
+            check_compatible(one, features)
+        found = read_results(results, loaded, features)
+        records = read_records(sources.manifest)
+        splits = _load(features, loaded[0], split, device, memory)
+        task = find_task(loaded[0].provenance.recipe.train.target, len(features.label_names))
+        many = sum(len(one.ids) for one in splits) > FEW
+        jobs = count_jobs(None, device) if many else 1
+        said = ask(loaded, splits, task, jobs)
+        name = loaded[0].provenance.recipe.model.name
+        other = (
+            _ask_other(sources.beside, name, features, task, split, device, memory, jobs) if sources.beside else None
+        )
+        order = _order(splits, said)
+        ids = [name for one in splits for name in one.ids]
+        names = [record.audio for turn in order if (record := records.get(ids[turn])) and record.audio]
+        sounds = find_sounds(names, sources.root, output, SOUND_BYTES) if sources.root else {}
+        seeds = [one.provenance.seed for one in loaded]
+        described = overview.describe_results(found, loaded, features, records) | overview.describe_data(
+            features, records
+        )
+        if other:
+            described |= overview.describe_beside(name, said, other)
 
+        def draw(views: Views) -> bytes:
+            note = _note(split, len(ids), views, bool(records), len(sounds))
+            variables = {"constant_rows": overview.constant_rows(views.constants), "explorer_note": note}
+            turns = describe_turns(features, splits, said, seeds, records, views, sounds, name, other)
+            return render(described | variables | {"view_seed": seeds[0]}, turns)
 
-def _write_page(
-    features: Features,
-    models: Path,
-    results: Path,
-    split: str,
-    sources: Sources,
-    output: Path,
-    device: torch.device,
-    memory: Memory,
-) -> Page:
-    _check_replaceable(output / PAGE)
-    loaded = load_seeds(models, device)
-    for one in loaded:
-        check_compatible(one, features)
-    found = read_results(results, loaded, features)
-    records = read_records(sources.manifest)
-    splits = _load(features, loaded[0], split, device, memory)
-    task = find_task(loaded[0].provenance.recipe.train.target, len(features.label_names))
-    many = sum(len(one.ids) for one in splits) > FEW
-    jobs = count_jobs(None, device) if many else 1
-    said = ask(loaded, splits, task, jobs)
-    name = loaded[0].provenance.recipe.model.name
-    other = _ask_other(sources.beside, name, features, task, split, device, memory, jobs) if sources.beside else None
-    order = _order(splits, said)
-    ids = [name for one in splits for name in one.ids]
-    names = [record.audio for turn in order if (record := records.get(ids[turn])) and record.audio]
-    sounds = find_sounds(names, sources.root, output, SOUND_BYTES) if sources.root else {}
-    seeds = [one.provenance.seed for one in loaded]
-    described = overview.describe_results(found, loaded, features, records) | overview.describe_data(features, records)
-    if other:
-        described |= overview.describe_beside(name, said, other)
-
-    def draw(views: Views) -> bytes:
-        note = _note(split, len(ids), views, bool(records), len(sounds))
-        variables = {"constant_rows": overview.constant_rows(views.constants), "explorer_note": note}
-        turns = describe_turns(features, splits, said, seeds, records, views, sounds, name, other)
-        return render(described | variables | {"view_seed": seeds[0]}, turns)
-
-    budget = PAGE_BYTES - len(draw(Views(seeds[0])))
-    views = _views(loaded[0], splits, order, records, features, sources.encoders, budget)
-    content = draw(views)
-    write_file(output / PAGE, content)
-    return Page(len(ids), len(views.content), len(content))
+        budget = PAGE_BYTES - len(draw(Views(seeds[0])))
+        views = _views(loaded[0], splits, order, records, features, sources.encoders, budget)
+        content = draw(views)
+        write_file(output / PAGE, content)
+        return Page(len(ids), len(views.content), len(content))
 
 
 def _check_replaceable(page: Path) -> None:

@@ -81,38 +81,32 @@ def train_seeds(
             other models and `overwrite` is not given.
         BusyError: another process trains into `output`.
     """
-    with sole_writer(output) as place:
-        return _train_seeds(features, recipe, place, device, jobs, overwrite)
-
-
-def _train_seeds(
-    features: Features, recipe: Recipe, output: Path, device: torch.device, jobs: int | None, overwrite: bool
-) -> list[Provenance]:
-    _check_replaceable(output)
-    wanted = {seed: fingerprint(features, recipe, seed, device) for seed in recipe.train.seeds}
-    there = _finished_before(output, features, recipe, wanted, overwrite)
-    if there.keys() == wanted.keys():
-        log.warning("%s: these very models are there already; nothing is trained", output)
-        return [there[seed] for seed in recipe.train.seeds]
-    work = partial_folder(output)
-    with writing(work):  # now, rather than after the first epoch
-        work.mkdir(parents=True, exist_ok=True)
-        for seed in there:
-            if not (work / f"seed-{seed}").exists():
-                shutil.copytree(output / f"seed-{seed}", work / f"seed-{seed}")
-    jobs = count_jobs(jobs, device)
-    with single_thread(jobs) as threads:
-        held = _load(features, recipe, device)
-        beside = _beside(features, held.here, recipe)
-        train = partial(
-            _train_seed, features=features, held=held, recipe=recipe, work=work, device=device, beside=beside
-        )
-        with side_by_side(recipe.train.seeds, train, jobs, threads) as finished:
-            found = {one.seed: one for one in finished}
-    _publish(work, output, keep={f"seed-{seed}" for seed in recipe.train.seeds})
-    trained = [found[seed] for seed in recipe.train.seeds]
-    _warn(trained)
-    return trained
+    with sole_writer(output) as output:
+        _check_replaceable(output)
+        wanted = {seed: fingerprint(features, recipe, seed, device) for seed in recipe.train.seeds}
+        there = _finished_before(output, features, recipe, wanted, overwrite)
+        if there.keys() == wanted.keys():
+            log.warning("%s: these very models are there already; nothing is trained", output)
+            return [there[seed] for seed in recipe.train.seeds]
+        work = partial_folder(output)
+        with writing(work):  # now, rather than after the first epoch
+            work.mkdir(parents=True, exist_ok=True)
+            for seed in there:
+                if not (work / f"seed-{seed}").exists():
+                    shutil.copytree(output / f"seed-{seed}", work / f"seed-{seed}")
+        jobs = count_jobs(jobs, device)
+        with single_thread(jobs) as threads:
+            held = _load(features, recipe, device)
+            beside = _beside(features, held.here, recipe)
+            train = partial(
+                _train_seed, features=features, held=held, recipe=recipe, work=work, device=device, beside=beside
+            )
+            with side_by_side(recipe.train.seeds, train, jobs, threads) as finished:
+                found = {one.seed: one for one in finished}
+        _publish(work, output, keep={f"seed-{seed}" for seed in recipe.train.seeds})
+        trained = [found[seed] for seed in recipe.train.seeds]
+        _warn(trained)
+        return trained
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,36 +99,22 @@ def degrade(
             that name was made of other input, by other code or by another encoder.
     """
     with sole_writer(folder):
-        return _degrade(manifest, folder, params, audio, text, root, channels, device, overwrite)
-
-
-def _degrade(
-    manifest: Path,
-    folder: Path,
-    params: DegradeParams,
-    audio: AudioParams,
-    text: TextParams,
-    root: Path,
-    channels: Channels,
-    device: str,
-    overwrite: bool,
-) -> Degraded:
-    utterances = read_manifest(manifest)
-    hearings, notes = _hear(utterances, params, manifest)
-    test = [utterance for utterance in utterances if utterance.split == "test"]
-    if params.noise and not any(utterance.samples for utterance in test):
-        notes.append("no study of noise: the test split has no recordings")
-        params = params.model_copy(update={"noise": ()})
-    kept = folder.with_name(folder.name + ".kept")
-    done: dict[bool, list[Condition]] = {True: [], False: []}  # by whether an earlier run had encoded it
-    for condition in (
-        *_text_conditions(test, hearings, text, device),
-        *_audio_conditions(test, Recordings(test, audio, root, channels), params, kept, device),
-    ):
-        outcome = fill(kept / condition.name, condition.work, condition.name, overwrite)
-        done[outcome.there].append(condition)
-    _publish([kept / condition.name for conditions in done.values() for condition in conditions], folder)
-    return Degraded(folder, encoded=done[False], kept=done[True], notes=notes)
+        utterances = read_manifest(manifest)
+        hearings, notes = _hear(utterances, params, manifest)
+        test = [utterance for utterance in utterances if utterance.split == "test"]
+        if params.noise and not any(utterance.samples for utterance in test):
+            notes.append("no study of noise: the test split has no recordings")
+            params = params.model_copy(update={"noise": ()})
+        kept = folder.with_name(folder.name + ".kept")
+        done: dict[bool, list[Condition]] = {True: [], False: []}  # by whether an earlier run had encoded it
+        for condition in (
+            *_text_conditions(test, hearings, text, device),
+            *_audio_conditions(test, Recordings(test, audio, root, channels), params, kept, device),
+        ):
+            outcome = fill(kept / condition.name, condition.work, condition.name, overwrite)
+            done[outcome.there].append(condition)
+        _publish([kept / condition.name for conditions in done.values() for condition in conditions], folder)
+        return Degraded(folder, encoded=done[False], kept=done[True], notes=notes)
 
 
 @dataclass(frozen=True)

@@ -74,44 +74,33 @@ def import_features(
         raise DataError(f"{table}: no such table; fix --table")
     _check_output(table, given, output)
     with sole_writer(output):
-        return _import(table, given, output, params, dataset, strict, overwrite)
-
-
-def _import(
-    table: Path | None,
-    given: Sequence[Given],
-    output: Path,
-    params: ImportParams,
-    dataset: DatasetParams,
-    strict: bool,
-    overwrite: bool,
-) -> Imported:
-    with Files() as files:
-        sources = [read_source(part, params, files) for part in given]
-        corpus, dataset = _corpus(table, sources, dataset)
-        rows = _rows(corpus, dataset)
-        modalities = [
-            _look_through(part.modality, match(source, rows), rows) for part, source in zip(given, sources, strict=True)
-        ]
-        ids = [row.utterance.id for row in rows]
-        notes = [*corpus.notes, *note_validation(corpus.turns, dataset), *files.notes]
-        drafts = [row.utterance for row in rows]
-        notes += [*label_warnings(drafts, dataset), *split_warnings(drafts)]
+        with Files() as files:
+            sources = [read_source(part, params, files) for part in given]
+            corpus, dataset = _corpus(table, sources, dataset)
+            rows = _rows(corpus, dataset)
+            modalities = [
+                _look_through(part.modality, match(source, rows), rows)
+                for part, source in zip(given, sources, strict=True)
+            ]
+            ids = [row.utterance.id for row in rows]
+            notes = [*corpus.notes, *note_validation(corpus.turns, dataset), *files.notes]
+            drafts = [row.utterance for row in rows]
+            notes += [*label_warnings(drafts, dataset), *split_warnings(drafts)]
+            for modality in modalities:
+                check_finite(modality.survey, ids, modality.name, params)
+                if strict:
+                    _check_complete(modality, ids)
+            _write(output, [row.utterance for row in rows], modalities, params, dataset.source, overwrite)
+        lines = [f"repaired: {count} {what}" for what, count in corpus.repaired.most_common()]
+        lines += [f"note: {note}" for note in notes]
+        lines += [line for modality in modalities for line in _describe(modality, ids, params)]
+        features = read_features(output)
         for modality in modalities:
-            check_finite(modality.survey, ids, modality.name, params)
-            if strict:
-                _check_complete(modality, ids)
-        _write(output, [row.utterance for row in rows], modalities, params, dataset.source, overwrite)
-    lines = [f"repaired: {count} {what}" for what, count in corpus.repaired.most_common()]
-    lines += [f"note: {note}" for note in notes]
-    lines += [line for modality in modalities for line in _describe(modality, ids, params)]
-    features = read_features(output)
-    for modality in modalities:
-        part: Part = getattr(features, modality.name)
-        part.check()
-        columns = measure_columns(part.values)
-        lines += [f"{modality.name}: {oddities}" for oddities in [columns.oddities()] if oddities]
-    return Imported(output, len(rows), features.digest, lines)
+            part: Part = getattr(features, modality.name)
+            part.check()
+            columns = measure_columns(part.values)
+            lines += [f"{modality.name}: {oddities}" for oddities in [columns.oddities()] if oddities]
+        return Imported(output, len(rows), features.digest, lines)
 
 
 def _write(
