@@ -89,7 +89,9 @@ class DatasetParams(Section):
     validation_session: Annotated[int, Field(ge=0, le=5)] = 0  # iemocap: which validates; 0: conversations of train
     protocol: Literal["sdk", "62-31"] = "sdk"  # mosi: its splits, see `pipeline.datasets.mosi`
     table: UserPath = "utterances.csv"  # .csv, .tsv, .jsonl or .parquet, relative to root
-    encoding: Annotated[str, AfterValidator(_names_an_encoding)] | None = None  # of the table; null: UTF-8, see repairs
+    encoding: Annotated[str, AfterValidator(_names_an_encoding)] | None = (
+        None  # of text files; null: UTF-8, see repairs
+    )
     columns: Columns = Columns()
     labels: dict[str, Annotated[str, Field(min_length=1)] | None] = Field(
         default={}

@@ -11,7 +11,6 @@ it goes on. --set writes other settings to WORK/params.yaml, which may also be e
 import argparse
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,7 +112,7 @@ def layout(corpus: Path) -> dict[str, Any]:
             f"{corpus}: no release of {', '.join(RELEASES)}, and {found}; expected one with a row for each turn, in "
             f"{', '.join(TABLES)}"
         )
-    columns = named_columns(read_rows(corpus / tables[0], Counter())[0].cells)
+    columns = named_columns(read_rows(corpus / tables[0])[0].cells)
     if "split" in columns:
         split = "given"
     else:
@@ -136,7 +135,7 @@ def folds(corpus: Path, dataset: dict[str, Any]) -> dict[str, Any]:
     """Section `folds`: a speaker left out at a time, if they are few."""
     if dataset.get("split") != "speaker":
         return {"hold_out": "conversation", "count": 5}
-    rows = read_rows(corpus / dataset["table"], Counter())
+    rows = read_rows(corpus / dataset["table"])
     speakers = {row.cells[dataset["columns"]["speaker"]] for row in rows}
     return {"hold_out": "speaker", "count": "all" if len(speakers) <= FEW else 5}
 

@@ -1,5 +1,6 @@
 """Every fabricated release goes the whole way: prepare, encode with the packaged encoders, join, train, evaluate."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 from fusion.evaluation import evaluate, join_folds, write_report
 from fusion.evaluation.scores import Evaluation
 from fusion.params import EvaluateParams
+from pipeline.datasets import read_corpus
+from pipeline.datasets.repairs import Repairs, decode_lines
+from pipeline.errors import DataError
 from pipeline.extraction import extract_audio, extract_text
 from pipeline.join import join
 from pipeline.manifest import write_manifest
@@ -16,7 +20,7 @@ from pipeline.params import AudioParams, DatasetParams, TextParams
 from pipeline.preparation import prepare
 from pipeline.store import read_features
 from tests.fusion.made import tiny_recipe, train_made
-from tests.pipeline.releases import iemocap, mosi
+from tests.pipeline.releases import iemocap, meld, mosi
 
 PARAMS = EvaluateParams(resamples=20)
 
@@ -36,6 +40,29 @@ def whole_way(folder: Path, params: DatasetParams) -> Evaluation:
     evaluation = evaluate(features, folder / "models", PARAMS, torch.device("cpu"))
     write_report(evaluation, folder / "results", None)
     return evaluation
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("meld", meld.write_release),
+        ("iemocap", iemocap.write_faults),
+        ("mosi", mosi.write_table),
+        ("mosi", mosi.write_release),
+    ],
+)
+def test_text_files_of_a_release_are_read_in_the_encoding_that_is_stated(
+    tmp_path: Path, name: str, write: Callable[[Path], Path]
+) -> None:
+    root = write(tmp_path / "root")
+    texts = [path for path in root.rglob("*") if path.suffix in (".csv", ".txt", ".annotprocessed")]
+    contents = {path: decode_lines(path.read_bytes(), Repairs()) for path in texts if path.name[0] != "."}
+    expected = read_corpus(DatasetParams(name=name, root=str(root))).turns
+    for path, content in contents.items():
+        path.write_text(content, encoding="utf-16", newline="")
+    assert read_corpus(DatasetParams(name=name, root=str(root), encoding="utf-16")).turns == expected
+    with pytest.raises(DataError, match=r"UTF-16 is read with dataset\.encoding: utf-16"):
+        read_corpus(DatasetParams(name=name, root=str(root)))
 
 
 def test_mosi_goes_the_whole_way(tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ from pipeline.datasets import Corpus, Turn, read_rows
 
 
 def read(params):
-    rows = [row.cells for row in read_rows(Path(params.root) / "utterances.csv", Counter())]
+    rows = [row.cells for row in read_rows(Path(params.root) / "utterances.csv")]
     for row in rows:
         row["order"] = int(row.pop("turn"))
         del row["cue"]

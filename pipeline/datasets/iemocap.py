@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import read_lines, repair_controls
+from pipeline.datasets.repairs import Repairs, read_lines, repair_controls
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
 
@@ -187,7 +187,7 @@ def read(params: DatasetParams) -> Corpus:
                 f"dataset.root to the folder of the release that holds Session1 to Session5, or choose another "
                 f"dataset.{key}"
             )
-    repaired: Counter[str] = Counter()
+    repaired = Repairs(params.encoding)
     codes = TARGETS[target_of(params)]
     splits = {session: split for split, session in chosen.items()}
     turns = [
@@ -212,7 +212,7 @@ def _notes(root: Path, found: list[int]) -> Iterator[str]:
             yield f"{what}: {', '.join(map(str, sessions))}"
 
 
-def _dialogues(root: Path, session: int, repaired: Counter[str]) -> list[str]:
+def _dialogues(root: Path, session: int, repaired: Repairs) -> list[str]:
     """Names of the dialogues that were transcribed or evaluated."""
     names = set()
     for folder in FOLDERS:
@@ -224,7 +224,7 @@ def _dialogues(root: Path, session: int, repaired: Counter[str]) -> list[str]:
     return sorted(names)
 
 
-def _read_dialogue(root: Path, session: int, dialogue: str, repaired: Counter[str]) -> list[Described]:
+def _read_dialogue(root: Path, session: int, dialogue: str, repaired: Repairs) -> list[Described]:
     """Its turns in the order of start; one without times stays behind the line before it."""
     folder = root / f"Session{session}" / "dialog"
     evaluations = _read_evaluations(folder / "EmoEvaluation" / f"{dialogue}.txt", repaired)
@@ -284,7 +284,7 @@ def _count_overlaps(spans: list[Times]) -> int:
     return count
 
 
-def _read_transcription(path: Path, repaired: Counter[str]) -> Iterator[Line]:
+def _read_transcription(path: Path, repaired: Repairs) -> Iterator[Line]:
     """Its lines; none where nobody transcribed the dialogue."""
     for number, text in enumerate(read_lines(path, repaired) if path.exists() else [], start=1):
         text = text.strip()
@@ -301,7 +301,7 @@ def _read_transcription(path: Path, repaired: Counter[str]) -> Iterator[Line]:
             yield Line(None, speaker, None, repair_controls(said, repaired))
 
 
-def _read_evaluations(path: Path, repaired: Counter[str]) -> dict[str, Evaluation]:
+def _read_evaluations(path: Path, repaired: Repairs) -> dict[str, Evaluation]:
     """By turn; none where nobody evaluated the dialogue."""
     evaluations: dict[str, Evaluation] = {}
     for number, text in enumerate(read_lines(path, repaired) if path.exists() else [], start=1):

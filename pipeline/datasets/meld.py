@@ -16,12 +16,11 @@ states 1,039 dialogues of train, by the highest number: there is no dialogue 60,
 all clips (emo-box/EmoBox lists them) but two: train dia125_utt3 cannot be decoded, dev dia110_utt7 is missing.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import repair_controls
+from pipeline.datasets.repairs import Repairs, repair_controls
 from pipeline.datasets.table import Row, read_rows
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
@@ -71,7 +70,7 @@ def read(params: DatasetParams) -> Corpus:
     Raises:
         DataError: a CSV is missing or malformed, lacks a column, or has a number or label that is none.
     """
-    root, target, repaired = Path(params.root), target_of(params), Counter[str]()
+    root, target, repaired = Path(params.root), target_of(params), Repairs(params.encoding)
     clips = {name: dict(_clips(root, name)) for name in FOLDERS}
     turns = [
         turn
@@ -100,7 +99,7 @@ def _clips(root: Path, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _turns(
-    path: Path, name: str, target: str, clips: Mapping[str, str], has_clips: bool, repaired: Counter[str]
+    path: Path, name: str, target: str, clips: Mapping[str, str], has_clips: bool, repaired: Repairs
 ) -> Iterator[Turn]:
     rows = read_rows(path, repaired)
     for column in (*FIELDS, target.capitalize()):

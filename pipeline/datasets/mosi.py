@@ -22,14 +22,13 @@ features (`text_train.csv`, `text_test.csv` and `transcripts.csv` of declare-lab
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import read_lines, repair_controls
+from pipeline.datasets.repairs import Repairs, read_lines, repair_controls
 from pipeline.datasets.table import SPLIT_NAMES, parse_number, read_rows
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
@@ -108,7 +107,7 @@ def read(params: DatasetParams) -> Corpus:
         DataError: neither layout is there, or a file or line is not of its form.
     """
     root = Path(params.root)
-    repaired: Counter[str] = Counter()
+    repaired = Repairs(params.encoding)
     if (root / TABLE).exists():
         segments = _read_table(root, repaired)
     elif (root / TRANSCRIPTS).is_dir():
@@ -170,7 +169,7 @@ def _issues(segment: Segment, target: str, protocol: str) -> Iterator[str]:
         yield "other-split"
 
 
-def _read_table(root: Path, repaired: Counter[str]) -> list[Segment]:
+def _read_table(root: Path, repaired: Repairs) -> list[Segment]:
     """The rows of label.csv."""
     path = root / TABLE
     rows = read_rows(path, repaired)
@@ -212,13 +211,13 @@ def _mode(cell: str, where: str) -> str | None:
     return SPLIT_NAMES.get(mode)
 
 
-def _compare_sign(annotation: str, score: float | None, repaired: Counter[str]) -> None:
+def _compare_sign(annotation: str, score: float | None, repaired: Repairs) -> None:
     sign = SIGNS.get(annotation.strip().lower())
     if sign is not None and score is not None and sign != (score > 0) - (score < 0):
         repaired[CONTRADICTIONS] += 1
 
 
-def _read_release(root: Path, repaired: Counter[str]) -> list[Segment]:
+def _read_release(root: Path, repaired: Repairs) -> list[Segment]:
     """The lines of the transcripts, and the scored segments that no transcript has."""
     scores = _read_scores(root, repaired)
     texts: dict[tuple[str, int], str] = {}
@@ -241,7 +240,7 @@ def _read_release(root: Path, repaired: Counter[str]) -> list[Segment]:
     ]
 
 
-def _read_transcript(path: Path, repaired: Counter[str]) -> dict[tuple[str, int], str]:
+def _read_transcript(path: Path, repaired: Repairs) -> dict[tuple[str, int], str]:
     texts: dict[tuple[str, int], str] = {}
     for number, line in enumerate(read_lines(path, repaired), start=1):
         if not line.strip():
@@ -257,7 +256,7 @@ def _read_transcript(path: Path, repaired: Counter[str]) -> dict[tuple[str, int]
     return texts
 
 
-def _read_scores(root: Path, repaired: Counter[str]) -> dict[tuple[str, int], float | None]:
+def _read_scores(root: Path, repaired: Repairs) -> dict[tuple[str, int], float | None]:
     """By video and segment."""
     path = next((root / name for name in LABELS if (root / name).exists()), None)
     if path is None:

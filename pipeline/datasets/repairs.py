@@ -12,8 +12,31 @@ CONTROLS = "texts with cp1252 punctuation that an earlier conversion had left as
 SURROGATES = "cells with half a character (a lone surrogate), now '?'"
 
 
+class Repairs(Counter[str]):
+    """How often each repair was made, by its sentence; and the encoding of text files that the user states, if any."""
+
+    def __init__(self, encoding: str | None = None) -> None:
+        super().__init__()
+        self.encoding = encoding
+
+
+def decode(path: Path, content: bytes, repaired: Repairs) -> str:
+    """The text of the file at `path`.
+
+    Raises:
+        DataError: it holds NUL bytes, or is not of the encoding that is stated.
+    """
+    if repaired.encoding is not None:
+        return decode_all(path, content, repaired.encoding)
+    if b"\0" in content:
+        raise DataError(
+            f"{path}: holds NUL bytes; save it as UTF-8 text (UTF-16 is read with dataset.encoding: utf-16)"
+        )
+    return decode_lines(content, repaired)
+
+
 def decode_all(path: Path, content: bytes, encoding: str) -> str:
-    """The content of the table at `path` in the `encoding` that its user states.
+    """The content of the file at `path` in the `encoding` that its user states.
 
     Raises:
         DataError: naming the first line that is not.
@@ -112,19 +135,17 @@ def _is_everyday(character: str, encoding: str) -> float:
     return float(pair[0] in first and pair[1] >= least)
 
 
-def read_lines(path: Path, repaired: Counter[str]) -> list[str]:
+def read_lines(path: Path, repaired: Repairs) -> list[str]:
     """The lines of a text file of a release, without their ends.
 
     Raises:
-        DataError: it cannot be read, or holds NUL bytes.
+        DataError: it cannot be read; also as `decode`.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); fix dataset.root, or the file") from None
-    if b"\0" in content:
-        raise DataError(f"{path}: holds NUL bytes; take the file from the release again (UTF-16 is not read)")
-    return [line.removesuffix("\r") for line in decode_lines(content, repaired).split("\n")]
+    return [line.removesuffix("\r") for line in decode(path, content, repaired).split("\n")]
 
 
 def repair_controls(text: str, repaired: Counter[str]) -> str:

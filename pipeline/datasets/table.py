@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.corpus import Corpus, Turn
-from pipeline.datasets.repairs import decode_all, decode_lines, fix_surrogates, repair_controls
+from pipeline.datasets.repairs import Repairs, decode, fix_surrogates, repair_controls
 from pipeline.errors import DataError
 from pipeline.manifest import LARGEST_SCORE
 from pipeline.params import Columns, DatasetParams
@@ -57,15 +57,13 @@ class Row:
                 )
 
 
-def read_rows(path: Path, repaired: Counter[str], encoding: str | None = None) -> list[Row]:
+def read_rows(path: Path, repaired: Repairs | None = None) -> list[Row]:
     """All rows, each with every column of the table but those that number the rows without having a name.
-
-    Args:
-        encoding: of text; None: UTF-8, in which lines may be cp1252.
 
     Raises:
         DataError: the table is missing, empty, malformed or of no kind that is read; the line is named.
     """
+    repaired = Repairs() if repaired is None else repaired
     readers = {".csv": _read_delimited, ".tsv": _read_delimited, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: a table must end in {', '.join(readers)}; convert it, or name another")
@@ -75,13 +73,13 @@ def read_rows(path: Path, repaired: Counter[str], encoding: str | None = None) -
         raise DataError(f"{path}: no such table; fix dataset.root and dataset.table in params.yaml") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    rows = readers[path.suffix.lower()](path, content, repaired, encoding)
+    rows = readers[path.suffix.lower()](path, content, repaired)
     if not rows:
         raise DataError(f"{path}: holds no rows")
     return _without_index(rows, repaired)
 
 
-def _without_index(rows: Sequence[Row], repaired: Counter[str]) -> list[Row]:
+def _without_index(rows: Sequence[Row], repaired: Repairs) -> list[Row]:
     unnamed = [name for name in rows[0].cells if UNNAMED.fullmatch(name)]
     values = {name: [row.cells[name].strip() for row in rows] for name in unnamed}
     numbers = {
@@ -93,18 +91,8 @@ def _without_index(rows: Sequence[Row], repaired: Counter[str]) -> list[Row]:
     return [replace(row, cells={name: cell for name, cell in row.cells.items() if name not in numbers}) for row in rows]
 
 
-def _text(path: Path, content: bytes, repaired: Counter[str], encoding: str | None) -> str:
-    if encoding is not None:
-        return decode_all(path, content, encoding)
-    if b"\0" in content:
-        raise DataError(
-            f"{path}: holds NUL bytes; save it as UTF-8 text (UTF-16 is read with dataset.encoding: utf-16)"
-        )
-    return decode_lines(content, repaired)
-
-
-def _read_delimited(path: Path, content: bytes, repaired: Counter[str], encoding: str | None) -> list[Row]:
-    delimiter, text = "\t" if path.suffix.lower() == ".tsv" else ",", _text(path, content, repaired, encoding)
+def _read_delimited(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
+    delimiter, text = "\t" if path.suffix.lower() == ".tsv" else ",", decode(path, content, repaired)
     if stated := DELIMITER_LINE.match(text):
         delimiter, text = stated[1], text[stated.end() :]  # its line end stays, for the numbers of lines
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -144,9 +132,9 @@ def _check_header(header: list[str], path: Path) -> None:
         )
 
 
-def _read_json_lines(path: Path, content: bytes, repaired: Counter[str], encoding: str | None) -> list[Row]:
+def _read_json_lines(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
     rows = []
-    for number, line in enumerate(_text(path, content, repaired, encoding).split("\n"), start=1):
+    for number, line in enumerate(decode(path, content, repaired).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -162,7 +150,7 @@ def _read_json_lines(path: Path, content: bytes, repaired: Counter[str], encodin
     return [replace(row, cells={name: row.cells.get(name, "") for name in names}) for row in rows]
 
 
-def _read_parquet(path: Path, content: bytes, repaired: Counter[str], encoding: str | None) -> list[Row]:
+def _read_parquet(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -239,8 +227,8 @@ def read_table(
         unread: fields whose columns are only carried along.
         optional: fields whose column in `dataset.columns` the table may lack.
     """
-    repaired: Counter[str] = Counter()
-    rows, named = read_rows(path, repaired, params.encoding), params.columns
+    repaired = Repairs(params.encoding)
+    rows, named = read_rows(path, repaired), params.columns
     columns = _resolve_columns(list(rows[0].cells), named, path, optional)
     columns = {field: column for field, column in columns.items() if field not in unread}
     if to_encode:
