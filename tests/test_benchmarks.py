@@ -154,9 +154,9 @@ def test_a_store_that_gives_other_values_is_told(extraction: Any, tmp_path: Path
     storing = importlib.import_module("measures.storing")
     features = [np.ones((2, 3), np.float16), np.zeros((1, 3), np.float16)]
     target = np.concatenate([features[1], features[0]])
-    storing._check(features, [1, 0], target)
+    storing.check(features, [1, 0], target)
     with pytest.raises(SystemExit, match="utterance 0"):
-        storing._check(features, [1, 0], target * 2)
+        storing.check(features, [1, 0], target * 2)
 
 
 def test_a_naive_batch_that_exceeds_the_memory_is_halved_and_counted(extraction: Any, speech_folder: Path) -> None:

@@ -219,7 +219,7 @@ def test_what_is_planted_tells_labels_that_noise_does_not(training: Any) -> None
         for n in range(150)
         for t in range(2)
     ]
-    audio, text = planted._plant(told)
+    audio, text = planted.plant(told)
     for cues, share in ((audio, planted.AUDIO_SHARE), (text, planted.TEXT_SHARE)):
         own = [cue.label for row in cues for cue in row if not cue.first]
         assert len(own) / len(told) == pytest.approx(share, abs=0.1)
@@ -228,7 +228,9 @@ def test_what_is_planted_tells_labels_that_noise_does_not(training: Any) -> None
     before = [[cue for cue in row if cue.first] for row in text]
     assert not any(before[1::2])
     assert sum(map(bool, before[::2])) / 150 == pytest.approx(planted.CONTEXT_SHARE, abs=0.12)
-    moved = planted._latents(told[0], "audio", 50, [planted._Cue(3)]) - planted._latents(told[0], "audio", 50, [])
+    moved = planted.draw_latents(told[0], "audio", 50, [planted.Cue(3)]) - planted.draw_latents(
+        told[0], "audio", 50, []
+    )
     assert np.count_nonzero(moved) == planted.FRAME_SHARE * 50
     assert np.unique(moved[:, 3].round(3)).tolist() == [0, planted.STRENGTH]
 

@@ -41,7 +41,7 @@ BLOCK_ROWS = 50_000  # 77 MB in float16
 
 
 @dataclass(frozen=True)
-class _Cue:
+class Cue:
     """The label that a modality carries of an utterance, along the dimensions from `first` on."""
 
     label: int
@@ -57,7 +57,7 @@ def write_planted(spoken: Sequence[Spoken], work: Path, dim: int = DIM) -> Path:
         return target
     say(f"{folder.name}: making the features of {len(spoken)} utterances")
     write_manifest(folder / "manifest.jsonl", [one.record for one in spoken])
-    cues = dict(zip(MODALITIES, _plant(spoken), strict=True))
+    cues = dict(zip(MODALITIES, plant(spoken), strict=True))
     for modality in MODALITIES:
         _write_part(folder / f"{modality}.h5", modality, spoken, cues[modality], plan, dim)
     join(folder / "manifest.jsonl", folder / "audio.h5", folder / "text.h5", target)
@@ -71,12 +71,12 @@ def _digest(spoken: Sequence[Spoken], dim: int) -> str:
     return digest.hexdigest()
 
 
-def _plant(spoken: Sequence[Spoken]) -> tuple[list[list[_Cue]], list[list[_Cue]]]:
+def plant(spoken: Sequence[Spoken]) -> tuple[list[list[Cue]], list[list[Cue]]]:
     """The cues in the audio of each utterance, and those in its text."""
     labels = LABELS["emotion"]
     number = {label: index for index, label in enumerate(labels)}
-    audio: list[list[_Cue]] = [[] for _ in spoken]
-    text: list[list[_Cue]] = [[] for _ in spoken]
+    audio: list[list[Cue]] = [[] for _ in spoken]
+    text: list[list[Cue]] = [[] for _ in spoken]
     for index, one in enumerate(spoken):
         if one.record.label is None:
             continue
@@ -84,15 +84,15 @@ def _plant(spoken: Sequence[Spoken]) -> tuple[list[list[_Cue]], list[list[_Cue]]
         told = [int(random.integers(len(labels))) if random.random() < WRONG_SHARE else None for _ in range(3)]
         in_text, in_audio, before = (number[one.record.label] if label is None else label for label in told)
         shares = random.random(3) < (TEXT_SHARE, AUDIO_SHARE, CONTEXT_SHARE)
-        text[index] += [_Cue(in_text)] if shares[0] else []
-        audio[index] += [_Cue(in_audio)] if shares[1] else []
+        text[index] += [Cue(in_text)] if shares[0] else []
+        audio[index] += [Cue(in_audio)] if shares[1] else []
         if shares[2] and one.record.turn > 0:
-            text[index - 1].append(_Cue(before, first=len(labels)))
+            text[index - 1].append(Cue(before, first=len(labels)))
     return audio, text
 
 
 def _write_part(
-    path: Path, modality: str, spoken: Sequence[Spoken], cues: Sequence[list[_Cue]], plan: str, dim: int
+    path: Path, modality: str, spoken: Sequence[Spoken], cues: Sequence[list[Cue]], plan: str, dim: int
 ) -> None:
     rows = [one.frames if modality == "audio" else one.tokens for one in spoken]
     mixing = np.random.default_rng(MODALITIES.index(modality)).standard_normal((LATENT, dim), np.float32)
@@ -101,13 +101,13 @@ def _write_part(
     layout = PartLayout([one.record.id for one in spoken], rows, (dim,), "float16", identity, plan)
     with SlotWriter(path, layout) as writer:
         for block in _blocks(rows):
-            latents = [_latents(spoken[index], modality, rows[index], cues[index]) for index in block]
+            latents = [draw_latents(spoken[index], modality, rows[index], cues[index]) for index in block]
             mixed = (np.concatenate(latents) @ mixing).astype(np.float16)
             writer.write(block, np.split(mixed, np.cumsum([rows[index] for index in block])[:-1]))
         writer.finish()
 
 
-def _latents(one: Spoken, modality: str, rows: int, cues: Sequence[_Cue]) -> np.ndarray:
+def draw_latents(one: Spoken, modality: str, rows: int, cues: Sequence[Cue]) -> np.ndarray:
     """(rows, latent) float32."""
     random = _random(one, modality)
     latents = random.standard_normal((rows, LATENT), np.float32)

@@ -96,7 +96,7 @@ def _time_layout(
         _pass(rows, order, target)
         read = time.perf_counter() - started
         second_read = _pass(rows, order, target)
-    _check(features, order, target)
+    check(features, order, target)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     return _Times(size, write, read, second_read)
 
@@ -112,7 +112,7 @@ def _pass(rows: Rows, order: Sequence[int], target: np.ndarray) -> float:
     return time.perf_counter() - started
 
 
-def _check(features: Sequence[np.ndarray], order: Sequence[int], target: np.ndarray) -> None:
+def check(features: Sequence[np.ndarray], order: Sequence[int], target: np.ndarray) -> None:
     """Stop if what was read is not what was written."""
     position = 0
     for number in order:

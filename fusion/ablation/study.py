@@ -83,10 +83,10 @@ def train_on_cluster(
         OutputError: a result cannot be written.
     """
     convert = _once(Tensor.numpy)
-    shared = cluster.put({place: _convert(one, Tensor, convert) for place, one in splits.held.here.items()})
+    shared = cluster.put({place: convert_all(one, Tensor, convert) for place, one in splits.held.here.items()})
     actor = Actor(cluster.device, cluster.share.gpus, cluster.share.threads, memory)
     sources = {run.recipe.model.name: model_source(run.recipe.model.name) for run in runs}
-    work = cluster.work(runs, _make_trainer, shared, classes, actor, sources)
+    work = cluster.work(runs, make_trainer, shared, classes, actor, sources)
     for run, result in work:
         match result:
             case Result():
@@ -99,7 +99,7 @@ def train_on_cluster(
                 yield failure
 
 
-def _make_trainer(
+def make_trainer(
     shared: Mapping[Place, Any], classes: int, actor: Actor, sources: Mapping[str, str | None]
 ) -> Callable[[Run], Result | str]:
     """In an actor: what trains a run, or says why it failed; `sources` is what `model_source` says of each model."""
@@ -111,7 +111,7 @@ def _make_trainer(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to it
         convert = _once(torch.from_numpy)
-        loaded = {place: _convert(arrays, np.ndarray, convert) for place, arrays in shared.items()}
+        loaded = {place: convert_all(arrays, np.ndarray, convert) for place, arrays in shared.items()}
     device = torch.device(actor.device)
     share = take_share(device, actor.gpus)
     splits = place_splits(loaded, device, memory_for_features(actor.memory, device, share))
@@ -140,7 +140,7 @@ def _once(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return converted
 
 
-def _convert(record: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+def convert_all(record: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
     """The same dataclass, whose fields of this `kind` are converted, at any depth."""
     changed = {}
     for field in fields(record):
@@ -148,7 +148,7 @@ def _convert(record: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
         if isinstance(value, kind):
             changed[field.name] = convert(value)
         elif is_dataclass(value):
-            changed[field.name] = _convert(value, kind, convert)
+            changed[field.name] = convert_all(value, kind, convert)
     return replace(record, **changed)
 
 

@@ -138,7 +138,7 @@ def export_onnx(loaded: LoadedModel) -> bytes:
             'pip install "path/to/erc-fusion[onnx]", or leave --onnx out'
         ) from error
     provenance = loaded.provenance
-    model = ConversationModel(_with_onnx_grus(loaded.model), provenance.temperature).eval()
+    model = ConversationModel(with_onnx_grus(loaded.model), provenance.temperature).eval()
     turns, frames, tokens = Dim("turns"), Dim("frames"), Dim("tokens")
     axes = {"audio": {0: turns, 1: frames}, "text": {0: turns, 1: tokens}, "speakers": {0: turns}}
     with _quiet(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # other kernels' outputs lie otherwise in memory
@@ -207,7 +207,7 @@ def _example(stored: Mapping[str, tuple[int, int]]) -> tuple[Tensor, ...]:
     return (*given, torch.arange(turns))
 
 
-def _with_onnx_grus(model: nn.Module) -> nn.Module:
+def with_onnx_grus(model: nn.Module) -> nn.Module:
     """A copy on the CPU."""
     model = copy.deepcopy(model).cpu()
     for part in list(model.modules()):

@@ -79,7 +79,7 @@ def make_plan(conversations: Tensor, offsets: Tensor, frames: Tensor, tokens: Te
     longest = int(turns.max())
     places = (torch.arange(longest) < turns[:, None]).flatten().nonzero().squeeze(1)
     utterances = offsets[conversations][places // longest] + places % longest
-    groups = _group(frames[utterances].numpy(), tokens[utterances].numpy(), group_rows)
+    groups = group_by_length(frames[utterances].numpy(), tokens[utterances].numpy(), group_rows)
     members = torch.from_numpy(np.concatenate(groups))
     return Plan(
         utterances=utterances,
@@ -94,7 +94,7 @@ def make_plan(conversations: Tensor, offsets: Tensor, frames: Tensor, tokens: Te
     )
 
 
-def _group(frames: np.ndarray, tokens: np.ndarray, group_rows: int) -> list[np.ndarray]:
+def group_by_length(frames: np.ndarray, tokens: np.ndarray, group_rows: int) -> list[np.ndarray]:
     """Utterances (of all n) of like length, about so many rows a group; within a group in their order."""
     order = np.lexsort((tokens, frames))
     rows = (frames + tokens)[order].cumsum()

@@ -177,7 +177,7 @@ def _conditions(
         if params.missing and _is_given(study, model):
             yield Condition(study, CLEAN[study], None, split)
             for share in sorted(params.missing):
-                yield _missing(split, study, share, params.seed)
+                yield withhold(split, study, share, params.seed)
 
 
 def _severity(given: Mapping[str, Any]) -> float:
@@ -199,7 +199,7 @@ def _with(split: Split, modality: str, rows: Ragged) -> Split:
     return replace(split, **changes)
 
 
-def _missing(split: Split, study: str, share: float, seed: int) -> Condition:
+def withhold(split: Split, study: str, share: float, seed: int) -> Condition:
     """The split with one modality withheld from `share` of the utterances."""
     modality = MODALITY[study]
     missing = torch.zeros(len(split.ids), dtype=torch.bool)

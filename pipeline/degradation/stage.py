@@ -100,7 +100,7 @@ def degrade(
     """
     with sole_writer(folder):
         utterances = read_manifest(manifest)
-        hearings, notes = _hear(utterances, params, manifest)
+        hearings, notes = hear(utterances, params, manifest)
         test = [utterance for utterance in utterances if utterance.split == "test"]
         if params.noise and not any(utterance.samples for utterance in test):
             notes.append("no study of noise: the test split has no recordings")
@@ -127,7 +127,7 @@ class Hearing:
     errors: WordErrors
 
 
-def _hear(utterances: Sequence[Utterance], params: DegradeParams, manifest: Path) -> tuple[list[Hearing], list[str]]:
+def hear(utterances: Sequence[Utterance], params: DegradeParams, manifest: Path) -> tuple[list[Hearing], list[str]]:
     """Every study of the transcripts, and notes on those that the corpus does not allow."""
     test = [utterance for utterance in utterances if utterance.split == "test"]
     hearings, notes = [], []

@@ -171,7 +171,7 @@ def _prepared(
 
     from pipeline.encoders import choose_device
 
-    device = _one_device(choose_device(device))
+    device = only_device(choose_device(device))
     set_seed(params.finetune.seed)  # of the classifier's first weights
     with sole_writer(output) as place:
         work = place.with_name(place.name + ".partial")
@@ -179,7 +179,7 @@ def _prepared(
         yield Prepared(params, modality, chosen, output, work, device, overwrite)
 
 
-def _one_device(device: str) -> str:
+def only_device(device: str) -> str:
     """`cuda:<n>` as the only GPU that this process sees: the Trainer takes all that it finds."""
     if device == "cpu":
         return device

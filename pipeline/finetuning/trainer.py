@@ -81,7 +81,7 @@ def learn(
         if start and not strict:
             learner.model.load_state_dict(start)
             learner.model.zero_grad()
-        with _reproducible(device, strict), _memory(params), _same_config(learner.model.config):
+        with reproducible(device, strict), _memory(params), _same_config(learner.model.config):
             trainer = _EpochTrainer(
                 order=_Order(train, params),
                 keep=lambda state: _kept(state, params, steps),
@@ -294,7 +294,7 @@ class _Progress(TrainerCallback):
 
 
 @contextmanager
-def _reproducible(device: str, strict: bool) -> Iterator[None]:
+def reproducible(device: str, strict: bool) -> Iterator[None]:
     """Inside, float32 is float32, kernels of a GPU repeat themselves, and transformers is quiet."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()

@@ -223,7 +223,7 @@ class _Precision:
         with self.lock:
             self.inside += 1
             if self.inside == 1:
-                self.before, self.matmul = {name: _operations(name).fp32_precision for name in PRECISIONS}, _matmul()
+                self.before, self.matmul = {name: operations(name).fp32_precision for name in PRECISIONS}, _matmul()
                 _set(dict.fromkeys(PRECISIONS, "ieee"), "highest")
 
     def leave(self) -> None:
@@ -233,7 +233,7 @@ class _Precision:
                 _set(self.before, self.matmul)
 
 
-def _operations(name: str) -> Any:
+def operations(name: str) -> Any:
     import torch
 
     backend, _, operation = name.partition(".")
@@ -255,7 +255,7 @@ def _set(precisions: dict[str, str], matmul: str) -> None:
     torch.set_float32_matmul_precision(matmul)
     torch.backends.cudnn.allow_tf32 = precisions["cudnn.conv"] == precisions["cudnn.rnn"] == "tf32"
     for name, precision in precisions.items():
-        _operations(name).fp32_precision = precision
+        operations(name).fp32_precision = precision
 
 
 _precision = _Precision()

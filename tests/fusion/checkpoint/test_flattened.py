@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_model
 from torch import nn
 
 from fusion.checkpoint import load_model
-from fusion.checkpoint.onnx import _with_onnx_grus
+from fusion.checkpoint.onnx import with_onnx_grus
 from fusion.models import MODELS
 from fusion.training import StateFile
 from tests.fusion.batches import make, make_batch
@@ -98,6 +98,6 @@ def test_a_run_that_goes_on_ends_with_the_bits_of_an_undisturbed_one(tmp_path: P
 
 def test_they_are_exported_as_any_other() -> None:
     model = make("hcam")
-    plain = _with_onnx_grus(model).state_dict()
+    plain = with_onnx_grus(model).state_dict()
     flatten(model)
-    assert_same_weights(_with_onnx_grus(model).state_dict(), plain)
+    assert_same_weights(with_onnx_grus(model).state_dict(), plain)

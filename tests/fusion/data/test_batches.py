@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusion.data.batches import _group, draw_batches, make_plan, move
+from fusion.data.batches import draw_batches, group_by_length, make_plan, move
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 60)), min_size=1, max_size=80), st.integers(1, 6))
@@ -37,7 +37,7 @@ def test_every_utterance_is_in_one_group_among_those_of_like_length(
     lengths: list[tuple[int, int]], group_rows: int
 ) -> None:
     frames, tokens = torch.tensor(lengths).T.numpy()
-    groups = _group(frames, tokens, group_rows)
+    groups = group_by_length(frames, tokens, group_rows)
     assert sorted(index for group in groups for index in group.tolist()) == list(range(len(lengths)))
     longest = 0
     for group in groups:
@@ -47,7 +47,7 @@ def test_every_utterance_is_in_one_group_among_those_of_like_length(
 
 def test_longer_utterances_share_smaller_groups() -> None:
     frames, tokens = torch.tensor([[100] * 4 + [10] * 40, [0] * 44]).numpy()
-    assert [len(group) for group in _group(frames, tokens, 200)] == [20, 20, 2, 2]
+    assert [len(group) for group in group_by_length(frames, tokens, 200)] == [20, 20, 2, 2]
 
 
 def test_a_plan_that_was_moved_is_the_same() -> None:

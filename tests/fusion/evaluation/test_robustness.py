@@ -31,7 +31,7 @@ from fusion.evaluation import (
     measure_robustness,
     read_degraded,
 )
-from fusion.evaluation.robustness import CLEAN, MISSING_AUDIO, Level, Robustness, _missing
+from fusion.evaluation.robustness import CLEAN, MISSING_AUDIO, Level, Robustness, withhold
 from fusion.evaluation.robustness_files import robustness_files, scores_csv, table_md
 from fusion.inference import predict
 from fusion.objective.tasks import LabelTask
@@ -228,7 +228,7 @@ def test_changes_are_differences_with_the_same_draws(robustness: Robustness) -> 
 def test_a_share_of_1_is_the_modality_withheld(features: Features, models: Path, modality: str, other: str) -> None:
     model = load_model(models / "seed-3").model
     split = load_split(features, "test", modalities="both", audio_frames=8)
-    missing = _missing(split, f"missing-{modality}", 1.0, seed=0).split
+    missing = withhold(split, f"missing-{modality}", 1.0, seed=0).split
     without = load_split(features, "test", modalities=other, audio_frames=8)  # type: ignore[arg-type]
     batch = next(missing.batches(100))
     assert not getattr(batch, f"{modality}_present").any()
@@ -241,7 +241,7 @@ def test_a_share_of_1_is_the_modality_withheld(features: Features, models: Path,
 def test_a_share_of_nothing_changes_no_bit(features: Features, models: Path) -> None:
     model = load_model(models / "seed-3").model
     split = load_split(features, "test", modalities="both", audio_frames=8)
-    none = _missing(split, MISSING_AUDIO, 0.0, seed=0).split
+    none = withhold(split, MISSING_AUDIO, 0.0, seed=0).split
     np.testing.assert_array_equal(predict(model, none, TASK), predict(model, split, TASK))
 
 
@@ -249,7 +249,7 @@ def test_a_larger_share_holds_a_smaller_one_and_the_rest_is_untouched(features: 
     split = load_split(features, "test", modalities="both", audio_frames=8)
     before: set[int] = set()
     for share in (0.1, 0.25, 0.5, 1.0):
-        audio = _missing(split, MISSING_AUDIO, share, seed=0).split.audio
+        audio = withhold(split, MISSING_AUDIO, share, seed=0).split.audio
         gone = set(np.flatnonzero(audio.lengths.numpy() == 0).tolist())
         assert len(gone) == round(share * len(split.ids))
         assert before < gone
@@ -261,7 +261,7 @@ def test_a_larger_share_holds_a_smaller_one_and_the_rest_is_untouched(features: 
 
 def test_who_misses_a_modality_depends_on_the_seed(features: Features) -> None:
     split = load_split(features, "test", modalities="both", audio_frames=8)
-    lengths = [_missing(split, MISSING_AUDIO, 0.5, seed).split.audio.lengths.tolist() for seed in (0, 0, 1)]
+    lengths = [withhold(split, MISSING_AUDIO, 0.5, seed).split.audio.lengths.tolist() for seed in (0, 0, 1)]
     assert lengths[0] == lengths[1] != lengths[2]
 
 

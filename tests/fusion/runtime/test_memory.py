@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusion.ablation import ablate
 from fusion.ablation.single_run import Result, Run, Splits, place_splits
-from fusion.ablation.study import Actor, _convert, _make_trainer
+from fusion.ablation.study import Actor, convert_all, make_trainer
 from fusion.data import Resident, load_split
 from fusion.data.rows import Mapped
 from fusion.errors import TrainingError
@@ -124,7 +124,7 @@ def test_a_row_that_does_not_fit_is_reported_and_the_others_are_done(
 
 def shared_by(features: Features) -> Mapping[tuple[int, int], Any]:
     """As they come out of the object store: arrays that may not be written."""
-    arrays = {(0, 8): _convert(splits_of(features), Tensor, Tensor.numpy)}
+    arrays = {(0, 8): convert_all(splits_of(features), Tensor, Tensor.numpy)}
     for split in vars(arrays[0, 8]).values():
         split.audio.values.flags.writeable = False
         split.text.values.flags.writeable = False
@@ -133,13 +133,13 @@ def shared_by(features: Features) -> Mapping[tuple[int, int], Any]:
 
 def test_an_actor_retries_a_run_and_reports_the_next_one(allocations: Callable[[Allocation], list[int]]) -> None:
     features, recipe = make_features(Made(conversations=(4, 3, 2))), tiny_recipe({"name": "concat"}, epochs=2)
-    train = _make_trainer(shared_by(features), 3, Actor("cpu", 0.0, 1, "auto"), {})
+    train = make_trainer(shared_by(features), 3, Actor("cpu", 0.0, 1, "auto"), {})
     run = Run("row", recipe, 0, "0" * 64)
     expected = train(run)
     assert isinstance(expected, Result)
 
     allocations(lambda number: number == 3)
-    train = _make_trainer(shared_by(features), 3, Actor("cpu", 0.0, 1, "auto"), {})
+    train = make_trainer(shared_by(features), 3, Actor("cpu", 0.0, 1, "auto"), {})
     found = train(run)
     assert isinstance(found, Result)
     np.testing.assert_array_equal(found.answers, expected.answers)

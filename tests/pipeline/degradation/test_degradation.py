@@ -133,7 +133,7 @@ def test_words_that_come_in_are_those_of_train(corpus: Path) -> None:
     """Both ways: with every word substituted, none of the test split's own is left, and all are train's."""
     utterances = read_manifest(corpus / "manifest.jsonl")
     known = {word for u in utterances if u.split == "train" for word in u.text.split()}
-    (hearing,), notes = module._hear(utterances, DegradeParams(word_errors=(1.0,), delete=0, insert=0), corpus)
+    (hearing,), notes = module.hear(utterances, DegradeParams(word_errors=(1.0,), delete=0, insert=0), corpus)
     words = {word for text in hearing.texts for word in text.split()}
     assert not notes
     assert len(words) > 4
@@ -146,7 +146,7 @@ def test_what_the_recogniser_wrote_is_encoded_and_measured(corpus: Path, degrade
     test = [u for u in utterances if u.split == "test"]
     assert test[0].recognised == test[0].text.upper() + "!"
     given = read_part(degraded / "text-recogniser.h5").identity.fields["input"]
-    (hearing,), _ = module._hear(utterances, DegradeParams(recogniser=True), corpus)
+    (hearing,), _ = module.hear(utterances, DegradeParams(recogniser=True), corpus)
     assert hearing.texts == [u.recognised for u in test]
     assert given == {"study": "recogniser", "edits": hearing.errors.edits, "words": 66}
     assert given["edits"] > 0

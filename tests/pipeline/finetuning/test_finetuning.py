@@ -29,7 +29,7 @@ from pipeline.errors import BusyError, DataError, EncoderError, StoreError
 from pipeline.finetuning import finetune_audio, finetune_text, turn_off
 from pipeline.finetuning.examples import Example, choose, majority, scores
 from pipeline.finetuning.learners import load_speech_learner
-from pipeline.finetuning.stage import Outcome, _one_device
+from pipeline.finetuning.stage import Outcome, only_device
 from pipeline.manifest import Utterance, read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, FinetuneAudioParams, TextParams
 from pipeline.preparation import prepare
@@ -521,5 +521,5 @@ def test_every_epoch_has_every_example_once_in_another_order() -> None:
 def test_one_gpu_is_taken(monkeypatch: pytest.MonkeyPatch, visible: str, device: str, expected: str) -> None:
     """The Trainer would split batches over all it sees, and the patches that keep padding out with them."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert _one_device(device) == "cuda"
+    assert only_device(device) == "cuda"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected

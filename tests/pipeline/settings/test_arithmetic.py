@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pipeline.encoders.transfer import fetched
-from pipeline.finetuning.trainer import _reproducible
+from pipeline.finetuning.trainer import reproducible
 from pipeline.settings import deterministic, full_float32, repeatably, settle_libraries
-from pipeline.settings.precision import PRECISIONS, _operations
+from pipeline.settings.precision import PRECISIONS, operations
 
 
 def state() -> dict[str, Any]:
@@ -25,7 +25,7 @@ def state() -> dict[str, Any]:
             return "contradiction"
 
     backends = torch.backends
-    newer = {name: _operations(name).fp32_precision for name in PRECISIONS}
+    newer = {name: operations(name).fp32_precision for name in PRECISIONS}
     older = {
         "cudnn": ask(lambda: backends.cudnn.allow_tf32),
         "cublas": ask(lambda: backends.cuda.matmul.allow_tf32),
@@ -60,12 +60,12 @@ def turn_off() -> None:
 @pytest.fixture
 def settings() -> Iterator[None]:
     """Torch as it starts, also afterwards."""
-    before = {name: _operations(name).fp32_precision for name in PRECISIONS}
+    before = {name: operations(name).fp32_precision for name in PRECISIONS}
     yield
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = True
     for name, precision in before.items():
-        _operations(name).fp32_precision = precision
+        operations(name).fp32_precision = precision
 
 
 @pytest.mark.usefixtures("settings")
@@ -153,7 +153,7 @@ def test_commands_let_cublas_repeat_itself_unless_the_user_says_otherwise(monkey
 @pytest.mark.parametrize(("device", "strict", "mode"), [("cuda", True, 2), ("cuda", False, 1), ("cpu", True, 0)])
 def test_fine_tuning_repeats_itself_in_full_float32(device: str, strict: bool, mode: int) -> None:
     before = state()
-    with _reproducible(device, strict):
+    with reproducible(device, strict):
         assert (torch.get_deterministic_debug_mode(), state()) == (mode, FULL)
     assert (torch.get_deterministic_debug_mode(), state()) == (0, before)
 
