@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fusion.models.experts import Experts, ExpertsParams
     from fusion.models.hbaf import HBAF, HBAFParams
     from fusion.models.hcam import HCAM, HCAMParams
-    from fusion.models.interface import HubModel, Stage
+    from fusion.models.interface import HubModel, Stage, whole
     from fusion.models.lmf import LMF, LMFParams
     from fusion.models.misa import MISA, MISAParams
     from fusion.models.mult import MulT, MulTParams

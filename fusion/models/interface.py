@@ -46,6 +46,11 @@ class Stage:
     encode: Callable[[Batch], Batch] | None = None
 
 
+def whole(model: nn.Module) -> Stage:
+    """The one stage of a model that is trained in one piece."""
+    return Stage("fusion", model, {"fused": model})
+
+
 class _Completed(type):
     """Gives a model, once it is built, the attributes `linear_path` and `standardise`, around its `forward`.
 
@@ -108,7 +113,7 @@ class HubModel(PyTorchModelHubMixin, metaclass=_Completed):
     def stages(self) -> list[Stage]:
         """How it is trained: one part after the other."""
         model: Any = self
-        return [Stage("fusion", model, {"fused": model})]
+        return [whole(model)]
 
     @classmethod
     def _decode_arg(cls, expected_type: type, value: Any) -> Any:

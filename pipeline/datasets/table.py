@@ -57,13 +57,17 @@ class Row:
                 )
 
 
-def read_rows(path: Path, repaired: Repairs | None = None) -> list[Row]:
+def read_rows(path: Path, repaired: Counter[str] | None = None, encoding: str | None = None) -> list[Row]:
     """All rows, each with every column of the table but those that number the rows without having a name.
+
+    Args:
+        repaired: where repairs are counted; `Repairs` also say the encoding.
+        encoding: of text, beside another counter; None: UTF-8, in which lines may be cp1252.
 
     Raises:
         DataError: the table is missing, empty, malformed or of no kind that is read; the line is named.
     """
-    repaired = Repairs() if repaired is None else repaired
+    repairs = repaired if isinstance(repaired, Repairs) else Repairs(encoding)
     readers = {".csv": _read_delimited, ".tsv": _read_delimited, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: a table must end in {', '.join(readers)}; convert it, or name another")
@@ -73,10 +77,13 @@ def read_rows(path: Path, repaired: Repairs | None = None) -> list[Row]:
         raise DataError(f"{path}: no such table; fix dataset.root and dataset.table in params.yaml") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    rows = readers[path.suffix.lower()](path, content, repaired)
+    rows = readers[path.suffix.lower()](path, content, repairs)
     if not rows:
         raise DataError(f"{path}: holds no rows")
-    return _without_index(rows, repaired)
+    rows = _without_index(rows, repairs)
+    if repaired is not None and repaired is not repairs:
+        repaired.update(repairs)
+    return rows
 
 
 def _without_index(rows: Sequence[Row], repaired: Repairs) -> list[Row]:
