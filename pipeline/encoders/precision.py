@@ -143,7 +143,7 @@ def pack_products(module: nn.Module) -> None:
 def _pack_first(part: nn.Linear, x: Tensor) -> Tensor:
     packed = Packed(part.weight.data, part.bias)
     part.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-    part.forward = packed.__call__  # type: ignore[method-assign]
+    part.forward = packed.__call__  # type: ignore[assignment, method-assign]
     return packed(x)
 
 

@@ -233,7 +233,9 @@ def test_a_column_that_nothing_reads_is_told(tmp_path: Path) -> None:
     rows = [{"dialogue": cells.pop("conversation")} | cells for cells in three_splits()]
     notes = prepare(params(write_corpus(tmp_path, rows))).notes
     assert notes[0] == "columns that are not used, only carried along: dialogue"
-    assert notes[1].startswith("no conversation column (dataset.columns.conversation): every row is a conversation")
+    assert notes[1].startswith(
+        "no conversation column (dataset.columns.conversation): every row is a separate conversation"
+    )
     columns = Columns(conversation="dialogue")
     assert prepare(params(tmp_path, columns=columns)).notes == []
 
