@@ -124,6 +124,22 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
+def pad_together(groups: Sequence[Tensor]) -> Tensor:
+    """(n, positions, ...) of each group -> (all n, most positions, ...), zeros or false behind."""
+    if len(groups) == 1:
+        return groups[0]
+    longest = max(x.shape[1] for x in groups)
+    return torch.cat([F.pad(x, [0, 0] * (x.dim() - 2) + [0, longest - x.shape[1]]) for x in groups])
+
+
+def take_apart(together: Tensor, groups: Sequence[Tensor]) -> list[Tensor]:
+    """The way back: (all n, most positions, ...) -> what stands at the positions of each group."""
+    if len(groups) == 1:
+        return [together]
+    parts = together.split([len(x) for x in groups])
+    return [part[:, : x.shape[1]] for part, x in zip(parts, groups, strict=True)]
+
+
 @dataclass(frozen=True, eq=False)
 class Group:
     """Utterances that are padded to the longest among them.
@@ -271,13 +287,9 @@ class Batch:
 
     def _join(self, modality: str) -> tuple[Tensor, Tensor]:
         """Features and mask of all utterances, padded to the longest."""
-        both = [group.modality(modality) for group in self.groups]
-        longest = max(mask.shape[1] for _, mask in both)
-
-        def widen(x: Tensor) -> Tensor:
-            return F.pad(x, [0, 0] * (x.dim() - 2) + [0, longest - x.shape[1]])
-
-        return self._gather([widen(x) for x, _ in both]), self._gather([widen(mask) for _, mask in both])
+        both = zip(*(group.modality(modality) for group in self.groups), strict=True)
+        x, mask = (take_rows(pad_together(rows), self.order) for rows in both)
+        return x, mask
 
 
 @dataclass(frozen=True, eq=False)

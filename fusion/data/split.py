@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fusion.batch import Batch, Group, Turns
-from fusion.data.batches import GROUP_ROWS, Plan, draw_batches, make_plan, move
+from fusion.data.batches import GROUPING, Plan, draw_batches, make_plan, move
 from fusion.data.rows import Chosen, Mapped, Ragged, Resident, load_together, map_rows, resident_bytes
 from fusion.errors import FeatureError
 from fusion.objective import Target, find_task
@@ -63,8 +63,8 @@ class Split:
         yield from self._gather(draw_batches(rows, turns, size, generator))
 
     def _gather(self, batches: Sequence[Tensor]) -> Iterator[Batch]:
-        lengths, group_rows = (self.audio.lengths, self.text.lengths), GROUP_ROWS[self.device.type]
-        plans = [make_plan(conversations, self.conversations, *lengths, group_rows) for conversations in batches]
+        lengths, grouping = (self.audio.lengths, self.text.lengths), GROUPING[self.device.type]
+        plans = [make_plan(conversations, self.conversations, *lengths, grouping) for conversations in batches]
         for host, here in zip(plans, move(plans, self.device), strict=True):
             yield self._gather_one(host, here)
 

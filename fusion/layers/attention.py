@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,51 @@ class KeyMask:
         return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, float("-inf"))
 
 
+FEW_KEYS = 32  # up to which `_FewKeys` is faster, if there are as many queries
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scores: Tensor) -> Tensor:
+    """softmax(q k / sqrt(width) + scores) v, on a CPU by a way of our own where there are few keys.
+
+    Shape:
+        query: (utterances, heads, queries, width)
+        key, value: (utterances, heads, keys, width)
+        scores: (utterances or 1, heads or 1, queries or 1, keys)
+        returns: (utterances, heads, queries, width)
+    """
+    few = 0 < key.shape[2] <= min(FEW_KEYS, query.shape[2]) and scores.shape[1] == scores.shape[2] == 1
+    if few and not primitives.dominate(query) and not torch.compiler.is_compiling():
+        attended: Tensor = _FewKeys.apply(query, key, value, scores)
+        return attended
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=scores)
+
+
+class _FewKeys(torch.autograd.Function):
+    """The same by plain products; weights, (utterances * heads, keys, queries), are kept for the way back.
+
+    torch's kernel for a CPU goes along the keys of each query, and a dozen of them don't fill its registers. Here it is
+    queries that lie side by side.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scores: Tensor) -> Tensor:
+        q, k, v = (x.flatten(0, 1) for x in (query, key, value))
+        added = scores.expand(*key.shape[:2], 1, key.shape[2]).flatten(0, 1).transpose(1, 2)
+        weights = torch.baddbmm(added, k, q.transpose(1, 2), alpha=query.shape[3] ** -0.5).softmax(dim=1)
+        ctx.save_for_backward(q, k, v, weights)
+        return (weights.transpose(1, 2) @ v).view(query.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, weights = ctx.saved_tensors
+        gradient = gradients[0].flatten(0, 1)
+        pulled = weights * (v @ gradient.transpose(1, 2))
+        pulled = pulled.addcmul_(weights, pulled.sum(dim=1, keepdim=True), value=-1).mul_(q.shape[2] ** -0.5)
+        found = pulled.transpose(1, 2) @ k, pulled @ q, weights @ gradient
+        query, key, value = (x.unflatten(0, gradients[0].shape[:2]) for x in found)
+        return query, key, value, None
+
+
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention. An utterance without a single real key attends to nothing and receives zeros.
 
@@ -94,9 +140,7 @@ class MultiHeadAttention(nn.Module):
         mask = key_mask if isinstance(key_mask, KeyMask) else KeyMask(key_mask)
         query, key, value = (self._split(x) for x in self._project(queries, keys))
         scores = mask.scores if bias is None else mask.scores + bias
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=scores.to(query.dtype)
-        )  # (utterances, heads, queries, width / heads)
+        attended = attend(query, key, value, scores.to(query.dtype))  # (utterances, heads, queries, width / heads)
         return self.out(attended.transpose(1, 2).flatten(2)) * mask.present
 
     def weights(self, queries: Tensor, keys: Tensor, key_mask: Tensor | KeyMask, bias: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ Axes: steps, directions, rows (sequences), width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -42,6 +42,11 @@ def run_grus(grus: nn.ModuleList, inputs: Tensor, real: Tensor | None) -> Tensor
     return states.transpose(0, 1)
 
 
+def _by_step(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Of each tensor (steps, ...) its steps: all views at once, as one by one they take as long as the arithmetic."""
+    return (tensor.unbind(0) for tensor in tensors)
+
+
 class _Recurrence(torch.autograd.Function):
     """pushes (steps, directions, rows, 3 width), keep (steps, directions, rows, 1) -> (steps, directions, rows, width).
 
@@ -53,18 +58,22 @@ class _Recurrence(torch.autograd.Function):
         width = weight.shape[2]
         pushes, recurrent, offset = pushes.contiguous(), weight.transpose(1, 2).contiguous(), bias[:, None]
         shape = (*pushes.shape[:3], width)
-        states, candidates, pulls = pushes.new_empty(shape), pushes.new_empty(shape), pushes.new_empty(shape)
+        states, candidates, pulls = pushes.new_empty(shape), pushes.new_empty(shape), torch.empty_like(pushes)
         gates = pushes.new_empty(*shape[:3], 2 * width)
         state = pushes.new_zeros(shape[1:])
+        parts = [2 * width, width]  # both gates, the candidate
+        push_gates, push_candidate, pull_gates, pull_candidate = _by_step(
+            *pushes.split(parts, dim=-1), *pulls.split(parts, dim=-1)
+        )
+        pull, gate, reset, update, candidate, found = _by_step(
+            pulls, gates, *gates.chunk(2, dim=-1), candidates, states
+        )
         for step in range(len(pushes)):
-            pull = torch.baddbmm(offset, state, recurrent)
-            gate = torch.add(pushes[step, ..., : 2 * width], pull[..., : 2 * width], out=gates[step]).sigmoid_()
-            pulls[step] = pull[..., 2 * width :]
-            candidate = torch.addcmul(
-                pushes[step, ..., 2 * width :], gate[..., :width], pulls[step], out=candidates[step]
-            ).tanh_()
-            torch.lerp(candidate, state, gate[..., width:], out=states[step])
-            state = states[step] if keep is None else states[step].mul_(keep[step])
+            torch.baddbmm(offset, state, recurrent, out=pull[step])
+            torch.add(push_gates[step], pull_gates[step], out=gate[step]).sigmoid_()
+            torch.addcmul(push_candidate[step], reset[step], pull_candidate[step], out=candidate[step]).tanh_()
+            state = torch.lerp(candidate[step], state, update[step], out=found[step])
+            state = state if keep is None else state.mul_(keep[step])
         ctx.save_for_backward(weight, keep, states, candidates, pulls, gates)
         return states
 
@@ -76,19 +85,25 @@ class _Recurrence(torch.autograd.Function):
         before = torch.cat([torch.zeros_like(states[:1]), states[:-1]])
         of_candidate = (1 - update) * (1 - candidates.square())
         of_update = (before - candidates) * update * (1 - update)
-        of_reset = pulls * reset * (1 - reset)
+        of_reset = pulls[..., 2 * width :] * reset * (1 - reset)
         pushed, pulled = (states.new_empty(*states.shape[:3], 3 * width) for _ in range(2))
         later = torch.zeros_like(states[0])
+        given, by_candidate, by_update, by_reset, opened, kept = _by_step(
+            gradients[0], of_candidate, of_update, of_reset, reset, update
+        )
+        push_gates, push_reset, push_update, push_candidate = _by_step(
+            pushed[..., : 2 * width], *pushed.chunk(3, dim=-1)
+        )
+        pull, pull_gates, pull_candidate = _by_step(pulled, *pulled.split([2 * width, width], dim=-1))
         for step in reversed(range(len(states))):
-            gradient = gradients[0][step] + later
+            gradient = given[step] + later
             gradient = gradient if keep is None else gradient.mul_(keep[step])
-            push, pull = pushed[step], pulled[step]
-            candidate = torch.mul(gradient, of_candidate[step], out=push[..., 2 * width :])
-            torch.mul(gradient, of_update[step], out=push[..., width : 2 * width])
-            torch.mul(candidate, of_reset[step], out=push[..., :width])
-            pull[..., : 2 * width] = push[..., : 2 * width]
-            torch.mul(candidate, reset[step], out=pull[..., 2 * width :])
-            later = torch.baddbmm(gradient.mul_(update[step]), pull, weight)
+            candidate = torch.mul(gradient, by_candidate[step], out=push_candidate[step])
+            torch.mul(gradient, by_update[step], out=push_update[step])
+            torch.mul(candidate, by_reset[step], out=push_reset[step])
+            pull_gates[step].copy_(push_gates[step])
+            torch.mul(candidate, opened[step], out=pull_candidate[step])
+            later = torch.baddbmm(gradient.mul_(kept[step]), pull[step], weight)
         by_direction = pulled.transpose(0, 1).flatten(1, 2)  # (directions, steps * rows, 3 width)
         of_weight = by_direction.transpose(1, 2) @ before.transpose(0, 1).flatten(1, 2)
         return pushed, None, of_weight, by_direction.sum(1)

@@ -37,7 +37,7 @@ class StandardiseColumns(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         scaled = (x.reshape(*x.shape[:2], *self.stored) - self.mean).mul_(self.scale)
-        return scaled.masked_fill_(~mask.view(*mask.shape, *[1] * len(self.stored)), 0.0)
+        return scaled.mul_(mask.view(*mask.shape, *[1] * len(self.stored)).to(x.dtype))
 
     def fit(self, columns: Columns) -> None:
         """Take mean and scale of `columns`; without rows they stay as they are."""

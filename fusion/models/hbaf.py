@@ -321,7 +321,8 @@ class BimodalAttention(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, x_mask: Mask, y_mask: Mask) -> Tensor:
         own, other, relevance, gate = self._relate(x, y, x_mask, y_mask)
-        z = self.norm(self.residual(x) + self.dropout(gate * own + (1 - gate) * relevance * other))
+        true = relevance * other
+        z = self.norm(self.residual(x) + self.dropout(true + gate * (own - true)))
         return self.feed_forward_norm(z + self.feed_forward(z))
 
     def views(self, x: Tensor, y: Tensor, x_mask: Mask, y_mask: Mask) -> dict[str, Tensor]:

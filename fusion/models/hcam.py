@@ -169,13 +169,11 @@ class UtteranceEncoder(nn.Module):
         self.pool = pool
 
     def forward(self, batch: Batch, modality: str) -> Tensor:
-        return batch.each(lambda group: self._encode(*group.modality(modality)))
-
-    def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.project(x)  # (utterances, positions, dim)
+        xs, masks = zip(*(group.modality(modality) for group in batch.groups), strict=True)
+        xs = [self.project(x) for x in xs]  # (utterances, positions, dim) of each group
         for layer in self.layers:
-            x = layer(x, mask)
-        return self.pool(x, mask)
+            xs = layer(xs, masks)
+        return batch.each(lambda _, x, mask: self.pool(x, mask), xs, masks)
 
 
 class ContextEncoder(nn.Module):

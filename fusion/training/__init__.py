@@ -6,7 +6,7 @@ from pipeline.settings import door
 
 if TYPE_CHECKING:
     from fusion.training.loop import build_split_model, find_signs, fit
-    from fusion.training.resume import State, StateFile
+    from fusion.training.resume import KEEP_SECONDS, State, StateFile
     from fusion.training.several_seeds import fingerprint, train_seeds, training_headline
 else:
     __getattr__ = door(__name__, __file__)

@@ -87,7 +87,7 @@ def fit(
     Args:
         train, validation: on the device that trains.
         classes: labels are 0 .. classes - 1; for scores it does not matter.
-        state: where to keep the state after every epoch, and to go on from if it is there.
+        state: where to keep the state between epochs, and to go on from if it is there.
         linear: what `fit_linear` makes of these splits and this recipe, if it is known already.
 
     Raises:

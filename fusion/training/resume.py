@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import pickle
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from fusion.runtime import write_file
 
 DIGEST = hashlib.sha256().digest_size
+KEEP_SECONDS = 30.0  # as commands have it: what a kill costs at most
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class StateFile:
 
     path: Path
     fingerprint: str
+    seconds: float = 0.0  # a state younger than so many stays: writing takes longer than an epoch of a small model
 
     def save(self, state: State) -> None:
         """Replace the state on disk at once: a kill at any moment leaves the old one or the new one.
@@ -47,6 +50,8 @@ class StateFile:
         Raises:
             OutputError: it cannot be written.
         """
+        if self.path.exists() and time.time() - self.path.stat().st_mtime < self.seconds:
+            return
         buffer = io.BytesIO()
         torch.save({"fingerprint": self.fingerprint, **vars(state)}, buffer)
         content = buffer.getvalue()

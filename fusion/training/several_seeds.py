@@ -45,7 +45,7 @@ from fusion.runtime import (
     writing,
 )
 from fusion.training.loop import find_signs, fit
-from fusion.training.resume import StateFile
+from fusion.training.resume import KEEP_SECONDS, StateFile
 from pipeline.settings import closure_digest, publish, sole_writer
 from pipeline.store import Features, Identity
 
@@ -192,7 +192,7 @@ def _train_seed(
     beside: _Beside,
 ) -> Provenance:
     folder = work / f"seed-{seed}"
-    state = StateFile(work / f"seed-{seed}.state", fingerprint(features, recipe, seed, device))
+    state = StateFile(work / f"seed-{seed}.state", fingerprint(features, recipe, seed, device), KEEP_SECONDS)
     found = _finished(folder, state.fingerprint)
     if found is None:
         classes = len(features.label_names)

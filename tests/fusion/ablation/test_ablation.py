@@ -196,7 +196,7 @@ def test_killed_it_goes_on_and_repeats_no_finished_run(done: Path, tmp_path: Pat
 def test_an_interrupted_run_goes_on_with_its_state_and_has_no_seconds(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fusion.ablation.single_run, "KEEP_SECONDS", 0)
+    monkeypatch.setattr(fusion.ablation.single_run, "KEEP_SECONDS", 0.0)
     features, variants = read_features(done / "feats.h5"), make_variants(tmp_path, PARAMS, "train.epochs=3")[:1]
     whole = ablate(features, variants, SECTION, tmp_path / "whole", CPU, 1).results["base"][0]
     original = fusion.ablation.single_run.StateFile.save

@@ -17,6 +17,7 @@ from torch import Tensor
 import fusion.data.rows
 import fusion.data.split
 from fusion.data import FeatureDataset, Ragged, Resident, Split, hold, load_split, pool, report_features
+from fusion.data.batches import Grouping
 from fusion.data.rows import Mapped, resident_bytes
 from fusion.errors import FeatureError
 from pipeline.errors import StoreError
@@ -60,7 +61,7 @@ def test_a_batch_is_what_a_loop_over_utterances_makes(
     split = load(features, "validation", resident=resident)
     chosen = conversations[:3]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(fusion.data.split.GROUP_ROWS, "cpu", group_rows)
+        patch.setitem(fusion.data.split.GROUPING, "cpu", Grouping(group_rows, group_rows // 2))
         batch = split.gather(torch.tensor(chosen))
 
     names = sorted(set(split.conversation_ids))

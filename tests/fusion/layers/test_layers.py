@@ -29,7 +29,7 @@ from fusion.layers import (
     turn_keys,
     zero_padding,
 )
-from fusion.layers.attention import masked_softmax
+from fusion.layers.attention import FEW_KEYS, KeyMask, attend, masked_softmax
 from fusion.layers.conversation import REACH
 
 pytestmark = pytest.mark.arithmetic
@@ -80,6 +80,23 @@ def test_attention_ignores_padding(lengths: list[int], padding: int) -> None:
     expected = attention(queries, keys, mask_of(lengths))
     found = attention(queries, pad(keys, padding), mask_of(lengths, padding))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("keys", [1, 5, FEW_KEYS, FEW_KEYS + 1])
+@pytest.mark.parametrize("heads_apart", [False, True])  # as of rows that are split into heads, or laid out by head
+def test_attention_to_few_keys_and_to_many_is_its_equation(keys: int, heads_apart: bool) -> None:
+    def part(positions: int, seed: int) -> Tensor:
+        rows = random(2, positions, 3, 4, seed=seed).double().transpose(1, 2)
+        return (rows.contiguous() if heads_apart else rows).requires_grad_()
+
+    parts = part(FEW_KEYS + 1, 0), part(keys, 1), part(keys, 2)
+    query, key, value = parts
+    scores = KeyMask(torch.arange(keys) < torch.tensor([[keys], [1]])).scores.double()
+    expected = (query @ key.transpose(2, 3) / 2 + scores).softmax(dim=-1) @ value
+    found = attend(*parts, scores)
+    torch.testing.assert_close(found, expected)
+    weight = random(*expected.shape, seed=3).double()
+    torch.testing.assert_close(torch.autograd.grad(found, parts, weight), torch.autograd.grad(expected, parts, weight))
 
 
 @given(sequence_lengths)

@@ -92,7 +92,7 @@ def test_pooling_may_differ_between_modalities() -> None:
     (group,) = batch.groups
     for name, encoder in encoders.items():
         x, mask = group.modality(name)
-        h = encoder.layers[0](encoder.project(x), mask)
+        (h,) = encoder.layers[0]([encoder.project(x)], [mask])
         half = DIM // 2
         if name == "audio":
             expected = torch.stack([h[0, :3].mean(0), torch.zeros(DIM)])

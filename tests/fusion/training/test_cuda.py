@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 import fusion.data.split
 from fusion.batch import Batch
 from fusion.data import Split, load_split
+from fusion.data.batches import Grouping
 from fusion.inference import predict_heads
 from fusion.models import MODELS
 from fusion.objective.tasks import LabelTask
@@ -88,7 +89,7 @@ def on_gpu(split: Split, mode: FakeTensorMode, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(fusion.data.split, "move", faked(fusion.data.split.move))
     monkeypatch.setattr(Split, "_gather_one", faked(Split._gather_one))
-    monkeypatch.setitem(fusion.data.split.GROUP_ROWS, "cuda", 100)  # so few that there are several groups
+    monkeypatch.setitem(fusion.data.split.GROUPING, "cuda", Grouping(100, 10))  # so few that there are several groups
     return replace(split, audio=split.audio.move("cuda"), text=split.text.move("cuda"))
 
 

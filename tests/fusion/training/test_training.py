@@ -275,12 +275,15 @@ class StoppingFile(StateFile):
             raise StoppedError
 
 
-def test_a_run_that_goes_on_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seconds", "kept"), [(0, 2), (1000, 1)])
+def test_a_run_that_goes_on_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path, seconds: float, kept: int) -> None:
     features, recipe = make_features(SMALL), tiny_recipe(epochs=4, schedule="cosine")
     undisturbed = train(features, recipe)
     with pytest.raises(StoppedError):
-        train(features, recipe, state=StoppingFile(tmp_path / "run.state", "mark"))
-    resumed = train(features, recipe, state=StateFile(tmp_path / "run.state", "mark"))
+        train(features, recipe, state=StoppingFile(tmp_path / "run.state", "mark", seconds))
+    begun = StateFile(tmp_path / "run.state", "mark")
+    assert len(begun.load().history) == kept  # type: ignore[union-attr]
+    resumed = train(features, recipe, state=begun)
     assert resumed.history == undisturbed.history
     assert_same_weights(resumed.model.state_dict(), undisturbed.model.state_dict())
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.data import load_split
-from fusion.data.batches import make_plan
+from fusion.data.batches import Grouping, make_plan
 from fusion.layers import primitives
 from fusion.models import MODELS
 from fusion.training import build_split_model
@@ -48,7 +48,7 @@ def test_no_step_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch
     recipe = tiny_recipe({"name": name})
     split = load_split(make_features(), "train", modalities="both", audio_frames=8)
     lengths = split.audio.lengths, split.text.lengths
-    plan = make_plan(torch.arange(3), split.conversations, *lengths, group_rows=10)
+    plan = make_plan(torch.arange(3), split.conversations, *lengths, Grouping(10, 2))
     assert len(plan.sizes) > 1
     training = Training(build_split_model(split, recipe, 3).train(), split, split, recipe, 0, 3)
     for stage in training.stages:
