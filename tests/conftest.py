@@ -37,10 +37,12 @@ LONGEST = (
 
 
 def pytest_configure() -> None:
-    """A corpus is decoded by one process, for the same reason."""
+    """A corpus is decoded by one process, for the same reason, and commands share this process with training."""
     import pipeline.media.decoders  # numpy, which also looks at the variable above
+    import pipeline.settings.machine
 
     pipeline.media.decoders.count_cores = lambda: 1
+    pipeline.settings.machine.only_encode = lambda: None
 
 
 @pytest.hookimpl(tryfirst=True)  # before marks are looked at
