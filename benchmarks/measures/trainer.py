@@ -66,7 +66,7 @@ def train_ours(
         **dict(loading),
     )
     train, validation = _clocked(load("train"), now), _clocked(load("validation"), now)
-    clock, loaded = _Clock(Path(), "", now), now()
+    clock, loaded = _Clock(Path(), "", now=now), now()
     done = fit(train, validation, recipe, seed, classes=len(features.label_names), state=clock)
     epochs = []
     for (stage, ended), epoch in zip(clock.epochs, done.history, strict=True):

@@ -169,8 +169,8 @@ class UtteranceEncoder(nn.Module):
         self.pool = pool
 
     def forward(self, batch: Batch, modality: str) -> Tensor:
-        xs, masks = zip(*(group.modality(modality) for group in batch.groups), strict=True)
-        xs = [self.project(x) for x in xs]  # (utterances, positions, dim) of each group
+        rows, masks = zip(*(group.modality(modality) for group in batch.groups), strict=True)
+        xs = [self.project(x) for x in rows]  # (utterances, positions, dim) of each group
         for layer in self.layers:
             xs = layer(xs, masks)
         return batch.each(lambda _, x, mask: self.pool(x, mask), xs, masks)

@@ -50,7 +50,7 @@ class StateFile:
         Raises:
             OutputError: it cannot be written.
         """
-        if self.path.exists() and time.time() - self.path.stat().st_mtime < self.seconds:
+        if self.path.exists() and abs(time.time() - self.path.stat().st_mtime) < self.seconds:
             return
         buffer = io.BytesIO()
         torch.save({"fingerprint": self.fingerprint, **vars(state)}, buffer)
