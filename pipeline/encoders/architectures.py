@@ -161,7 +161,7 @@ REFUSED = {  # some that people ask for, with the reason
     "sew-d": "it joins neighbouring frames, across the end of a clip",
     "tapas": "it reads tables",
     "visual_bert": "it reads images beside the text",
-    "wav2vec2-bert": "it takes filter banks of an extractor of its own, which are not made here",
+    "wav2vec2-bert": "it takes filter banks from a different extractor, which is not supported",
 }
 
 TABLES: Mapping[Modality, Mapping[str, Architecture]] = {"audio": SPEECH, "text": TEXT}

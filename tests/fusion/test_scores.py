@@ -350,7 +350,7 @@ def test_a_model_of_scores_is_loaded_and_does_not_mind_other_labels(project: Pat
     loaded = load_model(project / "models" / "hbaf" / "seed-0")
     assert loaded.provenance.labels == ()
     assert loaded.provenance.recipe.train.target == "score"
-    assert "it tells a score" in (loaded.folder / "README.md").read_text()
+    assert "it predicts a score" in (loaded.folder / "README.md").read_text()
     features = read_features(project / "feats.h5")
     check_compatible(loaded, features)
     features.label_names.reverse()

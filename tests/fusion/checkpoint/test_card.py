@@ -185,7 +185,7 @@ def test_a_card_of_scores_has_no_labels_and_no_temperature(tmp_path: Path) -> No
     features = make_features(Made(conversations=(4, 3, 3), scored=True))
     (trained,) = train_made(features, tmp_path / "m", tiny_recipe({"name": "concat"}, epochs=1, target="score"))
     card = model_card(trained)
-    assert "it tells a score, a real number," in card
+    assert "it predicts a score, a real number," in card
     assert "temperature of" not in card
     assert "Corpus: unknown: ask who made the features." in card
     assert "with a score" in card
