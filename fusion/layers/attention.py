@@ -77,8 +77,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scores: Tensor) -> Tensor:
         scores: (utterances or 1, heads or 1, queries or 1, keys)
         returns: (utterances, heads, queries, width)
     """
-    few = 0 < key.shape[2] <= min(FEW_KEYS, query.shape[2]) and scores.shape[1] == scores.shape[2] == 1
-    if few and not primitives.dominate(query) and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or primitives.dominate(query):  # first: a graph must not depend on how many keys
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=scores)
+    if 0 < key.shape[2] <= min(FEW_KEYS, query.shape[2]) and scores.shape[1] == scores.shape[2] == 1:
         attended: Tensor = _FewKeys.apply(query, key, value, scores)
         return attended
     return F.scaled_dot_product_attention(query, key, value, attn_mask=scores)

@@ -350,7 +350,10 @@ def changes(path: Path, process: Any) -> Iterable[int]:
 
 
 @pytest.mark.soak
-def test_killed_at_random_moments_training_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_killed_at_random_moments_training_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion.training.several_seeds.KEEP_SECONDS", 0.0)  # a state after every epoch
     recipe = tiny_recipe(seeds=(0, 1), epochs=6, patience=6)
     write_made(tmp_path / "feats.h5")
     train_made(tmp_path / "feats.h5", tmp_path / "undisturbed", recipe)
