@@ -77,7 +77,6 @@ def _take(place: Path, output: Path) -> int | None:
     """The descriptor of the locked file; None where there can be none."""
     path, until = _lock_file(place), time.monotonic() + PATIENCE
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         while (descriptor := _try(path)) is None:
             holder = _read_note(path)
             if _is_alive(holder) or time.monotonic() > until:
@@ -94,7 +93,11 @@ def _take(place: Path, output: Path) -> int | None:
 def _try(path: Path) -> int | None:
     """Lock the file, made where it is missing; None where another process holds it."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            continue  # the writer before has just removed the folder, which was empty
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
