@@ -325,7 +325,8 @@ def longest_sequence(model: Any, tokenizer: Any, depth: int, who: str) -> int:
     built_for = _built_for(model.config)
     rotary = any(name.endswith("inv_freq") for name, _ in model.named_buffers())  # takes any length, not built for it
     most = built_for if built_for and (rotary or architecture.causal) else max(ENDLESS, min(built_for, LONGEST))
-    most = int(min(most, LONGEST, tokenizer.model_max_length))
+    stated = tokenizer.model_max_length  # some state nonsense
+    most = int(min(most, LONGEST, stated if stated > tokenizer.num_special_tokens_to_add() else LONGEST))
     if attempt(most) is None:
         return most
     taken = 4

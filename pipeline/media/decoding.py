@@ -46,6 +46,10 @@ FINEST_RATIO = 1_000  # steps of the resampler
 HASH_DIGITS = 32  # hexadecimal
 UNKNOWN_SIZE = 0x7FFFF000  # programs that write WAV to a pipe state this many bytes, or more
 OGG_PAGE = 65_536  # bytes, at most
+HEAD = 4_096  # bytes of a file in which its header states its size
+W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0"  # names of chunks: Sony's Wave64
+ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")  # Advanced Systems Format, 3.1
+ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # 3.2
 
 
 @dataclass(frozen=True)
@@ -257,22 +261,30 @@ def _written(places: Sequence[tuple[float, float]]) -> str:
 
 
 def _lacks_its_end(path: Path, slack: int) -> bool:
-    """Whether a WAV or AVI file is shorter than its header says (by more than `slack` bytes), or an Ogg file lacks its
-    last page. FFmpeg overlooks both.
+    """Whether a file is shorter than its header says (by more than `slack` bytes), or an Ogg file lacks its last page.
+    FFmpeg overlooks both.
     """
     if not path.is_file():  # it vanished behind its decoder, which had it open
         return False
     with path.open("rb") as file:
-        head, size = file.read(8), os.fstat(file.fileno()).st_size
-        if head[:4] == b"RIFF":
-            stated = int.from_bytes(head[4:8], "little")
-            return size + slack < stated + 8 and stated < UNKNOWN_SIZE
-        if head[:4] != b"OggS":
-            return False
+        head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
+        if not head.startswith(b"OggS"):
+            return size + slack < _stated_size(head)
         file.seek(max(0, size - OGG_PAGE))
         page = file.read().rpartition(b"OggS")[2]
     lacing = page[23 : 23 + page[22]] if len(page) > 22 else b""
     return len(page) < 23 + len(lacing) + sum(lacing) or not page[1] & 4  # flag 4: end of stream
+
+
+def _stated_size(head: bytes) -> int:
+    """The bytes that the header of a WAV, AVI, Wave64 or ASF (WMA, WMV) file states; 0 where it states none."""
+    if head.startswith(b"RIFF"):
+        stated = int.from_bytes(head[4:8], "little") + 8
+        return stated if stated < UNKNOWN_SIZE + 8 else 0
+    if head.startswith(W64):
+        return int.from_bytes(head[16:24], "little", signed=True)
+    place = head.find(ASF_PROPERTIES) if head.startswith(ASF) else -1
+    return int.from_bytes(head[place + 40 : place + 48], "little") if place >= 0 else 0
 
 
 def resampled_length(samples: int, rate: int, target_rate: int) -> int:

@@ -25,12 +25,14 @@ RESTART_SECONDS = 1.0  # a jump back by more is another recording behind this on
 LONGEST_GAP_SECONDS = 3 * 3600.0  # a longer one is a jump of the clock
 BROADCAST_GAP_SECONDS = 10.0  # as ffmpeg has it for formats whose clocks do jump
 SEAM_SECONDS = 0.1  # the same, of jumps back
+SAME_BYTES = 64  # by which a packet is found in its file
 READ_ERRORS = 16  # in a row, until the rest of a file is given up
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format tags of WAV
 AVI_SHARE = 0.75  # of the length that AVI headers state, which counts chunks that were left out
 LINKS = {b"OggS": b"OggS\0\2", b"fLaC": b"fLaC\0\0\0\x22"}  # what recordings begin with that are joined end to end
 STAMPED = ("flac", "wv")  # of the formats without an index, those whose frames say their time
 TAGS = (b"ID3", b"TAG", b"APETAGEX")  # not sound, where MP3 files are joined
+SUMMED = ("flac", "ac3", "eac3", "wavpack", "tta")  # codecs with checksums, which FFmpeg ignores unless it is asked
 # they have FFmpeg open other files; and pictures
 REFUSED = {"concat", "concatf", "hls", "applehttp", "dash", "imf", "webm_dash_manifest", "sdp", "rtp", "rtsp", "sap"}
 REFUSED |= {"image2", "image2pipe", "vobsub"}
@@ -92,7 +94,7 @@ class Timeline:
                 container, duration_is_known, errors = _open(part)
                 with container:
                     stream = self._choose(container)
-                    clock = _Clock(container, stream, self.position, errors)
+                    clock = _Clock(self.path, container, stream, self.position, errors)
                     self.expected = clock.end_seconds(container, stream, self.rate) if duration_is_known else None
                     yield from self._read(container, stream, clock, getattr(part, "gain", 1.0))
             except UnheardError:
@@ -119,6 +121,8 @@ class Timeline:
 
     def _read(self, container: Any, stream: Any, clock: "_Clock", gain: float) -> Iterator[Block]:
         self.exact = stream.codec_context.name.startswith("pcm_")
+        if stream.codec_context.name in SUMMED:
+            stream.codec_context.options = {"err_detect": "crccheck+explode"}
         for packet, frames in _decoded(container, stream):
             self.progress()
             clock.see(packet, frames)
@@ -170,7 +174,10 @@ class Timeline:
         self.failed = clock.met_trouble()
         if self.failed and not clock.partial:
             lost = clock.lost_samples()
-            missing = round(self.expected * self.rate) - self.position if self.expected else lost
+            if self.expected and not clock.fragmented:
+                missing = round(self.expected * self.rate) - self.position
+            else:
+                missing = clock.lost_samples(clock.unread_bytes())
             if 2 * lost >= missing > 0:  # all of it is there, and damaged
                 self.marks.append(Mark("damaged", self.position, self.position + missing))
             else:
@@ -180,7 +187,7 @@ class Timeline:
 class _Clock:
     """Where the frames of a stream lie on the clock of their file."""
 
-    def __init__(self, container: Any, stream: Any, base: int, errors: int) -> None:
+    def __init__(self, path: Path, container: Any, stream: Any, base: int, errors: int) -> None:
         from av import logging
         from av.format import Flags
 
@@ -190,12 +197,17 @@ class _Clock:
         self._origin = (container.start_time or 0) / 1e6
         self._jumps = bool(flags & Flags.ts_discont.value)
         self._broadcast = name in ("mpegts", "mpeg")
+        self._raw_aac = name == "aac"
+        self.fragmented = "mp4" in name and not stream.frames  # of which FFmpeg knows the fragments that it met
         self._stored = name == "matroska,webm"  # ffmpeg before version 8: blocks count from the first one
         # elsewhere FFmpeg makes the time stamps by adding up rounded durations
         self._stamped = not flags & Flags.generic_index.value or self._jumps or name in STAMPED
         self._logged = logging.get_last_error
         self._errors = self._errors_at_frame = self._logged()[0]
-        self._packets = self._frames = self._lost_bytes = self._tag_end = 0
+        with path.open("rb") as file:  # nothing cannot be mapped
+            empty = not os.fstat(file.fileno()).st_size
+            self._content = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._packets = self._frames = self._lost_bytes = self._tag_end = self._read_bytes = 0
         self._mean_bytes = self._mean_samples = 0.0  # of the last packets
         self._sync = b""
         self._stamp: int | None = None  # of the frame before
@@ -224,11 +236,13 @@ class _Clock:
         """Take note of a packet before its frames: None where it could not be decoded, or not read."""
         if packet is not None and not self._packets and self._stored and packet.pts is not None:
             self._origin = min(self._origin, float(packet.pts * packet.time_base))
+        if packet is not None and packet.size:
+            self._follow(packet)
         self._packets += 1
         if packet is None:
             self.troubled = True
         elif frames is None:
-            self._note_damage(packet)
+            self._note_damage(bytes(packet), packet.pos or 0, packet.is_corrupt)
         elif packet.size:
             weight = 1 / min(self._packets, 16)
             self._mean_bytes += (packet.size - self._mean_bytes) * weight
@@ -236,8 +250,17 @@ class _Clock:
             self._sync = self._sync or bytes(packet)[:1]
             self.troubled = self.troubled or packet.is_corrupt
 
-    def _note_damage(self, packet: Any) -> None:
-        content, position = bytes(packet), packet.pos or 0
+    def _follow(self, packet: Any) -> None:
+        """Where in the file a packet ends. FFmpeg does not count what it passes over in raw AAC: that is looked for."""
+        if not self._raw_aac:
+            self._read_bytes = max(self._read_bytes, (packet.pos or 0) + packet.size)
+            return
+        behind, at = self._read_bytes, self._content.find(bytes(packet)[:SAME_BYTES], self._read_bytes)
+        if at > behind and self._packets:
+            self._note_damage(self._content[behind:at], behind, False)
+        self._read_bytes = max(behind, at + packet.size)
+
+    def _note_damage(self, content: bytes, position: int, is_corrupt: bool) -> None:
         if content.startswith(TAGS):
             sizes = content[6:10] if content.startswith(b"ID3") else b""
             self._tag_end = (
@@ -246,21 +269,27 @@ class _Clock:
         if self._tag_end > position:
             return
         begins = self._stamped or content.startswith(self._sync)
-        alone = not self._stamped and begins and not self.troubled and packet.size < 2 * self._mean_bytes
-        self.partial = packet.is_corrupt or alone
-        self.troubled = self.troubled or begins or packet.size >= self._mean_bytes
-        self._lost_bytes += packet.size
+        alone = not self._stamped and begins and not self.troubled and len(content) < 2 * self._mean_bytes
+        self.partial = is_corrupt or alone
+        self.troubled = self.troubled or begins or len(content) >= self._mean_bytes
+        self._lost_bytes += len(content)
 
     def drop(self) -> None:
         """A frame is left out that cannot be sound."""
         self.troubled = True
         self._lost_bytes += round(self._mean_bytes)
 
-    def lost_samples(self) -> int:
-        """How many the packets held that could not be decoded, judged by their size: whole frames."""
+    def unread_bytes(self) -> int:
+        """How many there are behind the last packet."""
+        return max(0, len(self._content) - self._read_bytes)
+
+    def lost_samples(self, more: int = 0) -> int:
+        """How many the packets held that could not be decoded, and so many `more` bytes, judged by their size: whole
+        frames.
+        """
         if not self._lost_bytes or not self._mean_bytes:
             return 0
-        samples = self._lost_bytes / self._mean_bytes * self._mean_samples
+        samples = (self._lost_bytes + more) / self._mean_bytes * self._mean_samples
         return round(samples / max(self.frame_samples, 1)) * self.frame_samples
 
     def place(self, stamp: int | None, samples: int, position: int, rate: int) -> int:

@@ -445,6 +445,15 @@ def test_a_model_that_cannot_run_as_it_is_is_named(kind: str, options: dict[str,
             load_encoder(folder)
 
 
+@pytest.mark.parametrize("stated", [-1, 0, 2, 8, 10**6])
+def test_a_tokenizer_that_states_an_odd_limit_does_not_stop_a_model(stated: int, tmp_path: Path) -> None:
+    folder, own = text_folder("bert", tmp_path), tokenizer("bert")
+    own.model_max_length = stated
+    own.save_pretrained(folder)
+    (rows,) = encoded(load(folder), [" ".join(WORDS * 20)])
+    assert len(rows) == 162
+
+
 @pytest.mark.parametrize("layers", ["last", (1,)])
 def test_a_weight_that_is_not_kept_may_be_missing_or_misshapen(layers: Any, tmp_path: Path) -> None:
     folder = text_folder("bert", tmp_path)

@@ -253,6 +253,8 @@ def overwritten(path: Path, share: float, count: int = 300) -> Path:
         ("a.opus", "damaged 0.0-2.0 s"),  # two pages, of 1 s, one of them the first
         ("a.ogg", "gap 0.9-2.0 s"),  # whose pages are gone: the damage hit their headers
         ("a.flv", "damaged 1.0-1.1 s"),
+        ("a.aac", "damaged 1.0-1.1 s"),
+        ("a.flac", "damaged 0.8-0.9 s"),  # which FFmpeg decodes to noise
     ],
 )
 def test_damage_costs_itself_and_is_named_with_its_length(tmp_path: Path, name: str, status: str) -> None:
@@ -301,11 +303,33 @@ def test_an_mp3_file_of_varying_bit_rate_without_a_length_header_is_whole(tmp_pa
         assert decode(path).issues == []
 
 
-def test_frames_lost_from_a_raw_stream_are_as_long_as_their_bytes(tmp_path: Path) -> None:
-    intact = decode(encoded(tmp_path / "a.mp3"))
-    damaged = decode(overwritten(tmp_path / "a.mp3", 0.3, count=2_000))
+@pytest.mark.parametrize("name", ["a.mp3", "a.aac"])
+def test_frames_lost_from_a_raw_stream_are_as_long_as_their_bytes(tmp_path: Path, name: str) -> None:
+    intact = decode(encoded(tmp_path / name))
+    damaged = decode(overwritten(tmp_path / name, 0.3, count=2_000))
     assert damaged.issues == ["damaged 3.0-3.2 s"] or damaged.issues == ["damaged 3.0-3.3 s"]
     assert_same(damaged.samples[5 * RATE : 7 * RATE], intact.samples[5 * RATE : 7 * RATE], RATE)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["a.wma", "a.w64"])
+def test_a_file_that_is_shorter_than_its_header_says_is_truncated(tmp_path: Path, name: str) -> None:
+    ffmpeg(*sweep(5, RATE), tmp_path / name)
+    assert decode(tmp_path / name).issues == []
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(0.6 * len(content))])
+    assert decode(tmp_path / name).issues == ["truncated"]
+
+
+def test_a_fragmented_file_that_cannot_be_read_beyond_its_damage_is_truncated(tmp_path: Path) -> None:
+    """FFmpeg, which knows the fragments that it met, takes their end for that of the file."""
+    path = encoded(tmp_path / "a.mp4", movflags="frag_keyframe+empty_moov", frag_duration="1000000")
+    content = path.read_bytes()
+    fragment = content.index(b"moof", len(content) // 2)
+    path.write_bytes(content[: fragment - 500] + bytes(1_000) + content[fragment + 500 :])
+    recording = decode(path)
+    assert len(recording.samples) < 7 * RATE
+    assert recording.issues == ["truncated"]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.35, 0.6])
