@@ -461,12 +461,12 @@ class _Part:
 
 def _parts(path: Path) -> Iterator["str | _Part"]:
     """The recordings in a file, one after the other: several where Ogg or FLAC files are joined, which FFmpeg cannot
-    follow when rates change.
+    follow when rates change, or WAV files, of which it reads the first.
     """
     with path.open("rb") as file:
         head = file.read(4)
         size = os.fstat(file.fileno()).st_size
-        starts = _links(file, LINKS[head]) if head in LINKS else [0]
+        starts = _links(file, LINKS[head]) if head in LINKS else _waves(file, size)
         fixed = _padded_samples(file, size) if head in (b"RIFF", b"RF64") else None
     if fixed:
         fixes, gain = fixed
@@ -489,6 +489,19 @@ def _links(file: IO[bytes], mark: bytes) -> list[int]:
             behind += sum(content[page + 27 : behind])
             page = content.find(mark, page + len(mark))
     return [0, *starts[1:]]
+
+
+def _waves(file: IO[bytes], size: int) -> list[int]:
+    """Where WAV files begin, by the sizes that they state; any other file begins at 0."""
+    starts, place = [0], 0
+    while place + 12 <= size:
+        file.seek(place)
+        name, length, kind = struct.unpack("<4sI4s", file.read(12))
+        if (name, kind) != (b"RIFF", b"WAVE"):
+            break
+        starts += [place] * (place > 0)
+        place += 8 + length + length % 2
+    return starts
 
 
 def _padded_samples(file: IO[bytes], size: int) -> tuple[dict[int, bytes], float] | None:

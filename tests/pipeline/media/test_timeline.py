@@ -232,6 +232,7 @@ def encoded(path: Path, seconds: float = 10.0, rate: int = RATE, seed: int = 0, 
     noise = np.random.default_rng(seed).uniform(-0.02, 0.02, len(time))
     samples = (0.3 * np.sin(2 * np.pi * (200 + 100 * time) * time) + noise)[:, None]
     codecs = {".mp3": "libmp3lame", ".opus": "libopus", ".webm": "libopus", ".flac": "flac", ".ogg": "flac"}
+    codecs |= {".wav": "pcm_s16le"}
     return write_encoded(path, samples, rate, options.pop("codec", codecs.get(path.suffix, "aac")), **options)
 
 
@@ -269,7 +270,7 @@ def test_damage_costs_itself_and_is_named_with_its_length(tmp_path: Path, name: 
         assert_same(turn.samples, intact.samples[round(start * intact.sample_rate) :][: len(turn.samples)], RATE)
 
 
-@pytest.mark.parametrize("name", ["a.mp3", "a.aac", "a.flac", "a.ogg", "a.opus", "a.mka"])
+@pytest.mark.parametrize("name", ["a.mp3", "a.aac", "a.flac", "a.ogg", "a.opus", "a.mka", "a.wav"])
 def test_recordings_joined_end_to_end_are_read_beyond_the_seam(tmp_path: Path, name: str) -> None:
     """Of several rates, too: the first one's is that of all."""
     parts = [
