@@ -59,7 +59,10 @@ def decode_lines(content: bytes, repaired: Counter[str]) -> str:
             others.append(line)
     if others:
         guess = guess_encoding(others)
-        repaired[BYTES + (f", but look like {guess}" if guess else "")] += len(others)
+        all_of_them = len(others) > 1 and len(others) == sum(not line.isascii() for line in lines)
+        shown = others[0].decode("cp1252", errors="replace").strip()[:SHOWN] if all_of_them else ""
+        doubt = f" ({shown!r}); if that is wrong, set dataset.encoding" if shown else ""
+        repaired[BYTES + (f", but look like {guess}" if guess else doubt)] += len(others)
     return "\n".join(lines)
 
 
@@ -75,6 +78,7 @@ EVERYDAY = {
 JAPANESE = ("shift_jis", "euc_jp")  # hardly a line is without kana
 SINGLE = ("mac_roman", "cp850", "cp1250", "cp1251", "koi8_r", "cp866", "iso8859_5", "cp1253")
 SAMPLE = 1 << 16  # bytes that are looked at
+SHOWN = 60  # characters of a line
 COMMON = set("оеаинтсрвлкαοιετσνηυρπκ")  # of Cyrillic and Greek text, more than half
 WORD_ENDS = set("“”„‘’‚«»‹›…–—")
 SIGNS = WORD_ENDS | set("€£°§©®•¿¡½¼²³µ×±\xa0")
@@ -87,7 +91,7 @@ def guess_encoding(lines: list[bytes]) -> str | None:
     best = max(fits, key=lambda name: fits[name])
     if fits["cp1252"] > 0.8 or fits[best] < max(0.6, fits["cp1252"] + 0.2):
         return None
-    shown = content.decode(best, errors="replace").split("\n")[0].strip()[:60]
+    shown = content.decode(best, errors="replace").split("\n")[0].strip()[:SHOWN]
     return f"{best} ({shown!r}); if so, set dataset.encoding: {best}"
 
 

@@ -16,6 +16,7 @@ import json
 import math
 import re
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -106,7 +107,7 @@ def _read_delimited(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
     written = (cells for cells in reader if any(cell.strip() for cell in cells))  # an empty line is no turn
     rows: list[Row] = []
     try:
-        names = [name.strip() for name in next(written, [])]
+        names = [_column_name(name) for name in next(written, [])]
         unnamed = [
             f"Unnamed: {index}{'.1' * (f'Unnamed: {index}' in names)}" for index in range(len(names))
         ]  # as pandas
@@ -128,11 +129,21 @@ def _read_delimited(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
     return rows
 
 
+def _column_name(name: str) -> str:
+    r"""Composed, without blanks and invisible characters around it.
+
+    >>> _column_name("\ufeff\u200b Gefu\u0308hl\xa0")
+    'Gefühl'
+    """
+    seen = [place for place, character in enumerate(name) if character.isprintable() and not character.isspace()]
+    return unicodedata.normalize("NFC", name[seen[0] : seen[-1] + 1]) if seen else ""
+
+
 def _check_header(header: list[str], path: Path) -> None:
     repeated = [name for name, count in Counter(header).items() if count > 1]
     if repeated:
         raise DataError(f"{path}: column name '{repeated[0]}' is given twice in the header ({', '.join(header)})")
-    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+    if len(header) == 1 and any(sign in header[0] for sign in ";\t|"):
         raise DataError(
             f"{path}: the header is a single cell, {header[0]!r}; cells are separated by commas in a .csv and by tabs "
             "in a .tsv: save it so, or give it the other ending"
@@ -148,10 +159,10 @@ def _read_json_lines(path: Path, content: bytes, repaired: Repairs) -> list[Row]
         try:
             values = json.loads(take_check(line, where))  # a manifest is a table, too
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error})") from None
+            raise DataError(f"{where}: not JSON ({error}); expected an object {{..}} on each line") from None
         if not isinstance(values, dict):
             raise DataError(f"{where}: expected a JSON object, found a {type(values).__name__}")
-        names = [fix_surrogates(name, repaired).strip() for name in values]
+        names = [_column_name(fix_surrogates(name, repaired)) for name in values]
         rows.append(_row(where, names, list(values.values()), repaired))
     names = sorted({name for row in rows for name in row.cells})
     return [replace(row, cells={name: row.cells.get(name, "") for name in names}) for row in rows]
@@ -170,7 +181,7 @@ def _read_parquet(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
         columns = [column.to_pylist() for column in table.columns]
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a Parquet file that can be read ({error})") from None
-    names = [fix_surrogates(name, repaired).strip() for name in table.column_names]
+    names = [_column_name(fix_surrogates(name, repaired)) for name in table.column_names]
     return [
         _row(f"{path}, row {number}", names, values, repaired)
         for number, values in enumerate(zip(*columns, strict=True), start=1)
@@ -261,7 +272,8 @@ def _notes(columns: Mapping[str, str], extra: Sequence[str]) -> list[str]:
 def _resolve_columns(found: list[str], columns: Columns, path: Path, optional: Collection[str]) -> dict[str, str]:
     """Field -> column of the table."""
     resolved = {}
-    for name, column in columns.model_dump().items():
+    for name, given in columns.model_dump().items():
+        column = None if given is None else _column_name(given)
         if name in optional and column not in found:
             column = None
         if column is not None and column not in found:
@@ -329,8 +341,16 @@ def parse_number(text: str, name: str, where: str) -> float | None:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        hint = "; number the turns, or leave the column out to take the rows' order" if name == "turn" else ""
-        raise DataError(f"{where}: {name} '{text}' is not a number{hint}")
+        raise DataError(f"{where}: {name} '{text}' is not a number; {_number_hint(text, name)}")
     if abs(number) > LARGEST_SCORE:
         raise DataError(f"{where}: {name} '{text}' is beyond {LARGEST_SCORE:.1e}, the largest number of 32 bits")
     return number
+
+
+def _number_hint(text: str, name: str) -> str:
+    """How it should have been written."""
+    if name == "turn":
+        return "number the turns, or leave the column out to take the rows' order"
+    if "," in text:
+        return "write its decimals behind a point: 62.5"
+    return "write seconds: 62.5" if ":" in text else "expected one such as 62.5, or nothing"

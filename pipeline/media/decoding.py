@@ -6,7 +6,6 @@ with it comes back as issues, whose names `pipeline.manifest` explains.
 
 import errno
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.media.containers import lacks_its_end
 from pipeline.media.timeline import JITTER_SECONDS, SAMPLE_RATES, Block, Channels, Kind, Timeline, UnheardError
 
 if TYPE_CHECKING:
@@ -44,12 +44,6 @@ CANCELLED = 0.1  # energy of a mix, to that of a mix of unrelated channels
 NAMED_PLACES = 3  # of gaps or damage
 FINEST_RATIO = 1_000  # steps of the resampler
 HASH_DIGITS = 32  # hexadecimal
-UNKNOWN_SIZE = 0x7FFFF000  # programs that write WAV to a pipe state this many bytes, or more
-OGG_PAGE = 65_536  # bytes, at most
-HEAD = 4_096  # bytes of a file in which its header states its size
-W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0"  # names of chunks: Sony's Wave64
-ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")  # Advanced Systems Format, 3.1
-ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # 3.2
 
 
 @dataclass(frozen=True)
@@ -175,7 +169,7 @@ def _cut(timeline: Timeline, stretches: Sequence[Stretch], issues: list[str]) ->
             if not running and not waiting:
                 return
     slack = int(TRUNCATED_SECONDS * timeline.bytes_per_second)
-    timeline.cut_off = timeline.cut_off or _lacks_its_end(timeline.path, slack)
+    timeline.cut_off = timeline.cut_off or lacks_its_end(timeline.path, slack)
     for cut in [*running, *waiting]:
         if not cut.blocks:
             yield cut.stretch, nothing("undecodable" if timeline.failed else "empty-audio")
@@ -258,33 +252,6 @@ def _written(places: Sequence[tuple[float, float]]) -> str:
             joined.append(tenths)
     named = ", ".join(f"{first / 10:.1f}-{last / 10:.1f}" for first, last in joined[:NAMED_PLACES])
     return named + (f" and {len(joined) - NAMED_PLACES} more places" if len(joined) > NAMED_PLACES else " s")
-
-
-def _lacks_its_end(path: Path, slack: int) -> bool:
-    """Whether a file is shorter than its header says (by more than `slack` bytes), or an Ogg file lacks its last page.
-    FFmpeg overlooks both.
-    """
-    if not path.is_file():  # it vanished behind its decoder, which had it open
-        return False
-    with path.open("rb") as file:
-        head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
-        if not head.startswith(b"OggS"):
-            return size + slack < _stated_size(head)
-        file.seek(max(0, size - OGG_PAGE))
-        page = file.read().rpartition(b"OggS")[2]
-    lacing = page[23 : 23 + page[22]] if len(page) > 22 else b""
-    return len(page) < 23 + len(lacing) + sum(lacing) or not page[1] & 4  # flag 4: end of stream
-
-
-def _stated_size(head: bytes) -> int:
-    """The bytes that the header of a WAV, AVI, Wave64 or ASF (WMA, WMV) file states; 0 where it states none."""
-    if head.startswith(b"RIFF"):
-        stated = int.from_bytes(head[4:8], "little") + 8
-        return stated if stated < UNKNOWN_SIZE + 8 else 0
-    if head.startswith(W64):
-        return int.from_bytes(head[16:24], "little", signed=True)
-    place = head.find(ASF_PROPERTIES) if head.startswith(ASF) else -1
-    return int.from_bytes(head[place + 40 : place + 48], "little") if place >= 0 else 0
 
 
 def resampled_length(samples: int, rate: int, target_rate: int) -> int:

@@ -7,15 +7,16 @@ is silence too, and named, and decoding goes on behind it.
 
 import mmap
 import os
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+
+from pipeline.media.containers import Part, read_parts
 
 Channels = Literal["downmix", "center", "first", "auto"]
 
@@ -27,9 +28,7 @@ BROADCAST_GAP_SECONDS = 10.0  # as ffmpeg has it for formats whose clocks do jum
 SEAM_SECONDS = 0.1  # the same, of jumps back
 SAME_BYTES = 64  # by which a packet is found in its file
 READ_ERRORS = 16  # in a row, until the rest of a file is given up
-PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format tags of WAV
 AVI_SHARE = 0.75  # of the length that AVI headers state, which counts chunks that were left out
-LINKS = {b"OggS": b"OggS\0\2", b"fLaC": b"fLaC\0\0\0\x22"}  # what recordings begin with that are joined end to end
 STAMPED = ("flac", "wv")  # of the formats without an index, those whose frames say their time
 TAGS = (b"ID3", b"TAG", b"APETAGEX")  # not sound, where MP3 files are joined
 SUMMED = ("flac", "ac3", "eac3", "wavpack", "tta")  # codecs with checksums, which FFmpeg ignores unless it is asked
@@ -89,7 +88,7 @@ class Timeline:
         Raises:
             UnheardError: the file cannot be opened, or holds no sound.
         """
-        for part in _parts(self.path):
+        for part in read_parts(self.path):
             try:
                 container, duration_is_known, errors = _open(part)
                 with container:
@@ -102,7 +101,7 @@ class Timeline:
                     raise
                 self.cut_off = True
             finally:
-                if isinstance(part, _Part):
+                if isinstance(part, Part):
                     part.close()
 
     def _choose(self, container: Any) -> Any:
@@ -372,7 +371,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[tuple[Any, list[Any] | Non
         yield packet, frames
 
 
-def _open(part: "str | _Part") -> tuple[Any, bool, int]:
+def _open(part: str | Part) -> tuple[Any, bool, int]:
     """The container, whether its header states a duration (else FFmpeg guesses one from the bit rate), and how many
     errors FFmpeg had logged before. A crafted playlist must not make FFmpeg open other files or places.
     """
@@ -426,115 +425,3 @@ def _channel_index(frame: Any, channels: Channels) -> int:
     """The centre channel where there is one (dialogue in films), else the first."""
     names = [channel.name for channel in frame.layout.channels]
     return names.index("FC") if channels == "center" and "FC" in names else 0
-
-
-class _Part:
-    """Bytes `start` .. `end` of a file as FFmpeg reads them, with some of them set right."""
-
-    def __init__(
-        self, path: Path, start: int, end: int, fixes: dict[int, bytes] | None = None, gain: float = 1.0
-    ) -> None:
-        self.name, self.gain = str(path), gain
-        self._file = path.open("rb")
-        self._start, self._end, self._fixes = start, end, fixes or {}
-        self._file.seek(start)
-
-    def read(self, size: int) -> bytes:
-        first = self._file.tell()
-        content = bytearray(self._file.read(max(0, min(size, self._end - first))))
-        for place, fix in self._fixes.items():
-            for offset, byte in enumerate(fix, start=place - first):
-                if 0 <= offset < len(content):
-                    content[offset] = byte
-        return bytes(content)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._end}[whence]
-        return self._file.seek(base + offset) - self._start
-
-    def close(self) -> None:
-        self._file.close()
-
-    def tell(self) -> int:
-        return self._file.tell() - self._start
-
-
-def _parts(path: Path) -> Iterator["str | _Part"]:
-    """The recordings in a file, one after the other: several where Ogg or FLAC files are joined, which FFmpeg cannot
-    follow when rates change, or WAV files, of which it reads the first.
-    """
-    with path.open("rb") as file:
-        head = file.read(4)
-        size = os.fstat(file.fileno()).st_size
-        starts = _links(file, LINKS[head]) if head in LINKS else _waves(file, size)
-        fixed = _padded_samples(file, size) if head in (b"RIFF", b"RF64") else None
-    if fixed:
-        fixes, gain = fixed
-        yield _Part(path, 0, size, fixes, gain)
-    elif len(starts) > 1:
-        yield from (_Part(path, start, end) for start, end in zip(starts, [*starts[1:], size], strict=True))
-    else:
-        yield str(path.absolute())
-
-
-def _links(file: IO[bytes], mark: bytes) -> list[int]:
-    """Where recordings begin: pages that begin streams follow each other where several streams play at once."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        starts, page = [], content.find(mark)
-        behind = -1  # of the last such page
-        while page >= 0:
-            if page != behind:
-                starts.append(page)
-            behind = page + 27 + (content[page + 26] if page + 27 <= len(content) else 0)
-            behind += sum(content[page + 27 : behind])
-            page = content.find(mark, page + len(mark))
-    return [0, *starts[1:]]
-
-
-def _waves(file: IO[bytes], size: int) -> list[int]:
-    """Where WAV files begin, by the sizes that they state; any other file begins at 0."""
-    starts, place = [0], 0
-    while place + 12 <= size:
-        file.seek(place)
-        name, length, kind = struct.unpack("<4sI4s", file.read(12))
-        if (name, kind) != (b"RIFF", b"WAVE"):
-            break
-        starts += [place] * (place > 0)
-        place += 8 + length + length % 2
-    return starts
-
-
-def _padded_samples(file: IO[bytes], size: int) -> tuple[dict[int, bytes], float] | None:
-    """What sets a WAV header right whose samples have more bytes than bits, such as 24 bits in 32, and what its samples
-    are to be multiplied by; None for any other. FFmpeg takes these for floats, or for narrower samples.
-
-    The standard has such samples at the upper end of their bytes; many programs have them at the lower end.
-    """
-    chunks, place = {}, 12
-    while place + 8 <= size and b"data" not in chunks:
-        file.seek(place)
-        name, length = struct.unpack("<4sI", file.read(8))
-        chunks[name] = place + 8
-        place += 8 + length + length % 2
-    if not {b"fmt ", b"data"} <= set(chunks):
-        return None
-    file.seek(chunks[b"fmt "])
-    form = file.read(26).ljust(26, b"\0")
-    tag, channels, _, _, frame_bytes, bits, _, valid_bits, _, subformat = struct.unpack("<HHIIHHHHIH", form)
-    width = frame_bytes // max(channels, 1)
-    fixes = {chunks[b"fmt "] + 14: struct.pack("<H", 8 * width)}
-    if tag == EXTENSIBLE:
-        tag, bits = subformat, valid_bits or bits
-        fixes[chunks[b"fmt "] + 18] = fixes[chunks[b"fmt "] + 14]
-    if tag != PCM or not 2 <= width <= 4 or not 0 < bits <= 8 * (width - 1):
-        return None
-    file.seek(chunks[b"data"])
-    while piece := file.read(width << 16):
-        whole = np.zeros((len(piece) // width, 4), np.uint8)
-        whole[:, 4 - width :] = np.frombuffer(piece, np.uint8, len(whole) * width).reshape(-1, width)
-        values = whole.view("<i4")[:, 0] >> (32 - 8 * width)
-        if (values & 0xFF).any():  # the lower end is in use
-            if (np.abs(values) <= 1 << (bits - 1)).all():
-                return fixes, 2.0 ** (8 * width - bits)
-            return fixes | {chunks[b"fmt "]: struct.pack("<H", FLOAT)}, 2.0**-23  # Cool Edit's floats of 24 bits
-    return fixes, 1.0

@@ -8,10 +8,12 @@ that are probably one, or none, of a column that was probably meant, and of a mo
 
 import difflib
 import json
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pipeline.datasets import Counts, Turn
 from pipeline.manifest import OK, SPLITS, Utterance, looks_missing, reasons, same_spelling
@@ -100,8 +102,11 @@ def label_warnings(utterances: Sequence[Utterance], params: DatasetParams) -> li
     counts = Counter(utterance.label for utterance in utterances if utterance.label is not None)
     settled: dict[str, str | None] = {}
     found = []
-    if alike := _alike(counts):
-        found.append(f"labels that differ only in case, blanks, Unicode form or invisible characters: {_listed(alike)}")
+    if alike := _alike(counts, _plain_label):
+        found.append(
+            "labels that differ only in case, blanks, hyphens, quotes, `.0`, Unicode form or invisible characters: "
+            + _listed(alike)
+        )
         for group in alike:
             best = max(group, key=lambda label: (_is_plain(label), group[label]))
             settled |= {label: best for label in group if label != best}
@@ -139,7 +144,11 @@ def name_notes(utterances: Sequence[Utterance]) -> list[str]:
         f"{what} that differ only in {how}: {_listed(alike)}; if they are the same, fix the table"
         for what, how, alike in (
             ("speakers", "case, blanks, Unicode form or invisible characters", _alike(speakers)),
-            ("conversations", "blanks, Unicode form or invisible characters", _alike(conversations, case=True)),
+            (
+                "conversations",
+                "blanks, Unicode form or invisible characters",
+                _alike(conversations, partial(same_spelling, case=True)),
+            ),
         )
         if alike
     ]
@@ -152,7 +161,11 @@ def target_warnings(turns: Sequence[Turn], utterances: Sequence[Utterance]) -> l
     if any(utterance.score is not None for utterance in utterances):
         return ["no turn has a label; the scores are learned with train.target: score"]
     unused = list(dict.fromkeys(name for turn in turns for name in turn.extra))
-    close = [name for name in unused if difflib.get_close_matches(name.lower(), ANSWERS, n=1, cutoff=0.8)]
+    close = [
+        name
+        for name in unused
+        if any(difflib.get_close_matches(word, ANSWERS, n=1, cutoff=0.8) for word in re.split(r"[\W_]+", name.lower()))
+    ]
     like = close[0] if close else "your_column"
     return [
         "no turn has a label or a score, so no model can be trained on it: name the column of labels with "
@@ -177,12 +190,23 @@ def modality_warnings(utterances: Sequence[Utterance]) -> list[str]:
     return warnings
 
 
-def _alike(counts: Mapping[str, int], case: bool = False) -> list[Counter[str]]:
+def _alike(counts: Mapping[str, int], spelling: Callable[[str], str] = same_spelling) -> list[Counter[str]]:
     """Groups of names that are spelled the same, with their counts."""
     groups: dict[str, Counter[str]] = {}
     for name, count in counts.items():
-        groups.setdefault(same_spelling(name, case), Counter())[name] += count
+        groups.setdefault(spelling(name), Counter())[name] += count
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _plain_label(label: str) -> str:
+    """What labels share that mean the same.
+
+    >>> [_plain_label(label) for label in ("very sad", "very-sad", "'Very_sad'", "1.0", "-1")]
+    ['verysad', 'verysad', 'verysad', '1', '-1']
+    """
+    plain = same_spelling(label).strip("'\"`´“”„‘’«»")
+    number = re.fullmatch(r"(-?\d+)\.0+", plain)
+    return number[1] if number else re.sub(r"(?<=[^\W\d_])[-_\u2010-\u2015]+(?=[^\W\d_])", "", plain)
 
 
 def _is_plain(label: str) -> bool:

@@ -1,17 +1,28 @@
 """The `prepare` stage: a corpus as people have it -> a manifest in which every oddity is settled and named."""
 
 import difflib
+import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 from pipeline.datasets import Counts, Turn, read_corpus
 from pipeline.errors import DataError
-from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, holds_controls, label_names, manifest_order
+from pipeline.manifest import (
+    OK,
+    SPLITS,
+    Utterance,
+    check_utterances,
+    holds_controls,
+    label_names,
+    manifest_order,
+    same_spelling,
+)
 from pipeline.media import Decoders, Recording, Stretch, hash_file
 from pipeline.params import DatasetParams
 from pipeline.preparation.counts import (
@@ -223,7 +234,7 @@ def relative_path(audio: str, where: str, root: str) -> str:
     """`audio` relative to the folder `root`, with forward slashes; `where` leads the message.
 
     Only the name is judged: a folder of recordings may be a link to another disk. A name that the disk
-    has in another Unicode form is returned in that form.
+    spells in another way is returned as it is there.
     """
     path = PurePosixPath(audio.replace("\\", "/"))
     if path.is_absolute():
@@ -235,20 +246,35 @@ def relative_path(audio: str, where: str, root: str) -> str:
             f"{where}: recording {audio!r} lies outside dataset.root ({root}); "
             "set dataset.root to a folder that holds them all (of fusion-predict: --root)"
         )
-    return path.as_posix() if path.as_posix().isascii() else _as_on_disk(Path(root), path)
+    return _as_on_disk(Path(root), path)
 
 
 def _as_on_disk(root: Path, path: PurePosixPath) -> str:
-    """`path` as the disk spells it: composed and decomposed accents are one name for people and two for most disks."""
+    """`path` as the disk spells it: case, blanks and composed or decomposed accents make no other name for people, and
+    do for most disks.
+    """
     found = root
     for part in path.parts:
         inside = found / part
-        if not inside.exists() and found.is_dir():
-            same = unicodedata.normalize("NFC", part)
-            alike = [other for other in found.iterdir() if unicodedata.normalize("NFC", other.name) == same]
-            inside = alike[0] if len(alike) == 1 else inside
+        if not os.path.lexists(inside) and found.is_dir():
+            spelled = _names_in(found, found.stat().st_mtime_ns)
+            for spelling in (partial(unicodedata.normalize, "NFC"), same_spelling):
+                alike = spelled.get(spelling(part), ())
+                inside = found / alike[0] if len(alike) == 1 else inside
+                if alike:
+                    break
         found = inside
     return found.relative_to(root).as_posix()
+
+
+@lru_cache(maxsize=8)
+def _names_in(folder: Path, changed: int) -> Mapping[str, Sequence[str]]:
+    """The names in a folder that was `changed` then, by their composed form and by what looks the same."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in (path.name for path in folder.iterdir()):
+        for spelling in {unicodedata.normalize("NFC", name), same_spelling(name)}:
+            names[spelling].append(name)
+    return names
 
 
 def _probe_all(drafts: Sequence[Utterance], params: DatasetParams) -> list[Utterance]:
@@ -335,9 +361,16 @@ def _check_splits(utterances: Sequence[Utterance], params: DatasetParams) -> Non
 def _check_recordings(utterances: Sequence[Utterance], params: DatasetParams) -> None:
     named = [utterance for utterance in utterances if utterance.audio is not None]
     if named and not any(utterance.samples for utterance in named):
+        first = named[0]
+        times = first.status.startswith("empty-audio") and first.start is not None
         raise DataError(
-            f"none of the {len(named)} recordings under {params.root} can be used; the first, {named[0].audio}: "
-            f"{named[0].status}; fix dataset.root or dataset.columns.audio (leave the column out for text only)"
+            f"none of the {len(named)} recordings under {params.root} can be used; the first, {first.audio}: "
+            f"{first.status}; "
+            + (
+                f"fix start and end, which are seconds of a recording (here {first.start:g} to {first.end})"
+                if times
+                else "fix dataset.root or dataset.columns.audio (leave the column out for text only)"
+            )
         )
 
 

@@ -143,6 +143,12 @@ def test_a_wrong_encoding_is_named_with_the_key_that_reads_it(tmp_path: Path, en
     assert not table.read(params).repaired
 
 
+def test_lines_whose_encoding_nobody_guesses_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text\nBugün çok mutluyum\nşükür\n".encode("cp1254"))
+    ((told, _),) = read(tmp_path / "a.csv").repaired.items()
+    assert told == f"{repairs.BYTES} ('Bugün çok mutluyum'); if that is wrong, set dataset.encoding"
+
+
 @pytest.mark.parametrize(
     "text", ["café", "It’s “fine” …", "Señor, ¿qué pasa?", "ÜBER ÄRGER – 5 €", "Größe, süß", "naïve"]
 )
@@ -327,6 +333,7 @@ MALFORMED = {
     "name twice": ("id,text,id\n1,x,2\n", "column name 'id' is given twice in the header (id, text, id)"),
     "open quote": ('id,text\n1,"x\n2,y\n', "line 3: unexpected end of data; look for a cell whose quote is not closed"),
     "quote inside": ('id,text\n1,"x"y\n', "double the quotes inside quoted cells"),
+    "bars": ("id|text\n1|x\n", "the header is a single cell, 'id|text'; cells are separated by commas"),
     "semicolons": ("id;text\n1;x\n", "the header is a single cell, 'id;text'; cells are separated by commas"),
     "no modality": ("id,words\n1,x\n", "neither a text nor an audio column; name them in dataset.columns"),
     "empty conversation": ("conversation,text\na,x\n,y\n", "line 3: the conversation is empty"),
@@ -337,7 +344,11 @@ MALFORMED = {
     "bad score": ("score,text\n1.5,x\nhigh,y\n", "line 3: score 'high' is not a number"),
     "score beyond float32": ("score,text\n-1e39,x\n", "line 2: score '-1e39' is beyond 3.4e+38, the largest number"),
     "score NaN": ("score,text\nnan,x\n", "line 2: score 'nan' is not a number"),
-    "bad start": ("start,text\n00:01:02,x\n", "line 2: start '00:01:02' is not a number"),
+    "bad start": ("start,text\n00:01:02,x\n", "line 2: start '00:01:02' is not a number; write seconds: 62.5"),
+    "decimal comma": (
+        'score,text\n"1,5",x\n',
+        "line 2: score '1,5' is not a number; write its decimals behind a point",
+    ),
     "infinite end": ("end,text\ninf,x\n", "line 2: end 'inf' is not a number"),
     "unknown split": ("split,text\ntrian,x\n", "line 2: split 'trian' is none of train, validation,"),
     "after a long cell": ('score,text\n1,"two\nlines"\nx,y\n', "line 4: score 'x'"),
@@ -365,6 +376,7 @@ def test_utf16_is_refused_by_name(tmp_path: Path, name: str, encoding: str) -> N
     ("line", "expected"),
     [
         ('{"text": "x"', "line 2: not JSON"),
+        ('[{"text": "x"},', "line 2: not JSON (Expecting value: line 1 column 16 (char 15)); expected an object {..}"),
         ('["x"]', "line 2: expected a JSON object, found a list"),
         ('{"text": ["x", "y"]}', "line 2: 'text' is a list; expected a text, a number or null"),
         ('{"text": {"en": "x"}}', "line 2: 'text' is a dict"),
@@ -374,6 +386,14 @@ def test_utf16_is_refused_by_name(tmp_path: Path, name: str, encoding: str) -> N
 )
 def test_malformed_json_lines_are_refused_with_their_line(tmp_path: Path, line: str, expected: str) -> None:
     assert expected in refusal(tmp_path / "a.jsonl", json.dumps({"text": "fine"}) + "\n" + line + "\n")
+
+
+@pytest.mark.parametrize("name", ["\ufefflabel", "\u200blabel", " label\u00a0", "Gefu\u0308hl"])
+def test_column_names_are_read_without_what_nobody_sees(tmp_path: Path, name: str) -> None:
+    path, columns = tmp_path / "a.csv", {"label": "Gef\u00fchl"} if name.startswith("G") else {}
+    path.write_text(f"\ufeff{name},text\njoy,x\n", encoding="utf-8")
+    (turn,) = read(path, **columns).turns
+    assert turn.label == "joy"
 
 
 def test_a_column_that_is_not_there_is_answered_with_the_nearest_name(tmp_path: Path) -> None:

@@ -50,6 +50,10 @@ SPELLINGS = {
     "decomposed accent": ("ge\u0301ne\u0301", "g\u00e9n\u00e9"),
     "wide letters": ("\uff28appy", "Happy"),
     "drawn as an emoji": ("\u2764\ufe0f", "\u2764"),
+    "hyphen": ("very-happy", "very happy"),
+    "underscore": ("very_happy", "very happy"),
+    "quotes": ('"happy"', "happy"),
+    "a number of pandas": ("1.0", "1"),
 }
 
 
@@ -59,7 +63,7 @@ def test_labels_that_look_alike_are_counted_with_the_key_that_merges_them(tmp_pa
     first = found(tmp_path, labelled("sad", odd, plain))
     told = summary(first)
     shown = odd if odd.isascii() or name in ("wide letters", "drawn as an emoji") else ascii(odd)[1:-1]
-    assert "differ only in case, blanks, Unicode form or invisible characters: " in told
+    assert "labels that differ only in case, blanks, hyphens, quotes, `.0`, Unicode form or invisible" in told
     assert f"'{plain}' 6" in told
     assert all(character.isprintable() for line in told.splitlines() for character in line)
     assert name in ("wide letters", "drawn as an emoji") or f"'{shown.replace(chr(233), 'e')}' 3" in told
@@ -89,7 +93,7 @@ def test_one_key_merges_and_drops_and_keeps_what_was_set(tmp_path: Path) -> None
 
 
 def test_ordinary_labels_are_left_in_peace(tmp_path: Path) -> None:
-    rows = labelled("none of these", "+", "1", "joy", "Zoë", "हिन्दी", "no")
+    rows = labelled("none of these", "+", "1", "-1", "1.5", "joy", "Zoë", "हिन्दी", "no")
     assert "label" not in " ".join(found(tmp_path, rows).warnings)
 
 
@@ -125,9 +129,20 @@ def test_speakers_and_conversations_that_look_alike_are_named(tmp_path: Path) ->
     assert "'train0' 1, 'train0\\u200b' 1; if they are the same, fix the table" in told
 
 
-@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
-def test_recordings_are_found_in_another_unicode_form(tmp_path: Path, forms: tuple[str, str]) -> None:
-    told, there = (unicodedata.normalize(form, "Gespräche/Zoë 1.wav") for form in forms)
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Gespräche/Zoë 1.wav") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(
+    ("told", "there"),
+    [
+        (COMPOSED, DECOMPOSED),
+        (DECOMPOSED, COMPOSED),
+        ("Audio/A 1.WAV", "audio/a 1.wav"),
+        ("audio/a 1.wav", "audio/a\u00a01.wav"),
+        ("audio/\ufb01le.wav", "audio/file.wav"),
+    ],
+)
+def test_recordings_are_found_in_another_spelling(tmp_path: Path, told: str, there: str) -> None:
     (tmp_path / there).parent.mkdir()
     write_wav(tmp_path / there, sound(0.2, 16_000), 16_000)
     rows = [row | {"audio": told} for row in rows_of()]
@@ -135,7 +150,16 @@ def test_recordings_are_found_in_another_unicode_form(tmp_path: Path, forms: tup
     assert {(utterance.status, utterance.audio) for utterance in prepared.utterances} == {("ok", there)}
 
 
+def test_a_recording_with_two_other_spellings_is_missing(tmp_path: Path) -> None:
+    for name in ("a.wav", "A.wav"):
+        write_wav(tmp_path / name, sound(0.2, 16_000), 16_000)
+    rows = [row | {"audio": name} for row, name in zip(rows_of(), ["a.wav", "A.wav", "A.WAV"] * 4, strict=True)]
+    statuses = {utterance.audio: utterance.status for utterance in found(tmp_path, rows).utterances}
+    assert statuses == {"a.wav": "ok", "A.wav": "ok", "A.WAV": "missing-file"}
+
+
 ANSWERS = {
+    "a word of the name": ({"emotion_label": "joy"}, r"dataset\.columns: \{label: emotion_label\}"),
     "another name": ({"Emotion": "joy"}, r"no turn has a label or a score.*dataset\.columns: \{label: Emotion\}"),
     "no such column": ({"place": "home"}, r"dataset\.columns: \{label: your_column\} \(not used are place\)"),
     "empty": ({"label": ""}, r"no turn has a label or a score"),

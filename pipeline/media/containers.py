@@ -1,0 +1,160 @@
+"""What FFmpeg overlooks in a file: recordings joined end to end, samples with more bytes than bits, an end that is
+missing.
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format tags of WAV
+LINKS = {b"OggS": b"OggS\0\2", b"fLaC": b"fLaC\0\0\0\x22"}  # what recordings begin with that are joined end to end
+UNKNOWN_SIZE = 0x7FFFF000  # programs that write WAV to a pipe state this many bytes, or more
+OGG_PAGE = 65_536  # bytes, at most
+HEAD = 4_096  # bytes of a file in which its header states its size
+W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0"  # names of chunks: Sony's Wave64
+ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")  # Advanced Systems Format, 3.1
+ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # 3.2
+
+
+class Part:
+    """Bytes `start` .. `end` of a file as FFmpeg reads them, with some of them set right."""
+
+    def __init__(
+        self, path: Path, start: int, end: int, fixes: dict[int, bytes] | None = None, gain: float = 1.0
+    ) -> None:
+        self.name, self.gain = str(path), gain
+        self._file = path.open("rb")
+        self._start, self._end, self._fixes = start, end, fixes or {}
+        self._file.seek(start)
+
+    def read(self, size: int) -> bytes:
+        first = self._file.tell()
+        content = bytearray(self._file.read(max(0, min(size, self._end - first))))
+        for place, fix in self._fixes.items():
+            for offset, byte in enumerate(fix, start=place - first):
+                if 0 <= offset < len(content):
+                    content[offset] = byte
+        return bytes(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._end}[whence]
+        return self._file.seek(base + offset) - self._start
+
+    def close(self) -> None:
+        self._file.close()
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
+
+
+def read_parts(path: Path) -> Iterator[str | Part]:
+    """The recordings in a file, one after the other: several where Ogg or FLAC files are joined, which FFmpeg cannot
+    follow when rates change, or WAV files, of which it reads the first.
+    """
+    with path.open("rb") as file:
+        head = file.read(4)
+        size = os.fstat(file.fileno()).st_size
+        starts = _links(file, LINKS[head]) if head in LINKS else _waves(file, size)
+        fixed = _padded_samples(file, size) if head in (b"RIFF", b"RF64") else None
+    if fixed:
+        fixes, gain = fixed
+        yield Part(path, 0, size, fixes, gain)
+    elif len(starts) > 1:
+        yield from (Part(path, start, end) for start, end in zip(starts, [*starts[1:], size], strict=True))
+    else:
+        yield str(path.absolute())
+
+
+def _links(file: IO[bytes], mark: bytes) -> list[int]:
+    """Where recordings begin: pages that begin streams follow each other where several streams play at once."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        starts, page = [], content.find(mark)
+        behind = -1  # of the last such page
+        while page >= 0:
+            if page != behind:
+                starts.append(page)
+            behind = page + 27 + (content[page + 26] if page + 27 <= len(content) else 0)
+            behind += sum(content[page + 27 : behind])
+            page = content.find(mark, page + len(mark))
+    return [0, *starts[1:]]
+
+
+def _waves(file: IO[bytes], size: int) -> list[int]:
+    """Where WAV files begin, by the sizes that they state; any other file begins at 0."""
+    starts, place = [0], 0
+    while place + 12 <= size:
+        file.seek(place)
+        name, length, kind = struct.unpack("<4sI4s", file.read(12))
+        if (name, kind) != (b"RIFF", b"WAVE"):
+            break
+        starts += [place] * (place > 0)
+        place += 8 + length + length % 2
+    return starts
+
+
+def _padded_samples(file: IO[bytes], size: int) -> tuple[dict[int, bytes], float] | None:
+    """What sets a WAV header right whose samples have more bytes than bits, such as 24 bits in 32, and what its samples
+    are to be multiplied by; None for any other. FFmpeg takes these for floats, or for narrower samples.
+
+    The standard has such samples at the upper end of their bytes; many programs have them at the lower end.
+    """
+    chunks, place = {}, 12
+    while place + 8 <= size and b"data" not in chunks:
+        file.seek(place)
+        name, length = struct.unpack("<4sI", file.read(8))
+        chunks[name] = place + 8
+        place += 8 + length + length % 2
+    if not {b"fmt ", b"data"} <= set(chunks):
+        return None
+    file.seek(chunks[b"fmt "])
+    form = file.read(26).ljust(26, b"\0")
+    tag, channels, _, _, frame_bytes, bits, _, valid_bits, _, subformat = struct.unpack("<HHIIHHHHIH", form)
+    width = frame_bytes // max(channels, 1)
+    fixes = {chunks[b"fmt "] + 14: struct.pack("<H", 8 * width)}
+    if tag == EXTENSIBLE:
+        tag, bits = subformat, valid_bits or bits
+        fixes[chunks[b"fmt "] + 18] = fixes[chunks[b"fmt "] + 14]
+    if tag != PCM or not 2 <= width <= 4 or not 0 < bits <= 8 * (width - 1):
+        return None
+    file.seek(chunks[b"data"])
+    while piece := file.read(width << 16):
+        whole = np.zeros((len(piece) // width, 4), np.uint8)
+        whole[:, 4 - width :] = np.frombuffer(piece, np.uint8, len(whole) * width).reshape(-1, width)
+        values = whole.view("<i4")[:, 0] >> (32 - 8 * width)
+        if (values & 0xFF).any():  # the lower end is in use
+            if (np.abs(values) <= 1 << (bits - 1)).all():
+                return fixes, 2.0 ** (8 * width - bits)
+            return fixes | {chunks[b"fmt "]: struct.pack("<H", FLOAT)}, 2.0**-23  # Cool Edit's floats of 24 bits
+    return fixes, 1.0
+
+
+def lacks_its_end(path: Path, slack: int) -> bool:
+    """Whether a file is shorter than its header says (by more than `slack` bytes), or an Ogg file lacks its last page.
+    FFmpeg overlooks both.
+    """
+    if not path.is_file():  # it vanished behind its decoder, which had it open
+        return False
+    with path.open("rb") as file:
+        head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
+        if not head.startswith(b"OggS"):
+            return size + slack < _stated_size(head)
+        file.seek(max(0, size - OGG_PAGE))
+        page = file.read().rpartition(b"OggS")[2]
+    lacing = page[23 : 23 + page[22]] if len(page) > 22 else b""
+    return len(page) < 23 + len(lacing) + sum(lacing) or not page[1] & 4  # flag 4: end of stream
+
+
+def _stated_size(head: bytes) -> int:
+    """The bytes that the header of a WAV, AVI, Wave64 or ASF (WMA, WMV) file states; 0 where it states none."""
+    if head.startswith(b"RIFF"):
+        stated = int.from_bytes(head[4:8], "little") + 8
+        return stated if stated < UNKNOWN_SIZE + 8 else 0
+    if head.startswith(W64):
+        return int.from_bytes(head[16:24], "little", signed=True)
+    place = head.find(ASF_PROPERTIES) if head.startswith(ASF) else -1
+    return int.from_bytes(head[place + 40 : place + 48], "little") if place >= 0 else 0
