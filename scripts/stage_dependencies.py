@@ -20,13 +20,14 @@ DVC = ROOT / "dvc.yaml"
 
 # What the commands of the stages call. Not the commands themselves, whose help decides no file, nor what works on a
 # cluster, which gives the same files.
+DECODER = "pipeline.media.decoder_process:main"  # which is started by a command
 STAGES: dict[str, tuple[str, ...]] = {
-    "prepare": ("pipeline.preparation:prepare", "pipeline.manifest:write_manifest"),
-    "finetune-audio": ("pipeline.finetuning:finetune_audio", "pipeline.finetuning:turn_off"),
+    "prepare": ("pipeline.preparation:prepare", "pipeline.manifest:write_manifest", DECODER),
+    "finetune-audio": ("pipeline.finetuning:finetune_audio", "pipeline.finetuning:turn_off", DECODER),
     "finetune-text": ("pipeline.finetuning:finetune_text", "pipeline.finetuning:turn_off"),
-    "audio": ("pipeline.extraction:extract_audio",),
+    "audio": ("pipeline.extraction:extract_audio", DECODER),
     "text": ("pipeline.extraction:extract_text",),
-    "degrade": ("pipeline.degradation:degrade",),
+    "degrade": ("pipeline.degradation:degrade", DECODER),
     "features": ("pipeline.join:join", "pipeline.datasets:describe_corpus"),
     "train": ("fusion.training:train_seeds", "fusion.params:read_recipe"),
     "evaluate": (
