@@ -16,6 +16,10 @@ LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", **{symbol: "\\" + symbol for symbol in "&%$#_{}"},
 }  # fmt: skip
+MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~$!&])")
+ISOLATE, POP, END = "\u2068", "\u202c", "\u2069"  # of UAX #9: an isolate, and what closes embeddings and isolates
+CLOSED_BY = dict.fromkeys("\u202a\u202b\u202d\u202e", POP) | dict.fromkeys("\u2066\u2067\u2068", END)
+DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
 def rounded(value: float) -> float:
@@ -92,13 +96,47 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
     return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
 
 
+def isolated(text: str) -> str:
+    """`text` whose marks of direction end with it: one that overrides turns round no words of the page beside it.
+
+    >>> ascii(isolated("joy \\u202ereversed")), isolated("joy")
+    ("'\\\\u2068joy \\\\u202ereversed\\\\u202c\\\\u2069'", 'joy')
+    """
+    if not DIRECTIONS.search(text):
+        return text
+    shown, closing = [], list[str]()
+    for character in text:
+        if character in CLOSED_BY:
+            closing.append(CLOSED_BY[character])
+        elif character == END:
+            if END not in closing:
+                continue  # it would close what surrounds the text
+            while closing.pop() != END:
+                pass
+        elif character == POP:
+            if closing[-1:] != [POP]:
+                continue
+            closing.pop()
+        shown.append(character)
+    return "".join([ISOLATE, *shown, *reversed(closing), END])
+
+
+def escape_markdown(text: str) -> str:
+    r"""`text` on one line, as Markdown that shows it.
+
+    >>> print(escape_markdown("joy | *very*\n# happy"))
+    joy \| \*very\* \# happy
+    """
+    return isolated(MARKDOWN.sub(r"\\\1", " ".join(text.split())))
+
+
 def escape_latex(text: str) -> str:
     r"""`text` as LaTeX prints it.
 
     >>> escape_latex("gate_1 & 50%")
     'gate\\_1 \\& 50\\%'
     """
-    return "".join(LATEX.get(symbol, symbol) for symbol in " ".join(text.split()))
+    return "".join(LATEX.get(symbol, symbol) for symbol in DIRECTIONS.sub("", " ".join(text.split())))
 
 
 def latex_table(columns: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

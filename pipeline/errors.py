@@ -3,6 +3,8 @@
 import errno
 import os
 import re
+import stat
+from pathlib import Path
 
 
 class ErcError(Exception):
@@ -53,3 +55,13 @@ class ClipError(DataError):
 
 class EncoderError(ErcError):
     """A model cannot be found, loaded or run as asked."""
+
+
+def refuse_pipe(path: Path) -> None:
+    """Raise DataError where opening `path` may wait for ever, reading it never end, or writing it replace a device."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # whoever opens it says why
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DataError(f"{path}: a pipe, socket or device; name a file, such as a copy of what comes out of it")

@@ -28,6 +28,7 @@ from fusion.tables import (
     count_seeds,
     csv_text,
     escape_latex,
+    escape_markdown,
     identified,
     json_text,
     latex_table,
@@ -199,19 +200,19 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
     header += [METRICS[name].title for name in others]
     rows = []
     for row in comparison.rows:
-        cells = [_escape_md(row.variant.name), mean_std(row.mean, row.std), bounds(row.interval)]
+        cells = [escape_markdown(row.variant.name), mean_std(row.mean, row.std), bounds(row.interval)]
         cells.append(f"{row.ensemble:.3f}")
         if row.difference is None:
             cells += [""] * 5
         else:
             change = f"{row.difference.mean:+.3f}"
-            cells += [_escape_md(row.variant.base or ""), f"**{change}**" if _is_sure(row, level) else change]
+            cells += [escape_markdown(row.variant.base or ""), f"**{change}**" if _is_sure(row, level) else change]
             cells += [bounds(row.difference.interval, signed=True), _p(row.difference.p), _p(row.difference.p_holm)]
         cells += [f"{row.scores[name]:.3f}" for name in others]
         cells += [f"{row.validation:.3f}", f"{row.parameters:,}", "" if row.seconds is None else f"{row.seconds:.1f}"]
         rows.append(cells)
     changes = [
-        f"- {_escape_md(one.name)}: "
+        f"- {escape_markdown(one.name)}: "
         + ", ".join(f"`{key}: {format_value(one.overrides[key])}`" for key in one.overrides)
         for one in ablation.variants
         if one.base is not None
@@ -307,8 +308,9 @@ def _against_linear(comparison: Comparison) -> str:
     *rows, linear = comparison.rows
     floors = ", ".join(f"{name} {score:.3f}" for name, score in ablation.floors.items())
     said = (
-        f"Row {LINEAR} is the linear reference on what row {BASE} sees, {_escape_md(ablation.linear.note)}, chosen on "
-        f"validation: {linear.mean:.3f}. Floors: {floors}. Ensemble: the mean of the calibrated answers of all seeds."
+        f"Row {LINEAR} is the linear reference on what row {BASE} sees, {escape_markdown(ablation.linear.note)}, "
+        f"chosen on validation: {linear.mean:.3f}. Floors: {floors}. Ensemble: the mean of the calibrated answers of "
+        "all seeds."
     )
     floor = (min if metric.lower_is_better else max)(ablation.floors.values())
     for name, level, end in (
@@ -317,14 +319,13 @@ def _against_linear(comparison: Comparison) -> str:
          [row.interval.high if metric.lower_is_better else row.interval.low for row in rows]),
     ):  # fmt: skip
         below = [
-            _escape_md(row.variant.name)
+            escape_markdown(row.variant.name)
             for row, reached in zip(rows, end, strict=True)
             if (reached >= level if metric.lower_is_better else reached <= level)
         ]
         said += f" **Not {name}: {', '.join(below)}.**" if below else ""
-    idle = [
-        f"{_escape_md(row.variant.name)} ({signs})" for row in rows if (signs := unlearned(row, len(ablation.seeds)))
-    ]
+    seeds = len(ablation.seeds)
+    idle = [f"{escape_markdown(row.variant.name)} ({signs})" for row in rows if (signs := unlearned(row, seeds))]
     return said + (f" **Has not learned: {', '.join(idle)}.**" if idle else "")
 
 
@@ -349,7 +350,3 @@ def _confidence(comparison: Comparison) -> str:
 
 def _p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def _escape_md(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

@@ -1,7 +1,8 @@
 """The README.md of a model folder: what the model is, what it learned from, how well it does, what it is for and not.
 
-The text is `card.md.j2`. Names that come from a user's data pass through `escape` or `code`, so that no label or corpus
-name can break a table or forge a heading. The YAML in front, which the Hugging Face hub reads, is huggingface_hub's.
+The text is `card.md.j2`. Names that come from a user's data pass through `escape_markdown` or `code`, so that no label
+or corpus name can break a table or forge a heading. The YAML in front, which the Hugging Face hub reads, is
+huggingface_hub's.
 
 Test scores are read from the results that `fusion-evaluate` wrote of the model and its other seeds.
 """
@@ -22,7 +23,8 @@ from fusion.checkpoint.provenance import CONFIDENCE, RESAMPLES, Provenance
 from fusion.errors import ResultError
 from fusion.models import find_model
 from fusion.objective import METRICS, Calibration, Interval
-from fusion.tables import bounds, is_whole, mean_std, rounded
+from fusion.tables import bounds, escape_markdown, is_whole, isolated, mean_std, rounded
+from pipeline.settings import refuse_pipe
 from pipeline.store import Identity
 
 
@@ -72,6 +74,7 @@ def read_scores(results: Path, provenance: Provenance) -> SharedScores:
     """
     path = results / "details.json"
     try:
+        refuse_pipe(path)
         content = json.loads(path.read_text(encoding="utf-8"))
         run = content["run"]
         _check_same(path, run, content["seeds"], provenance)
@@ -250,7 +253,6 @@ METHODS = {
     ),
 }
 HUB_METRICS = {"weighted_f1": "f1", "macro_f1": "f1", "uar": "recall", "correlation": "pearsonr"}  # others: their own
-SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$!&])")
 
 
 def _method(name: str) -> Method:
@@ -297,22 +299,13 @@ def model_card(provenance: Provenance, scores: SharedScores | None = None, onnx:
     )
 
 
-def escape(text: str) -> str:
-    r"""`text` on one line, as Markdown that shows it.
-
-    >>> print(escape("joy | *very*\n# happy"))
-    joy \| \*very\* \# happy
-    """
-    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
-
-
 def code(text: str) -> str:
     """`text` on one line as a span of code, which ends where it ends.
 
     >>> code("a `b`")
     '`` a `b` ``'
     """
-    line = " ".join(text.split())
+    line = isolated(" ".join(text.split()))
     fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
     return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
 
@@ -339,7 +332,7 @@ def _front_matter(provenance: Provenance, scores: SharedScores | None) -> str:
     name = provenance.recipe.model.name
     found = {metric: one.value for metric, one in scores.metrics.items()} if scores else provenance.validation["fused"]
     note = provenance.corpus
-    corpus = " ".join(note.name.split()) if note and note.name else "not stated"
+    corpus = isolated(" ".join(note.name.split())) if note and note.name else "not stated"
     results = [
         EvalResult(
             task_type="audio-classification",
@@ -387,14 +380,14 @@ def _template() -> Any:
         keep_trailing_newline=True,
     )
     filters: Mapping[str, Any] = {
-        "md": escape,
+        "md": escape_markdown,
         "code": code,
         "block": _block,
         "interval": bounds,
         "signed": partial(bounds, signed=True),
         "mean_std": _mean_std,
         "encoder": describe_encoder,
-        "title_of": lambda name: escape(METRICS[name].title),
+        "title_of": lambda name: escape_markdown(METRICS[name].title),
     }
     environment.filters.update(filters)
     return environment.get_template("card.md.j2")

@@ -53,7 +53,18 @@ from fusion.objective import (
 )
 from fusion.params import EvaluateParams
 from fusion.runtime import replace_files, replacing
-from fusion.tables import bounds, csv_text, digested, identified, json_text, markdown_table, mean_std, rounded, spread
+from fusion.tables import (
+    bounds,
+    csv_text,
+    digested,
+    escape_markdown,
+    identified,
+    json_text,
+    markdown_table,
+    mean_std,
+    rounded,
+    spread,
+)
 from pipeline.store import UNLABELLED
 
 COLUMNS = ("run", "seed", "utterance", "conversation", "split", "true", "predicted")
@@ -363,7 +374,7 @@ def table_md(joined: Joined) -> str:
         for name, score in joined.scores.items()
     ]  # fmt: skip
     folds = [
-        [fold.name, *(f"{score.folds[index]:.3f}" for score in joined.scores.values()),
+        [escape_markdown(fold.name), *(f"{score.folds[index]:.3f}" for score in joined.scores.values()),
          str(int((fold.true != UNLABELLED).sum())), str(len(set(fold.conversations)))]
         for index, fold in enumerate(joined.folds)
     ]  # fmt: skip
@@ -386,8 +397,8 @@ def table_md(joined: Joined) -> str:
         *classes,
         "",
         f"Folds {run['id']}: parameters `{str(run['params'])[:12]}`, modalities {run['modalities']}, encoders "
-        f"{run['encoders']}, erc-fusion {run['version']}; runs "
-        + ", ".join(f"{name} {identifier}" for name, identifier in run["folds"].items())
+        f"{escape_markdown(run['encoders'])}, erc-fusion {run['version']}; runs "
+        + ", ".join(f"{escape_markdown(name)} {identifier}" for name, identifier in run["folds"].items())
         + ".",
     ]
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fusion.evaluation.scores import Evaluation, sample_std
 from fusion.objective import ClassScores, to_seven
-from fusion.tables import csv_text, markdown_table, mean_std, number, plain_cell, spread
+from fusion.tables import csv_text, escape_markdown, markdown_table, mean_std, number, plain_cell, spread
 from pipeline.settings import parse_lines, read_lines
 
 SHOWN = ("precision", "recall", "f1")
@@ -45,7 +45,8 @@ def class_rows(described: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 def class_table(described: Mapping[str, Mapping[str, Any]], title: str = "label") -> list[str]:
     """The lines of a table of what `describe_classes` returns."""
-    return markdown_table([title, *SHOWN, "support"], class_rows(described))
+    rows = ([escape_markdown(label), *cells] for label, *cells in class_rows(described))
+    return markdown_table([title, *SHOWN, "support"], rows)
 
 
 class Record(BaseModel):

@@ -45,6 +45,7 @@ from fusion.tables import (
     count_seeds,
     csv_text,
     digested,
+    escape_markdown,
     identified,
     is_whole,
     json_text,
@@ -54,6 +55,7 @@ from fusion.tables import (
     rounded,
     spread,
 )
+from pipeline.settings import refuse_pipe
 from pipeline.store import Features
 
 log = logging.getLogger(__name__)
@@ -142,6 +144,7 @@ def check_files(folder: Path, hashes: Mapping[str, str], fix: str = AGAIN) -> No
     """Raise ResultError unless the files in `folder` are those that were written together, by their `hash_files`."""
     for name, expected in hashes.items():
         path = folder / name
+        refuse_pipe(path)
         try:
             found = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
@@ -163,6 +166,7 @@ def read_result(path: Path) -> str:
         ResultError: it is missing, cannot be read, or is not UTF-8.
     """
     try:
+        refuse_pipe(path)
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ResultError(f"{path}: no such result file; {AGAIN}, or name a folder that it wrote") from None
@@ -336,10 +340,10 @@ def _settings(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         for seed in evaluation.seeds
     ]
     return (
-        f"Model {run['model']}, target {run['target']}, modalities {run['modalities']}, encoders {run['encoders']}, "
-        f"{params.optimizer} at {params.learning_rate:g}. Each seed learned for at most {params.epochs} epochs, "
-        f"patience {params.patience}; kept are its epochs of the {params.best} on validation, by stage and "
-        f"head: {'; '.join(chosen)}."
+        f"Model {run['model']}, target {run['target']}, modalities {run['modalities']}, encoders "
+        f"{escape_markdown(run['encoders'])}, {params.optimizer} at {params.learning_rate:g}. Each seed learned for "
+        f"at most {params.epochs} epochs, patience {params.patience}; kept are its epochs of the {params.best} on "
+        f"validation, by stage and head: {'; '.join(chosen)}."
     )
 
 

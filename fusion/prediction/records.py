@@ -118,7 +118,7 @@ def to_csv(predictions: Sequence[Prediction]) -> str:
         ]
         for one in predictions
     )
-    return csv_text([*header, *(_apart(name, header) for name in carried)], rows)
+    return csv_text([*header, *(plain_cell(_apart(name, header)) for name in carried)], rows)
 
 
 def summary(predictions: Sequence[Prediction]) -> str:

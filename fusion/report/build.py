@@ -19,11 +19,12 @@ from fusion.evaluation import Record, read_records
 from fusion.objective import Task, find_task
 from fusion.report import overview
 from fusion.report.results import read_results
-from fusion.report.turns import Beside, Said, Views, ask, describe_turns, isolated, script_json
+from fusion.report.turns import Beside, Said, Views, ask, describe_turns, script_json
 from fusion.report.utterances import find_sounds, find_words, labels
 from fusion.report.views import LONGEST, Viewer
 from fusion.runtime import Memory, count_jobs, memory_for_features, write_file, writing
-from pipeline.settings import sole_writer
+from fusion.tables import isolated
+from pipeline.settings import refuse_pipe, sole_writer
 from pipeline.store import Features
 
 SPLITS = ("train", "validation", "test")
@@ -115,6 +116,7 @@ def write_page(
 
 def _check_replaceable(page: Path) -> None:
     """Refuse at once what is not ours to replace; a page of ours can be made again from what it was made of."""
+    refuse_pipe(page)
     with writing(page):
         if page.exists() and GENERATOR not in page.read_bytes()[:HEAD]:
             raise OutputError(f"{page}: exists and is not a page of fusion-report; name another folder (--output)")

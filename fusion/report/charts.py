@@ -14,6 +14,7 @@ import numpy as np
 from fusion.evaluation import AXES, BLUE, GREEN, GREY, ORANGE, SKY, TITLES, VERMILION, draw_svg, level_name
 from fusion.objective import METRICS
 from fusion.report.results import Results, Row
+from fusion.tables import isolated
 from pipeline.store import CorpusNote
 
 INK = "currentColor"
@@ -28,7 +29,7 @@ def svg(chart: Any, name: str, label: str) -> str:
     drawn = draw_svg(chart, INK, "transparent", "system-ui, sans-serif")
     drawn = re.sub(r'\bid="([\w-]+)"', rf'id="{name}-\1"', drawn)
     drawn = re.sub(r"url\(#([\w-]+)\)", rf"url(#{name}-\1)", drawn)
-    return drawn.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
+    return drawn.replace("<svg ", f'<svg role="img" aria-label="{html.escape(isolated(label))}" ', 1)
 
 
 def score_chart(results: Results, corpus: CorpusNote | None) -> str | None:

@@ -8,7 +8,6 @@ Probabilities are in 255 steps, scores float32. What is not known is null, or -1
 
 import base64
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -25,6 +24,7 @@ from fusion.objective import Task
 from fusion.report.utterances import Sound
 from fusion.report.views import Axis
 from fusion.runtime import side_by_side, single_thread
+from fusion.tables import DIRECTIONS, isolated
 from pipeline.store import UNLABELLED, Features
 
 ALONE = 8 * CONVERSATIONS  # turns at a time that are conversations of their own, as many as there are in the others
@@ -159,9 +159,6 @@ class Beside:
     said: Said
 
 
-ISOLATE, POP, END = "\u2068", "\u202c", "\u2069"  # of UAX #9: an isolate, and what closes embeddings and isolates
-CLOSED_BY = dict.fromkeys("\u202a\u202b\u202d\u202e", POP) | dict.fromkeys("\u2066\u2067\u2068", END)
-DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 ESCAPES = {ord(symbol): f"\\u{ord(symbol):04x}" for symbol in "<>&\u2028\u2029"}
 
 
@@ -247,31 +244,6 @@ def describe_turns(
         "begin": _bytes(np.array([one.start if one and one.start is not None else -1 for one in here]), "<f4"),
         "end": _bytes(np.array([one.end if one and one.end is not None else -1 for one in here]), "<f4"),
     }
-
-
-def isolated(text: str) -> str:
-    """`text` whose marks of direction end with it: one that overrides turns round no words of the page beside it.
-
-    >>> ascii(isolated("joy \\u202ereversed")), isolated("joy")
-    ("'\\\\u2068joy \\\\u202ereversed\\\\u202c\\\\u2069'", 'joy')
-    """
-    if not DIRECTIONS.search(text):
-        return text
-    shown, closing = [], list[str]()
-    for character in text:
-        if character in CLOSED_BY:
-            closing.append(CLOSED_BY[character])
-        elif character == END:
-            if END not in closing:
-                continue  # it would close what surrounds the text
-            while closing.pop() != END:
-                pass
-        elif character == POP:
-            if closing[-1:] != [POP]:
-                continue
-            closing.pop()
-        shown.append(character)
-    return "".join([ISOLATE, *shown, *reversed(closing), END])
 
 
 def _isolated_all(content: Any) -> Any:

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from fusion.checkpoint import Provenance, count_split, load_model, score_intervals
-from fusion.checkpoint.card import code, describe_encoder, escape, model_card
+from fusion.checkpoint.card import code, describe_encoder, model_card
 from fusion.data import load_split
 from fusion.inference import predict_heads
 from fusion.objective import Interval, find_task
+from fusion.tables import escape_markdown
 from pipeline.store import CorpusNote, Features, Identity
 from tests.fusion.made import AUDIO, LABELS, TEXT, Made, make_features, tiny_recipe, train_made
 
@@ -158,7 +159,7 @@ def test_a_corpus_without_a_name_is_not_given_one(provenance: Provenance) -> Non
 @given(st.text(min_size=1))
 def test_escaped_text_reads_as_it_was(text: str) -> None:
     printable = "".join(character for character in text if character.isprintable() or character in " \n")
-    (paragraph,) = [token for token in MarkdownIt().parse(f"x {escape(printable)}") if token.type == "inline"]
+    (paragraph,) = [token for token in MarkdownIt().parse(f"x {escape_markdown(printable)}") if token.type == "inline"]
     assert "".join(part.content for part in paragraph.children or []) == f"x {' '.join(printable.split())}".strip()
 
 

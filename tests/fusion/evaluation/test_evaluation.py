@@ -20,6 +20,7 @@ from fusion.checkpoint import load_model
 from fusion.data import load_split
 from fusion.errors import FeatureError, ModelError, OutputError
 from fusion.evaluation import current_commit, evaluate, headline, write_report
+from fusion.evaluation.predictions import class_table
 from fusion.evaluation.scores import Evaluation
 from fusion.inference import predict, predict_heads
 from fusion.objective import best_epoch, calibrate, chance_scores
@@ -206,6 +207,12 @@ def test_scores_can_be_computed_again_from_the_predictions(results: Path) -> Non
         for name, value in expected.items():
             assert content["seeds"][seed]["test"][name]["value"] == pytest.approx(value, abs=1e-6)
         assert content["test"]["utterances"] == len(rows)
+
+
+def test_no_label_breaks_the_table_of_classes_or_turns_its_words_round() -> None:
+    scores = {name: {"mean": 0.5, "std": None} for name in ("precision", "recall", "f1")} | {"support": 3}
+    rows = class_table({"a|b": scores, "<b>": scores, "\u202ejoy": scores})[2:]
+    assert [row.split(" ", 2)[1] for row in rows] == ["a\\|b", "\\<b\\>", "\u2068\u202ejoy\u202c\u2069"]
 
 
 def test_details_hold_means_classes_seeds_and_the_run(results: Path, features: Features) -> None:
