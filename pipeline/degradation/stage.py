@@ -17,6 +17,7 @@ conditions that are asked for, and nothing else. The kept files may be deleted a
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from pipeline.degradation.distortions import (
     vocabulary_of,
     word_errors,
 )
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StoreError
 from pipeline.extraction import Altered, Recordings, Work, fill, plan_audio, plan_text
 from pipeline.manifest import Source, Utterance, read_manifest
 from pipeline.media import Channels
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 
 CODE = "pipeline.degradation.stage:degrade"  # what decides what a condition holds, besides the encoder's weights
+WRITTEN = re.compile(r"(text-(word-errors-.+|recogniser)|audio-noise-.+dB)\.h5")  # names of conditions
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,10 @@ def degrade(
         DataError: the manifest is missing or broken, a recording is not what it says, or the recogniser's words are
             asked for and not there.
         EncoderError, StoreError, OSError: as `pipeline.extraction.extract_audio`; of `overwrite`, too: a condition of
-            that name was made of other input, by other code or by another encoder.
+            that name was made of other input, by other code or by another encoder. `folder` holds something else.
     """
     with sole_writer(folder):
+        _check_replaceable(folder)
         utterances = read_manifest(manifest)
         hearings, notes = hear(utterances, params, manifest)
         test = [utterance for utterance in utterances if utterance.split == "test"]
@@ -115,6 +118,15 @@ def degrade(
             done[outcome.there].append(condition)
         _publish([kept / condition.name for conditions in done.values() for condition in conditions], folder)
         return Degraded(folder, encoded=done[False], kept=done[True], notes=notes)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse at once what must not be deleted in the end."""
+    found = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name] * folder.exists()
+    if others := sorted(name for name in found if not WRITTEN.fullmatch(name)):
+        raise StoreError(
+            f"{folder}: holds what pipeline-degrade did not write ({others[0]}); name another folder (--output)"
+        )
 
 
 @dataclass(frozen=True)
@@ -199,13 +211,11 @@ def _add_noise(utterance: Source, clip: "torch.Tensor", ratio: float, seed: int,
 
 
 def _publish(files: Sequence[Path], folder: Path) -> None:
-    """Let `folder` hold these files and no other part file: a new folder takes its place."""
+    """Let `folder` hold these files and no other: a new folder takes its place."""
     made = folder.with_name(folder.name + ".tmp")
     with writing(folder):
         shutil.rmtree(made, ignore_errors=True)
-        if folder.exists():
-            shutil.copytree(folder, made, symlinks=True, ignore=shutil.ignore_patterns("*.h5"))
-        made.mkdir(parents=True, exist_ok=True)
+        made.mkdir(parents=True)
         for file in files:
             try:
                 os.link(file, made / file.name)

@@ -223,6 +223,17 @@ def test_levels_that_are_no_longer_asked_for_are_gone(corpus: Path, tmp_path: Pa
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize("name", ["audio.h5", "notes.txt", "more/a.h5"])
+def test_a_folder_of_somebody_else_is_not_replaced(corpus: Path, tmp_path: Path, name: str) -> None:
+    run(corpus, tmp_path / "degraded", word_errors=(0.2,))
+    path = tmp_path / "degraded" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("other work")
+    with pytest.raises(StoreError, match="holds what pipeline-degrade did not write"):
+        run(corpus, tmp_path / "degraded", word_errors=(0.2,))
+    assert path.read_text() == "other work"
+
+
 def test_other_input_another_seed_other_code_or_damage_is_encoded_anew(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
