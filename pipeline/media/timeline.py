@@ -32,9 +32,9 @@ AVI_SHARE = 0.75  # of the length that AVI headers state, which counts chunks th
 STAMPED = ("flac", "wv")  # of the formats without an index, those whose frames say their time
 TAGS = (b"ID3", b"TAG", b"APETAGEX")  # not sound, where MP3 files are joined
 SUMMED = ("flac", "ac3", "eac3", "wavpack", "tta")  # codecs with checksums, which FFmpeg ignores unless it is asked
-# they have FFmpeg open other files; and pictures
+# they have FFmpeg open other files (of a.mlv: a.m00 and so on); and pictures
 REFUSED = {"concat", "concatf", "hls", "applehttp", "dash", "imf", "webm_dash_manifest", "sdp", "rtp", "rtsp", "sap"}
-REFUSED |= {"image2", "image2pipe", "vobsub"}
+REFUSED |= {"image2", "image2pipe", "vobsub", "mlv"}
 
 Kind = Literal["gap", "damaged"]
 

@@ -438,6 +438,19 @@ def test_a_file_that_refers_to_another_is_not_followed(tmp_path: Path, kind: str
     assert decode(path).issues == ["undecodable"]
 
 
+def mlv_header(number: int) -> bytes:
+    """Of one of two files of a Magic Lantern recording."""
+    return b"MLVI" + struct.pack("<I8sQHHIHHIIII", 52, b"v2.0", 77, number, 2, 0, 0, 1, 0, 1, 25, 1)
+
+
+def test_a_recording_in_several_files_is_not_followed_to_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(mlv_header(0) + b"WAVI" + struct.pack("<IQHHIIHH", 32, 0, 1, 1, RATE, 2 * RATE, 2, 16))
+    frame = b"AUDF" + struct.pack("<IQII", 24 + RATE, 0, 0, 0) + bytes(range(250)) * (RATE // 250)
+    path.with_suffix(".w00").write_bytes(mlv_header(1) + frame)
+    assert decode(path).issues == ["undecodable"]
+
+
 def test_time_stamps_that_jump_cost_no_memory(tmp_path: Path) -> None:
     """A packet of an hour-long file that claims to be of next year."""
     path = tmp_path / "a.mka"
