@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import ErcError
+from pipeline.errors import ErcError, refuse_pipe
 
 SECTION_NAMES = (
     *("dataset", "audio", "text", "features", "import", "evaluate", "cluster"),
@@ -40,6 +40,7 @@ SECTION_NAMES = (
 MOST_VALUES = 10_000  # of a document
 DEEPEST = 50  # groups and lists inside each other
 LONGEST_TEXT = 1_000_000  # characters
+LONGEST_NUMBER = 4_300  # digits
 SHOWN = 200  # characters of what is wrong
 
 
@@ -186,6 +187,13 @@ class _Loader(yaml.SafeLoader):
             for key, value in super().construct_mapping(node, deep).items()
         }
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Without those that Python would read, as they are written to another base, but not write."""
+        number: int = super().construct_yaml_int(node)
+        if abs(number) >= 10**LONGEST_NUMBER:
+            raise ValueError(f"an integer of more than {LONGEST_NUMBER:,} digits")
+        return number
+
     def get_single_node(self) -> yaml.Node | None:
         """The document before anything is made of it, while aliases are still counted in no time."""
         node: yaml.Node | None = super().get_single_node()
@@ -235,6 +243,7 @@ def _parse(text: str) -> Any:
         raise yaml.YAMLError(f"a date, number or tag in it cannot be read ({error})") from None
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -247,6 +256,7 @@ def read_document(path: Path) -> dict[str, Any]:
         SettingsError: the file is missing or not YAML, or has a section that there is not.
     """
     try:
+        refuse_pipe(path)
         document = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(

@@ -210,6 +210,8 @@ WRONG = {
     "no such day": ("audio: {encoder: 2001-99-99}", "a date, number or tag in it cannot be read (month must be in"),
     "no date at all": ("audio: {encoder: !!timestamp soon}", "a date, number or tag in it cannot be read"),
     "too many digits": ("audio: {layers: " + "9" * 5000 + "}", "a date, number or tag in it cannot be read (Exceeds"),
+    "hexadecimal": ("audio: {layers: 0x" + "f" * 5000 + "}", "cannot be read (an integer of more than 4,300 digits)"),
+    "sexagesimal": ("audio: {layers: 9" + ":59" * 5000 + "}", "cannot be read (an integer of more than 4,300 digits)"),
     "many digits": ("audio: {layers: " + "9" * 4000 + "}", "(4,000 characters)"),
     "nested lists": ("audio: {layers: " + "[" * 900 + "]" * 900 + "}", "nested more than 50 deep"),
     "nested groups": ("audio: {layers: " + "{a: " * 60 + "1" + "}" * 60 + "}", "nested more than 50 deep"),
