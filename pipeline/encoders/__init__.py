@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from pipeline.encoders.exact import Convolutions, make_exact, padded, prepared, restore_names, widen_narrow_groups
     from pipeline.encoders.front_end import Prepared
     from pipeline.encoders.loading import (
+        FINGERPRINT,
         NOTE,
         Source,
         choose_device,
         find_model,
+        hash_files,
+        is_whole,
         load_config,
         load_pretrained,
         read_note,

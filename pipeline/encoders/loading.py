@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.encoders.architectures import Architecture, Modality, check_supported
-from pipeline.errors import EncoderError
+from pipeline.errors import EncoderError, refuse_pipe
 from pipeline.params import Mix
 from pipeline.settings import load_transformers
 
@@ -46,6 +46,25 @@ def read_note(folder: Path) -> str | None:
     return note if note.startswith(OFF) else None
 
 
+FINGERPRINT = "fingerprint"  # file of a fine-tuned encoder: of all that decided its weights; then, of what it holds
+
+
+def hash_files(folder: Path, *without: str) -> str:
+    """Hash (hex) of the names and bytes of the files in `folder`, but for those `without`."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name not in without):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder that `pipeline-finetune` wrote is as it was written; its card may be edited."""
+    mark = folder / FINGERPRINT
+    known = mark.read_text(encoding="utf-8", errors="replace").splitlines()[1:] if mark.is_file() else []
+    return not known or known == [hash_files(folder, NOTE, FINGERPRINT)]
+
+
 UNUSED = ("pooler.", "masked_spec_embed", "adapter.")  # of a base model: for training, and for tasks that are not ours
 BUFFERS = (  # that older checkpoints hold
     *(".position_ids", ".token_type_ids", ".inv_freq", ".num_batches_tracked"),
@@ -54,6 +73,7 @@ BUFFERS = (  # that older checkpoints hold
 
 
 AT_ONCE = 1 << 22  # numbers whose hash is taken
+LONGEST_HEADER = 100_000_000  # bytes of a safetensors file, as its library has it
 
 
 @dataclass(frozen=True)
@@ -80,6 +100,13 @@ def find_model(name: str, revision: str | None, builtin: dict[str, Path]) -> Sou
         if not (folder / "config.json").is_file():
             reason = read_note(folder) or "expected a Hugging Face model folder"
             raise EncoderError(f"encoder folder {folder} has no config.json; {reason}")
+        for path in folder.iterdir():
+            refuse_pipe(path)
+        if not is_whole(folder):
+            raise EncoderError(
+                f"encoder folder {folder} is damaged, or was edited since it was fine-tuned; run pipeline-finetune "
+                f"again, or delete its file '{FINGERPRINT}' to keep an edit of yours"
+            )
         return Source(str(folder), folder.resolve().name, None)
     if name.count("/") > 1 or name.startswith(("/", ".", "~")) or not name.strip("/"):
         raise EncoderError(f"no such encoder folder: {name}; fix the path, or give a Hugging Face name")
@@ -234,9 +261,10 @@ def stored_precision(source: Source) -> "torch.dtype":
     """float16 or bfloat16 where every weight of a safetensors checkpoint is stored so; else float32."""
     import torch
 
-    index = _file(source, "model.safetensors.index.json")
-    names = set(json.loads(index.read_bytes())["weight_map"].values()) if index else {"model.safetensors"}
-    kinds = {kind for name in names for kind in _kinds(_file(source, name))}
+    index, kinds = _file(source, "model.safetensors.index.json"), {"unknown"}
+    with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):  # loading says what is damaged
+        names = set(json.loads(index.read_bytes())["weight_map"].values()) if index else {"model.safetensors"}
+        kinds = {kind for name in names for kind in _kinds(_file(source, name))}
     return {"F16": torch.float16, "BF16": torch.bfloat16}.get(kinds.pop() if len(kinds) == 1 else "", torch.float32)
 
 
@@ -257,7 +285,7 @@ def _kinds(path: Path | None) -> set[str]:
     if path is None:
         return {"unknown"}
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), LONGEST_HEADER)))
     return {weight["dtype"] for name, weight in header.items() if name != "__metadata__"}
 
 

@@ -3,15 +3,17 @@
 No heavy imports: with fine-tuning off, its command must cost nothing.
 """
 
+import logging
 import shutil
 from pathlib import Path
 
-from pipeline.encoders import NOTE, read_note, write_note
+from pipeline.encoders import FINGERPRINT, NOTE, is_whole, read_note, write_note
 from pipeline.errors import StoreError
 from pipeline.settings import publish, sole_writer
 
-FINGERPRINT = "fingerprint"  # of everything that decides the weights
 HEADING = "# Fine-tuned encoder"  # of the card in a folder of ours, which may be replaced
+
+log = logging.getLogger(__name__)
 
 
 def check_replaceable(output: Path) -> None:
@@ -29,7 +31,7 @@ def check_replaceable(output: Path) -> None:
 
 
 def is_there(output: Path, fingerprint: str, overwrite: bool) -> bool:
-    """Whether the encoder of this fingerprint is in `output`.
+    """Whether the encoder of this fingerprint is in `output`, undamaged.
 
     Raises:
         StoreError: another one is, and `overwrite` is not given.
@@ -37,8 +39,11 @@ def is_there(output: Path, fingerprint: str, overwrite: bool) -> bool:
     if not (output / "config.json").exists():
         return False
     file = output / FINGERPRINT
-    if file.exists() and file.read_text(encoding="utf-8", errors="replace") == fingerprint:
-        return True
+    if file.exists() and file.read_text(encoding="utf-8", errors="replace").split("\n")[0] == fingerprint:
+        if is_whole(output):
+            return True
+        log.warning("%s: damaged, or edited since it was written; it is fine-tuned again", output)
+        return False
     if overwrite:
         return False
     raise StoreError(

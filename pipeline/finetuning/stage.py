@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.encoders import NOTE
+from pipeline.encoders import FINGERPRINT, NOTE, hash_files
 from pipeline.errors import EncoderError
 from pipeline.finetuning.examples import METRICS, Chosen, Modality, choose, lay_down, majority
-from pipeline.finetuning.folder import FINGERPRINT, HEADING, check_replaceable, hand_over, is_there
+from pipeline.finetuning.folder import HEADING, check_replaceable, hand_over, is_there
 from pipeline.manifest import Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, FinetuneParams, TextParams
@@ -216,7 +216,7 @@ def _finetune(
     finished = work / "finished"
     shutil.rmtree(finished, ignore_errors=True)
     learner.save(finished)
-    (finished / FINGERPRINT).write_text(fingerprint, encoding="utf-8")
+    (finished / FINGERPRINT).write_text(f"{fingerprint}\n{hash_files(finished, NOTE)}", encoding="utf-8")
     (finished / NOTE).write_text(_card(learner, chosen, history, best, settings, floor), encoding="utf-8")
     hand_over(finished, output, work)
     named = Path(prepared.params.encoder).resolve() == output.resolve()

@@ -1,13 +1,12 @@
 """Hugging Face's Trainer, epoch by epoch: chosen on validation, stopped early, and resumable without a trace.
 
-After every epoch a checkpoint lies in the work folder. It counts if a mark holds the hashes of all its files, so a kill
+After every epoch a checkpoint lies in the work folder. It counts if a mark holds the hash of all its files, so a kill
 at any moment leaves the one before, and a damaged one is made again. The last and the best are kept. What decides when
 to stop and which epoch is best is read from the Trainer's own history, so a resumed run decides as an undisturbed one
 does.
 """
 
 import copy
-import hashlib
 import json
 import logging
 import shutil
@@ -27,7 +26,7 @@ from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from pipeline.encoders import shuffled_batches
+from pipeline.encoders import hash_files, shuffled_batches
 from pipeline.errors import EncoderError, StoreError, reason_and_fix
 from pipeline.finetuning.examples import METRICS, Example, scores
 from pipeline.finetuning.learners import Learner
@@ -36,7 +35,7 @@ from pipeline.settings import deterministic, full_float32, ran_out_of_memory, re
 
 log = logging.getLogger(__name__)
 
-MARK = "whole"  # file in a checkpoint whose bytes are all on disk: the hash of each other file, by name
+MARK = "whole"  # file in a checkpoint whose bytes are all on disk: the hash of the others
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def _last_whole(work: Path, params: FinetuneParams, steps: int) -> Path | None:
     """The last checkpoint that is whole, and whose best epoch's is too; those that are cut or damaged are removed."""
     for folder in work.glob("checkpoint-*"):
         mark = folder / MARK
-        if not mark.exists() or mark.read_bytes() != _hashes(folder):
+        if not mark.exists() or mark.read_bytes().decode(errors="replace") != hash_files(folder, MARK):
             log.warning("%s: cut short or damaged; fine-tuning goes on from an earlier epoch", folder)
             shutil.rmtree(folder)
     for folder in sorted(work.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
@@ -211,18 +210,8 @@ class _EpochTrainer(Trainer):
 
 
 def _mark_whole(folder: Path) -> None:
-    (folder / MARK).write_bytes(_hashes(folder))
+    (folder / MARK).write_text(hash_files(folder, MARK))
     sync_folder(folder)
-
-
-def _hashes(folder: Path) -> bytes:
-    """SHA-256 of each file but the mark, as the mark holds them."""
-    hashes = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != MARK:
-            with path.open("rb") as file:
-                hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return json.dumps(hashes).encode()
 
 
 class _Order(Sampler[int]):

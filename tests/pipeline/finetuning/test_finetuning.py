@@ -266,6 +266,20 @@ def test_a_damaged_checkpoint_is_trained_again(
         shutil.rmtree(tmp_path / "again")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_encoder_is_not_used_and_fine_tuned_again(
+    corpus: Corpus, tuned: Path, tmp_path: Path, name: str
+) -> None:
+    folder = Path(shutil.copytree(tuned / "text", tmp_path / "text"))
+    changed = bytearray((folder / name).read_bytes())
+    changed[-9] ^= 1
+    (folder / name).write_bytes(changed)
+    with pytest.raises(EncoderError, match="is damaged, or was edited since it was fine-tuned; run pipeline-finetune"):
+        load_text_encoder(TextParams(encoder=str(folder)))
+    corpus.words(folder)
+    assert content(folder) == content(tuned / "text")
+
+
 def test_other_settings_start_afresh_and_say_so(
     corpus: Corpus, tuned: Path, interrupted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
