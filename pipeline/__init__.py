@@ -39,14 +39,13 @@ def prepare(
         DataError: the corpus is not what it must be.
         OSError: the manifest cannot be written.
     """
-    from pipeline.manifest import check_place, write_manifest, write_sources
+    from pipeline.manifest import sole_manifest, write_manifest, write_sources
     from pipeline.params import DatasetParams
     from pipeline.preparation import prepare as read_and_probe
-    from pipeline.settings import as_overrides, read_section, sole_writer
+    from pipeline.settings import as_overrides, read_section
 
     section = read_section(_path(params), "dataset", DatasetParams, as_overrides(dataset=dataset))
-    with sole_writer(Path(output)):
-        check_place(Path(output))
+    with sole_manifest(Path(output)):
         prepared = read_and_probe(section)
         write_manifest(Path(output), prepared.utterances)
         write_sources(Path(output), prepared.utterances)

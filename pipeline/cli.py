@@ -66,14 +66,13 @@ def prepare_app(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse counts that are not the published ones.")] = False,
 ) -> None:
     """Read the corpus, settle its oddities, and write one record per utterance."""
-    from pipeline.manifest import check_place, write_manifest, write_sources
+    from pipeline.manifest import sole_manifest, write_manifest, write_sources
     from pipeline.params import DatasetParams
     from pipeline.preparation import check_published, prepare, summary
-    from pipeline.settings import read_section, sole_writer
+    from pipeline.settings import read_section
 
     dataset = read_section(params, "dataset", DatasetParams, overrides)
-    with sole_writer(output):
-        check_place(output)  # now, rather than after all is decoded
+    with sole_manifest(output):
         prepared = prepare(dataset)
         if not (strict and prepared.differences):
             write_manifest(output, prepared.utterances)  # before anything is printed, which may fail

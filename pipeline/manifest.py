@@ -46,7 +46,8 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Literal, get_args
@@ -54,7 +55,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import DataError
-from pipeline.settings import parse_lines, read_lines, write_lines
+from pipeline.settings import parse_lines, read_lines, sole_writer, write_lines
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -71,6 +72,7 @@ OPTIONAL = ("recognised", "extra", "content", "group")  # not in the line of an 
 SOURCES = {"audio": "recordings.jsonl", "text": "texts.jsonl"}  # beside the manifest, by the modality that they are for
 KEY_DIGITS = 32  # hexadecimal
 EXCERPT = 60  # characters of a text that names itself in a message
+BEGINNING = b'{"id":'  # of a manifest
 
 
 class Source(BaseModel):
@@ -164,10 +166,10 @@ def write_manifest(path: Path, utterances: Sequence[Utterance]) -> None:
     """Write JSON lines; the file appears whole or not at all."""
     write_lines(
         path,
-        (
+        [
             utterance.model_dump_json(exclude={name for name in OPTIONAL if getattr(utterance, name) in (None, {})})
             for utterance in utterances
-        ),
+        ],
     )
 
 
@@ -178,19 +180,36 @@ def write_sources(manifest: Path, utterances: Sequence[Utterance]) -> None:
     """
     for modality, name in SOURCES.items():
         sources = sources_of(utterances, modality)
-        write_lines(manifest.with_name(name), (source.model_dump_json(exclude_defaults=True) for source in sources))
+        write_lines(manifest.with_name(name), [source.model_dump_json(exclude_defaults=True) for source in sources])
 
 
-def check_place(path: Path) -> None:
-    """See that a manifest can be written to `path`, before it takes long to make one; its folder is made.
+@contextmanager
+def sole_manifest(path: Path) -> Iterator[None]:
+    """Be the only process that writes `path` and what lies beside it (`SOURCES`). That a manifest can be written there
+    is seen before it takes long to make one; its folder is made.
 
     Raises:
+        DataError: something else is there, which would be lost.
+        BusyError: another process writes there.
         OSError: the folder cannot be made or written, or `path` is a folder.
     """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    write_manifest(partial := path.with_name(path.name + ".try"), [])
-    partial.unlink()
+    if path.name in SOURCES.values():
+        raise DataError(
+            f"{path}: the name of what is written beside a manifest; name the manifest otherwise (--output)"
+        )
+    if path.is_file() and not _is_manifest(path):
+        raise DataError(f"{path}: holds something else than a manifest; name another file (--output), or move this one")
+    with sole_writer(path), sole_writer(path.with_name(SOURCES["audio"])):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        write_manifest(partial := path.with_name(path.name + ".try"), [])
+        partial.unlink()
+        yield
+
+
+def _is_manifest(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(BEGINNING)) in (BEGINNING, b"")
 
 
 def read_manifest(path: Path) -> list[Utterance]:

@@ -35,6 +35,7 @@ def write_file(path: Path, content: bytes) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            partial.unlink(missing_ok=True)  # of a killed run, or a link or pipe of somebody else
             with partial.open("wb") as file:
                 file.write(content)
                 file.flush()

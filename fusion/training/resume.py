@@ -59,7 +59,7 @@ class StateFile:
 
     def load(self) -> State | None:
         """The state on disk, its tensors on the CPU; None where there is none of this run."""
-        if not self.path.exists():
+        if not self.path.is_file():
             return None
         try:
             written = self.path.read_bytes()

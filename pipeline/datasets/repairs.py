@@ -5,7 +5,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, refuse_pipe
 
 BYTES = "lines that were not UTF-8, read as cp1252"
 CONTROLS = "texts with cp1252 punctuation that an earlier conversion had left as control characters"
@@ -146,6 +146,7 @@ def read_lines(path: Path, repaired: Repairs) -> list[str]:
         DataError: it cannot be read; also as `decode`.
     """
     try:
+        refuse_pipe(path)
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); fix dataset.root, or the file") from None

@@ -27,7 +27,7 @@ from typing import Any
 
 from pipeline.datasets.corpus import Corpus, Turn
 from pipeline.datasets.repairs import Repairs, decode, fix_surrogates, repair_controls
-from pipeline.errors import DataError
+from pipeline.errors import DataError, refuse_pipe
 from pipeline.manifest import LARGEST_SCORE
 from pipeline.params import Columns, DatasetParams
 from pipeline.settings import take_check
@@ -73,6 +73,7 @@ def read_rows(path: Path, repaired: Counter[str] | None = None, encoding: str | 
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: a table must end in {', '.join(readers)}; convert it, or name another")
     try:
+        refuse_pipe(path)
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: no such table; fix dataset.root and dataset.table in params.yaml") from None

@@ -34,7 +34,7 @@ from unicodedata import normalize
 import typer
 from typer.core import TyperCommand
 
-from pipeline.errors import ErcError, reason_and_fix
+from pipeline.errors import ErcError, reason_and_fix, refuse_pipe
 
 if TYPE_CHECKING:
     from pipeline.settings.sections import Section
@@ -207,6 +207,10 @@ def single_command(
             from pipeline.settings.sections import check_overrides
 
             check_overrides(arguments.get("overrides", ()), [name for name in sections if "." not in name])
+            for value in arguments.values():
+                for path in value if isinstance(value, list) else [value]:
+                    if isinstance(path, Path):
+                        refuse_pipe(path)
             body(**arguments)
             with _printing():
                 sys.stdout.flush()

@@ -2,34 +2,37 @@
 
     {"id":"d0/0","conversation":"d0",...,"check":"1f0c9a3e"}
 
-`check` is the last key, the first hexadecimal digits of the SHA-256 of the line without it. A line that has none is
-read as it is: whoever edits a line on purpose takes its `check` out.
+`check` is the last key, the first hexadecimal digits of the SHA-256 of the line without it; that of the last line says
+how many lines there are, too, as `1f0c9a3e of 140`. A line that has none is read as it is: whoever edits a line on
+purpose takes its `check` out, and that of the last line to add lines or take some out.
 """
 
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, refuse_pipe
 
-CHECKED = re.compile(r'({"id":.*), ?"check": ?"([0-9a-f]{8})"}')
+CHECKED = re.compile(r'({"id":.*), ?"check": ?"([0-9a-f]{8})(?: of (\d+))?"}')
 
 Record = TypeVar("Record", bound=BaseModel)
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
+def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Write JSON objects, a line each; the file appears whole or not at all."""
+    checks = [*map(_check, lines[:-1]), *(f"{_check(line)} of {len(lines)}" for line in lines[-1:])]
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # of a killed run, or a link or pipe of somebody else
         with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f'{line[:-1]},"check":"{_check(line)}"}}\n' for line in lines)
+            file.writelines(f'{line[:-1]},"check":"{check}"}}\n' for line, check in zip(lines, checks, strict=True))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -48,6 +51,7 @@ def read_lines(path: Path) -> list[str]:
         DataError: it is missing or cannot be read.
     """
     try:
+        refuse_pipe(path)
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"{path}: no such manifest; run pipeline-prepare, or dvc repro") from None
@@ -62,12 +66,13 @@ def parse_lines(lines: Iterable[str], kind: type[Record], path: Path) -> list[Re
     """The records of `lines`, which were read from `path`; empty lines hold none.
 
     Raises:
-        DataError: a line is no such record, or not the one that was written.
+        DataError: a line is no such record, or not the one that was written; or not as many as were written are there.
     """
-    records = []
+    records, last = [], ""
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
+        last = line
         where = f"{path}, line {number}"
         try:
             records.append(kind.model_validate_json(take_check(line, where)))
@@ -75,6 +80,12 @@ def parse_lines(lines: Iterable[str], kind: type[Record], path: Path) -> list[Re
             first = error.errors(include_url=False)[0]
             field = ".".join(map(str, first["loc"])) or "line"
             raise DataError(f"{where}: '{field}': {first['msg']}; run pipeline-prepare again") from None
+    if (checked := CHECKED.fullmatch(last)) and checked[3] != str(len(records)):
+        written = f"{checked[3]} were written" if checked[3] else "not the last one"
+        raise DataError(
+            f"{path}: holds {len(records)} lines, but {written}, as the check of its last line says; run "
+            "pipeline-prepare again, or take that check out to keep an edit"
+        )
     return records
 
 

@@ -45,8 +45,11 @@ def sole_writer(output: Path) -> Iterator[Path]:
 
     Raises:
         BusyError: another process holds it; the message names the process.
+        OSError: it is a symbolic link that leads back to itself.
     """
     place = _real(output)
+    if place.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(output))
     missing = [folder for folder in place.parents if not folder.exists()]
     descriptor = _take(place, output)
     if descriptor is None:
@@ -66,7 +69,7 @@ def sole_writer(output: Path) -> Iterator[Path]:
 
 def _real(output: Path) -> Path:
     where = os.path.realpath  # which takes a loop of links for what it is, unlike Path.resolve
-    return Path(where(output)) if output.is_dir() else Path(where(output.parent), output.name)
+    return Path(where(output)) if output.is_dir() or output.is_symlink() else Path(where(output.parent), output.name)
 
 
 def _lock_file(place: Path) -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, refuse_pipe
 
 FORMAT = "erc-features"
 BEGUN = "erc-features, unfinished"
@@ -58,6 +58,7 @@ def check_seal(path: Path) -> None:
 
 
 def _check_seal(path: Path) -> None:
+    refuse_pipe(path)
     with path.open("rb") as file:
         block = file.read(USER_BLOCK + len(HDF5))  # and the signature of HDF5 behind it
     line = _parse(block)
@@ -88,6 +89,7 @@ def _check_seal(path: Path) -> None:
 
 def read_begun(path: Path) -> dict[str, int] | None:
     """The note of a file that is begun; None where it is damaged, or no such file."""
+    refuse_pipe(path)
     with path.open("rb") as file:
         block = file.read(USER_BLOCK)
     line = _parse(block)

@@ -77,6 +77,7 @@ def try_size(path: Path, size: int) -> None:
     Raises:
         OSError: the disk is too full, a limit is lower, or the folder cannot be written.
     """
+    path.unlink(missing_ok=True)  # of a killed run, or a link or pipe of somebody else
     with path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, size)
 

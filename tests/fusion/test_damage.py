@@ -1,7 +1,9 @@
 """Files that changed after they were written: every command that reads one names it, or gives what it gave."""
 
+import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,17 @@ def test_every_command_stops_at_a_flipped_bit_of_the_features_and_names_the_utte
     part.path.write_bytes(content)
     told = f"1 of {len(part.ids)} utterances do not match their checksum: '{part.ids[place]}'; the file was damaged"
     assert told in refusal(run(command))
+    assert not made_files(project)
+
+
+@pytest.mark.parametrize("name", READ_BY)
+def test_nobody_waits_for_a_pipe(project: Path, name: str) -> None:
+    (project / name).unlink()
+    os.mkfifo(project / name)
+    for command in READ_BY[name]:
+        signal.alarm(30)  # ends the process
+        assert Path(name).name in refusal(run(command))
+        signal.alarm(0)
     assert not made_files(project)
 
 

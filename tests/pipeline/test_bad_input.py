@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import audio_app, import_app, inspect_app, join_app, prepare_app, text_app
 from pipeline.errors import StoreError
-from pipeline.manifest import read_manifest
+from pipeline.manifest import read_manifest, sole_manifest, write_manifest
 from pipeline.store import Identity, Utterances, read_features, read_part, write_features
 from tests.forked import exit_status, fork
 from tests.pipeline.made import cut, rows_of, sound, write_corpus, write_film, write_params, write_rows, write_wav
@@ -150,6 +151,32 @@ def test_prepare_refuses_what_is_no_table(tmp_path: Path, name: str) -> None:
     made = project(tmp_path)
     (made.root / "corpus" / table).write_bytes(content)
     assert expected in refusal(prepare_app, made.prepare("--set", f"dataset.table={table}"))
+
+
+@pytest.mark.parametrize("name", ["corpus/table.csv", "params.yaml", "texts.jsonl"])
+def test_prepare_takes_the_place_of_no_other_file(tmp_path: Path, name: str) -> None:
+    made = project(tmp_path)
+    before = made.file(name).read_bytes() if made.file(name).exists() else None
+    assert "(--output)" in refusal(prepare_app, [*made.paths, "--output", str(made.file(name))])
+    assert before == (made.file(name).read_bytes() if made.file(name).exists() else None)
+
+
+def test_two_manifests_in_one_folder_are_not_written_at_once(tmp_path: Path) -> None:
+    made = project(tmp_path)
+    with sole_manifest(made.file("other.jsonl")):
+        assert "recordings.jsonl: another process is writing it" in refusal(prepare_app, made.prepare())
+
+
+@pytest.mark.parametrize("what", ["the table", "the parameters", "the manifest"])
+def test_prepare_neither_waits_for_a_pipe_nor_takes_its_place(tmp_path: Path, what: str) -> None:
+    made = project(tmp_path)
+    place = {"the table": "corpus/table.csv", "the parameters": "params.yaml", "the manifest": "manifest.jsonl"}[what]
+    made.file(place).unlink(missing_ok=True)
+    os.mkfifo(made.file(place))
+    signal.alarm(30)  # ends the process
+    assert f"{made.file(place)}: a pipe, socket or device; name a file" in refusal(prepare_app, made.prepare())
+    signal.alarm(0)
+    assert made.file(place).is_fifo()
 
 
 @pytest.mark.parametrize(
@@ -353,7 +380,8 @@ def test_join_names_the_part_that_is_missing(again: Project) -> None:
 
 def test_join_refuses_parts_of_another_manifest(again: Project) -> None:
     lines = again.file("manifest.jsonl").read_text().splitlines(keepends=True)
-    again.file("manifest.jsonl").write_text("".join(lines[:11] + lines[12:]))
+    records = read_manifest(again.file("manifest.jsonl"))
+    write_manifest(again.file("manifest.jsonl"), records[:11] + records[12:])
     assert "feats.h5: holds other features or labels; name another file" in refusal(join_app, again.join())
     done(join_app, again.join("--overwrite"))  # of fewer utterances
     record = json.loads(lines[11]) | {"text": "something else"}

@@ -25,6 +25,7 @@ from pipeline.manifest import (
     write_manifest,
     write_sources,
 )
+from pipeline.settings import parse_lines, read_lines
 from tests.forked import exit_status, fork
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)  # line ends, NUL and emoji too
@@ -96,12 +97,26 @@ def test_no_bit_of_a_manifest_changes_in_silence(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(changed)
             with suppress(DataError):
                 assert read(tmp_path / name) == before, changed
-    lines = re.sub(r',"check":"\w+"', "", content.decode()).replace("so?", "so!")
+    lines = re.sub(r',"check":"[^"]+"', "", content.decode()).replace("so?", "so!")
     (tmp_path / name).write_text(lines)
     assert read_sources(tmp_path / name, "text")[0].text == "so!"
     (tmp_path / name).write_bytes(content.replace(b"so?", b"so!"))
     with pytest.raises(DataError, match=r"line 1: damaged or edited .* take 'check' out of the line to keep an edit"):
         read_sources(tmp_path / name, "text")
+
+
+@pytest.mark.parametrize("change", ["cut", "doubled", "without a line"])
+def test_whole_lines_that_are_lost_or_come_along_are_counted(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "manifest.jsonl"
+    write_manifest(path, [utterance(turn=turn) for turn in range(3)])
+    first, second, last = path.read_text().splitlines(keepends=True)
+    changed = {"cut": [first, second], "doubled": [first, second, last] * 2, "without a line": [first, last]}[change]
+    path.write_text("".join(changed))
+    with pytest.raises(DataError, match=rf"holds {len(changed)} lines, but (3 were written|not the last)"):
+        read_sources(path, "text")
+    content = path.read_text()
+    path.write_text(content[: content.rindex(',"check"')] + "}")
+    assert len(parse_lines(read_lines(path), Utterance, path)) == len(changed)
 
 
 def line(**changes: Any) -> str:

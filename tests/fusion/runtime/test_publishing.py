@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fusion.errors import OutputError
-from fusion.runtime import replace_files, replacing
+from fusion.runtime import replace_files, replacing, write_file
 from pipeline.settings import publish, restore
 from tests.forked import exit_status, fork
 
@@ -107,6 +107,13 @@ def test_files_are_replaced_together(tmp_path: Path, steps: int) -> None:
     assert write() == (found == earlier)
     assert read(folder) == later
     assert not write()
+
+
+def test_a_link_in_place_of_what_is_being_written_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("other work")
+    (tmp_path / "table.md.tmp").symlink_to("other")
+    write_file(tmp_path / "table.md", b"new")
+    assert read(tmp_path) == {"other": "other work", "table.md": "new"}
 
 
 def test_files_that_cannot_be_written_leave_the_older_ones(tmp_path: Path) -> None:

@@ -63,6 +63,15 @@ def test_a_second_writer_is_refused_by_name_and_a_killed_one_blocks_nobody(tmp_p
     )
 
 
+def test_a_link_to_a_folder_to_come_is_followed_and_a_loop_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("large/models")
+    with sole_writer(tmp_path / "link") as place:
+        assert place == tmp_path / "large" / "models"
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"), sole_writer(tmp_path / "loop"):
+        pass
+
+
 def test_what_a_killed_process_had_started_may_take_a_moment_to_end(tmp_path: Path) -> None:
     def start_and_die() -> None:
         with sole_writer(tmp_path / "output"):

@@ -276,7 +276,7 @@ def test_power_may_fail_at_any_moment(tmp_path: Path, monkeypatch: pytest.Monkey
     """Rows are on disk before their marks, all of it before the seal, the seal before the name, names at once."""
     calls = calls_of(monkeypatch)
     with SlotWriter(tmp_path / "part.h5", layout()) as writer:
-        assert calls == ["sync new", "rename .new .partial", "sync folder", "unlink .marked"]
+        assert calls == ["unlink .new", "sync new", "rename .new .partial", "sync folder", "unlink .marked"]
         calls.clear()
         writer.write([0, 2], [content()[0], content()[2]])
         assert calls == ["rows partial", "rows partial", "sync partial", "mark partial", "mark partial"]
