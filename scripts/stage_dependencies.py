@@ -18,9 +18,9 @@ from pipeline.settings.closure import closure
 ROOT = Path(__file__).parents[1]
 DVC = ROOT / "dvc.yaml"
 
+DECODER = "pipeline.media.decoder_process:main"  # which is started by a command
 # What the commands of the stages call. Not the commands themselves, whose help decides no file, nor what works on a
 # cluster, which gives the same files.
-DECODER = "pipeline.media.decoder_process:main"  # which is started by a command
 STAGES: dict[str, tuple[str, ...]] = {
     "prepare": ("pipeline.preparation:prepare", "pipeline.manifest:write_manifest", DECODER),
     "finetune-audio": ("pipeline.finetuning:finetune_audio", "pipeline.finetuning:turn_off", DECODER),

@@ -72,6 +72,7 @@ BUFFERS = (  # that older checkpoints hold
 )
 
 
+LFS = b"version https://git-lfs"
 AT_ONCE = 1 << 22  # numbers whose hash is taken
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors file, as its library has it
 
@@ -195,14 +196,25 @@ def load_pretrained(
                 **options,
             )
     except Exception as error:  # whatever a damaged folder makes the libraries raise
-        reason = " ".join(str(error).split())[:300]
-        raise EncoderError(f"encoder {source.location} cannot be loaded: {type(error).__name__}: {reason}") from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if pointer := _pointer_of_lfs(Path(source.location)):
+            reason = f"{pointer.name} is a pointer of Git LFS, not the weights; run git lfs pull in the folder"
+        raise EncoderError(f"encoder {source.location} cannot be loaded: {reason}") from None
     finally:
         transformers.logging.set_verbosity(verbosity)
     if cut:
         cut(model)
     _refuse_misfits(source, model, report)
     return model.train(trainable).requires_grad_(trainable)
+
+
+def _pointer_of_lfs(folder: Path) -> Path | None:
+    """A file of weights that was cloned without Git LFS."""
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+        with path.open("rb") as file:
+            if file.read(len(LFS)) == LFS:
+                return path
+    return None
 
 
 def _shapes_alone() -> Any:
@@ -308,9 +320,15 @@ def _refuse_misfits(source: Source, model: Any, report: dict[str, Any]) -> None:
         names = (str(key[0] if isinstance(key, tuple | list) else key) for key in report.get(kind, ()))
         wrong = sorted(name.removeprefix(prefix) for name in names if of_encoder(kind, name))
         if wrong:
+            wrapped = [name for name in report.get("unexpected_keys", ()) if name.endswith(f".{wrong[0]}")]
             raise EncoderError(
                 f"encoder {source.location}: {len(wrong)} weights are {kind.removesuffix('_keys')}, such as "
-                f"'{wrong[0]}'; its features would be partly random. Expected a checkpoint of this very architecture"
+                f"'{wrong[0]}'; its features would be partly random. "
+                + (
+                    f"The checkpoint calls it '{wrapped[0]}': save the module that is wrapped"
+                    if wrapped
+                    else "Expected a checkpoint of this very architecture"
+                )
             )
 
 

@@ -445,6 +445,22 @@ def test_a_model_that_cannot_run_as_it_is_is_named(kind: str, options: dict[str,
             load_encoder(folder)
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model."])
+def test_weights_of_a_wrapped_module_are_refused_with_their_name(wrapper: str, tmp_path: Path) -> None:
+    folder = text_folder("bert", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"{wrapper}{name}": weight for name, weight in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(EncoderError, match=rf"The checkpoint calls it '{wrapper}embeddings\.LayerNorm\.bias': save"):
+        load(folder)
+
+
+def test_weights_that_were_cloned_without_git_lfs_are_named(tmp_path: Path) -> None:
+    folder = text_folder("bert", tmp_path)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n")
+    with pytest.raises(EncoderError, match=r"model\.safetensors is a pointer of Git LFS, .*; run git lfs pull"):
+        load(folder)
+
+
 @pytest.mark.parametrize("stated", [-1, 0, 2, 8, 10**6])
 def test_a_tokenizer_that_states_an_odd_limit_does_not_stop_a_model(stated: int, tmp_path: Path) -> None:
     folder, own = text_folder("bert", tmp_path), tokenizer("bert")
