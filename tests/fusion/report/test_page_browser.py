@@ -334,6 +334,8 @@ def test_a_phone_scrolls_down_alone(browser: Browser, labelled: Evaluated) -> No
     lefts = (
         "[...document.querySelectorAll('.wide > table > caption span')].map((one) => one.getBoundingClientRect().left)"
     )
+    widths = "[...document.querySelectorAll('.wide tbody th')].map((one) => one.getBoundingClientRect().width)"
+    assert min(width for width in one.page.evaluate(widths) if width) > 30  # of a name: not a letter a line
     before = one.page.evaluate(lefts)
     moved = "[...document.querySelectorAll('.wide')].map((one) => (one.scrollLeft = 60, one.scrollLeft))"
     one.page.evaluate(moved)
