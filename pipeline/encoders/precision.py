@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pipeline.encoders.exact import widen_narrow_groups
-from pipeline.settings import PrecisionError, check_agreement, full_float32, processor_name, ran_out_of_memory
+from pipeline.settings import (
+    PrecisionError,
+    built_for_bfloat16,
+    check_agreement,
+    full_float32,
+    processor_name,
+    ran_out_of_memory,
+)
 
 PROBE_FRAMES = (1, 15, 40)  # of speech
 PROBE_HERTZ = 220.0
@@ -100,19 +107,25 @@ def ready_for_inference(module: nn.Module) -> None:
     module.requires_grad_(False)
 
 
-def packs(device: torch.device) -> bool:
-    """Whether oneDNN multiplies float32 faster here than what torch would take, which is Intel's library: it is on
-    AMD's processors, by a tenth (docs/extraction.md); on Intel's own that has not been measured.
+def packs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products are faster here from weights that oneDNN has laid out once (docs/extraction.md).
+
+    In bfloat16 torch takes oneDNN in any case, and would lay them out anew for each product. In float32 it takes
+    Intel's library, which is slower on AMD's processors; on Intel's own that has not been measured.
     """
-    here = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return here and platform.machine() in ("x86_64", "AMD64") and "intel" not in processor_name(device).lower()
+    x86 = device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
+    if not x86 or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return built_for_bfloat16(device) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 and "intel" not in processor_name(device).lower()
 
 
 class Packed:
-    """x -> x @ weight.T + bias in float32, from a weight that oneDNN has laid out once as it multiplies it.
+    """x -> x @ weight.T + bias in the precision of a weight that oneDNN has laid out once as it multiplies it.
 
     Shape:
-        weight: (dim out, dim in)
+        weight: (dim out, dim in), float32 or bfloat16
         x: (..., dim in)
     """
 
@@ -124,25 +137,27 @@ class Packed:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., dim in) -> (..., dim out)."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, *self._behind)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x.to(self._weight.dtype), self._weight, self._bias, *self._behind
+        )
         return y
 
 
 def pack_products(module: nn.Module) -> None:
-    """Have linear layers of a float32 module compute by `Packed`, where that is faster.
+    """Have linear layers compute by `Packed`, where that is faster.
 
     A weight is packed when its layer is first called, and the plain one is let go then: layers whose weights are used
     otherwise than by calling them, such as those of WavLM's attention, keep theirs.
     """
     for part in module.modules():
         weight = part._parameters.get("weight")  # that of a layer which was cut away is gone
-        if type(part) is nn.Linear and weight is not None and weight.dtype == torch.float32 and packs(weight.device):
+        if type(part) is nn.Linear and weight is not None and packs(weight.device, weight.dtype):
             part.forward = partial(_pack_first, part)  # type: ignore[method-assign]
 
 
 def _pack_first(part: nn.Linear, x: Tensor) -> Tensor:
     packed = Packed(part.weight.data, part.bias)
-    part.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+    part.weight = nn.Parameter(part.weight.data[:0].clone(), requires_grad=False)
     part.forward = packed.__call__  # type: ignore[assignment, method-assign]
     return packed(x)
 
@@ -203,7 +218,7 @@ def _narrow(part: nn.Module, args: Any, output: Any, narrow: list[tuple[nn.Param
 
 
 def cast_products(module: nn.Module) -> None:
-    """Weights of matrix products and convolutions in bfloat16, cast once.
+    """Weights of matrix products and convolutions in bfloat16, cast once, and packed where that is faster.
 
     Norms stay in float32, and with them the stream that the layers add to.
     """
@@ -212,6 +227,7 @@ def cast_products(module: nn.Module) -> None:
             for weight in part.parameters(recurse=False):
                 weight.data = weight.data.to(torch.bfloat16)
     widen_narrow_groups(module)
+    pack_products(module)
 
 
 def layer_name(number: int) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.encoders.batching import Rows, windows
 from pipeline.encoders.egemaps import EGEMAPS, Egemaps
 from pipeline.encoders.exact import Convolutions, Padding, prepared, zero_before_convolutions
-from pipeline.encoders.front_end import FrontEnd, Prepared
+from pipeline.encoders.front_end import FrontEnd, LongConvolution, Prepared
 from pipeline.encoders.loading import (
     Source,
     choose_device,
@@ -166,6 +166,8 @@ class HiddenStates:
         zero_before_convolutions(model, self._padding)
         self._model = model.to(self.device)
         ready_for_inference(self._model)
+        if self.device.type == "cpu":
+            LongConvolution.replace(self._model.encoder)
         self._reduced = False
         self._front_end = self._make_front_end(torch.float32)
         on_cpu = self.device.type == "cpu"

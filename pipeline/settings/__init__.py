@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         Precision,
         PrecisionError,
         advise_precision,
+        built_for_bfloat16,
         check_agreement,
         deterministic,
         full_float32,

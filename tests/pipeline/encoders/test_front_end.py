@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.encoders import Convolutions
-from pipeline.encoders.front_end import FrontEnd, Moments
+from pipeline.encoders.front_end import FrontEnd, LongConvolution, Moments
 
 pytestmark = pytest.mark.arithmetic
 
@@ -101,3 +101,17 @@ def test_pieces_stay_within_the_budget(speech_folder: Path) -> None:
     samples = [pieces * frames * convolutions.strides[0] for pieces, frames, _ in seen]
     assert max(samples) <= 30_000
     assert len(seen) > 200_000 // 30_000
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("kernel", "padding"), [(128, 64), (95, 47), (64, 0)])
+@pytest.mark.parametrize("frames", [64, 130, 400])
+def test_a_long_convolution_is_the_convolution_and_no_clip_sees_another(kernel: int, padding: int, frames: int) -> None:
+    plain = nn.Conv1d(24, 12, kernel, padding=padding, groups=3)
+    module, x = nn.ModuleList([plain]), torch.randn(2, 24, frames, generator=torch.Generator().manual_seed(0))
+    expected = plain(x)
+    LongConvolution.replace(module)
+    assert torch.allclose(plain(x), expected, atol=1e-5)
+    longer = plain(nn.functional.pad(x, (0, 200)))
+    assert torch.allclose(longer[:, :, : expected.shape[2]], expected, atol=1e-5)
+    assert not plain.weight.nbytes
