@@ -155,6 +155,7 @@ HERE = [command for command in EVERY if is_run_here(command)]
 RUN_HERE = [one for index, one in enumerate(HERE) if one.text not in {before.text for before in HERE[:index]}]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("page", sorted({command.page for command in RUN_HERE}))
 def test_the_commands_of_a_page_run(page: str, workspace: Path) -> None:
     """Those that no page before it has."""

@@ -65,6 +65,7 @@ def test_text_files_of_a_release_are_read_in_the_encoding_that_is_stated(
         read_corpus(DatasetParams(name=name, root=str(root)))
 
 
+@pytest.mark.soak
 def test_mosi_goes_the_whole_way(tmp_path: Path) -> None:
     root = mosi.write_table(tmp_path / "root")
     evaluation = whole_way(tmp_path / "run", DatasetParams(name="mosi", root=str(root), target="positive"))

@@ -103,6 +103,7 @@ def test_a_second_run_runs_no_stage(project: Project) -> None:
     assert project.repro() == []
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("section", "values", "expected"),
     [

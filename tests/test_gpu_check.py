@@ -192,6 +192,7 @@ def hangs(mark: Path) -> None:
     time.sleep(600)
 
 
+@pytest.mark.soak
 def test_a_process_that_raises_dies_or_hangs_is_reported_and_gone(modules: None, tmp_path: Path) -> None:
     running = load("running")
     assert running.in_process("fork", 60, sum, [1, 2]) == 3
@@ -236,6 +237,7 @@ def test_lines_before_a_kill_are_kept(modules: None, tmp_path: Path) -> None:
     assert [row.case for row in results.rows()] == ["first"]
 
 
+@pytest.mark.soak
 def test_the_demo_comes_back_from_the_kit_as_it_was_decoded(modules: None, tmp_path: Path) -> None:
     kit = load("kit")
     names = conversations()
@@ -252,6 +254,7 @@ def test_the_demo_comes_back_from_the_kit_as_it_was_decoded(modules: None, tmp_p
         assert torch.equal(samples[utterance.id] * kit.LOUDEST, torch.from_numpy(clip.astype(np.float32)))
 
 
+@pytest.mark.soak
 def test_the_lengths_of_meld_come_back_from_the_kit(modules: None, tmp_path: Path) -> None:
     expected = importlib.import_module("measures.spoken").read_spoken(shared_data("meld"))
     load("kit").write_lengths(tmp_path / "meld.csv", shared_data("meld"))

@@ -38,6 +38,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     return made
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(recorded: Recorded, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.chdir(recorded.folder)

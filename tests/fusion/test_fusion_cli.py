@@ -110,6 +110,7 @@ def test_without_params_yaml_defaults_are_used_and_this_is_said(project: Path) -
     assert config["erc"]["params"]["train"]["patience"] == 5
 
 
+@pytest.mark.soak
 def test_ctrl_c_is_one_line_also_with_processes_that_train(project: Path) -> None:
     """A terminal gives it to all of them."""
     command = ["fusion-ablate", "--features", "data/feats.h5", "--device", "cpu", "--jobs", "2"]

@@ -63,6 +63,7 @@ def test_training_on_a_linear_signal_recovers_it(name: str) -> None:
     assert np.abs(true - np.median(true)).mean() > 1  # which is what a constant achieves
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "setting"),
     [
@@ -283,6 +284,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
 
 
+@pytest.mark.soak
 def test_every_command_leads_with_the_metric_of_training(project: Path) -> None:
     trained, evaluated, ablated = (project / "said.txt").read_text().splitlines()
     assert trained.startswith("models/hbaf: 2 trained, mean validation mae ")

@@ -91,6 +91,7 @@ def test_every_row_and_seed_is_kept_and_the_tables_are_written(done: Path) -> No
     assert len(list((done / "out" / "ablations").iterdir())) == 4 * 2  # no state is left
 
 
+@pytest.mark.soak
 def test_processes_side_by_side_find_the_same_numbers(done: Path, tmp_path: Path) -> None:
     write_made(tmp_path / "feats.h5", SMALL)
     make_variants(tmp_path)
@@ -166,6 +167,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.soak
 def test_killed_it_goes_on_and_repeats_no_finished_run(done: Path, tmp_path: Path) -> None:
     write_made(tmp_path / "feats.h5", SMALL)
     make_variants(tmp_path)

@@ -154,6 +154,7 @@ def test_results_of_another_training_and_missing_ones_are_refused(project: Path)
     assert "name one of them, such as models/concat/seed-0" in several.stderr
 
 
+@pytest.mark.soak
 def test_the_page_on_sharing_runs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its own commands, with the model present for the one that it names."""
     done = run(export_app, "models/concat/seed-0", "--output", "shared/hbaf", "--results", "results", "--onnx")
@@ -168,6 +169,7 @@ def test_the_page_on_sharing_runs(project: Path, capsys: pytest.CaptureFixture[s
     exec(loading.replace("hbaf import HBAF", "baselines import Concat").replace("HBAF", "Concat"), {})
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_folder_that_moved_gives_the_same_answers_by_every_loader(name: str, tmp_path: Path) -> None:
     features = make_features(Made(conversations=(4, 3, 3)))

@@ -71,6 +71,7 @@ def test_they_are_saved_with_the_bytes_of_any_other_model_and_stay_as_they_are(n
     assert torch.equal(again(batch).logits, model(batch).logits)
 
 
+@pytest.mark.sampled(4)
 @every_model
 def test_a_model_that_was_trained_there_is_the_one_that_was_trained_here(
     name: str, tmp_path: Path, request: pytest.FixtureRequest

@@ -153,6 +153,7 @@ def test_every_model_is_tried() -> None:
     assert set(SETTINGS) == set(MODELS)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.arithmetic
 @every_case
 def test_the_way_of_few_operations_gives_the_same_answers_and_gradients(
@@ -193,6 +194,7 @@ def test_padding_changes_nothing(name: str, setting: dict[str, Any]) -> None:
     assert_same(model(padded), model(batch))
 
 
+@pytest.mark.sampled(4)
 @every_case
 def test_groups_change_nothing(name: str, setting: dict[str, Any]) -> None:
     model, grouped = make(name, **setting), regrouped(batch_for(setting), [[6, 1], [0, 5, 3, 2], [7, 4]])
@@ -241,6 +243,7 @@ EMPTY = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "setting", "empty"),
     [

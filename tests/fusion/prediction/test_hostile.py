@@ -194,6 +194,7 @@ def told(recorded: Recorded, tmp_path_factory: pytest.TempPathFactory) -> Told:
     return Told(lab, dict(zip(lab.jobs, found["told"], strict=True)), found["seen"], appeared, asked)
 
 
+@pytest.mark.soak
 def test_a_model_that_was_moved_predicts_with_nothing_else_at_hand(told: Told, recorded: Recorded) -> None:
     """In another process and folder, without the features, the parameters and the project it was trained in."""
     one = told.told["moved"]

@@ -97,6 +97,7 @@ def test_the_same_inputs_give_the_same_bytes(labelled: Evaluated, page: Path, tm
     assert (tmp_path / "index.html").read_bytes() == page.read_bytes()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "model",
     [
@@ -158,6 +159,7 @@ def test_models_that_speak_side_by_side_say_the_same(labelled: Evaluated) -> Non
     np.testing.assert_array_equal(one.alone, other.alone)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("made", "model", "train", "split"),
     [

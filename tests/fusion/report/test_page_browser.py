@@ -157,6 +157,7 @@ def page_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return write
 
 
+@pytest.mark.soak
 def test_a_turn_without_a_modality_says_which(browser: Browser, page_of: Callable[[str], Path]) -> None:
     one = Opened(browser, page_of("hcam"))
     expected = {
@@ -218,6 +219,7 @@ def turn_with_sound(one: Evaluated) -> str:
     return next(line["id"] for line in lines if line["id"].startswith("test/") and line["audio"])
 
 
+@pytest.mark.soak
 def test_a_recording_too_large_for_the_page_is_played_from_beside_it(
     browser: Browser, labelled: Evaluated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +292,7 @@ def test_a_cell_of_the_confusion_lists_the_turns_that_it_counts(opened: Opened, 
             assert opened.count() == len(expected)
 
 
+@pytest.mark.soak
 def test_two_models_side_by_side(browser: Browser, labelled: Evaluated, tmp_path: Path) -> None:
     train_made(labelled.features, tmp_path / "hcam", tiny_recipe({"name": "hcam"}, seeds=(3,), epochs=1), jobs=1)
     labelled.write(tmp_path / "page", "test", replace(labelled.sources, beside=tmp_path / "hcam"))

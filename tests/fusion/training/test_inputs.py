@@ -47,6 +47,7 @@ def answers(features: Features, name: str, **model: Any) -> np.ndarray:
     return predict(done.model, split_of(features, "test"), find_task("label", 3))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_units_of_columns_change_no_answer(name: str) -> None:
     features = make_features(MADE)
@@ -55,6 +56,7 @@ def test_the_units_of_columns_change_no_answer(name: str) -> None:
     assert not np.array_equal(raw(features), raw(rescaled(features, 2.0**14)))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_saved_model_holds_the_mean_and_scale_of_the_real_rows_of_train_and_no_other(
     name: str, tmp_path: Path

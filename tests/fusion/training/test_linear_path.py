@@ -25,6 +25,7 @@ def splits_of(made: Made, recipe: Recipe) -> list[Split]:
     return [load_split(make_features(made), name, **given) for name in ("train", "validation", "test")]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("target", ["label", "score"])
 def test_the_linear_path_says_what_the_linear_reference_says(name: str, target: str) -> None:

@@ -129,7 +129,7 @@ def test_every_stage_is_scored_on_validation() -> None:
         for setting in [{}, *several]
     ],
 )
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_what_remains_of_a_model_trains(name: str, setting: dict[str, Any]) -> None:
     loss = {key: 0.0 for key in ("auxiliary", "supervised") if setting.get(key) is False}
     loss |= {"absolute": 0.0, "relative": 0.0} if setting.get("contrastive") is False else {}
@@ -144,6 +144,7 @@ def test_what_remains_of_a_model_trains(name: str, setting: dict[str, Any]) -> N
         assert losses[-1] < losses[0], stage
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_planted_signal_is_learned_by_every_model(name: str) -> None:
     made = Made(conversations=(16, 8, 1), frames=(2, 5), tokens=(2, 5), signal=("audio", "text"))
@@ -159,6 +160,7 @@ def undisturbed() -> Fit:
     return train(FEATURES, STAGED)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("after", [1, 2, 3, 5, 6])
 def test_a_run_that_stops_in_any_stage_ends_with_the_bits_of_an_undisturbed_one(
     tmp_path: Path, undisturbed: Fit, after: int

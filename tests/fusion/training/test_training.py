@@ -322,6 +322,7 @@ def test_a_damaged_state_is_discarded_with_a_message(
     assert "run.state: not a readable state" in caplog.text
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "history.json"])
 def test_a_finished_seed_that_was_damaged_is_trained_again(
@@ -422,6 +423,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", OTHERS)
 def test_finished_models_are_replaced_only_where_that_is_said(tmp_path: Path, name: str) -> None:
     made, train, expected = OTHERS[name]
@@ -547,6 +549,7 @@ def train_and_measure(features: Path, memories: Sequence[str], told: Connection)
         told.send(max(peaks) - before)
 
 
+@pytest.mark.soak
 def test_features_four_times_larger_than_the_memory_for_them_are_trained_within_it(tmp_path: Path) -> None:
     """They take 111 MB. A process of its own trains on them, which is forked and so has nothing to load."""
     size = {"frames": (800, 800), "audio_dim": 256, "turns": (4, 4)}

@@ -42,6 +42,7 @@ def test_the_count_finds_what_waits() -> None:
     assert waits.found == {"index": 1, "_local_scalar_dense": 1}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_no_step_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(primitives, "dominate", lambda x: True)  # as on a GPU

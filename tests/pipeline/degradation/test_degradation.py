@@ -294,6 +294,7 @@ def test_studies_that_a_corpus_does_not_allow_are_left_out_with_a_note(corpus: P
     assert "note: no study of noise: the test split has no recordings" in result.summary()
 
 
+@pytest.mark.soak
 def test_killed_and_run_again_it_ends_with_the_same_bytes(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -281,7 +281,7 @@ def heads(kind: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", TEXT)
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 def test_a_text_encoder_is_read_from_whatever_head_it_was_saved_with(kind: str, tmp_path: Path) -> None:
     tokenizer(kind).save_pretrained(tmp_path)
     weights: dict[str, torch.Tensor] = {}
@@ -385,6 +385,7 @@ def test_a_speech_architecture_is_exact_and_has_the_layers_of_transformers(
             assert np.abs(found - states[:, layers]).max() < TOLERANCE
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", TOYS)
 def test_a_speech_encoder_is_read_from_whatever_head_it_was_saved_with(kind: str, tmp_path: Path) -> None:
     (clip,) = noise(5003)
@@ -400,6 +401,7 @@ def test_a_decoder_of_whisper_alone_is_no_speech_encoder(tmp_path: Path) -> None
         load_audio(folder)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("kind", "context"), SPEECH_CASES)
 def test_a_speech_architecture_that_weighs_its_layers_learns_and_drops_none(
     kind: str, context: Any, tmp_path: Path

@@ -69,6 +69,7 @@ def finish(states: Tensor) -> Tensor:
     return states.mean(dim=-2).half()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", TOYS)
 def test_speech_fits_and_does_not_wait(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:

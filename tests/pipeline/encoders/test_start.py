@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from pipeline.encoders import load_speech_encoder, load_text_encoder
@@ -34,6 +35,7 @@ def test_a_command_loads_neither_compiler_nor_what_trains_and_has_the_features_o
     assert found == str(features())
 
 
+@pytest.mark.soak
 def test_who_compiles_all_the_same_can() -> None:
     compiled = "torch.compile(torch.compiler.disable(lambda x: x + 1), backend='eager')(torch.ones(2)).tolist()"
     assert run(f"{ENCODE}features()\nimport torch\nprint({compiled})") == "[2.0, 2.0]"

@@ -128,6 +128,7 @@ def test_shipped_weights_are_small_and_complete() -> None:
     assert preprocessor.sampling_rate == 16_000
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("one_thread")
 def test_shipped_speech_frames_carry_prosody() -> None:
     rows = read_rows("prosody")[::2]

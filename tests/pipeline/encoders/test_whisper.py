@@ -102,6 +102,7 @@ def test_the_context_is_part_of_what_features_are_where_there_are_two(toy: Path,
     assert np.abs(full.encode(noise(16_000))[0] - clip.encode(noise(16_000))[0]).max() > 0.01
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("context", ["full", "clip"])
 def test_bfloat16_of_real_weights_is_right(context: str, whisper_tiny: Path) -> None:
     """The check when it is loaded refuses it else."""

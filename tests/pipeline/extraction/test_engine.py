@@ -244,6 +244,7 @@ def test_the_error_counts_its_like_and_says_how_to_go_on() -> None:
     assert (told.value.utterance_id, told.value.status) == ("film/1", "missing-file")
 
 
+@pytest.mark.soak
 def test_a_recording_that_hangs_does_not_hold_an_error_back() -> None:
     end = threading.Event()
 

@@ -325,6 +325,7 @@ def test_the_epoch_is_chosen_on_validation(corpus: Corpus, tuned: Path) -> None:
     assert f"weights of epoch {best[0]}, the best on 11 utterances" in "\n".join(lines)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
 @pytest.mark.parametrize("kind", ["hubert", "wavlm", "data2vec-audio", "whisper", "conformer-relative"])
 def test_the_whole_family_learns_with_its_own_masking_of_short_clips(corpus: Corpus, tmp_path: Path, kind: str) -> None:
@@ -357,6 +358,7 @@ def test_the_batch_does_not_change_what_is_learned_from_a_clip(corpus: Corpus) -
         assert torch.allclose(together[index], logits([example])[0], atol=1e-5)
 
 
+@pytest.mark.soak
 def test_masks_and_dropout_change_what_is_learned_and_the_folder_still_loads(corpus: Corpus, tmp_path: Path) -> None:
     learned = []
     for number, settings in enumerate(({}, {"dropout": 0.5}, {"mask_time": 0.5}, {"mask_features": 0.5})):

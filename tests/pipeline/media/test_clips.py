@@ -134,6 +134,7 @@ def test_a_recording_that_is_written_during_the_run_is_told_also_where_its_lengt
     assert told.value.status == "changed"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "status", "told"),
     [

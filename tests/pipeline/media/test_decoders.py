@@ -129,6 +129,7 @@ def test_a_stopped_process_counts_as_hanging(tmp_path: Path) -> None:
         assert whole(decoders, path).issues == []
 
 
+@pytest.mark.soak
 def test_the_limit_is_for_progress_not_for_length(tmp_path: Path, odd: None) -> None:
     """A recording that takes longer than the limit, and is being decoded all the while."""
     with Decoders(limit_seconds=1.0, workers=1) as decoders:
@@ -194,6 +195,7 @@ def test_prepare_puts_hanging_and_crashing_files_into_the_manifest(tmp_path: Pat
     assert "status timed-out: 'c0/0', hang.wav" in summary(prepared)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["a.wav", "hang.wav"])
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_processes_end_with_their_parent_however_it_ends(tmp_path: Path, name: str, kill: signal.Signals) -> None:
