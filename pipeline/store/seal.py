@@ -9,7 +9,7 @@ format, with a note for a run that goes on: its checksums are not hashed yet, ei
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ READABLE = (2, VERSION)
 USER_BLOCK = 512  # bytes, the smallest that HDF5 allows
 FIELDS = {"format", "version", "size", "values", "structure"}
 HDF5 = b"\x89HDF\r\n\x1a\n"  # its signature
-OPENED = 20  # behind the user block: HDF5 sets this byte to 1 while a program has the file open for writing
+OPENED = 20  # behind the user block: HDF5 sets this byte to 1 while a program has the file open for writing,
+CACHED = slice(72, 96)  # and here makes or clears a copy of what the root group's header holds: 1, and two addresses
 BLOCK = 1 << 20  # bytes that are hashed at once
 
 
@@ -32,6 +33,7 @@ def seal(path: Path, values: Sequence[tuple[int, int]], note: Mapping[str, int] 
     `values` are the (offset, bytes) of the regions that have checksums of their own, or are yet to be written.
     """
     values = [(offset, length) for offset, length in values if length]
+    _clear_stale_copy(path)
     line: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": path.stat().st_size, "values": sorted(values)}
     if note is not None:
         line |= {"format": BEGUN, "note": dict(note)}
@@ -43,6 +45,16 @@ def seal(path: Path, values: Sequence[tuple[int, int]], note: Mapping[str, int] 
         file.write(block)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _clear_stale_copy(path: Path) -> None:
+    """As HDF5 does where the root group, which has external links now, lies in another way than it did."""
+    with path.open("r+b") as file:
+        file.seek(USER_BLOCK)
+        block = file.read(BLOCK)
+        if not _has_copy(block):
+            file.seek(USER_BLOCK + CACHED.start)
+            file.write(bytes(CACHED.stop - CACHED.start))
 
 
 def check_seal(path: Path) -> None:
@@ -83,7 +95,7 @@ def _check_seal(path: Path) -> None:
     size, expected = path.stat().st_size, line["size"]
     if size != expected:
         raise StoreError(f"{path}: truncated: {size} bytes, expected {expected}; delete it and run dvc repro")
-    if _hash_outside(path, line["values"]) != line["structure"]:
+    if not _is_intact(path, line, None):
         raise damaged
 
 
@@ -100,7 +112,7 @@ def read_begun(path: Path) -> dict[str, int] | None:
         and _is_sound({name: value for name, value in line.items() if name != "note"})
         and isinstance(line.get("note"), dict)
         and path.stat().st_size == line["size"]
-        and _hash_outside(path, line["values"], line["note"]) == line["structure"]
+        and _is_intact(path, line, line["note"])
     )
     return line["note"] if whole else None
 
@@ -128,7 +140,17 @@ def _parse(block: bytes) -> dict[str, Any]:
     return line if isinstance(line, dict) else {}
 
 
-def _hash_outside(path: Path, values: Sequence[tuple[int, int]], note: Mapping[str, int] | None = None) -> str:
+def _is_intact(path: Path, line: Mapping[str, Any], note: Mapping[str, int] | None) -> bool:
+    closings = (_as_closed, _as_closed_before)
+    return any(_hash_outside(path, line["values"], note, closed) == line["structure"] for closed in closings)
+
+
+def _hash_outside(
+    path: Path,
+    values: Sequence[tuple[int, int]],
+    note: Mapping[str, int] | None = None,
+    closed: Callable[[bytes], bytes] | None = None,
+) -> str:
     """Hash (hex) of all bytes behind the user block that lie in none of the `values` regions, as of a closed file."""
     digest = hashlib.sha256(b"" if note is None else json.dumps(note).encode())
     with path.open("rb") as file:
@@ -136,11 +158,23 @@ def _hash_outside(path: Path, values: Sequence[tuple[int, int]], note: Mapping[s
         for offset, length in [*sorted(values), (path.stat().st_size, 0)]:
             file.seek(position)
             while position < offset and (block := file.read(min(BLOCK, offset - position))):
-                digest.update(_as_closed(block) if position == USER_BLOCK else block)
+                digest.update((closed or _as_closed)(block) if position == USER_BLOCK else block)
                 position += len(block)
             position = offset + length
     return digest.hexdigest()
 
 
 def _as_closed(block: bytes) -> bytes:
+    """Without the copy, where it is a true one: HDF5 believes it."""
+    without = block[: CACHED.start] + bytes(CACHED.stop - CACHED.start) + block[CACHED.stop :]
+    return _as_closed_before(without if _has_copy(block) else block)
+
+
+def _has_copy(block: bytes) -> bool:
+    copy = block[CACHED]
+    return copy[:8] == b"\1".ljust(8, b"\0") and copy[8:] in block[CACHED.stop :]
+
+
+def _as_closed_before(block: bytes) -> bytes:
+    """As files were sealed that hold the copy."""
     return block[:OPENED] + b"\0" + block[OPENED + 1 :] if block[OPENED : OPENED + 1] == b"\1" else block

@@ -299,6 +299,7 @@ def locked_by_another_program(path: Path) -> io.BufferedRandom:
         (open_in_a_notebook, "feats.h5"),
         (open_in_a_notebook, "audio.h5"),
         (open_with_locks, "feats.h5"),
+        (open_for_writing, "feats.h5"),
         (open_for_writing, "audio.h5"),
         (locked_by_another_program, "feats.h5"),
     ],
