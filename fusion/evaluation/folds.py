@@ -161,7 +161,7 @@ def read_fold(folder: Path) -> Fold:
         true=_positions([row[5] for row in first], [*labels, ""], path) if labels else np.empty(0, int),
         predicted=np.stack([_positions([row[6] for row in group], labels, path) for group in by_seed.values()]),
         together=_ensemble(list(by_seed.values()), len(labels), path),
-        beside=_beside(details),
+        beside=_references(details),
         header=header,
         rows=tuple(rows),
     )
@@ -174,7 +174,7 @@ def _read_details(path: Path) -> Mapping[str, Any]:
     try:
         details: Mapping[str, Any] = json.loads(read_result(path))
         str(details["run"]["id"]), dict(details["files"])
-        _beside(details)
+        _references(details)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ResultError(
             f"{path}: not the details of an evaluation of labels, which are all that is joined; {AGAIN}"
@@ -182,7 +182,7 @@ def _read_details(path: Path) -> Mapping[str, Any]:
     return details
 
 
-def _beside(details: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def _references(details: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """What the models were held against, by name and metric."""
     floors = {
         name: {metric: float(details["test"][metric][name]) for metric in LABEL_METRICS} for name in ("floor", "chance")

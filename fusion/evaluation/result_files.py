@@ -260,8 +260,8 @@ def details_json(evaluation: Evaluation, run: Mapping[str, Any], files: Mapping[
             if seed.calibration
         },
         "seeds": {str(seed.provenance.seed): _seed(seed) for seed in evaluation.seeds},
-        "ensemble": _beside(evaluation.ensemble),
-        "linear": [_beside(one) for one in evaluation.linear],
+        "ensemble": _compared(evaluation.ensemble),
+        "linear": [_compared(one) for one in evaluation.linear],
     }
     return json_text(digested(content))
 
@@ -373,7 +373,7 @@ def _references(evaluation: Evaluation, confidence: str) -> list[str]:
     ]
 
 
-def _beside(one: Beside) -> dict[str, Any]:
+def _compared(one: Beside) -> dict[str, Any]:
     test = {name: {"value": rounded(value), **_ends(one.intervals[name])} for name, value in one.scores.items()}
     difference = {name: {"mean": rounded(own.mean), **_ends(own.interval)} for name, own in one.changes.items()}
     content: dict[str, Any] = {"name": one.name, "test": test, "difference": difference}
