@@ -73,6 +73,7 @@ BUFFERS = (  # that older checkpoints hold
 
 
 LFS = b"version https://git-lfs"
+MOST_LAYERS = 1_000  # many times what any encoder has
 AT_ONCE = 1 << 22  # numbers whose hash is taken
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors file, as its library has it
 
@@ -158,12 +159,16 @@ def load_config(source: Source, modality: Modality, who: str, others: str = "") 
     try:
         config = AutoConfig.from_pretrained(source.location, **place)
     except Exception as error:  # whatever a damaged file makes the library raise
-        with suppress(OSError, ValueError):  # it may be of an architecture that the library does not know
-            content, _ = PretrainedConfig.get_config_dict(source.location, **place)
-            if isinstance(content.get("model_type"), str):
-                check_supported(modality, content["model_type"], who, others)
+        stated = None
+        with suppress(Exception):
+            stated = PretrainedConfig.get_config_dict(source.location, **place)[0]["model_type"]
+        if isinstance(stated, str):  # it may be of an architecture that the library does not know
+            check_supported(modality, stated, who, others)
         reason = " ".join(str(error).split())[:300]
         raise EncoderError(f"encoder {source.location}: its config.json cannot be read: {reason}") from None
+    layers = getattr(config, "num_hidden_layers", 0)
+    if not isinstance(layers, int) or layers > MOST_LAYERS:  # they are laid out before weights are read
+        raise EncoderError(f"encoder {source.location}: its config.json says that it has {str(layers)[:20]} layers")
     return Supported(config, check_supported(modality, config.model_type, who, others))
 
 

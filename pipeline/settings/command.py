@@ -34,7 +34,7 @@ from unicodedata import normalize
 import typer
 from typer.core import TyperCommand
 
-from pipeline.errors import ErcError, reason_and_fix, refuse_pipe
+from pipeline.errors import DataError, ErcError, reason_and_fix, refuse_pipe
 
 if TYPE_CHECKING:
     from pipeline.settings.sections import Section
@@ -207,10 +207,7 @@ def single_command(
             from pipeline.settings.sections import check_overrides
 
             check_overrides(arguments.get("overrides", ()), [name for name in sections if "." not in name])
-            for value in arguments.values():
-                for path in value if isinstance(value, list) else [value]:
-                    if isinstance(path, Path):
-                        refuse_pipe(path)
+            _check_files(arguments)
             body(**arguments)
             with _printing():
                 sys.stdout.flush()
@@ -243,6 +240,21 @@ def single_command(
     settings = {"help_option_names": ["--help", "-h"], "obj": MappingProxyType(sections)}
     app.command(cls=_Command, context_settings=settings)(guarded)
     return app
+
+
+def _check_files(arguments: Mapping[str, Any]) -> None:
+    """Refuse what is no file or folder, and an output in whose place lies what it is to be made of.
+
+    Raises:
+        DataError: an argument is a pipe or device, or is both read and written.
+    """
+    output = arguments.get("output")
+    for name, value in arguments.items():
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, Path):
+                refuse_pipe(path)
+                if name != "output" and output and path.is_file() and output.is_file() and path.samefile(output):
+                    raise DataError(f"{output}: is both read and written; name another file (--output)")
 
 
 class _CtrlC:

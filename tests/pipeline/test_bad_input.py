@@ -378,6 +378,16 @@ def test_join_names_the_part_that_is_missing(again: Project) -> None:
     assert "text.h5: no such feature file" in refusal(join_app, again.join())
 
 
+@pytest.mark.parametrize("name", ["manifest.jsonl", "audio.h5", "params.yaml"])
+def test_no_command_writes_in_place_of_what_it_reads(again: Project, name: str) -> None:
+    before = again.file(name).read_bytes()
+    again.file("link.h5").symlink_to(name)
+    for output in (name, "link.h5"):
+        arguments = [*again.join("--overwrite")[:-3], "--output", str(again.file(output)), "--overwrite"]
+        assert f"{again.file(output)}: is both read and written; name another" in refusal(join_app, arguments)
+    assert again.file(name).read_bytes() == before
+
+
 def test_join_refuses_parts_of_another_manifest(again: Project) -> None:
     lines = again.file("manifest.jsonl").read_text().splitlines(keepends=True)
     records = read_manifest(again.file("manifest.jsonl"))

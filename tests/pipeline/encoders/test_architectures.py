@@ -218,6 +218,26 @@ def test_each_make_of_a_language_model_is_exact(kind: str, options: dict[str, An
             assert np.abs(found - own_states(kind, folder, text).numpy()[:, [0, 2, LAYERS]]).max() < TOLERANCE
 
 
+DAMAGES = {
+    "config.json": [b"null", b"[1]", b"[" * 50_000, b'{"model_type": "gpt2", "n_layer": 1000000000}', b"\xff"],
+    "model.safetensors": [b"", b"\xff" * 100, b"\2" + bytes(7) + b"[]", b"\0\0\xff\0" + bytes(100)],
+    "model.safetensors.index.json": [b"", b"null", b"{}", b'{"weight_map": []}', b"[" * 50_000],
+    "tokenizer.json": [b"", b"null", b"[" * 50_000],
+    "tokenizer_config.json": [b"[1]", b"[" * 50_000],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_folder_is_named_whichever_file_it_is(tmp_path: Path, name: str) -> None:
+    folder = text_folder("gpt2", tmp_path / "models" / "own")
+    for content in DAMAGES[name]:
+        (folder / name).write_bytes(content)
+        if name == "model.safetensors.index.json":
+            (folder / "model.safetensors").unlink(missing_ok=True)
+        with pytest.raises(EncoderError, match="own"):
+            load_text_encoder(TextParams(encoder=str(folder), precision="bfloat16"), "cpu")
+
+
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "opt"])
 def test_half_precision_weights_stay_as_they_are_and_give_what_they_give_in_float32(
