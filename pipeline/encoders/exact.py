@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import EncoderError
+
 GROUP_WIDTH = 16  # channels of a group from which on grouped convolutions are right on every processor
 
 
@@ -35,8 +37,14 @@ class Convolutions:
 
     @classmethod
     def of(cls, config: Any) -> "Convolutions":
-        """Those of a wav2vec2-family configuration."""
-        return cls(tuple(config.conv_kernel), tuple(config.conv_stride))
+        """Those of a wav2vec2-family configuration; raises EncoderError where they are none."""
+        kernels, strides = tuple(config.conv_kernel), tuple(config.conv_stride)
+        if not all(type(size) is int and size > 0 for size in (*kernels, *strides)):
+            raise EncoderError(
+                f"{config.name_or_path}: its config.json says conv_kernel {list(kernels)} and conv_stride {list(strides)}; "
+                "expected numbers above 0"
+            )
+        return cls(kernels, strides)
 
     @property
     def hop(self) -> int:

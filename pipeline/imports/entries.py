@@ -17,6 +17,9 @@ import numpy as np
 from pipeline.datasets import Turn
 from pipeline.errors import DataError, ErcError
 
+LARGEST_NAME = 2**64  # of numbers that are names
+LARGE, PACKED = 1 << 28, 200  # bytes that nobody minds, and how many times their bytes in the file others may take
+
 
 @dataclass(frozen=True)
 class Lazy:
@@ -64,6 +67,26 @@ def reading(where: str) -> Iterator[None]:
         raise DataError(f"{where}: cannot be read ({reason}); copy it anew, or convert it") from None
 
 
+def shown(value: Any) -> str:
+    """`value` in a message; Python writes no integer of more than 4,300 digits, and nothing that is nested deeply."""
+    try:
+        return f"{value!r:.60}"
+    except (ValueError, RecursionError):
+        return f"{type(value).__name__}(..)"
+
+
+def refuse_bomb(where: str, size: int, stored: int) -> None:
+    """Raise DataError where so many bytes take so few in the file that they would fill the memory with next to nothing.
+
+    Features shrink to a half at best, what is padded with zeros to a tenth.
+    """
+    if size > LARGE and size > PACKED * stored:
+        raise DataError(
+            f"{where}: {size / 1e9:.1f} GB that take {stored / 1e6:.1f} MB in the file, so next to nothing is in it; "
+            "save what there is without the rest"
+        )
+
+
 def text_of(value: Any, where: str) -> str:
     """A name as text.
 
@@ -76,10 +99,9 @@ def text_of(value: Any, where: str) -> str:
         return value.decode("utf-8", errors="replace")
     if isinstance(value, str):
         return str(value).encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
-        raise DataError(f"{where}: {value!r:.60} is no name; expected a text or a whole number")
-    if not np.isfinite(value) or value != int(value):
-        raise DataError(f"{where}: {value!r:.60} is no name; expected a text or a whole number")
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= LARGEST_NAME or value != int(value):
+        raise DataError(f"{where}: {shown(value)} is no name; expected a text or a whole number")
     return str(int(value))
 
 

@@ -170,6 +170,9 @@ def _tensors(path: Path) -> Any:
     import torch
 
     with reading(str(path)):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                formats.refuse_packed(path, archive)
         try:
             return _without_tensors(torch.load(path, map_location="cpu", weights_only=True))
         except pickle.UnpicklingError as error:  # its own text advises to switch the check off

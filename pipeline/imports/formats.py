@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.imports.entries import Lazy, reading
+from pipeline.imports.entries import Lazy, reading, refuse_bomb
 from pipeline.imports.unpickle import load
 from pipeline.store import lies_elsewhere
 
@@ -45,12 +45,19 @@ def read_npz(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
     Raises:
         DataError: a name is given twice, or a member is no array.
     """
+    refuse_packed(path, archive)
     members = archive.namelist()
     for member, count in Counter(members).items():
         if count > 1 or not member.endswith(".npy"):
             what = "is given twice" if count > 1 else "is no array (.npy)"
             raise DataError(f"{path}: its member '{member}' {what}; save it with numpy.savez")
     return {member.removesuffix(".npy"): Lazy(lambda m=member: _member(path, archive, m)) for member in members}  # type: ignore[misc]
+
+
+def refuse_packed(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raise DataError where the members of an archive would fill the memory with next to nothing."""
+    members = archive.infolist()
+    refuse_bomb(str(path), sum(one.file_size for one in members), sum(one.compress_size for one in members))
 
 
 def _member(path: Path, archive: zipfile.ZipFile, member: str) -> Any:
@@ -97,6 +104,9 @@ def _branch(group: h5py.Group, path: Path, depth: int) -> dict[str, Any]:
                 f"{path}: '{child.name}' takes its bytes from other files (external storage or a virtual data set), "
                 "which is refused; copy the data into one file"
             )
+        if isinstance(child, h5py.Dataset):
+            size = (child.size or 0) * child.dtype.itemsize
+            refuse_bomb(f"{path}: '{child.name}'", size, child.id.get_storage_size())
         branch[name] = _branch(child, path, depth + 1) if isinstance(child, h5py.Group) else child
     return branch
 

@@ -73,7 +73,7 @@ def read_source(given: Given, params: ImportParams, files: Files) -> Source:
     elif hasattr(node, "shape"):
         entries = list(_of_array(node, given, params, files, beyond))
     else:
-        raise DataError(f"{where}: holds {node!r:.60}, no features")
+        raise DataError(f"{where}: holds {cutting.shown(node)}, no features")
     return _with_ids(entries, given, files, beyond, hint)
 
 

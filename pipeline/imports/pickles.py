@@ -275,7 +275,7 @@ def _entries(
 def _length(value: Any, where: str) -> int:
     value = value_of(value)
     if not is_list(value):
-        raise DataError(f"{where}: expected one entry an utterance, found {value!r:.40}")
+        raise DataError(f"{where}: expected one entry an utterance, found {cutting.shown(value)}")
     return len(value)
 
 

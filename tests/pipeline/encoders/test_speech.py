@@ -1,5 +1,6 @@
 """Speech encoders: exact under padding, faithful to transformers, honest about their weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -330,7 +331,7 @@ def test_weights_of_a_pretraining_checkpoint_load(tmp_path: Path) -> None:
     assert load(tmp_path).row_shape == (32,)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "config"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "config", "strides"])
 def test_a_damaged_folder_is_refused(speech_folder: Path, tmp_path: Path, damage: str) -> None:
     for path in speech_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -339,6 +340,9 @@ def test_a_damaged_folder_is_refused(speech_folder: Path, tmp_path: Path, damage
         (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2])
     elif damage == "remove":
         (tmp_path / "model.safetensors").unlink()
+    elif damage == "strides":
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"conv_stride": [0] * len(config["conv_stride"])}))
     else:
         (tmp_path / "config.json").write_text("{")
     with pytest.raises(EncoderError, match=str(tmp_path)):

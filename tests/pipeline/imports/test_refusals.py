@@ -1,5 +1,6 @@
 """What cannot be imported is refused with one line that says what, where and how to fix it, and leaves no file."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,19 @@ def looped(root: Path) -> str:
     return str(root / "x.h5")
 
 
+def packed(root: Path) -> str:
+    """300 MB of zeros in a third of one."""
+    with zipfile.ZipFile(root / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("u0-0.npy", "w") as file:
+        np.lib.format.write_array(file, np.zeros((75_000_000, 1), "f4"))
+    return str(root / "x.npz")
+
+
+def claimed(root: Path) -> str:
+    with h5py.File(root / "x.h5", "w") as file:
+        file.create_dataset("u0-0", (1 << 28, 5), "f4", chunks=(1 << 16, 5), compression="gzip")
+    return str(root / "x.h5")
+
+
 def folder_of(root: Path, *names: str) -> str:
     for name in names:
         (root / "made" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -266,6 +280,10 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "links": (linked, "'/u0-0' is a link, which is not followed"),
     "external storage": (stored_elsewhere, "'/u0-0' takes its bytes from other files"),
     "virtual data sets": (virtual, "'/deep/u0-0' takes its bytes from other files"),
+    "packed zeros": (packed, r"x\.npz: 0\.3 GB that take 0\.3 MB in the file, so next to nothing is in it"),
+    "rows that are nowhere": (claimed, r"'/u0-0': 5\.4 GB that take 0\.0 MB in the file"),
+    "a huge number": (lambda root: str(write_pickle(root / "x.pkl", 1 << 99_999)), r"holds int\(\.\.\), no features"),
+    "a huge name": (lambda root: str(write_pickle(root / "x.pkl", {1 << 99_999: [1]})), r"int\(\.\.\) is no name"),
     "a circle": (looped, "groups lie more than 16 deep"),
     "a number": (lambda root: str(write_pickle(root / "x.pkl", 7)), "holds 7, no features"),
     "a key that is not there": (lambda root: f"{save(root / 'x.npz', a=[1])}:b", "there is no 'b'; it has a"),
