@@ -41,8 +41,8 @@ class Convolutions:
         kernels, strides = tuple(config.conv_kernel), tuple(config.conv_stride)
         if not all(type(size) is int and size > 0 for size in (*kernels, *strides)):
             raise EncoderError(
-                f"{config.name_or_path}: its config.json says conv_kernel {list(kernels)} and conv_stride {list(strides)}; "
-                "expected numbers above 0"
+                f"{config.name_or_path}: its config.json says conv_kernel {list(kernels)}, conv_stride "
+                f"{list(strides)}; expected numbers above 0"
             )
         return cls(kernels, strides)
 
