@@ -52,6 +52,8 @@ for (let index = 0; index + 1 < turns.starts.length; index++) {
 const hasTruth = (turn) => (isLabel ? turns.true[turn] !== page.unlabelled : !Number.isNaN(turns.true[turn]));
 const textOf = (turn) => (page.texts && page.texts[turn] !== null ? page.texts[turn] : page.ids[turn]);
 const speakerOf = (turn) => page.speakers.names[turns.speaker[turn]];
+// Of a label that is read from right to left, so that the number behind it stays behind it.
+const labelText = (label) => (/[\u0590-\u08ff\ufb1d-\ufefc]/.test(page.labels[label]) ? `\u2068${page.labels[label]}\u2069` : page.labels[label]);
 const scoreText = (value) => (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(2);
 
 // One answer as text: a share of the probability, or a score.
@@ -62,12 +64,12 @@ function answerText(answers, turn, output) {
 
 function truthText(turn) {
   if (!hasTruth(turn)) return isLabel ? "no label" : "no score";
-  return isLabel ? page.labels[turns.true[turn]] : scoreText(turns.true[turn]);
+  return isLabel ? labelText(turns.true[turn]) : scoreText(turns.true[turn]);
 }
 
 function predictionText(turn, model = turns) {
   if (!isLabel) return scoreText(model.mean[turn]);
-  return `${page.labels[model.predicted[turn]]} ${answerText(model.mean, turn, model.predicted[turn])}`;
+  return `${labelText(model.predicted[turn])} ${answerText(model.mean, turn, model.predicted[turn])}`;
 }
 
 // An element with attributes and children; texts become text nodes, so that none of them is ever markup.

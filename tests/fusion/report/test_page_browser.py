@@ -240,6 +240,7 @@ def test_the_views_of_a_turn_are_drawn_and_read_by_keyboard(opened: Opened) -> N
     assert opened.page.inner_text("#views > h4") == "Which words each moment looks at"
     assert "even share" in opened.page.inner_text("#views > .note >> nth=0")
     opened.page.click("#views summary")
+    opened.page.wait_for_selector("#views details .map canvas")  # drawn once they are open
     names = opened.page.locator("#views details .strip > span:first-child").all_inner_texts()
     assert "levels › raw › audio › gate" in names
     assert "levels › context › text › relevance" in names
@@ -327,6 +328,15 @@ def test_keys_move_through_the_list_and_the_dialogue(opened: Opened) -> None:
     assert opened.page.inner_text("#turn .note").startswith(ids[1])
     opened.page.keyboard.press("/")
     assert opened.page.evaluate("document.activeElement.name") == "search"
+
+
+def test_a_number_stays_behind_a_label_that_is_read_from_right_to_left(browser: Browser, tmp_path: Path) -> None:
+    one = evaluated(tmp_path, replace(hostile_made(), labels=["غضب", "فرح", "هدوء"]), {})
+    one.write(one.results / "report")
+    opened = Opened(browser, one.results / "report" / "index.html")
+    for said in opened.page.locator(".row small").all_inner_texts():
+        assert re.search(r"\u2068\w+\u2069 → \u2068\w+\u2069 \d+ %", said) or "no label" in said
+    opened.context.close()
 
 
 def test_a_phone_scrolls_down_alone(browser: Browser, labelled: Evaluated) -> None:
