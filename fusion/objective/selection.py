@@ -71,7 +71,9 @@ def signs_of_no_learning(
     if min(losses) >= NO_LOWER * constant > 0:
         what = "the shares of the labels" if task.target == "label" else "the median score"
         lowest = f"{min(losses):.3f}, without the linear path"
-        signs.append(f"its training loss ({lowest}) never fell clearly below that of always giving {what} ({constant:.3f})")
+        signs.append(
+            f"its training loss ({lowest}) never fell clearly below that of always giving {what} ({constant:.3f})"
+        )
     if task.nearly_constant(known, answers):
         signs.append("its predictions on validation are nearly constant")
     metric = METRICS[recipe.metric]
