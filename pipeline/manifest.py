@@ -66,7 +66,23 @@ OK = "ok"
 CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of control characters, halves of characters and line ends
 NAMES = ("id", "conversation", "speaker", "label")
 UNSEEN = set("\u115f\u1160\u2800\u3164\uffa0")  # letters and signs that are drawn as nothing
-MISSING = {"nan", "none", "null", "nil", "na", "n/a", "n.a.", "#n/a", "#n/a!", "<na>", "nat", "missing", "undefined"}
+MISSING = {
+    "nan",
+    "none",
+    "null",
+    "(null)",
+    "#nv",
+    "nil",
+    "na",
+    "n/a",
+    "n.a.",
+    "#n/a",
+    "#n/a!",
+    "<na>",
+    "nat",
+    "missing",
+    "undefined",
+}
 DASHES = set("-_.?–—―−")
 OPTIONAL = ("recognised", "extra", "content", "group")  # not in the line of an utterance that has none
 SOURCES = {"audio": "recordings.jsonl", "text": "texts.jsonl"}  # beside the manifest, by the modality that they are for

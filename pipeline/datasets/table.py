@@ -352,6 +352,6 @@ def _number_hint(text: str, name: str) -> str:
     """How it should have been written."""
     if name == "turn":
         return "number the turns, or leave the column out to take the rows' order"
-    if "," in text:
-        return "write its decimals behind a point: 62.5"
-    return "write seconds: 62.5" if ":" in text else "expected one such as 62.5, or nothing"
+    if ":" in text:
+        return "write seconds: 62.5"
+    return "write its decimals behind a point: 62.5" if "," in text else "expected one such as 62.5, or nothing"

@@ -299,6 +299,8 @@ class _Clock:
             return position
         self._stamp = stamp
         at = self._base + round((stamp * self._tick - self._origin) * rate)
+        if at < position == self._base:  # before the clock begins
+            return at
         ahead = (at - position) / rate
         longest = BROADCAST_GAP_SECONDS if self._broadcast else LONGEST_GAP_SECONDS
         restarts = -ahead > (SEAM_SECONDS if self._jumps else RESTART_SECONDS)

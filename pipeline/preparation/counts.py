@@ -23,6 +23,7 @@ ALL = "all"
 COLUMNS = [*SPLITS, ALL]
 ANSWERS = ("label", "labels", "emotion", "emotions", "sentiment", "class", "category", "target", "affect", "mood")
 ABSENT = 0.1  # share of turns without a modality, above which something is probably wrong
+QUOTES = "'\"`´“”„‘’«»"
 NAMED = 8  # groups of labels that are written out
 
 
@@ -108,7 +109,7 @@ def label_warnings(utterances: Sequence[Utterance], params: DatasetParams) -> li
             + _listed(alike)
         )
         for group in alike:
-            best = max(group, key=lambda label: (_is_plain(label), group[label]))
+            best = max(group, key=lambda label: (_is_plain(label), group[label], -len(label)))
             settled |= {label: best for label in group if label != best}
     if missing := Counter({label: count for label, count in counts.items() if looks_missing(label)}):
         found.append(f"labels that look like missing values: {_listed([missing])}")
@@ -204,13 +205,14 @@ def _plain_label(label: str) -> str:
     >>> [_plain_label(label) for label in ("very sad", "very-sad", "'Very_sad'", "1.0", "-1")]
     ['verysad', 'verysad', 'verysad', '1', '-1']
     """
-    plain = same_spelling(label).strip("'\"`´“”„‘’«»")
+    plain = same_spelling(label).strip(QUOTES)
     number = re.fullmatch(r"(-?\d+)\.0+", plain)
     return number[1] if number else re.sub(r"(?<=[^\W\d_])[-_\u2010-\u2015]+(?=[^\W\d_])", "", plain)
 
 
 def _is_plain(label: str) -> bool:
-    return unicodedata.is_normalized("NFC", label) and all(map(str.isprintable, label)) and "  " not in label
+    seen = unicodedata.is_normalized("NFC", label) and all(map(str.isprintable, label))
+    return seen and "  " not in label and label == label.strip(QUOTES)
 
 
 def _listed(groups: Iterable[Counter[str]]) -> str:

@@ -163,6 +163,7 @@ CLOCKS: dict[str, tuple[list[object], str, float]] = {
     "cut.mkv": (["-ss", 2.3, "-i", "film.mp4", "-c", "copy"], "", 3.0),
     "cut.m4a": (["-ss", 2.3, "-i", "tone.m4a", "-c", "copy"], "", 3.0),
     "cut.opus": (["-ss", 2.3, "-i", "tone.opus", "-c", "copy"], "", 3.0),
+    **{f"cut-{place}.ogg": (["-ss", place, "-i", "tone.ogg", "-c", "copy"], "", 3.0) for place in (1.5, 2.3)},
     "negative.mkv": (
         ["-i", "film.mp4", "-c", "copy", "-output_ts_offset", -0.7, "-avoid_negative_ts", "disabled"],
         "",
@@ -186,6 +187,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, options in {
         "tone.m4a": ["-i", folder / "tone.wav"],
         "tone.opus": ["-i", folder / "tone.wav", "-c:a", "libopus"],
+        "tone.ogg": ["-i", folder / "tone.wav", "-c:a", "libvorbis"],
         "film.mp4": [*picture(8), "-i", folder / "tone.wav", "-g", 25],
     }.items():
         ffmpeg(*options, folder / name)

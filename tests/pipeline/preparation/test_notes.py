@@ -74,7 +74,7 @@ def test_labels_that_look_alike_are_counted_with_the_key_that_merges_them(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "label", ["nan", "None", "null", "NA", "-", "N/A", "--", "NaN", "<NA>", "\u2014", "#N/A", "\u200b"]
+    "label", ["(null)", "#NV", "nan", "None", "null", "NA", "-", "N/A", "--", "NaN", "<NA>", "\u2014", "#N/A", "\u200b"]
 )
 def test_labels_that_look_like_nothing_are_counted_with_the_key_that_drops_them(tmp_path: Path, label: str) -> None:
     first = found(tmp_path, labelled("sad", label))
