@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.encoders import TINY_SPEECH, TINY_TEXT
 from pipeline.settings.precision import built_for_bfloat16
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -196,3 +197,14 @@ def test_memory_that_a_block_takes_and_gives_back_is_measured(extraction: Any) -
 def test_nothing_to_encode_is_told(extraction: Any, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="neither --nemo nor --meld"):
         extraction.main(["--work", str(tmp_path), "--nemo", str(tmp_path / "no"), "--meld", str(tmp_path / "no.csv")])
+
+
+@pytest.mark.soak
+def test_a_turn_is_timed_beside_its_encoders(
+    extraction: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    importlib.import_module("latency").main(tmp_path, 0.5, 2, TINY_SPEECH, TINY_TEXT)
+    lines = capsys.readouterr().out.splitlines()
+    line = r"a turn [1-9]\d* ms; both encoders alone [1-9]\d* ms; floor of the speech encoder \d+ ms"
+    assert len(lines) == 2 + built_for_bfloat16(torch.device("cpu"))
+    assert all(re.fullmatch(f"(float32|bfloat16): {line}", one) for one in lines[1:])
