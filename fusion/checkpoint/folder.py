@@ -93,8 +93,9 @@ def _check_hashes(folder: Path) -> None:
         changed = [HASHES]
     if changed:
         raise ModelError(
-            f"{folder / changed[0]}: damaged, or edited since it was written; train it again, or accept an edit of "
-            f"yours: fusion-export {folder} --accept-edits --output FOLDER"
+            f"{folder / changed[0]}: damaged, or edited since it was written ({HASHES} says so, unless that itself is "
+            "damaged); train it again, or accept an edit of yours: "
+            f"fusion-export {folder} --accept-edits --output FOLDER"
         )
 
 
