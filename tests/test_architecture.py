@@ -242,6 +242,26 @@ def test_a_person_can_hold_the_house_in_their_head(package: str) -> None:
     assert not [name for name in modules if name.split(".")[-1] in ("utils", "common", "helpers")]
 
 
+def test_tests_use_no_private_name_of_ours() -> None:
+    ours = {
+        name
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (name := getattr(node, "name", None) or getattr(node, "attr", None) or getattr(node, "id", None))
+        and isinstance(name, str)
+        and isinstance(getattr(node, "ctx", ast.Store()), ast.Store)
+    }
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            used = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+                used.append(node.attr)
+            private = [
+                name for name in used if name[0] == "_" and name[1] != "_" and name in ours - {"_fields"}
+            ]  # of named tuples
+            assert not private, f"{path.name}, line {getattr(node, 'lineno', 0)}"
+
+
 def test_no_corpus_is_named_in_fusion() -> None:
     for name, path in MODULES.items():
         if name.startswith("fusion"):

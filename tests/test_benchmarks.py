@@ -164,10 +164,10 @@ def test_a_naive_batch_that_exceeds_the_memory_is_halved_and_counted(extraction:
     encoding = importlib.import_module("measures.encoding")
 
     class Small(encoding.Plain):
-        def _states(self, clips: list[torch.Tensor]) -> np.ndarray:
+        def states(self, clips: list[torch.Tensor]) -> np.ndarray:
             if len(clips) > 2:
                 raise torch.OutOfMemoryError
-            return super()._states(clips)
+            return super().states(clips)
 
     small = Small(str(speech_folder), "cpu")
     clips = [torch.randn(samples) for samples in (800, 1_600, 2_400, 3_200, 300)]

@@ -67,8 +67,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    closures._read.cache_clear()
-    closures._path.cache_clear()
+    closures.read_source.cache_clear()
+    closures.find_source.cache_clear()
 
 
 def edit(path: Path) -> None:

@@ -88,7 +88,7 @@ class Plain:
     def encode(self, clips: list[Tensor]) -> list[np.ndarray]:
         """Clips (samples,), padded to the longest -> (frames, dim) each."""
         try:
-            states = self._states(clips)
+            states = self.states(clips)
         except torch.OutOfMemoryError:
             if len(clips) == 1:
                 raise
@@ -98,7 +98,7 @@ class Plain:
         frames = [self._convolutions.frames(max(len(clip), SHORTEST)) for clip in clips]
         return [state[:count] for state, count in zip(states, frames, strict=True)]
 
-    def _states(self, clips: list[Tensor]) -> np.ndarray:
+    def states(self, clips: list[Tensor]) -> np.ndarray:
         """(clips, frames, dim)."""
         arrays = [clip.numpy() for clip in clips]
         inputs = self._prepare(arrays, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")

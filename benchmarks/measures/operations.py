@@ -142,7 +142,7 @@ def _step(run: StageRun, tally: _Tally) -> None:
         patch.object(torch.nn.utils, "clip_grad_norm_", _clip(tally)),
         _Counting(tally),
     ):
-        run.step(run.train._gather_one(plan, plan))
+        run.step(run.train.gather_one(plan, plan))
 
 
 def _in_phase(function: Callable[..., Any], tally: _Tally, during: str, after: str) -> Callable[..., Any]:

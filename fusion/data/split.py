@@ -66,9 +66,10 @@ class Split:
         lengths, grouping = (self.audio.lengths, self.text.lengths), GROUPING[self.device.type]
         plans = [make_plan(conversations, self.conversations, *lengths, grouping) for conversations in batches]
         for host, here in zip(plans, move(plans, self.device), strict=True):
-            yield self._gather_one(host, here)
+            yield self.gather_one(host, here)
 
-    def _gather_one(self, host: Plan, here: Plan) -> Batch:
+    def gather_one(self, host: Plan, here: Plan) -> Batch:
+        """The batch of a plan, which lies on the host and on the device of the features."""
         groups = []
         members = zip(host.members.split(host.sizes), here.members.split(host.sizes), strict=True)
         for (on_host, at), frames, tokens in zip(members, host.frames, host.tokens, strict=True):

@@ -38,7 +38,7 @@ def run_grus(grus: nn.ModuleList, inputs: Tensor, real: Tensor | None) -> Tensor
     pushes = torch.baddbmm(weights("bias_ih_l0")[:, None], flat, weights("weight_ih_l0").transpose(1, 2))
     by_step = pushes.unflatten(1, inputs.shape[1:3]).transpose(0, 1)
     keep = None if real is None else real.transpose(0, 1)[..., None].to(inputs.dtype)
-    states: Tensor = _Recurrence.apply(by_step, keep, weights("weight_hh_l0"), weights("bias_hh_l0"))
+    states: Tensor = Recurrence.apply(by_step, keep, weights("weight_hh_l0"), weights("bias_hh_l0"))
     return states.transpose(0, 1)
 
 
@@ -47,7 +47,7 @@ def _by_step(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return (tensor.unbind(0) for tensor in tensors)
 
 
-class _Recurrence(torch.autograd.Function):
+class Recurrence(torch.autograd.Function):
     """pushes (steps, directions, rows, 3 width), keep (steps, directions, rows, 1) -> (steps, directions, rows, width).
 
     `pushes` is what the inputs say to the reset gate, the update gate and the candidate, one behind the other.
@@ -136,10 +136,10 @@ class SequenceGRU(nn.Module):
         if not x.shape[1]:
             return x
         few = primitives.dominate(x) or torch.compiler.is_compiling()
-        states = self._with_cudnn(x, mask) if few else self._on_cpu(x, mask)
+        states = self.with_cudnn(x, mask) if few else self.on_cpu(x, mask)
         return torch.cat(states, dim=-1) * mask[..., None]
 
-    def _on_cpu(self, x: Tensor, mask: Tensor) -> list[Tensor]:
+    def on_cpu(self, x: Tensor, mask: Tensor) -> list[Tensor]:
         """The way back begins with the padding, at which its state stays zero."""
         forth, real = x.transpose(0, 1), mask.T  # (positions, sequences, ...)
         ways = [(forth, real), (forth.flip(0), real.flip(0))][: len(self.grus)]
@@ -150,7 +150,7 @@ class SequenceGRU(nn.Module):
         states = [found[0], *(one.flip(0) for one in found[1:])]
         return [one.transpose(0, 1).to(x.dtype) for one in states]
 
-    def _with_cudnn(self, x: Tensor, mask: Tensor) -> list[Tensor]:
+    def with_cudnn(self, x: Tensor, mask: Tensor) -> list[Tensor]:
         """The way back begins with the last real position; padding lies behind what is real, and does not enter it."""
         if len(self.grus) == 1:
             return self.run([x])
@@ -178,10 +178,10 @@ class TurnGRU(nn.Module):
 
     def forward(self, x: Tensor, turns: Turns) -> Tensor:
         if primitives.dominate(x):
-            return self._with_cudnn(x, turns)
+            return self.with_cudnn(x, turns)
         return turns.to_flat(self.gru(turns.to_grid(x), turns.mask))
 
-    def _with_cudnn(self, x: Tensor, turns: Turns) -> Tensor:
+    def with_cudnn(self, x: Tensor, turns: Turns) -> Tensor:
         """Each way has a grid of its own, both filled from the left, so that padding lies behind what is real."""
         ways = [(turns.rows, turns.places), (turns.rows_back, turns.places_back)][: len(self.gru.grus)]
         states = self.gru.run([take_rows(x, rows) for rows, _ in ways])

@@ -17,13 +17,13 @@ from pipeline.settings import check_agreement
 CONVERSATIONS = 4
 NARROWEST = 16  # numbers in a row that is compared, where the model has such rows
 
-_proven: set[tuple[str, str]] = set()  # module and device: once a process is enough
+proven: set[tuple[str, str]] = set()  # module and device: once a process is enough
 
 
 def check_precision(module: nn.Module, split: Split) -> None:
     """Raise PrecisionError where `module` gives other outputs in bfloat16 than in float32, on batches of `split`."""
     proof = str(module), str(split.device)
-    if proof in _proven:
+    if proof in proven:
         return
     learning = module.training
     module.eval()
@@ -41,7 +41,7 @@ def check_precision(module: nn.Module, split: Split) -> None:
             device=split.device,
         )
     module.train(learning)
-    _proven.add(proof)
+    proven.add(proof)
 
 
 @torch.no_grad()

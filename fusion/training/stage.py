@@ -153,7 +153,7 @@ class StageRun:
         if self.params.precision == "bfloat16":
             check_precision(stage.module, self.validation)
         self.weights = [weight for branch in stage.branches.values() for weight in branch.parameters()]
-        self.optimizer = _optimizer(self.weights, self.params)
+        self.optimizer = make_optimizer(self.weights, self.params)
         self.average = RunningMean(self.weights, self.params.average)
         self.rate = self.params.learning_rate  # of this epoch
         self.updates = 0
@@ -278,7 +278,8 @@ class StageRun:
             torch.cuda.set_rng_state(state.random["cuda"], device)
 
 
-def _optimizer(weights: list[nn.Parameter], params: TrainParams) -> torch.optim.Optimizer:
+def make_optimizer(weights: list[nn.Parameter], params: TrainParams) -> torch.optim.Optimizer:
+    """The one that `params` names, over these weights."""
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[params.optimizer]
     # fused: one kernel for all weights instead of a loop over hundreds of small ones
     return optimizer(weights, lr=params.learning_rate, weight_decay=params.weight_decay, fused=True)

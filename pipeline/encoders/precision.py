@@ -31,7 +31,7 @@ PROBE_HERTZ = 220.0
 
 Rows = Mapping[str, Tensor]  # by layer, in the order of computation: (rows, dim)
 
-_proven: set[tuple[str, str, str]] = set()  # weights, layers and device: once a process is enough
+proven: set[tuple[str, str, str]] = set()  # weights, layers and device: once a process is enough
 
 
 class Probe(NamedTuple):
@@ -68,7 +68,7 @@ def reduce_precision(encoder: Reducible, decisive: Sequence[str], *, who: str, k
         PrecisionError: it gives other features than in float32.
     """
     proof = weights, ",".join(decisive), str(encoder.device)
-    if proof in _proven:
+    if proof in proven:
         encoder.reduce()
         return
     with torch.inference_mode(), full_float32():
@@ -79,7 +79,7 @@ def reduce_precision(encoder: Reducible, decisive: Sequence[str], *, who: str, k
             used = decisive if probe.depth is None else [list(rows)[-1]]
             for found in _reduced(encoder, probe, who, key):
                 check_agreement(rows, found, used, who=who, key=key, device=encoder.device)
-    _proven.add(proof)
+    proven.add(proof)
 
 
 def _reduced(encoder: Reducible, probe: Probe, who: str, key: str) -> list[Rows]:

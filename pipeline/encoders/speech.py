@@ -70,7 +70,7 @@ class SpeechEncoder:
         row_shape: tuple[int, ...],
         params: AudioParams,
     ) -> None:
-        self._frontend = frontend
+        self.frontend = frontend
         self.identity = identity
         self.sample_rate = frontend.sample_rate
         self.row_shape = row_shape
@@ -79,23 +79,23 @@ class SpeechEncoder:
 
     def frames(self, samples: int) -> int:
         """How many frames a clip of `samples` (at least 1) gives; one shorter than a frame is padded to one."""
-        return self._frontend.frames(max(samples, self._frontend.receptive_field))
+        return self.frontend.frames(max(samples, self.frontend.receptive_field))
 
     def budget(self) -> int:
         """Samples in a batch, padding included, that fit the memory which is free now."""
-        return int(self._frontend.budget_seconds() * self.sample_rate)
+        return int(self.frontend.budget_seconds() * self.sample_rate)
 
     @property
     def by_speaker(self) -> bool:
         """Whether a clip is normalised by all clips of its speaker, which `measure_speakers` listens to."""
-        return isinstance(self._frontend, LogMel) and self._frontend.how == "speaker"
+        return isinstance(self.frontend, LogMel) and self.frontend.how == "speaker"
 
     def prepare(self, clip: Tensor, speaker: Columns | None = None) -> Prepared:
         """What can be done to a clip (samples,) on the host, before its batch is encoded; safe in threads.
 
         `speaker` is from `measure_speakers`; without, where it is asked for, the clip stands for its speaker.
         """
-        ready = self._frontend.prepare(prepared(clip, self._frontend.normalise, self._frontend.receptive_field))
+        ready = self.frontend.prepare(prepared(clip, self.frontend.normalise, self.frontend.receptive_field))
         if speaker is None:
             return ready
         mean, deviation = (torch.from_numpy(one).float() for one in (speaker.mean, speaker.deviation))
@@ -105,12 +105,12 @@ class SpeechEncoder:
         self, speakers: Sequence[str | None], load: Callable[[int], Tensor | None]
     ) -> dict[str, Columns]:
         """The bands of each speaker that has a name, over all of their clips; `load` gives the clip of an index."""
-        assert isinstance(self._frontend, LogMel)
+        assert isinstance(self.frontend, LogMel)
         found: dict[str, Columns] = {}
         for index, speaker in enumerate(speakers):
             clip = load(index) if speaker else None
             if speaker and clip is not None:
-                own = measure_columns(self._frontend.bands(self.prepare(clip).samples).cpu().numpy())
+                own = measure_columns(self.frontend.bands(self.prepare(clip).samples).cpu().numpy())
                 found[speaker] = join_columns(found[speaker], own) if speaker in found else own
         return found
 
@@ -128,7 +128,7 @@ class SpeechEncoder:
             return mixed(states, self._mix).to(stored)
 
         with full_float32():
-            frames = self._frontend(clips, finish)
+            frames = self.frontend(clips, finish)
         return fetched(torch.cat(frames), [len(rows) for rows in frames])
 
 
@@ -169,7 +169,7 @@ class HiddenStates:
         if self.device.type == "cpu":
             LongConvolution.replace(self._model.encoder)
         self._reduced = False
-        self._front_end = self._make_front_end(torch.float32)
+        self.front_end = self._make_front_end(torch.float32)
         on_cpu = self.device.type == "cpu"
         self._bytes_per_second = _activation_bytes(model.config, len(layers), sample_rate, self.hop, on_cpu)
 
@@ -188,7 +188,7 @@ class HiddenStates:
     def reduce(self) -> None:
         """Compute in bfloat16 from now on."""
         self._reduced = True
-        self._front_end = self._make_front_end(torch.bfloat16)
+        self.front_end = self._make_front_end(torch.bfloat16)
         cast_products(self._model.feature_projection)
         cast_products(self._model.encoder)
 
@@ -202,11 +202,11 @@ class HiddenStates:
 
     def prepare(self, clip: Tensor) -> Prepared:
         """What the front end can know of a clip on the host."""
-        return self._front_end.prepare(clip)
+        return self.front_end.prepare(clip)
 
     def __call__(self, clips: Sequence[Prepared], finish: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """Clips -> (frames, ...) each, what `finish` makes of states (..., layers, dim) in float32."""
-        inputs = self._front_end(clips, self.device)
+        inputs = self.front_end(clips, self.device)
         short = [index for index, frames in enumerate(inputs) if len(frames) <= self._window]
         encoded = dict(zip(short, self._transform([inputs[index] for index in short], finish), strict=True))
         return [
@@ -278,7 +278,7 @@ class HiddenStates:
         seen = {}
         if inputs[0].dim() == 1:
             ready = [self.prepare(prepared(clip, self.normalise, self.receptive_field)) for clip in inputs]
-            frames = self._front_end(ready, self.device)
+            frames = self.front_end(ready, self.device)
             seen["front end"] = torch.cat(frames).float()
         else:
             frames = [one.to(self.device) for one in inputs]

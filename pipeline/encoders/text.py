@@ -71,12 +71,12 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._prefix, self._suffix = special_tokens(tokenizer)
         longest = longest_sequence(model, tokenizer, layers[-1], f"text.encoder {params.encoder}")
-        self._window = longest - len(self._prefix) - len(self._suffix)
-        self._overlap = min(params.overlap_tokens, self._window // 2)
+        self.window = longest - len(self._prefix) - len(self._suffix)
+        self.overlap = min(params.overlap_tokens, self.window // 2)
         self._model = model.to(torch.device(device))
         self.context = TextContext.of(dict(params))
         self._own_alone = any(self.context)
-        self._reader = Reader(self.tokenize, separator(tokenizer, self._architecture.causal), self._window)
+        self._reader = Reader(self.tokenize, separator(tokenizer, self._architecture.causal), self.window)
         padding = tokenizer.pad_token_id or 0
         self._pad = padding if padding < model.config.vocab_size else 0  # masked, whatever it is
         self._layers, self._mix, self.device = layers, params.mix, torch.device(device)
@@ -134,7 +134,7 @@ class TextEncoder:
         """Begin to encode: the device works on while the caller goes on, until it asks for the rows, in `dtype`."""
         whole = [[*one.before, *one.own, *one.after] for one in readings if self._is_short(one)]
         with full_float32():
-            encoded = iter(self._forward(whole) if whole else [])
+            encoded = iter(self.forward(whole) if whole else [])
             rows = [
                 self._kept(next(encoded) if self._is_short(one) else self._encode_long(one.own), one)
                 for one in readings
@@ -148,7 +148,7 @@ class TextEncoder:
 
     def _is_short(self, reading: Reading) -> bool:
         """Whether it has tokens, and is encoded at once."""
-        return self.length(reading) > 0 and len(reading.own) <= self._window
+        return self.length(reading) > 0 and len(reading.own) <= self.window
 
     def _kept(self, rows: Tensor, reading: Reading) -> Tensor:
         """The rows of the utterance, of all (tokens, layers, dim) that the model was given."""
@@ -158,8 +158,8 @@ class TextEncoder:
     def _encode_long(self, token_ids: Sequence[int]) -> Tensor:
         before, after = len(self._prefix), len(self._suffix)
         pieces = []
-        for window in windows(len(token_ids), self._window, self._overlap):
-            rows = self._forward([token_ids[window.start : window.end]])[0]
+        for window in windows(len(token_ids), self.window, self.overlap):
+            rows = self.forward([token_ids[window.start : window.end]])[0]
             first = 0 if window.start == 0 else before + window.keep_start - window.start
             last = len(rows) if window.end == len(token_ids) else before + window.keep_end - window.start
             pieces.append(rows[first:last])
@@ -167,7 +167,7 @@ class TextEncoder:
         assert len(joined) == before + len(token_ids) + after
         return joined
 
-    def _forward(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+    def forward(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
         """Token numbers -> (tokens, layers, dim) float32 each."""
         states = self._states(texts, self._layers)
         each = zip(*(states[layer] for layer in self._layers), strict=True)
@@ -194,7 +194,7 @@ class TextEncoder:
 
     def probes(self) -> list[Probe]:
         """Token numbers at random, from one to fifty; the longest window too, through one layer."""
-        numbers = random_tokens(int(self._model.config.vocab_size), self._window)
+        numbers = random_tokens(int(self._model.config.vocab_size), self.window)
         return [Probe([numbers[:tokens] for tokens in PROBE_TOKENS]), Probe([numbers], 1)]
 
     def look(self, inputs: Sequence[Sequence[int]], depth: int | None) -> dict[str, Tensor]:

@@ -37,20 +37,20 @@ class Progress:
 
     def __init__(self, name: str, unit: Unit, total: int, kept: int = 0) -> None:
         self._unit = unit
-        self._bar = _Bar(unit=unit, total=total, initial=kept, desc=name, disable=None, bar_format=FORMAT, smoothing=0)
-        self._done, self._start = 0, time.perf_counter()
+        self.bar = Bar(unit=unit, total=total, initial=kept, desc=name, disable=None, bar_format=FORMAT, smoothing=0)
+        self._done, self.started = 0, time.perf_counter()
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._seconds = time.perf_counter() - self._start
-        self._bar.close()
+        self._seconds = time.perf_counter() - self.started
+        self.bar.close()
 
     def advance(self, length: int) -> None:
         """So much more is done."""
         self._done += length
-        self._bar.update(length)
+        self.bar.update(length)
 
     def speed(self) -> str:
         """How much was done, in which time and how fast, to be put behind other words; "" for nothing."""
@@ -62,7 +62,7 @@ class Progress:
         return f"; {self._unit.show(self._done)} {self._unit.name} in {took}, {rate} {self._unit.short} a minute"
 
 
-class _Bar(tqdm):
+class Bar(tqdm):
     """A bar whose format knows our unit."""
 
     def __init__(self, *, unit: Unit, **options: Any) -> None:

@@ -89,7 +89,7 @@ def learn(
                 data_collator=learner.collate,
                 train_dataset=train,
                 eval_dataset=validation,
-                compute_loss_func=_Loss(train.labels, params.class_weights),
+                compute_loss_func=LabelLoss(train.labels, params.class_weights),
                 compute_metrics=_compute_metrics,
                 callbacks=[_Patience(params), _Progress(params.metric)],
             )
@@ -233,7 +233,7 @@ class _Order(Sampler[int]):
             yield from batch
 
 
-class _Loss:
+class LabelLoss:
     """Cross-entropy in float32, each class weighted by its rarity where that is asked for."""
 
     def __init__(self, labels: Sequence[int], class_weights: str) -> None:

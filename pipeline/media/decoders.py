@@ -52,7 +52,7 @@ class Decoders:
         self._limit_seconds = limit_seconds
         self._free = BoundedSemaphore(self.workers)
         self._lock = Lock()  # of what follows
-        self._all: set[_Process] = set()
+        self.processes: set[_Process] = set()
         self._idle: list[_Process] = []
         self._closed = False
 
@@ -66,11 +66,11 @@ class Decoders:
         """End all processes; what other threads still decode ends with an error."""
         with self._lock:
             self._closed = True
-            for process in self._all - set(self._idle):
+            for process in self.processes - set(self._idle):
                 process.kill()  # the thread that waits for it lets go of the rest
             for process in self._idle:
                 process.end()
-            self._all, self._idle = set(), []
+            self.processes, self._idle = set(), []
 
     def decode_stretches(
         self, path: Path, channels: Channels, stretches: Sequence[Stretch]
@@ -140,7 +140,7 @@ class Decoders:
             if self._closed:
                 raise RuntimeError("these decoders are closed")
             process = _Process()
-            self._all.add(process)
+            self.processes.add(process)
             return process
 
     def _pop_idle(self) -> "_Process | None":
@@ -149,7 +149,7 @@ class Decoders:
 
     def _drop(self, process: "_Process") -> None:
         with self._lock:
-            self._all.discard(process)
+            self.processes.discard(process)
         process.end()
 
 
@@ -165,13 +165,13 @@ class _Process:
     """One decoder process, as its parent sees it."""
 
     def __init__(self) -> None:
-        self._memory = os.memfd_create("decoded")  # not /dev/shm, of which containers have 64 MB
+        self.memory = os.memfd_create("decoded")  # not /dev/shm, of which containers have 64 MB
         self._connection, theirs = Pipe()
-        handed = (theirs.fileno(), self._memory)
+        handed = (theirs.fileno(), self.memory)
         package = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         try:
-            self._popen = subprocess.Popen(
+            self.popen = subprocess.Popen(
                 [sys.executable, "-P", "-c", f"from {MODULE} import main; main()", *map(str, handed)],
                 stdin=subprocess.PIPE,  # ends with this process, and so ends that one
                 stdout=subprocess.DEVNULL,
@@ -182,7 +182,7 @@ class _Process:
             )
         except OSError as error:
             self._connection.close()
-            os.close(self._memory)
+            os.close(self.memory)
             raise DataError(f"no decoder process can be started: {sys.executable}: {error.strerror}") from None
         finally:
             theirs.close()
@@ -209,24 +209,24 @@ class _Process:
                 yield message.stretch, Recording(samples, message.sample_rate, message.channels, message.issues)
 
     def is_alive(self) -> bool:
-        return self._popen.poll() is None
+        return self.popen.poll() is None
 
     @property
     def exit_status(self) -> int | None:
-        return self._popen.returncode
+        return self.popen.returncode
 
     def kill(self) -> None:
-        self._popen.kill()
+        self.popen.kill()
 
     def end(self) -> None:
         """End it and let go of all that it holds."""
-        self._popen.kill()
+        self.popen.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel, and ends when that lets it
-            self._popen.wait(END_SECONDS)
-        if self._popen.stdin:
-            self._popen.stdin.close()
+            self.popen.wait(END_SECONDS)
+        if self.popen.stdin:
+            self.popen.stdin.close()
         self._connection.close()
-        os.close(self._memory)
+        os.close(self.memory)
 
     def _send(self, message: Any) -> None:
         try:
@@ -246,7 +246,7 @@ class _Process:
         """(count,) float32 out of the shared memory, which is then given back."""
         if not count:
             return np.empty(0, np.float32)
-        with mmap.mmap(self._memory, 4 * count, access=mmap.ACCESS_READ) as shared:
+        with mmap.mmap(self.memory, 4 * count, access=mmap.ACCESS_READ) as shared:
             samples = np.frombuffer(shared, np.float32).copy()
-        os.ftruncate(self._memory, 0)
+        os.ftruncate(self.memory, 0)
         return samples

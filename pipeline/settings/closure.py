@@ -56,7 +56,7 @@ def closure(*entries: str) -> list[Path]:
             continue
         seen.add(place)
         waiting += _reached(*place)
-    return sorted({_read(module).path for module, _ in seen})
+    return sorted({read_source(module).path for module, _ in seen})
 
 
 def closure_digest(*entries: str) -> str:
@@ -69,7 +69,7 @@ def closure_digest(*entries: str) -> str:
 
 def _reached(module: str, name: str | None) -> Iterator[tuple[str, str | None]]:
     """What a definition, or with None a module as a whole, uses directly."""
-    source = _read(module)
+    source = read_source(module)
     yield module, ""  # what importing the module runs
     if name == "":
         nodes = source.always
@@ -91,9 +91,9 @@ def _reached(module: str, name: str | None) -> Iterator[tuple[str, str | None]]:
 
 def _resolved(module: str, name: str | None = None) -> tuple[str, str | None]:
     """Where a name is defined: through re-exports and the doors of rooms; None for a module as a whole."""
-    if name is not None and _path(f"{module}.{name}"):
+    if name is not None and find_source(f"{module}.{name}"):
         return f"{module}.{name}", None
-    source = _read(module)
+    source = read_source(module)
     if name is None or name in source.definitions:
         return module, name
     if name in source.imports:
@@ -102,8 +102,9 @@ def _resolved(module: str, name: str | None = None) -> tuple[str, str | None]:
 
 
 @cache
-def _read(module: str) -> _Source:
-    path = _path(module)
+def read_source(module: str) -> _Source:
+    """What a module imports and holds; read once a process."""
+    path = find_source(module)
     if path is None:
         raise LookupError(f"there is no module '{module}'")
     source = _Source(path)
@@ -126,7 +127,7 @@ def _read(module: str) -> _Source:
 
 
 @cache
-def _path(module: str) -> Path | None:
+def find_source(module: str) -> Path | None:
     """Where a module of the project lies; nothing is imported."""
     place = ROOT.joinpath(*module.split("."))
     return next((path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()), None)

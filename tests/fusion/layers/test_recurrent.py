@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.layers import SequenceGRU
-from fusion.layers.recurrent import _Recurrence, run_grus
+from fusion.layers.recurrent import Recurrence, run_grus
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -18,7 +18,7 @@ def test_gradients_are_those_of_finite_differences(padded: bool) -> None:
     inputs = [random(5, 2, 3, 12), random(2, 12, 4, seed=1), random(2, 12, seed=2)]
     for tensor in inputs:
         tensor.requires_grad_()
-    assert torch.autograd.gradcheck(lambda pushes, weight, bias: _Recurrence.apply(pushes, keep, weight, bias), inputs)
+    assert torch.autograd.gradcheck(lambda pushes, weight, bias: Recurrence.apply(pushes, keep, weight, bias), inputs)
 
 
 def test_states_and_gradients_are_those_of_torch() -> None:
@@ -42,6 +42,6 @@ def test_both_ways_to_run_agree(direction: str) -> None:
     layer = SequenceGRU(8, direction)  # type: ignore[arg-type]
     x, mask = random(4, 5, 8).float(), torch.arange(5) < torch.tensor([5, 2, 0, 4])[:, None]
     torch.testing.assert_close(
-        torch.cat(layer._on_cpu(x, mask), -1) * mask[..., None],
-        torch.cat(layer._with_cudnn(x, mask), -1) * mask[..., None],
+        torch.cat(layer.on_cpu(x, mask), -1) * mask[..., None],
+        torch.cat(layer.with_cudnn(x, mask), -1) * mask[..., None],
     )

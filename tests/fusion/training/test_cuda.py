@@ -25,7 +25,7 @@ from fusion.models import MODELS
 from fusion.objective.tasks import LabelTask
 from fusion.params import Recipe
 from fusion.training import build_split_model
-from fusion.training.stage import Criterion, LossMeans, _optimizer
+from fusion.training.stage import Criterion, LossMeans, make_optimizer
 from tests.fake_cuda import Seen, fake_cuda, send_back
 from tests.fusion.batches import make, make_batch, name_of
 from tests.fusion.made import Made, make_features, tiny_recipe
@@ -88,7 +88,7 @@ def on_gpu(split: Split, mode: FakeTensorMode, monkeypatch: pytest.MonkeyPatch) 
         return wrapped
 
     monkeypatch.setattr(fusion.data.split, "move", faked(fusion.data.split.move))
-    monkeypatch.setattr(Split, "_gather_one", faked(Split._gather_one))
+    monkeypatch.setattr(Split, "gather_one", faked(Split.gather_one))
     monkeypatch.setitem(fusion.data.split.GROUPING, "cuda", Grouping(100, 10))  # so few that there are several groups
     return replace(split, audio=split.audio.move("cuda"), text=split.text.move("cuda"))
 
@@ -159,7 +159,7 @@ def test_a_step_fits_together_and_waits_for_nothing(
                 given = stage.encode(batch) if stage.encode else batch
             stage.module.train()
             weights = [weight for branch in stage.branches.values() for weight in branch.parameters()]
-            optimizer, means = _optimizer(weights, recipe.train), LossMeans()
+            optimizer, means = make_optimizer(weights, recipe.train), LossMeans()
             with Seen() as seen:
                 with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
                     output = stage.module(given)

@@ -55,6 +55,6 @@ def test_no_step_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch
     for stage in training.stages:
         run = StageRun(stage, training)
         with Waits() as waits:
-            batch = split._gather_one(plan, plan)
+            batch = split.gather_one(plan, plan)
             run.step(stage.encode(batch) if stage.encode else batch)
         assert not waits.found, stage.name

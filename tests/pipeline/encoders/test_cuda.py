@@ -145,7 +145,7 @@ def test_text_fits_and_does_not_wait(kind: str, precision: str, monkeypatch: pyt
         if precision == "bfloat16":
             encoder.reduce()
         with torch.inference_mode(), Seen() as seen:
-            rows = encoder._forward(numbers)
+            rows = encoder.forward(numbers)
         assert [(len(one), one.shape[1]) for one in rows] == [(encoder.tokens(one), 3) for one in numbers]
         assert {one.device.type for one in rows} == {"cuda"}
         assert seen.copies.total() == 1, seen.copies

@@ -44,7 +44,7 @@ def config(family: str, **options: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_proven", set())
+    monkeypatch.setattr(precision, "proven", set())
 
 
 @pytest.fixture
@@ -198,9 +198,9 @@ def test_widening_narrow_groups_changes_nothing_but_the_way() -> None:
 def test_the_first_convolution_is_float32_under_autocast(speech_folder: Path) -> None:
     encoder = load_audio(speech_folder, "float32")
     clips = noise(5003)
-    expected = encoder._frontend._front_end([encoder.prepare(clips[0])], CPU)[0]
+    expected = encoder.frontend.front_end([encoder.prepare(clips[0])], CPU)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        found = encoder._frontend._front_end([encoder.prepare(clips[0])], CPU)[0]
+        found = encoder.frontend.front_end([encoder.prepare(clips[0])], CPU)[0]
     assert torch.equal(found, expected)
 
 
@@ -211,7 +211,7 @@ def test_a_model_of_such_features_says_what_to_do() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision, "check_agreement", lambda *arguments, **options: None)
         identity = load_audio("tiny").identity
-    precision._proven.clear()
+    precision.proven.clear()
     with pytest.raises(PrecisionError, match=r"the model was trained on such audio features, so use it on another"):
         load_speech(identity, None, "cpu")
 

@@ -62,7 +62,7 @@ def test_no_token_of_a_long_text_is_lost(minilm: Path) -> None:
 def test_windows_agree_with_the_whole_away_from_the_seams() -> None:
     """A window's first and last kept tokens are those of the text: [CLS] comes first, [SEP] last."""
     encoder = load(overlap_tokens=64)
-    encoder._window, encoder._overlap = 40, 16
+    encoder.window, encoder.overlap = 40, 16
     whole = load()
     ids = whole.tokenize(" ".join(TEXTS[:2] * 8))
     joined, reference = encoder.encode([ids])[0], whole.encode([ids])[0]

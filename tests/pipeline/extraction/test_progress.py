@@ -20,12 +20,12 @@ class Terminal(io.StringIO):
 def test_it_shows_hours_their_rate_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr(progress._Bar, "monitor_interval", 0)
+    monkeypatch.setattr(progress.Bar, "monitor_interval", 0)
     with Progress("audio", HOURS, 7200) as bar:
-        bar._bar.mininterval = 0
-        bar._bar.start_t -= 30
+        bar.bar.mininterval = 0
+        bar.bar.start_t -= 30
         bar.advance(3600)
-        shown = str(bar._bar)
+        shown = str(bar.bar)
     assert "audio:  50%" in shown
     assert "1.00/2.00 h of audio" in shown
     assert "00:30<00:3" in shown  # as long again
@@ -35,21 +35,21 @@ def test_it_shows_hours_their_rate_and_the_time_left(monkeypatch: pytest.MonkeyP
 def test_without_a_terminal_it_is_silent_and_tells_its_speed_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("audio", HOURS, 7200) as bar:
         bar.advance(1800)
-        bar._start -= 90
+        bar.started -= 90
     assert capsys.readouterr() == ("", "")
     assert bar.speed() == "; 0.50 h of audio in 1.5 min, 0.33 h a minute"
 
 
 def test_a_resumed_run_begins_at_what_is_done_and_its_rate_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", Terminal())
-    monkeypatch.setattr(progress._Bar, "monitor_interval", 0)
+    monkeypatch.setattr(progress.Bar, "monitor_interval", 0)
     with Progress("audio", HOURS, 7200, kept=3600) as bar:
-        bar._bar.mininterval = 0
-        assert "audio:  50%" in str(bar._bar)
-        assert "1.00/2.00 h of audio [00:00<?]" in str(bar._bar)
-        bar._bar.start_t -= 30
+        bar.bar.mininterval = 0
+        assert "audio:  50%" in str(bar.bar)
+        assert "1.00/2.00 h of audio [00:00<?]" in str(bar.bar)
+        bar.bar.start_t -= 30
         bar.advance(1800)
-        shown = str(bar._bar)
+        shown = str(bar.bar)
     assert "audio:  75%" in shown
     assert "1.50/2.00 h of audio" in shown
     assert "00:30<00:3" in shown  # as much again

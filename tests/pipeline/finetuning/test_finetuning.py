@@ -510,13 +510,13 @@ def test_scores_mean_what_they_mean_for_fusion_models() -> None:
 def test_balanced_weights_are_those_of_scikit_learn() -> None:
     from sklearn.utils.class_weight import compute_class_weight
 
-    from pipeline.finetuning.trainer import _Loss
+    from pipeline.finetuning.trainer import LabelLoss
 
     labels = [0, 0, 0, 1, 2, 2]
     weights = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     logits, true = torch.randn(4, 3), torch.tensor([0, 1, 2, 2])
     expected = torch.nn.functional.cross_entropy(logits, true, torch.tensor(weights).float())
-    assert torch.allclose(_Loss(labels, "balanced")({"logits": logits}, true), expected)
+    assert torch.allclose(LabelLoss(labels, "balanced")({"logits": logits}, true), expected)
 
 
 def test_every_epoch_has_every_example_once_in_another_order() -> None:

@@ -49,7 +49,7 @@ def wait_until(condition: object, seconds: float = 20.0) -> bool:
 
 
 def processes_of(decoders: Decoders) -> list[int]:
-    return [process._popen.pid for process in decoders._all]
+    return [process.popen.pid for process in decoders.processes]
 
 
 def whole(decoders: Decoders, path: Path) -> Recording:
@@ -215,7 +215,7 @@ def test_processes_end_with_their_parent_however_it_ends(tmp_path: Path, name: s
             thread = Thread(target=lambda: list(job), daemon=True)
             thread.start()
             thread.join(2.0)
-            print(*[process._popen.pid for process in decoders._all], flush=True)
+            print(*[process.popen.pid for process in decoders.processes], flush=True)
             time.sleep(60)
         """
     )
@@ -243,13 +243,13 @@ def test_memory_returns(tmp_path: Path) -> None:
     with Decoders(workers=1) as decoders:
         ((_, recording),) = decoders.decode_stretches(path, "downmix", [WHOLE])
         assert len(recording.samples) == 120 * RATE
-        (process,) = decoders._all
-        assert os.fstat(process._memory).st_size == 0
+        (process,) = decoders.processes
+        assert os.fstat(process.memory).st_size == 0
         descriptors = len(list(Path("/proc/self/fd").iterdir()))
         for _ in range(2):
-            os.kill(process._popen.pid, signal.SIGKILL)
+            os.kill(process.popen.pid, signal.SIGKILL)
             list(decoders.decode_stretches(path, "downmix", [Stretch(0.0, 0.1)]))
-            (process,) = decoders._all
+            (process,) = decoders.processes
         assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
 
 
