@@ -60,14 +60,10 @@ def read_parts(path: Path) -> Iterator[str | Part]:
         head = file.read(4)
         size = os.fstat(file.fileno()).st_size
         starts = _links(file, LINKS[head]) if head in LINKS else _waves(file, size)
-        fixed = _padded_samples(file, size) if head in (b"RIFF", b"RF64") else None
-    if fixed:
-        fixes, gain = fixed
-        yield Part(path, 0, size, fixes, gain)
-    elif len(starts) > 1:
-        yield from (Part(path, start, end) for start, end in zip(starts, [*starts[1:], size], strict=True))
-    else:
-        yield str(path.absolute())
+        spans = list(zip(starts, [*starts[1:], size], strict=True))
+        fixed = [_padded_samples(file, *span) if head in (b"RIFF", b"RF64") else None for span in spans]
+    for span, fixes in zip(spans, fixed, strict=True):
+        yield Part(path, *span, *(fixes or ())) if fixes or len(spans) > 1 else str(path.absolute())
 
 
 def _links(file: IO[bytes], mark: bytes) -> list[int]:
@@ -97,14 +93,14 @@ def _waves(file: IO[bytes], size: int) -> list[int]:
     return starts
 
 
-def _padded_samples(file: IO[bytes], size: int) -> tuple[dict[int, bytes], float] | None:
-    """What sets a WAV header right whose samples have more bytes than bits, such as 24 bits in 32, and what its samples
-    are to be multiplied by; None for any other. FFmpeg takes these for floats, or for narrower samples.
+def _padded_samples(file: IO[bytes], start: int, end: int) -> tuple[dict[int, bytes], float] | None:
+    """What sets a WAV header (at `start`) right whose samples have more bytes than bits, such as 24 bits in 32, and by
+    what these are to be multiplied; None for any other. FFmpeg takes these for floats, or for narrower samples.
 
     The standard has such samples at the upper end of their bytes; many programs have them at the lower end.
     """
-    chunks, place = {}, 12
-    while place + 8 <= size and b"data" not in chunks:
+    chunks, place, length = {}, start + 12, 0
+    while place + 8 <= end and b"data" not in chunks:
         file.seek(place)
         name, length = struct.unpack("<4sI", file.read(8))
         chunks[name] = place + 8
@@ -121,8 +117,9 @@ def _padded_samples(file: IO[bytes], size: int) -> tuple[dict[int, bytes], float
         fixes[chunks[b"fmt "] + 18] = fixes[chunks[b"fmt "] + 14]
     if tag != PCM or not 2 <= width <= 4 or not 0 < bits <= 8 * (width - 1):
         return None
-    file.seek(chunks[b"data"])
-    while piece := file.read(width << 16):
+    place = file.seek(chunks[b"data"])
+    last = min(place + length, end) if length else end
+    while piece := file.read(min(width << 16, last - file.tell())):
         whole = np.zeros((len(piece) // width, 4), np.uint8)
         whole[:, 4 - width :] = np.frombuffer(piece, np.uint8, len(whole) * width).reshape(-1, width)
         values = whole.view("<i4")[:, 0] >> (32 - 8 * width)

@@ -360,9 +360,12 @@ PADDED = {  # bytes a sample, bits of it, whether these are the upper ones, whet
 }
 
 
-@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(("channels", "times"), [(1, 2), (2, 1)])
 @pytest.mark.parametrize("name", PADDED)
-def test_samples_with_more_bytes_than_bits_are_what_was_written(tmp_path: Path, name: str, channels: int) -> None:
+def test_samples_with_more_bytes_than_bits_are_what_was_written(
+    tmp_path: Path, name: str, channels: int, times: int
+) -> None:
+    """Also behind them, where another chunk is, and in files that are joined."""
     width, bits, upper, extensible = PADDED[name]
     samples = sound(0.2, RATE, channels)
     whole = np.rint(samples * (2 ** (bits - 1) - 1)).astype("<i4")
@@ -372,10 +375,12 @@ def test_samples_with_more_bytes_than_bits_are_what_was_written(tmp_path: Path, 
     form = struct.pack("<HHIIHH", tag, channels, RATE, RATE * block, block, 8 * width if extensible else bits)
     form += struct.pack("<HHIH", 22, bits, 0, PCM) + GUID if extensible else b""
     chunks = b"fmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(stored)) + stored
-    (tmp_path / "a.wav").write_bytes(b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks)
+    chunks += b"LIST" + struct.pack("<I", 16) + b"INFOISFT" + struct.pack("<I", 4) + b"Lavf"
+    (tmp_path / "a.wav").write_bytes(times * (b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks))
     recording = decode(tmp_path / "a.wav", "first")
     assert recording.issues == []
-    np.testing.assert_allclose(recording.samples, samples[:, 0], rtol=0, atol=2.0 ** (1 - min(bits, 24)))
+    expected = np.tile(samples[:, 0], times)
+    np.testing.assert_allclose(recording.samples, expected, rtol=0, atol=2.0 ** (1 - min(bits, 24)))
 
 
 @needs_ffmpeg
