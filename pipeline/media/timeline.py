@@ -6,7 +6,6 @@ is silence too, and named, and decoding goes on behind it.
 """
 
 import mmap
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -196,16 +195,17 @@ class _Clock:
         self._origin = (container.start_time or 0) / 1e6
         self._jumps = bool(flags & Flags.ts_discont.value)
         self._broadcast = name in ("mpegts", "mpeg")
-        self._raw_aac = name == "aac"
         self.fragmented = "mp4" in name and not stream.frames  # of which FFmpeg knows the fragments that it met
         self._stored = name == "matroska,webm"  # ffmpeg before version 8: blocks count from the first one
         # elsewhere FFmpeg makes the time stamps by adding up rounded durations
         self._stamped = not flags & Flags.generic_index.value or self._jumps or name in STAMPED
         self._logged = logging.get_last_error
         self._errors = self._errors_at_frame = self._logged()[0]
-        with path.open("rb") as file:  # nothing cannot be mapped
-            empty = not os.fstat(file.fileno()).st_size
-            self._content = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._size: int = container.size  # bytes
+        self._content: mmap.mmap | None = None
+        if name == "aac":  # without a container
+            with path.open("rb") as file:
+                self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._packets = self._frames = self._lost_bytes = self._tag_end = self._read_bytes = 0
         self._mean_bytes = self._mean_samples = 0.0  # of the last packets
         self._sync = b""
@@ -251,7 +251,7 @@ class _Clock:
 
     def _follow(self, packet: Any) -> None:
         """Where in the file a packet ends. FFmpeg does not count what it passes over in raw AAC: that is looked for."""
-        if not self._raw_aac:
+        if self._content is None:
             self._read_bytes = max(self._read_bytes, (packet.pos or 0) + packet.size)
             return
         behind, at = self._read_bytes, self._content.find(bytes(packet)[:SAME_BYTES], self._read_bytes)
@@ -280,7 +280,7 @@ class _Clock:
 
     def unread_bytes(self) -> int:
         """How many there are behind the last packet."""
-        return max(0, len(self._content) - self._read_bytes)
+        return max(0, self._size - self._read_bytes)
 
     def lost_samples(self, more: int = 0) -> int:
         """How many the packets held that could not be decoded, and so many `more` bytes, judged by their size: whole
