@@ -16,7 +16,7 @@ pieces without another clip, another piece or padding ever showing in a frame. (
 result is that of the published model.)
 
 Behind them the positional convolution looks at 128 frames with 48 channels a group. On a processor that is the slowest
-product of all, and its spectrum takes an eighth of the multiplications (`LongConvolution`).
+product of all, and by its spectrum it takes a fifth of the time (`LongConvolution`, docs/extraction.md).
 
 Axes: pieces, samples, frames, channels.
 """
@@ -264,7 +264,8 @@ class LongConvolution:
     def __init__(self, convolution: nn.Conv1d) -> None:
         kernel, self._padding = convolution.kernel_size[0], int(convolution.padding[0])
         self._block = 2 ** math.ceil(math.log2(2 * kernel))
-        self._step, self._groups, self._bias = self._block - kernel + 1, convolution.groups, convolution.bias
+        self._step, self._groups = self._block - kernel + 1, convolution.groups
+        self._bias = None if convolution.bias is None else convolution.bias.data  # which is not cast with the module
         spectrum = torch.fft.rfft(convolution.weight.detach(), n=self._block)  # (channels out, in a group, places)
         grouped = spectrum.conj().unflatten(0, (self._groups, -1)).permute(0, 3, 2, 1)
         self._weight = grouped.flatten(0, 1).contiguous()  # (groups * places, in, out)

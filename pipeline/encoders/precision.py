@@ -9,7 +9,7 @@ disagrees (`pipeline.settings.check_agreement`).
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -107,6 +107,7 @@ def ready_for_inference(module: nn.Module) -> None:
     module.requires_grad_(False)
 
 
+@cache
 def packs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether products are faster here from weights that oneDNN has laid out once (docs/extraction.md).
 
