@@ -66,29 +66,15 @@ OK = "ok"
 CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of control characters, halves of characters and line ends
 NAMES = ("id", "conversation", "speaker", "label")
 UNSEEN = set("\u115f\u1160\u2800\u3164\uffa0")  # letters and signs that are drawn as nothing
-MISSING = {
-    "nan",
-    "none",
-    "null",
-    "(null)",
-    "#nv",
-    "nil",
-    "na",
-    "n/a",
-    "n.a.",
-    "#n/a",
-    "#n/a!",
-    "<na>",
-    "nat",
-    "missing",
-    "undefined",
-}
+MISSING = {"nan", "none", "null", "(null)", "nil", "na", "n/a", "n.a.", "nat", "missing", "undefined"}
+MISSING |= {"#nv", "#n/a", "#n/a!", "<na>"}  # of spreadsheets and pandas
 DASHES = set("-_.?–—―−")
 OPTIONAL = ("recognised", "extra", "content", "group")  # not in the line of an utterance that has none
 SOURCES = {"audio": "recordings.jsonl", "text": "texts.jsonl"}  # beside the manifest, by the modality that they are for
 KEY_DIGITS = 32  # hexadecimal
+LONGEST_LINE = 1 << 24  # bytes
 EXCERPT = 60  # characters of a text that names itself in a message
-BEGINNING = b'{"id":'  # of a manifest
+BEGINNING, KEY = b'{"id":', b'"sample_rate":'  # of a manifest, and what its lines alone hold
 
 
 class Source(BaseModel):
@@ -211,10 +197,10 @@ def sole_manifest(path: Path) -> Iterator[None]:
     """
     if path.name in SOURCES.values():
         raise DataError(
-            f"{path}: the name of what is written beside a manifest; name the manifest otherwise (--output)"
+            f"{path}: this name is taken by a file beside the manifest; name the manifest otherwise (--output)"
         )
     if path.is_file() and not _is_manifest(path):
-        raise DataError(f"{path}: holds something else than a manifest; name another file (--output), or move this one")
+        raise DataError(f"{path}: is not a manifest, and would be lost; name another file (--output), or move this one")
     with sole_writer(path), sole_writer(path.with_name(SOURCES["audio"])):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -225,7 +211,8 @@ def sole_manifest(path: Path) -> Iterator[None]:
 
 def _is_manifest(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(len(BEGINNING)) in (BEGINNING, b"")
+        line = file.readline(LONGEST_LINE)
+    return not line or (line.startswith(BEGINNING) and KEY in line)
 
 
 def read_manifest(path: Path) -> list[Utterance]:

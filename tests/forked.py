@@ -1,9 +1,13 @@
-"""Forks of the test's own process, which has its libraries loaded: for what is killed, or limited as a process."""
+"""Forks of the test's own process, which has its libraries loaded: for what is killed, or limited as a process; and a
+limit for what may wait for ever.
+"""
 
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -28,3 +32,13 @@ def fork(run: Callable[[], Any]) -> int:
 def exit_status(child: int) -> int:
     """Waits for `child`; negative for the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Ends the process where what is inside takes longer."""
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)

@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typer.testing import CliRunner, Result
 from fusion.cli import ablate_app, evaluate_app, export_app, predict_app, report_app, train_app
 from pipeline.cli import inspect_app
 from pipeline.store import read_features
+from tests.forked import at_most
 from tests.fusion.made import Made
 from tests.fusion.paged import evaluated
 
@@ -104,9 +104,8 @@ def test_nobody_waits_for_a_pipe(project: Path, name: str) -> None:
     (project / name).unlink()
     os.mkfifo(project / name)
     for command in READ_BY[name]:
-        signal.alarm(30)  # ends the process
-        assert Path(name).name in refusal(run(command))
-        signal.alarm(0)
+        with at_most(30):
+            assert Path(name).name in refusal(run(command))
     assert not made_files(project)
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from pipeline.cli import audio_app, import_app, inspect_app, join_app, prepare_a
 from pipeline.errors import StoreError
 from pipeline.manifest import read_manifest, sole_manifest, write_manifest
 from pipeline.store import Identity, Utterances, read_features, read_part, write_features
-from tests.forked import exit_status, fork
+from tests.forked import at_most, exit_status, fork
 from tests.pipeline.made import cut, rows_of, sound, write_corpus, write_film, write_params, write_rows, write_wav
 
 RATE = 16_000
@@ -153,9 +152,10 @@ def test_prepare_refuses_what_is_no_table(tmp_path: Path, name: str) -> None:
     assert expected in refusal(prepare_app, made.prepare("--set", f"dataset.table={table}"))
 
 
-@pytest.mark.parametrize("name", ["corpus/table.csv", "params.yaml", "texts.jsonl"])
+@pytest.mark.parametrize("name", ["corpus/table.csv", "params.yaml", "texts.jsonl", "rows.jsonl"])
 def test_prepare_takes_the_place_of_no_other_file(tmp_path: Path, name: str) -> None:
     made = project(tmp_path)
+    made.file("rows.jsonl").write_text('{"id":"a","conversation":"a","text":"of somebody"}\n')
     before = made.file(name).read_bytes() if made.file(name).exists() else None
     assert "(--output)" in refusal(prepare_app, [*made.paths, "--output", str(made.file(name))])
     assert before == (made.file(name).read_bytes() if made.file(name).exists() else None)
@@ -173,9 +173,8 @@ def test_prepare_neither_waits_for_a_pipe_nor_takes_its_place(tmp_path: Path, wh
     place = {"the table": "corpus/table.csv", "the parameters": "params.yaml", "the manifest": "manifest.jsonl"}[what]
     made.file(place).unlink(missing_ok=True)
     os.mkfifo(made.file(place))
-    signal.alarm(30)  # ends the process
-    assert f"{made.file(place)}: a pipe, socket or device; name a file" in refusal(prepare_app, made.prepare())
-    signal.alarm(0)
+    with at_most(30):
+        assert f"{made.file(place)}: a pipe, socket or device; name a file" in refusal(prepare_app, made.prepare())
     assert made.file(place).is_fifo()
 
 
