@@ -64,4 +64,4 @@ def refuse_pipe(path: Path) -> None:
     except (OSError, ValueError):  # whoever opens it says why
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise DataError(f"{path}: a pipe, socket or device; name a file, such as a copy of what comes out of it")
+        raise DataError(f"{path}: a pipe, socket or device; name a file that holds its content")

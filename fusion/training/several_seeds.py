@@ -97,7 +97,7 @@ def train_seeds(
         jobs = count_jobs(jobs, device)
         with single_thread(jobs) as threads:
             held = _load(features, recipe, device)
-            beside = _side_by_side(features, held.here, recipe)
+            beside = _fit_reference(features, held.here, recipe)
             train = partial(
                 _train_seed, features=features, held=held, recipe=recipe, work=work, device=device, beside=beside
             )
@@ -117,7 +117,7 @@ class _Beside:
     scores: Mapping[str, Mapping[str, float]]  # by name and metric: of it, of chance and of the constant answer
 
 
-def _side_by_side(features: Features, splits: tuple[Split, Split], recipe: Recipe) -> _Beside:
+def _fit_reference(features: Features, splits: tuple[Split, Split], recipe: Recipe) -> _Beside:
     reference = fit_linear(*splits, recipe, len(features.label_names))
     task, chosen = reference.task, reference.chosen
     train, known = (task.truth(split).numpy() for split in splits)

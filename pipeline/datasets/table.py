@@ -22,6 +22,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, time, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ def _read_delimited(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
     return rows
 
 
+@lru_cache(maxsize=1_000)  # JSON lines name them in every line
 def _column_name(name: str) -> str:
     r"""Composed, without blanks and invisible characters around it.
 
@@ -353,5 +355,5 @@ def _number_hint(text: str, name: str) -> str:
     if name == "turn":
         return "number the turns, or leave the column out to take the rows' order"
     if ":" in text:
-        return "write seconds: 62.5"
-    return "write its decimals behind a point: 62.5" if "," in text else "expected one such as 62.5, or nothing"
+        return "write seconds, such as 62.5"
+    return "use a decimal point: 62.5" if "," in text else "expected one such as 62.5, or an empty cell"

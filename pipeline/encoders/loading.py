@@ -107,7 +107,7 @@ def find_model(name: str, revision: str | None, builtin: dict[str, Path]) -> Sou
         if not is_whole(folder):
             raise EncoderError(
                 f"encoder folder {folder} is damaged, or was edited since it was fine-tuned; run pipeline-finetune "
-                f"again, or delete its file '{FINGERPRINT}' to keep an edit of yours"
+                f"again, or delete its file '{FINGERPRINT}' to keep your edit"
             )
         return Source(str(folder), folder.resolve().name, None)
     if name.count("/") > 1 or name.startswith(("/", ".", "~")) or not name.strip("/"):
@@ -168,7 +168,7 @@ def load_config(source: Source, modality: Modality, who: str, others: str = "") 
         raise EncoderError(f"encoder {source.location}: its config.json cannot be read: {reason}") from None
     layers = getattr(config, "num_hidden_layers", 0)
     if not isinstance(layers, int) or layers > MOST_LAYERS:  # they are laid out before weights are read
-        raise EncoderError(f"encoder {source.location}: its config.json says that it has {str(layers)[:20]} layers")
+        raise EncoderError(f"encoder {source.location}: its config.json says {str(layers)[:20]} layers; fix it")
     return Supported(config, check_supported(modality, config.model_type, who, others))
 
 
@@ -330,7 +330,7 @@ def _refuse_misfits(source: Source, model: Any, report: dict[str, Any]) -> None:
                 f"encoder {source.location}: {len(wrong)} weights are {kind.removesuffix('_keys')}, such as "
                 f"'{wrong[0]}'; its features would be partly random. "
                 + (
-                    f"The checkpoint calls it '{wrapped[0]}': save the module that is wrapped"
+                    f"The checkpoint calls it '{wrapped[0]}': save the wrapped module itself"
                     if wrapped
                     else "Expected a checkpoint of this very architecture"
                 )

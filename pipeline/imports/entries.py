@@ -76,14 +76,14 @@ def shown(value: Any) -> str:
 
 
 def refuse_bomb(where: str, size: int, stored: int) -> None:
-    """Raise DataError where so many bytes take so few in the file that they would fill the memory with next to nothing.
+    """Raise DataError where `size` bytes of next to nothing, `stored` in far fewer, would fill the memory.
 
     Features shrink to a half at best, what is padded with zeros to a tenth.
     """
     if size > LARGE and size > PACKED * stored:
         raise DataError(
-            f"{where}: {size / 1e9:.1f} GB that take {stored / 1e6:.1f} MB in the file, so next to nothing is in it; "
-            "save what there is without the rest"
+            f"{where}: {size / 1e9:.1f} GB that take {stored / 1e6:.1f} MB in the file, so it is almost empty; "
+            "save only the rows that hold something"
         )
 
 

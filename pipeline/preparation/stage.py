@@ -367,7 +367,7 @@ def _check_recordings(utterances: Sequence[Utterance], params: DatasetParams) ->
             f"none of the {len(named)} recordings under {params.root} can be used; the first, {first.audio}: "
             f"{first.status}; "
             + (
-                f"fix start and end, which are seconds of a recording (here {first.start:g} to {first.end})"
+                f"fix start and end, which are seconds of a recording (here from {first.start:g})"
                 if times
                 else "fix dataset.root or dataset.columns.audio (leave the column out for text only)"
             )

@@ -81,10 +81,10 @@ def parse_lines(lines: Iterable[str], kind: type[Record], path: Path) -> list[Re
             field = ".".join(map(str, first["loc"])) or "line"
             raise DataError(f"{where}: '{field}': {first['msg']}; run pipeline-prepare again") from None
     if (checked := CHECKED.fullmatch(last)) and checked[3] != str(len(records)):
-        written = f"{checked[3]} were written" if checked[3] else "not the last one"
+        lost = f"{checked[3]} were written" if checked[3] else "its last one is missing"
         raise DataError(
-            f"{path}: holds {len(records)} lines, but {written}, as the check of its last line says; run "
-            "pipeline-prepare again, or take that check out to keep an edit"
+            f"{path}: holds {len(records)} lines, but {lost}; run pipeline-prepare again, or take 'check' out of the "
+            "last line to keep an edit"
         )
     return records
 

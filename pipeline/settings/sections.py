@@ -41,6 +41,7 @@ MOST_VALUES = 10_000  # of a document
 DEEPEST = 50  # groups and lists inside each other
 LONGEST_TEXT = 1_000_000  # characters
 LONGEST_NUMBER = 4_300  # digits
+TOO_LARGE = 10**LONGEST_NUMBER
 SHOWN = 200  # characters of what is wrong
 
 
@@ -190,7 +191,7 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """Without those that Python would read, as they are written to another base, but not write."""
         number: int = super().construct_yaml_int(node)
-        if abs(number) >= 10**LONGEST_NUMBER:
+        if abs(number) >= TOO_LARGE:
             raise ValueError(f"an integer of more than {LONGEST_NUMBER:,} digits")
         return number
 

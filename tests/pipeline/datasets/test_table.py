@@ -344,10 +344,13 @@ MALFORMED = {
     "bad score": ("score,text\n1.5,x\nhigh,y\n", "line 3: score 'high' is not a number"),
     "score beyond float32": ("score,text\n-1e39,x\n", "line 2: score '-1e39' is beyond 3.4e+38, the largest number"),
     "score NaN": ("score,text\nnan,x\n", "line 2: score 'nan' is not a number"),
-    "bad start": ('start,text\n"00:01:02,5",x\n', "line 2: start '00:01:02,5' is not a number; write seconds: 62.5"),
+    "bad start": (
+        'start,text\n"00:01:02,5",x\n',
+        "line 2: start '00:01:02,5' is not a number; write seconds, such as 62.5",
+    ),
     "decimal comma": (
         'score,text\n"1,5",x\n',
-        "line 2: score '1,5' is not a number; write its decimals behind a point",
+        "line 2: score '1,5' is not a number; use a decimal point: 62.5",
     ),
     "infinite end": ("end,text\ninf,x\n", "line 2: end 'inf' is not a number"),
     "unknown split": ("split,text\ntrian,x\n", "line 2: split 'trian' is none of train, validation,"),

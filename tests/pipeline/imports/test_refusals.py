@@ -280,7 +280,7 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "links": (linked, "'/u0-0' is a link, which is not followed"),
     "external storage": (stored_elsewhere, "'/u0-0' takes its bytes from other files"),
     "virtual data sets": (virtual, "'/deep/u0-0' takes its bytes from other files"),
-    "packed zeros": (packed, r"x\.npz: 0\.3 GB that take 0\.3 MB in the file, so next to nothing is in it"),
+    "packed zeros": (packed, r"x\.npz: 0\.3 GB that take 0\.3 MB in the file, so it is almost empty"),
     "rows that are nowhere": (claimed, r"'/u0-0': 5\.4 GB that take 0\.0 MB in the file"),
     "a huge number": (lambda root: str(write_pickle(root / "x.pkl", 1 << 99_999)), r"holds int\(\.\.\), no features"),
     "a huge name": (lambda root: str(write_pickle(root / "x.pkl", {1 << 99_999: [1]})), r"int\(\.\.\) is no name"),
