@@ -314,6 +314,14 @@ def test_frames_lost_from_a_raw_stream_are_as_long_as_their_bytes(tmp_path: Path
     assert_same(damaged.samples[5 * RATE : 7 * RATE], intact.samples[5 * RATE : 7 * RATE], RATE)
 
 
+def test_the_damaged_end_of_a_joined_recording_whose_header_has_no_length_is_named(tmp_path: Path) -> None:
+    path = encoded(tmp_path / "a.flac", 4)
+    content = bytearray(path.read_bytes())
+    content[21:26] = bytes([content[21] & 0xF0, 0, 0, 0, 0])  # its length, as where it was written to a pipe
+    path.write_bytes(content[:-9_000] + bytes(9_000) + content)
+    assert decode(path).issues == ["damaged 3.8-4.0 s"]
+
+
 @needs_ffmpeg
 @pytest.mark.parametrize("name", ["a.wma", "a.w64"])
 def test_a_file_that_is_shorter_than_its_header_says_is_truncated(tmp_path: Path, name: str) -> None:
