@@ -137,9 +137,11 @@ def lacks_its_end(path: Path, slack: int) -> bool:
     if not path.is_file():  # it vanished behind its decoder, which had it open
         return False
     with path.open("rb") as file:
-        head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
+        size = os.fstat(file.fileno()).st_size
+        start = file.seek(_waves(file, size)[-1])  # of several, the last one's end is that of the file
+        head = file.read(HEAD)
         if not head.startswith(b"OggS"):
-            return size + slack < _stated_size(head)
+            return size + slack < start + _stated_size(head)
         file.seek(max(0, size - OGG_PAGE))
         page = file.read().rpartition(b"OggS")[2]
     lacing = page[23 : 23 + page[22]] if len(page) > 22 else b""

@@ -296,6 +296,13 @@ def test_recordings_joined_end_to_end_are_read_beyond_the_seam(tmp_path: Path, n
     assert len(whole.samples) == pytest.approx(position, abs=0.1 * 48_000)
 
 
+@pytest.mark.parametrize("name", ["a.flac", "a.opus", "a.wav"])
+def test_joined_recordings_whose_last_one_is_cut_short_are_truncated(tmp_path: Path, name: str) -> None:
+    content = encoded(tmp_path / name, 4, rate=48_000).read_bytes()
+    (tmp_path / name).write_bytes(content + content[: len(content) * 6 // 10])
+    assert decode(tmp_path / name).issues == ["truncated"]
+
+
 @needs_ffmpeg
 @pytest.mark.parametrize("quality", [2, 6])
 def test_an_mp3_file_of_varying_bit_rate_without_a_length_header_is_whole(tmp_path: Path, quality: int) -> None:
