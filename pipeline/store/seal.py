@@ -24,6 +24,7 @@ FIELDS = {"format", "version", "size", "values", "structure"}
 HDF5 = b"\x89HDF\r\n\x1a\n"  # its signature
 OPENED = 20  # behind the user block: HDF5 sets this byte to 1 while a program has the file open for writing,
 CACHED = slice(72, 96)  # and here makes or clears a copy of what the root group's header holds: 1, and two addresses
+SUPERBLOCK = slice(8, 9)  # their version; in those above 0 other things lie there
 BLOCK = 1 << 20  # bytes that are hashed at once
 
 
@@ -52,7 +53,7 @@ def _clear_stale_copy(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(USER_BLOCK)
         block = file.read(BLOCK)
-        if not _has_copy(block):
+        if block[SUPERBLOCK] == b"\0" and not _has_copy(block):
             file.seek(USER_BLOCK + CACHED.start)
             file.write(bytes(CACHED.stop - CACHED.start))
 

@@ -28,6 +28,7 @@ from pipeline.store import (
     read_part,
     write_joint,
 )
+from pipeline.store.seal import USER_BLOCK, check_seal, seal
 
 ROWS = [3, 0, 5, 2]
 
@@ -283,8 +284,8 @@ def test_power_may_fail_at_any_moment(tmp_path: Path, monkeypatch: pytest.Monkey
         writer.write([1, 3], [content()[1], content()[3]])
         calls.clear()
         writer.finish()
-    seal = "sync partial"
-    assert calls == ["sync partial", seal, "rename .partial .h5", "sync folder"]
+    sealed = "sync partial"
+    assert calls == ["sync partial", sealed, "rename .partial .h5", "sync folder"]
 
 
 def test_power_may_fail_while_failures_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,3 +350,14 @@ def test_a_folder_in_place_of_the_file_shows_before_anything_is_encoded(tmp_path
     (tmp_path / "part.h5").mkdir()
     with pytest.raises(StoreError, match=r"part\.h5: is a folder"):
         SlotWriter(tmp_path / "part.h5", layout())
+
+
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+def test_a_seal_leaves_the_file_whole_whatever_version_of_hdf5_it_follows(tmp_path: Path, version: str) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", userblock_size=USER_BLOCK, libver=version) as file:
+        file["audio/values"] = [1, 2]
+    seal(path, [])
+    check_seal(path)
+    with h5py.File(path) as file:
+        assert file["audio/values"][:].tolist() == [1, 2]
