@@ -50,11 +50,12 @@ FINGERPRINT = "fingerprint"  # file of a fine-tuned encoder: of all that decided
 
 
 def hash_files(folder: Path, *without: str) -> str:
-    """Hash (hex) of the names and bytes of the files in `folder`, but for those `without`."""
+    """Hash (hex) of the names and bytes of the files in `folder`, but for hidden ones and those `without`."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name not in without):
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name not in without and not path.name.startswith("."):  # such as .DS_Store
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 

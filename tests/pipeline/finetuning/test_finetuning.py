@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from fusion.objective import compute_all, floor_scores
 from fusion.objective.tasks import LabelTask
-from pipeline.encoders import load_speech_encoder, load_text_encoder, shuffled_batches
+from pipeline.encoders import is_whole, load_speech_encoder, load_text_encoder, shuffled_batches
 from pipeline.encoders.tiny import build_speech, build_text
 from pipeline.errors import BusyError, DataError, EncoderError, StoreError
 from pipeline.finetuning import finetune_audio, finetune_text, turn_off
@@ -271,6 +271,8 @@ def test_a_damaged_encoder_is_not_used_and_fine_tuned_again(
     corpus: Corpus, tuned: Path, tmp_path: Path, name: str
 ) -> None:
     folder = Path(shutil.copytree(tuned / "text", tmp_path / "text"))
+    (folder / ".DS_Store").touch()
+    assert is_whole(folder)
     changed = bytearray((folder / name).read_bytes())
     changed[-9] ^= 1
     (folder / name).write_bytes(changed)
