@@ -250,15 +250,15 @@ def relative_path(audio: str, where: str, root: str) -> str:
 
 
 def _as_on_disk(root: Path, path: PurePosixPath) -> str:
-    """`path` as the disk spells it: case, blanks and composed or decomposed accents make no other name for people, and
-    do for most disks.
+    """`path` as the disk spells it: case, kinds of blanks and composed or decomposed accents make no other name for
+    people, and do for most disks.
     """
     found = root
     for part in path.parts:
         inside = found / part
         if not os.path.lexists(inside) and found.is_dir():
             spelled = _names_in(found, found.stat().st_mtime_ns)
-            for spelling in (partial(unicodedata.normalize, "NFC"), same_spelling):
+            for spelling in (partial(unicodedata.normalize, "NFC"), _words):
                 alike = spelled.get(spelling(part), ())
                 inside = found / alike[0] if len(alike) == 1 else inside
                 if alike:
@@ -272,9 +272,14 @@ def _names_in(folder: Path, changed: int) -> Mapping[str, Sequence[str]]:
     """The names in a folder that was `changed` then, by their composed form and by what looks the same."""
     names: dict[str, list[str]] = defaultdict(list)
     for name in (path.name for path in folder.iterdir()):
-        for spelling in {unicodedata.normalize("NFC", name), same_spelling(name)}:
+        for spelling in {unicodedata.normalize("NFC", name), _words(name)}:
             names[spelling].append(name)
     return names
+
+
+def _words(name: str) -> str:
+    """What names of files share that look the same, with a blank between words: "1 11.wav" is not "11 1.wav"."""
+    return " ".join(map(same_spelling, name.split()))
 
 
 def _probe_all(drafts: Sequence[Utterance], params: DatasetParams) -> list[Utterance]:

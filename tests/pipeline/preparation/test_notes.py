@@ -150,12 +150,14 @@ def test_recordings_are_found_in_another_spelling(tmp_path: Path, told: str, the
     assert {(utterance.status, utterance.audio) for utterance in prepared.utterances} == {("ok", there)}
 
 
-def test_a_recording_with_two_other_spellings_is_missing(tmp_path: Path) -> None:
-    for name in ("a.wav", "A.wav"):
+def test_a_recording_with_two_other_spellings_or_the_same_letters_in_other_words_is_missing(tmp_path: Path) -> None:
+    for name in ("a.wav", "A.wav", "11 1.wav"):
         write_wav(tmp_path / name, sound(0.2, 16_000), 16_000)
-    rows = [row | {"audio": name} for row, name in zip(rows_of(), ["a.wav", "A.wav", "A.WAV"] * 4, strict=True)]
+    rows = [
+        row | {"audio": name} for row, name in zip(rows_of(), ["a.wav", "A.wav", "A.WAV", "1 11.wav"] * 3, strict=True)
+    ]
     statuses = {utterance.audio: utterance.status for utterance in found(tmp_path, rows).utterances}
-    assert statuses == {"a.wav": "ok", "A.wav": "ok", "A.WAV": "missing-file"}
+    assert statuses == {"a.wav": "ok", "A.wav": "ok", "A.WAV": "missing-file", "1 11.wav": "missing-file"}
 
 
 ANSWERS = {
