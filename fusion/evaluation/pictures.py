@@ -4,14 +4,19 @@ The same chart gives the same bytes. Colours are Okabe and Ito's, which all kind
 """
 
 import json
+import resource
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
+
+from fusion.errors import OutputError
 
 BLUE, SKY, ORANGE, GREEN, VERMILION = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00"
 GREY = "#87909a"  # of intervals: seen on white and on black
 INK = "#222222"  # of text and rules on white
 HEADER = 33  # bytes of a PNG before its first optional chunk
+FILES = 64  # open at once, which is ample for drawing
 FONT = "Liberation Sans, Arial, sans-serif"  # vl-convert brings the first along, so no machine's own fonts matter
 
 
@@ -19,7 +24,7 @@ def draw_svg(chart: Any, ink: str = INK, background: str = "white", font: str = 
     """The chart as SVG, which escapes its text and holds no script; `ink` is the colour of text and rules."""
     import vl_convert
 
-    drawn: str = vl_convert.vegalite_to_svg(_specify(chart, ink, background, font))
+    drawn: str = _convert(vl_convert.vegalite_to_svg, _specify(chart, ink, background, font))
     return drawn
 
 
@@ -27,10 +32,23 @@ def draw_png(chart: Any, run: str = "") -> bytes:
     """The chart as PNG, two pixels for each of its own; its metadata have the id of the `run` (tEXt)."""
     import vl_convert
 
-    drawn: bytes = vl_convert.vegalite_to_png(_specify(chart, INK, "white", FONT), scale=2)
+    drawn: bytes = _convert(vl_convert.vegalite_to_png, _specify(chart, INK, "white", FONT), scale=2)
     note = b"tEXt" + b"run\0" + run.encode("latin-1")
     chunk = struct.pack(">I", len(note) - 4) + note + struct.pack(">I", zlib.crc32(note))
     return drawn[:HEADER] + chunk + drawn[HEADER:]
+
+
+def _convert(convert: Callable[..., Any], chart: str, **options: Any) -> Any:
+    """What vl-convert makes of a chart; it opens files and threads of its own to do so."""
+    try:
+        return convert(chart, **options)
+    except ValueError:
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if allowed >= FILES:
+            raise
+        raise OutputError(
+            f"charts cannot be drawn with only {allowed} files open at once; allow {FILES}: ulimit -n {FILES}"
+        ) from None
 
 
 def _specify(chart: Any, ink: str, background: str, font: str) -> str:

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -467,3 +469,16 @@ def test_shares_are_checked(project: list[str]) -> None:
         done = run(*project, "--set", f"evaluate.missing={value}")
         assert done.exit_code == 2
         assert message in done.stderr
+
+
+def test_charts_that_cannot_be_drawn_with_few_open_files_are_refused_in_a_line() -> None:
+    """In a process of its own, since the converter starts threads that no fork has."""
+    script = """
+import resource
+import altair as alt
+from fusion.evaluation import draw_png
+resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
+draw_png(alt.Chart(alt.Data(values=[])).mark_point())
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert "OutputError: charts cannot be drawn with only 12 files open at once; allow 64: ulimit -n 64" in found.stderr
