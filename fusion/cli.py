@@ -246,10 +246,10 @@ def folds_app(
         list[str],
         typer.Option(
             metavar="NAME",
-            help="With --features: a set of section ablations beside the model of params.yaml; repeatable.",
+            help="With --features: a set of section ablations; repeatable. Without: base, the model of params.yaml.",
             autocompletion=complete_only,
         ),
-    ] = ["base"],  # noqa: B006
+    ] = [],  # noqa: B006
     every: Annotated[bool, typer.Option("--all", help="With --features: every set of section ablations.")] = False,
     jobs: Jobs = None,
     device: Device = "auto",
@@ -262,12 +262,24 @@ def folds_app(
 
     if bool(results) == bool(features):
         raise ResultError("name the results of folds, or --features to make folds of; one of the two")
+    if every and only:
+        raise ResultError("--all runs every set of ablations and --only those that it names; give one of the two")
     if features:
         from fusion.params import FoldParams
         from pipeline.settings import read_section
 
         folds = read_section(find_params(params), "folds", FoldParams, overrides)
-        _ablate(features, find_params(params), overrides, output, [] if every else only, jobs, device, overwrite, folds)
+        _ablate(
+            features,
+            find_params(params),
+            overrides,
+            output,
+            [] if every else only or ["base"],
+            jobs,
+            device,
+            overwrite,
+            folds,
+        )
         return
     from fusion.evaluation import folds_headline, join_folds, write_folds
     from fusion.params import EvaluateParams

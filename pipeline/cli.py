@@ -80,7 +80,8 @@ def prepare_app(
     say(summary(prepared))
     if strict:
         check_published(prepared)
-    found = f", {len(prepared.warnings)} warnings above" if prepared.warnings else ""
+    count = len(prepared.warnings)
+    found = f", {count} warning{'s' if count > 1 else ''} above" if count else ""
     say(f"{output}: {len(prepared.utterances)} utterances{found}")
 
 

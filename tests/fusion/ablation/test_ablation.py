@@ -195,6 +195,7 @@ def test_killed_it_goes_on_and_repeats_no_finished_run(done: Path, tmp_path: Pat
         assert (tmp_path / "out" / name).read_bytes() == (done / "out" / name).read_bytes()
 
 
+@pytest.mark.soak
 def test_an_interrupted_run_goes_on_with_its_state_and_has_no_seconds(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +221,7 @@ def test_an_interrupted_run_goes_on_with_its_state_and_has_no_seconds(
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.sampled(2)
 def test_a_failing_run_is_named_and_the_others_are_done(done: Path, tmp_path: Path, jobs: int) -> None:
     wild = "{train.optimizer: adamw, train.learning_rate: 10, train.weight_decay: 10, train.epochs: 40}"
     variants = make_variants(tmp_path, f"{PARAMS.split('ablations')[0]}ablations:\n  wild: {wild}\n")

@@ -212,6 +212,7 @@ def test_groups_change_nothing(name: str, setting: dict[str, Any]) -> None:
     direction=st.sampled_from(["past", "both"]),
     data=st.data(),
 )
+@pytest.mark.sampled(4)
 def test_batch_neighbours_change_nothing(name: str, turns: list[int], direction: str, data: st.DataObject) -> None:
     lengths = st.lists(st.integers(0, 4), min_size=sum(turns), max_size=sum(turns))
     batch = make_batch(turns, data.draw(lengths), data.draw(lengths))

@@ -152,7 +152,7 @@ REFUSALS = {
     "split of a table": (["--table", "t.csv", "--split", "test"], "--split goes with --features, not with --table"),
     "output of a stream": (["--stream", "--output", "p.csv"], "--output goes with .*, not with --stream"),
     "ending": (["--text", "c", "--output", "p.txt"], r"--output p\.txt: must end in \.jsonl or \.csv"),
-    "its own source": (["--table", "t.csv", "--output", "./t.csv"], "is what predictions are made from"),
+    "its own source": (["--table", "t.csv", "--output", "./t.csv"], "is both read and written"),
     "a place that is taken": (["--text", "c", "--output", "taken/p.csv"], "taken/p.csv: cannot be written"),
     "no recording": (["--audio", "x.wav"], r"x\.wav: no such file, expected a recording; fix --audio"),
     "one recording of two": (["--audio", "t.csv", "--audio", "x.wav"], r"x\.wav: no such file, expected a recording"),

@@ -196,6 +196,7 @@ def test_hostile_texts_and_labels_are_text(opened: Opened) -> None:
     assert opened.page.evaluate("window.harmed === undefined && !document.querySelector('img, main i:not(.bar i)')")
 
 
+@pytest.mark.soak
 def test_a_turn_plays_its_part_of_the_recording(opened: Opened, labelled: Evaluated) -> None:
     row = opened.page.locator(".row").nth(opened.ids().index(turn_with_sound(labelled)))
     row.click()
@@ -373,6 +374,7 @@ def contrast(one: Opened, selector: str) -> float:
     return (max(light) + 0.05) / (min(light) + 0.05)
 
 
+@pytest.mark.soak
 def test_light_and_dark_are_readable_and_can_be_chosen(browser: Browser, labelled: Evaluated) -> None:
     papers = set()
     for scheme in ("light", "dark"):

@@ -490,6 +490,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["hbaf", "hcam"])
+@pytest.mark.sampled(2)
 def test_seeds_side_by_side_and_features_in_the_file_give_the_same_bytes(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -94,6 +94,7 @@ def test_bfloat16_is_accepted_at_the_widths_of_base(kind: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     "kind", ["tiny", "hubert", "hubert-batch-norm", "wavlm", "data2vec-audio", "whisper", "conformer-relative"]
 )
+@pytest.mark.sampled(3)
 def test_bfloat16_of_toy_models_is_right(kind: str, tmp_path: Path) -> None:
     """Their positional convolutions have few channels a group, which a kernel of processors with AMX gets wrong."""
     folder = "tiny" if kind == "tiny" else toy_folder(kind, tmp_path / kind)

@@ -181,6 +181,7 @@ def test_a_caller_that_turns_away_leaves_no_process_at_work(tmp_path: Path, odd:
         assert whole(decoders, wav(tmp_path / "a.wav")).issues == []
 
 
+@pytest.mark.soak
 def test_prepare_puts_hanging_and_crashing_files_into_the_manifest(tmp_path: Path, odd: None) -> None:
     rows = rows_of()
     rows[0]["audio"], rows[3]["audio"] = "hang.wav", "crash-always.wav"

@@ -125,6 +125,7 @@ STRETCHES = [
 
 @pytest.mark.parametrize("share", [1.0, 0.6, 0.0])
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.aac", "a.ogg", "a.mp4"])
+@pytest.mark.sampled(6)
 def test_all_stretches_of_one_pass_are_as_each_alone(tmp_path: Path, name: str, share: float) -> None:
     codecs = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame", ".ogg": "libopus"}
     options = {"movflags": "faststart"} if name == "a.mp4" else {}
