@@ -122,7 +122,7 @@ def evaluate_app(
     section = read_section(path, "evaluate", EvaluateParams, overrides)
     models = read_model_folder(path, overrides, models)
     joint, chosen, commit = read_features(features), pick_device(device), current_commit()
-    parts, records = read_degraded(degraded, joint), read_records(manifest or manifest_beside(features))
+    parts, records = read_degraded(degraded, joint), read_records(manifest or manifest_beside(features), joint)
     memory = read_section(path, "train", TrainParams, overrides).memory
     with replacing(output, RESULT):
         if not overwrite:
@@ -214,6 +214,7 @@ def report_app(
     device: Device = "auto",
 ) -> None:
     """Write an evaluation as one page to open in a browser: scores, and every turn with what the models say of it."""
+    from fusion.errors import ResultError
     from fusion.params import TrainParams, read_model_folder, read_places
     from fusion.report import PAGE, Sources, write_page
     from fusion.runtime import pick_device
@@ -224,10 +225,13 @@ def report_app(
     models = read_model_folder(path, overrides, models)
     memory = read_section(path, "train", TrainParams, overrides).memory
     corpus, text = read_places(path)
+    if root and not root.is_dir():
+        raise ResultError(f"{root}: no such folder; --root names the one in which the recordings of the manifest lie")
     places = [tokenizer] if tokenizer else [*([text] if text else []), Path("models/encoders/text")]
     sources = Sources(manifest or manifest_beside(features), root or corpus, places, beside)
     page = write_page(read_features(features), models, results, split, sources, output, pick_device(device), memory)
-    say(f"{output / PAGE}: {page.turns} turns, {page.viewed} with views, {page.size / 1e6:.1f} MB")
+    held = f"{page.turns} turns, {page.viewed} with views, {page.recordings} recordings"
+    say(f"{output / PAGE}: {held}, {page.size / 1e6:.1f} MB")
 
 
 @resumable

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from fusion.errors import FeatureError
 from fusion.evaluation.scores import Evaluation, sample_std
 from fusion.objective import ClassScores, to_seven
 from fusion.tables import csv_text, escape_markdown, markdown_table, mean_std, number, plain_cell, spread
 from pipeline.settings import parse_lines, read_lines
+from pipeline.store import Features
 
 SHOWN = ("precision", "recall", "f1")
 
@@ -70,14 +72,23 @@ class Record(BaseModel):
         return self.samples / self.sample_rate if self.samples and self.sample_rate else None
 
 
-def read_records(manifest: Path | None) -> dict[str, Record]:
-    """The lines of a manifest by id; none where there is no manifest.
+def read_records(manifest: Path | None, features: Features) -> dict[str, Record]:
+    """The lines of a manifest by id; none without a manifest, or where that beside the features is of others.
 
     Raises:
         DataError: it cannot be read, or a line is not an utterance, or another one than was written.
+        FeatureError: it lies elsewhere and names no utterance of the features.
     """
-    lines = parse_lines(read_lines(manifest), Record, manifest) if manifest else []
-    return {record.id: record for record in lines}
+    if manifest is None:
+        return {}
+    records = {record.id: record for record in parse_lines(read_lines(manifest), Record, manifest)}
+    if not records.keys().isdisjoint(features.utterances.ids):
+        return records
+    if manifest.parent == features.path.parent:
+        return {}
+    raise FeatureError(
+        f"{manifest}: names no utterance of {features.path}; name the manifest it was made of (--manifest)"
+    )
 
 
 def predictions_csv(evaluation: Evaluation, run: Mapping[str, Any], records: Mapping[str, Record]) -> str:

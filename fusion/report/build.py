@@ -54,6 +54,7 @@ class Page:
 
     turns: int
     viewed: int  # turns with views of the model
+    recordings: int
     size: int  # bytes
 
 
@@ -80,7 +81,7 @@ def write_page(
         for one in loaded:
             check_compatible(one, features)
         found = read_results(results, loaded, features)
-        records = read_records(sources.manifest)
+        records = read_records(sources.manifest, features)
         splits = _load(features, loaded[0], split, device, memory)
         task = find_task(loaded[0].provenance.recipe.train.target, len(features.label_names))
         many = sum(len(one.ids) for one in splits) > FEW
@@ -111,7 +112,7 @@ def write_page(
         views = _views(loaded[0], splits, order, records, features, sources.encoders, budget)
         content = draw(views)
         write_file(output / PAGE, content)
-        return Page(len(ids), len(views.content), len(content))
+        return Page(len(ids), len(views.content), len(sounds), len(content))
 
 
 def _check_replaceable(page: Path) -> None:

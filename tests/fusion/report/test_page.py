@@ -250,11 +250,18 @@ def test_a_page_of_somebody_else_is_not_replaced(labelled: Evaluated, tmp_path: 
 @pytest.mark.parametrize(
     "line", ["{", "[]", '{"id": 1, "status": "ok"}', '{"status": "ok"}', '{"id": "a", "status": "ok", "start": "x"}']
 )
-def test_a_manifest_with_a_line_that_is_no_utterance_is_refused(line: str, tmp_path: Path) -> None:
+def test_a_manifest_with_a_line_that_is_no_utterance_is_refused(line: str, labelled: Evaluated, tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
     path.write_text('{"id": "a", "status": "ok", "text": "b"}\n' + line)
     with pytest.raises(DataError, match=r"line 2: .* run pipeline-prepare again"):
-        read_records(path)
+        read_records(path, labelled.features)
+
+
+def test_a_manifest_of_other_utterances_is_refused(labelled: Evaluated, tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    path.write_text('{"id": "of-another-corpus", "status": "ok", "text": "b"}\n')
+    with pytest.raises(FeatureError, match=r"names no utterance of .*; name the manifest it was made of"):
+        read_records(path, labelled.features)
 
 
 def test_a_split_that_there_is_not_is_refused(labelled: Evaluated, tmp_path: Path) -> None:
@@ -314,7 +321,7 @@ def test_groups_are_scored_as_sklearn_scores_them(tmp_path: Path) -> None:
     results = read_results(one.results, load_seeds(one.models), one.features)
     records = {
         name: record.model_copy(update={"extra": {"gender": "f" if index % 3 else "m", "same": "x"}})
-        for index, (name, record) in enumerate(read_records(tmp_path / "manifest.jsonl").items())
+        for index, (name, record) in enumerate(read_records(tmp_path / "manifest.jsonl", one.features).items())
     }
     task = find_task("label", len(LABELS))
     tables = {
