@@ -24,6 +24,7 @@ COLUMNS = [*SPLITS, ALL]
 ANSWERS = ("label", "labels", "emotion", "emotions", "sentiment", "class", "category", "target", "affect", "mood")
 ABSENT = 0.1  # share of turns without a modality, above which something is probably wrong
 QUOTES = "'\"`´“”„‘’«»"
+NEAR = 0.8  # share of letters in which two spellings agree, from which on one is probably a mistake
 NAMED = 8  # groups of labels that are written out
 
 
@@ -98,6 +99,21 @@ def _concerned(utterances: list[Utterance], what: str) -> list[Utterance]:
     return []  # a turn that is not there has no status
 
 
+def _misspelt(counts: Counter[str], params: DatasetParams) -> list[str]:
+    """Labels of fewer turns than there are splits that are spelled nearly as a common one, and the key that merges."""
+    common = [label for label, count in counts.items() if count >= len(SPLITS)]
+    near = {
+        label: found[0]
+        for label in sorted(counts.keys() - set(common))
+        if (found := difflib.get_close_matches(label, common, 1, NEAR))
+    }
+    if not near:
+        return []
+    shown = ", ".join(f"'{label}' ({counts[label]}) as '{other}' ({counts[other]})" for label, other in near.items())
+    key = json.dumps(params.labels | near, ensure_ascii=False)
+    return [f"labels spelled nearly as another: {shown}; if it is the same: dataset.labels: {_escape(key)}"]
+
+
 def label_warnings(utterances: Sequence[Utterance], params: DatasetParams) -> list[str]:
     """Labels that differ in what nobody sees, labels that look like missing values, and the key that settles both."""
     counts = Counter(utterance.label for utterance in utterances if utterance.label is not None)
@@ -114,11 +130,12 @@ def label_warnings(utterances: Sequence[Utterance], params: DatasetParams) -> li
     if missing := Counter({label: count for label, count in counts.items() if looks_missing(label)}):
         found.append(f"labels that look like missing values: {_listed([missing])}")
         settled |= dict.fromkeys(missing)
+    misspelt = _misspelt(Counter({label: count for label, count in counts.items() if label not in settled}), params)
     if not found:
-        return []
+        return misspelt
     key = json.dumps(params.labels | settled, ensure_ascii=False)
     deeds = [deed for deed, there in (("merges", alike), ("drops", missing)) if there]
-    return [*found, f"in params.yaml this {' and '.join(deeds)} them: dataset.labels: {_escape(key)}"]
+    return [*found, f"in params.yaml this {' and '.join(deeds)} them: dataset.labels: {_escape(key)}", *misspelt]
 
 
 def split_warnings(utterances: Sequence[Utterance]) -> list[str]:

@@ -129,6 +129,14 @@ def test_speakers_and_conversations_that_look_alike_are_named(tmp_path: Path) ->
     assert "'train0' 1, 'train0\\u200b' 1; if they are the same, fix the table" in told
 
 
+def test_a_rare_label_that_is_nearly_another_is_named_with_the_key(tmp_path: Path) -> None:
+    rows = labelled("anger", "happiness")
+    rows[1]["label"] = "hapiness"
+    told = summary(found(tmp_path, rows))
+    assert "labels spelled nearly as another: 'hapiness' (1) as 'happiness' (5); if it is the same" in told
+    assert 'dataset.labels: {"hapiness": "happiness"}' in told
+
+
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Gespräche/Zoë 1.wav") for form in ("NFC", "NFD"))
 
 
