@@ -138,7 +138,7 @@ def test_an_edit_runs_only_what_depends_on_it(
         {"fold": 2, "protocol": "62-31", "columns": {"label": "cue"}},
     ],
 )
-@pytest.mark.sampled(2)
+@pytest.mark.soak
 def test_another_split_fold_or_label_runs_no_encoder(project: Project, values: dict[str, object]) -> None:
     before = dict(project.params["dataset"])
     project.edit("dataset", **values)

@@ -52,6 +52,7 @@ def test_the_program_of_the_page_runs(project: Path) -> None:
     assert (project / "models" / "small" / "seed-1" / "model.safetensors").exists()
 
 
+@pytest.mark.soak
 def test_training_from_python_gives_the_weights_of_the_command(project: Path, tmp_path: Path) -> None:
     """Whatever number of threads torch has here."""
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"model": SMALL["model"], "train": {"epochs": 7}}))

@@ -331,6 +331,7 @@ def test_keys_move_through_the_list_and_the_dialogue(opened: Opened) -> None:
     assert opened.page.evaluate("document.activeElement.name") == "search"
 
 
+@pytest.mark.soak
 def test_a_number_stays_behind_a_label_that_is_read_from_right_to_left(browser: Browser, tmp_path: Path) -> None:
     one = evaluated(tmp_path, replace(hostile_made(), labels=["غضب", "فرح", "هدوء"]), {})
     one.write(one.results / "report")

@@ -143,7 +143,7 @@ def test_the_way_back_is_that_of_torch() -> None:
 
 
 @every_step
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(30)
 def test_a_step_fits_together_and_waits_for_nothing(
     host: Split, name: str, setting: dict[str, Any], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +200,7 @@ class Answers(LabelTask):
 
 
 @every_case
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(30)
 def test_answers_are_given_on_the_device(
     host: Split, name: str, setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

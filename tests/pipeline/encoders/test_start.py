@@ -30,6 +30,7 @@ def run(script: str) -> str:
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.soak
 def test_a_command_loads_neither_compiler_nor_what_trains_and_has_the_features_of_a_program() -> None:
     found = run(f"{ENCODE}print(features(), *(name for name in NEEDLESS if name in sys.modules))")
     assert found == str(features())

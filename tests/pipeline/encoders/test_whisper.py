@@ -104,6 +104,7 @@ def test_the_context_is_part_of_what_features_are_where_there_are_two(toy: Path,
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("context", ["full", "clip"])
+@pytest.mark.soak
 def test_bfloat16_of_real_weights_is_right(context: str, whisper_tiny: Path) -> None:
     """The check when it is loaded refuses it else."""
     assert load(whisper_tiny, context=context, precision="bfloat16").identity.fields["precision"] == "bfloat16"

@@ -118,6 +118,7 @@ def test_what_a_user_cannot_fix_keeps_its_traceback() -> None:
         raising(ZeroDivisionError())
 
 
+@pytest.mark.soak
 def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         script = Path(sys.executable).with_name("pipeline-prepare")
