@@ -139,7 +139,7 @@ def _fit_linear_path(
 ) -> None:
     """Put the linear reference beside the trained model, both with the weights that suit `validation` best."""
     truth = task.truth(validation)
-    counted = task.counted(truth)
+    counted = task.counted(truth).numpy()  # as numpy: one value of torch would be taken for an index
     deep = _outputs(lambda batch: model(batch).logits, validation)[counted]
     path.fit(reference.chosen.weights(task))
     linear = _outputs(path, validation)[counted]

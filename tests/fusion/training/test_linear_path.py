@@ -43,6 +43,13 @@ def test_the_linear_path_says_what_the_linear_reference_says(name: str, target: 
         np.testing.assert_allclose(predict(model, test, task), expected, atol=1e-5)
 
 
+def test_one_utterance_to_validate_on_is_enough() -> None:
+    recipe = tiny_recipe({"name": "concat"}, epochs=1)
+    train, validation, _ = splits_of(replace(MADE, conversations=(12, 1, 1), turns=(1, 1), unlabelled=0), recipe)
+    assert len(validation.ids) == 1
+    assert hasattr(fit(train, validation, recipe, 0, classes=3).model, "linear_path")
+
+
 def test_without_a_linear_path_the_deep_model_speaks_alone_and_heads_never_notice() -> None:
     alone, beside = (tiny_recipe({"linear_path": wanted, "modalities": "audio"}, epochs=1) for wanted in (False, True))
     splits = splits_of(MADE, alone)
