@@ -4,14 +4,17 @@ missing.
 
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format tags of WAV
+WAVE = re.compile(rb"RIFF(.{4})WAVE", re.DOTALL)
 LINKS = {b"OggS": b"OggS\0\2", b"fLaC": b"fLaC\0\0\0\x22"}  # what recordings begin with that are joined end to end
 UNKNOWN_SIZE = 0x7FFFF000  # programs that write WAV to a pipe state this many bytes, or more
 OGG_PAGE = 65_536  # bytes, at most
@@ -59,7 +62,7 @@ def read_parts(path: Path) -> Iterator[str | Part]:
     with path.open("rb") as file:
         head = file.read(4)
         size = os.fstat(file.fileno()).st_size
-        starts = _links(file, LINKS[head]) if head in LINKS else _waves(file, size)
+        starts = _links(file, LINKS[head]) if head in LINKS else _waves(file, size) if head == b"RIFF" else [0]
         spans = list(zip(starts, [*starts[1:], size], strict=True))
         fixed = [_padded_samples(file, *span) if head in (b"RIFF", b"RF64") else None for span in spans]
     for span, fixes in zip(spans, fixed, strict=True):
@@ -81,15 +84,16 @@ def _links(file: IO[bytes], mark: bytes) -> list[int]:
 
 
 def _waves(file: IO[bytes], size: int) -> list[int]:
-    """Where WAV files begin, by the sizes that they state; any other file begins at 0."""
-    starts, place = [0], 0
-    while place + 12 <= size:
-        file.seek(place)
-        name, length, kind = struct.unpack("<4sI4s", file.read(12))
-        if (name, kind) != (b"RIFF", b"WAVE"):
-            break
-        starts += [place] * (place > 0)
-        place += 8 + length + length % 2
+    """Where WAV files begin, by the sizes that they state; by their first bytes behind one that was cut short."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        starts, found = [0], WAVE.match(content)
+        while found:
+            length = int.from_bytes(found[1], "little")
+            behind = found.start() + 8 + length + length % 2
+            if 0 <= behind - size <= 1:  # programs leave out the last even byte
+                break
+            found = WAVE.match(content, behind) or WAVE.search(content, found.end())
+            starts += [found.start()] if found else []
     return starts
 
 
@@ -130,20 +134,23 @@ def _padded_samples(file: IO[bytes], start: int, end: int) -> tuple[dict[int, by
     return fixes, 1.0
 
 
-def lacks_its_end(path: Path, slack: int) -> bool:
-    """Whether a file is shorter than its header says (by more than `slack` bytes), or an Ogg file lacks its last page.
+def lacks_its_end(part: str | Part, slack: int) -> bool:
+    """Whether a recording is shorter than its header says (by more than `slack` bytes), or lacks its last Ogg page.
     FFmpeg overlooks both.
     """
-    if not path.is_file():  # it vanished behind its decoder, which had it open
-        return False
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        start = file.seek(_waves(file, size)[-1])  # of several, the last one's end is that of the file
-        head = file.read(HEAD)
-        if not head.startswith(b"OggS"):
-            return size + slack < start + _stated_size(head)
-        file.seek(max(0, size - OGG_PAGE))
-        page = file.read().rpartition(b"OggS")[2]
+    if isinstance(part, str):
+        path = Path(part)
+        if not path.is_file():  # it vanished behind its decoder, which had it open
+            return False
+        with closing(Part(path, 0, path.stat().st_size)) as whole:
+            return lacks_its_end(whole, slack)
+    part.seek(0)
+    head = part.read(HEAD)
+    size = part.seek(0, os.SEEK_END)
+    if not head.startswith(b"OggS"):
+        return size + slack < _stated_size(head)
+    part.seek(max(0, size - OGG_PAGE))
+    page = part.read(OGG_PAGE).rpartition(b"OggS")[2]
     lacing = page[23 : 23 + page[22]] if len(page) > 22 else b""
     return len(page) < 23 + len(lacing) + sum(lacing) or not page[1] & 4  # flag 4: end of stream
 

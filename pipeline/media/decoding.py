@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.media.containers import lacks_its_end
-from pipeline.media.timeline import JITTER_SECONDS, SAMPLE_RATES, Block, Channels, Kind, Timeline, UnheardError
+from pipeline.media.timeline import (
+    JITTER_SECONDS,
+    SAMPLE_RATES,
+    TRUNCATED_SECONDS,
+    Block,
+    Channels,
+    Kind,
+    Timeline,
+    UnheardError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +46,6 @@ __all__ = [
 SHORT_SECONDS = 0.025  # one frame of wav2vec2: 400 samples at 16 kHz
 CLIPPED_LEVEL = 0.999
 CLIPPED_SHARE = 0.01
-TRUNCATED_SECONDS = 0.1  # a gap to the header's length that codec delay does not explain
 LATE_SECONDS = 0.1  # sound that starts later than this is named
 CANCELLED = 0.1  # energy of a mix, to that of a mix of unrelated channels
 NAMED_PLACES = 3  # of gaps or damage
@@ -168,8 +175,6 @@ def _cut(timeline: Timeline, stretches: Sequence[Stretch], issues: list[str]) ->
                 yield cut.stretch, cut.recording(timeline, issues)
             if not running and not waiting:
                 return
-    slack = int(TRUNCATED_SECONDS * timeline.bytes_per_second)
-    timeline.cut_off = timeline.cut_off or lacks_its_end(timeline.path, slack)
     for cut in [*running, *waiting]:
         if not cut.blocks:
             yield cut.stretch, nothing("undecodable" if timeline.failed else "empty-audio")
@@ -233,8 +238,7 @@ class _Cut:
         reached = max([timeline.position / timeline.rate, *(last for _, last in damage)])
         if self.stretch.end is not None:
             return timeline.cut_off or self.stretch.end - reached > TRUNCATED_SECONDS
-        missing = (timeline.expected or 0.0) - reached
-        return timeline.cut_off or missing > max(TRUNCATED_SECONDS, timeline.slack)
+        return timeline.lacks_its_end(reached)
 
 
 def _written(places: Sequence[tuple[float, float]]) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.media.containers import Part, read_parts
+from pipeline.media.containers import Part, lacks_its_end, read_parts
 
 Channels = Literal["downmix", "center", "first", "auto"]
 
@@ -25,6 +25,7 @@ RESTART_SECONDS = 1.0  # a jump back by more is another recording behind this on
 LONGEST_GAP_SECONDS = 3 * 3600.0  # a longer one is a jump of the clock
 BROADCAST_GAP_SECONDS = 10.0  # as ffmpeg has it for formats whose clocks do jump
 SEAM_SECONDS = 0.1  # the same, of jumps back
+TRUNCATED_SECONDS = 0.1  # a gap to the header's length that codec delay does not explain
 SAME_BYTES = 64  # by which a packet is found in its file
 READ_ERRORS = 16  # in a row, until the rest of a file is given up
 AVI_SHARE = 0.75  # of the length that AVI headers state, which counts chunks that were left out
@@ -77,8 +78,7 @@ class Timeline:
     expected: float | None = None  # seconds that the file states
     slack: float = 0.0  # seconds of its longest frame
     failed: bool = False  # the last of it could not be read
-    cut_off: bool = False  # the last packet is incomplete
-    bytes_per_second: float = 0.0
+    cut_off: bool = False  # the last packet is incomplete, or the file is shorter than its header says
     exact: bool = True  # samples are stored as numbers, so that NaN is the file's own
 
     def blocks(self) -> Iterator[Block]:
@@ -87,7 +87,9 @@ class Timeline:
         Raises:
             UnheardError: the file cannot be opened, or holds no sound.
         """
+        unheard: UnheardError | None = None
         for part in read_parts(self.path):
+            yield from self._bridge()
             try:
                 container, duration_is_known, errors = _open(part)
                 with container:
@@ -95,13 +97,33 @@ class Timeline:
                     clock = _Clock(self.path, container, stream, self.position, errors)
                     self.expected = clock.end_seconds(container, stream, self.rate) if duration_is_known else None
                     yield from self._read(container, stream, clock, getattr(part, "gain", 1.0))
-            except UnheardError:
-                if not self.rate:
-                    raise
-                self.cut_off = True
+                    self._end(clock, part)
+            except UnheardError as error:
+                self.cut_off, self.expected, unheard = True, None, error
             finally:
                 if isinstance(part, Part):
                     part.close()
+        if unheard and not self.rate:
+            raise unheard
+
+    def lacks_its_end(self, reached: float) -> bool:
+        """Whether the recording that ends at second `reached` was cut short."""
+        missing = (self.expected or 0.0) - reached
+        return self.cut_off or missing > max(TRUNCATED_SECONDS, self.slack)
+
+    def _bridge(self) -> Iterator[Block]:
+        """Silence for what the recording before lacks at its end, so that the next one keeps its time. Where nothing
+        says how much that is, the seam is marked.
+        """
+        end = max((mark.last for mark in self.marks), default=0)
+        if end <= self.position and self.lacks_its_end(self.position / self.rate if self.rate else 0.0):
+            stated = round((self.expected or 0.0) * self.rate)
+            end = stated if self.position < stated < self.position + LONGEST_GAP_SECONDS * self.rate else 0
+            self.marks.append(Mark("damaged", self.position, max(end, self.position + 1)))
+        self.cut_off = False
+        if self.rate and end > self.position:
+            first, self.position = self.position, end
+            yield Block(first, end - first)
 
     def _choose(self, container: Any) -> Any:
         """The audio stream that players take: the default one, else the first that can be decoded."""
@@ -130,7 +152,6 @@ class Timeline:
             rest = clock.resample(None, 0, self.rate)
             self.position += len(rest)
             yield Block(self.position - len(rest), len(rest), rest)
-        self._end(clock)
 
     def _place(self, frame: Any, clock: "_Clock", gain: float) -> Iterator[Block]:
         """A frame where it belongs, behind silence where there is a gap."""
@@ -166,9 +187,10 @@ class Timeline:
         self.position += count
         return Block(self.position - count, count)
 
-    def _end(self, clock: "_Clock") -> None:
+    def _end(self, clock: "_Clock", part: str | Part) -> None:
         """What is known of the end once it is there."""
-        self.cut_off, self.bytes_per_second = clock.partial, clock.bytes_per_second
+        slack = int(TRUNCATED_SECONDS * clock.bytes_per_second)
+        self.cut_off = clock.partial or lacks_its_end(part, slack)
         self.failed = clock.met_trouble()
         if self.failed and not clock.partial:
             lost = clock.lost_samples()

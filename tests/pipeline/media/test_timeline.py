@@ -303,6 +303,30 @@ def test_joined_recordings_whose_last_one_is_cut_short_are_truncated(tmp_path: P
     assert decode(tmp_path / name).issues == ["truncated"]
 
 
+@pytest.mark.parametrize(
+    ("name", "share", "status", "seam"),
+    [
+        ("a.flac", 0.6, "damaged 2.3-4.0 s", 4.0),  # its header has its length
+        ("a.opus", 0.6, "damaged 2.0-2.1 s", 2.0),
+        ("a.wav", 0.6, "damaged 2.4-2.5 s", 2.4),
+        ("a.opus", 0.01, "damaged 0.0-0.1 s", 0.0),  # nothing is left but its first page
+    ],
+)
+def test_what_follows_a_joined_recording_that_is_cut_short_is_read_and_the_loss_named(
+    tmp_path: Path, name: str, share: float, status: str, seam: float
+) -> None:
+    part = encoded(tmp_path / name, 4, rate=48_000)
+    whole, content = decode(part), part.read_bytes()
+    part.write_bytes(content[: int(share * len(content))] + content)
+    joined = decode(part)
+    assert joined.issues == [status]
+    assert len(joined.samples) == pytest.approx((seam + 4) * 48_000, abs=0.1 * 48_000)
+    assert_same(joined.samples[-96_000:], whole.samples[-96_000:], 48_000)
+    lost = decode(part, start=max(0.0, seam - 0.5), end=seam + 0.5)
+    assert len(lost.samples) == (0.5 + min(seam, 0.5)) * 48_000
+    assert lost.issues == [status]
+
+
 @needs_ffmpeg
 @pytest.mark.parametrize("quality", [2, 6])
 def test_an_mp3_file_of_varying_bit_rate_without_a_length_header_is_whole(tmp_path: Path, quality: int) -> None:
