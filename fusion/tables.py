@@ -66,13 +66,13 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.{DIGITS}f}"
 
 
-def count_seeds(count: int) -> str:
-    """A number of seeds, in words.
+def counted(count: int, noun: str) -> str:
+    """A number of things, in words.
 
-    >>> count_seeds(1), count_seeds(3)
+    >>> counted(1, "seed"), counted(3, "seed")
     ('1 seed', '3 seeds')
     """
-    return f"{count} {'seed' if count == 1 else 'seeds'}"
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def mean_std(mean: float, std: float | None) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from pipeline.datasets import Turn, fix_surrogates, read_table, repair_controls
+from pipeline.datasets import Turn, fix_surrogates, read_table, repair_controls, unused_columns
 from pipeline.encoders import NamedSpeech, NamedText, load_speech, load_text, passages
 from pipeline.errors import DataError
 from pipeline.extraction import collect, plan_clips, plan_text
@@ -94,8 +94,8 @@ def read_turns(table: Path, root: Path, params: Path | None = None, overrides: S
     turns = read_table(table, dataset, unread=UNREAD, optional=optional).turns
     names = {name: column or name for name, column in dataset.columns.model_dump().items()}
     unused = dict.fromkeys(name for turn in turns for name in turn.extra if name not in map(names.get, UNREAD))
-    if unused:
-        log.warning("%s: columns that are not used, only carried along: %s", table, ", ".join(unused))
+    for note in unused_columns(unused, turns):
+        log.warning("%s: %s", table, note)
     return [
         _spoken(turn, draft_utterance(turn, index, "test", _dataset(root)), root, dataset, names)
         for conversation in by_conversation(turns)

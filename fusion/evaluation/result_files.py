@@ -42,7 +42,7 @@ from fusion.params import EvaluateParams
 from fusion.runtime import replace_files
 from fusion.tables import (
     bounds,
-    count_seeds,
+    counted,
     csv_text,
     digested,
     escape_markdown,
@@ -180,7 +180,7 @@ def headline(evaluation: Evaluation) -> str:
     summary = evaluation.summaries[metric]
     beside = {one.name.split(",")[0]: one.scores[metric] for one in (evaluation.ensemble, *evaluation.linear[:1])}
     return (
-        f"test {metric} {mean_std(summary.mean, summary.std)} over {count_seeds(len(evaluation.seeds))} "
+        f"test {metric} {mean_std(summary.mean, summary.std)} over {counted(len(evaluation.seeds), 'seed')} "
         f"({evaluation.params.confidence:.0%} interval {bounds(summary.interval)}, floor {summary.floor:.3f}, "
         f"chance {summary.chance:.3f}, "
         f"{', '.join(f'{name} {score:.3f}' for name, score in beside.items())})"

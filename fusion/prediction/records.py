@@ -17,7 +17,7 @@ import numpy as np
 
 from fusion.errors import OutputError, RecordingError
 from fusion.runtime import holds, try_place, write_file
-from fusion.tables import csv_text, number, plain_cell, rounded
+from fusion.tables import counted, csv_text, number, plain_cell, rounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,10 +127,8 @@ def summary(predictions: Sequence[Prediction]) -> str:
     found = (status for one in predictions for status in one.status.split("+") if status != "ok")
     statuses = Counter(re.sub(r" \d.*", "", status) for status in found)  # without the seconds that it names
     amiss = ", ".join(f"{count} {status}" for status, count in statuses.most_common()) or "all ok"
-    turns = len(predictions)
     return (
-        f"{turns} {'turn' if turns == 1 else 'turns'} of {conversations} "
-        f"{'conversation' if conversations == 1 else 'conversations'}, "
+        f"{counted(len(predictions), 'turn')} of {counted(conversations, 'conversation')}, "
         f"{'1 model' if seeds == 1 else f'mean of {seeds} models'}; {amiss}"
     )
 

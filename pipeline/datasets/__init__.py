@@ -12,6 +12,6 @@ if TYPE_CHECKING:
     from pipeline.datasets.corpus import Corpus, Counts, Turn, describe_corpus
     from pipeline.datasets.registry import ADAPTERS, read_corpus
     from pipeline.datasets.repairs import fix_surrogates, repair_controls
-    from pipeline.datasets.table import SPLIT_NAMES, read_rows, read_table
+    from pipeline.datasets.table import SPLIT_NAMES, read_rows, read_table, unused_columns
 else:
     __getattr__ = door(__name__, __file__)

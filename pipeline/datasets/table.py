@@ -36,6 +36,9 @@ from pipeline.settings import take_check
 SCALARS = (str, int, float, Decimal, date, time, timedelta, type(None))
 DELIMITER_LINE = re.compile(r'\A\s*"?sep=([^"\r\n])"?[ \t]*(?=\r?\n|\r)', re.IGNORECASE)  # that Excel asks for
 UNNAMED = re.compile(r"(Unnamed: \d+(\.\d+)?)?|__index_level_\d+__")  # as pandas writes its index
+RECORDING = re.compile(
+    r"\.(wav|flac|mp3|ogg|oga|opus|m4a|aac|aiff?|amr|wma|mp4|mkv|avi|mov|webm|wmv|flv|mpe?g|3gp)", re.IGNORECASE
+)
 LABEL_BLANKS = "labels with blanks around them, now without"
 INDEX = "columns with the row numbers of pandas, left out"
 
@@ -256,14 +259,28 @@ def read_table(
         _check_media(list(rows[0].cells), columns, path)
     extra = [name for name in rows[0].cells if name not in columns.values()]
     turns = [_turn(row, number, columns, extra, repaired) for number, row in enumerate(rows, start=1)]
-    return Corpus(turns, repaired, _notes(columns, extra))
+    return Corpus(turns, repaired, _notes(columns, extra, turns))
 
 
-def _notes(columns: Mapping[str, str], extra: Sequence[str]) -> list[str]:
+def unused_columns(names: Iterable[str], turns: Sequence[Turn]) -> list[str]:
+    """A note on columns that nothing reads, if there are any, with the key that names one of recordings."""
+    without_audio = all(turn.audio is None for turn in turns)
+    told = [
+        name + " (recordings? name it with dataset.columns.audio)" * (without_audio and _names_recordings(name, turns))
+        for name in names
+    ]
+    return [f"columns that are not used, only carried along: {', '.join(told)}"] if told else []
+
+
+def _names_recordings(name: str, turns: Sequence[Turn]) -> bool:
+    cells = [turn.extra[name] for turn in turns if name in turn.extra]
+    found = sum(bool(RECORDING.fullmatch(Path(cell).suffix)) for cell in cells)
+    return 2 * found > len(cells)
+
+
+def _notes(columns: Mapping[str, str], extra: Sequence[str], turns: Sequence[Turn]) -> list[str]:
     """What a user may have overlooked: columns that nothing reads, turns that no conversation holds together."""
-    notes = []
-    if extra:
-        notes.append(f"columns that are not used, only carried along: {', '.join(extra)}")
+    notes = unused_columns(extra, turns)
     if "conversation" not in columns:
         notes.append(
             "no conversation column (dataset.columns.conversation): every row is a separate conversation, so turns "

@@ -68,9 +68,9 @@ def test_columns_of_the_table_come_along_and_its_labels_are_scored(
 ) -> None:
     first, second = recorded.features.label_names[:2]
     rows = [
-        {"words": "We lost.", "Emotion": first.upper(), "room": "=A1", "status": "new"},
-        {"words": "We won!", "Emotion": "bored", "room": "kitchen", "status": ""},
-        {"words": "Again?", "Emotion": second, "room": "", "status": "old"},
+        {"words": "We lost.", "Emotion": first.upper(), "room": "=A1", "file": "1.ogg", "status": "new"},
+        {"words": "We won!", "Emotion": "bored", "room": "kitchen", "file": "", "status": ""},
+        {"words": "Again?", "Emotion": second, "room": "", "file": "2.ogg", "status": "old"},
     ]
     table = write_rows(tmp_path / "t.csv", rows)
     columns = {"text": "words", "label": "Emotion", "speaker": "who"}  # of the table that models were trained on
@@ -79,9 +79,10 @@ def test_columns_of_the_table_come_along_and_its_labels_are_scored(
     asked = ["--model", models.absolute(), "--table", table, "--output", "p.csv"]
     done = run(*asked)
     assert done.exit_code == 0, done.stderr
-    assert "t.csv: columns that are not used, only carried along: room, status" in caplog.text
+    told = "room, file (recordings? name it with dataset.columns.audio), status"
+    assert f"t.csv: columns that are not used, only carried along: {told}" in caplog.text
     scored, last = done.stdout.splitlines()
-    assert scored.startswith("2 turns have a label in the table: weighted_f1 ")
+    assert scored.startswith("2 turns with a label in the table: weighted_f1 ")
     assert scored.endswith("; labels that the model does not know are not scored: 'bored' 1")
     assert last.startswith("p.csv: 3 turns of 3 conversations, 1 model; ")
     found = read_csv(tmp_path / "p.csv")

@@ -249,6 +249,22 @@ def test_columns_that_no_field_takes_are_carried_along(tmp_path: Path, name: str
     assert corpus.notes[0] == "columns that are not used, only carried along: camera, take"
 
 
+@pytest.mark.parametrize(
+    ("cells", "named"),
+    [
+        ({"text": "x", "file": "clips/1.WAV"}, "file (recordings? name it with dataset.columns.audio), mood"),
+        ({"text": "x", "path": "D:\\a b.m4a"}, "path (recordings? name it with dataset.columns.audio), mood"),
+        ({"audio": "a.wav", "video": "a.mp4"}, "video, mood"),
+        ({"text": "x", "remark": "at 3.5"}, "remark, mood"),
+    ],
+)
+def test_a_column_that_looks_like_recordings_is_named_with_its_key(
+    tmp_path: Path, cells: dict[str, str], named: str
+) -> None:
+    corpus = read(write_rows(tmp_path / "a.csv", [cells | {"mood": "calm"}] * 3))
+    assert corpus.notes[0] == f"columns that are not used, only carried along: {named}"
+
+
 def test_what_is_no_text_is_carried_along_as_json(tmp_path: Path) -> None:
     content = '{"text": "x", "words": [{"w": "é", "at": 0.5}], "sure": true, "none": null, "nan": NaN}\n'
     assert read_text(tmp_path / "a.jsonl", content).turns[0].extra == {
