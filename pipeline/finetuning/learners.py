@@ -268,7 +268,8 @@ class TextLearner:
         self._tokenizer = load_tokenizer(self.source, int(encoder.config.vocab_size))
         self._prefix, self._suffix = special_tokens(self._tokenizer)
         depth = int(encoder.config.num_hidden_layers)
-        longest = min(params.max_tokens, longest_sequence(encoder, self._tokenizer, depth, who))
+        longest = min(params.max_tokens, longest_sequence(encoder.eval(), self._tokenizer, depth, who))
+        self.model.train()  # which may drop layers, and with them states
         self._longest = longest - len(self._prefix) - len(self._suffix)
         self.reads: Mapping[str, Any] = context._asdict() if any(context) else {}
         self._reader = Reader(self._numbers, separator(self._tokenizer, causal=False), self._longest)

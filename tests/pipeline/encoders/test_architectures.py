@@ -69,6 +69,7 @@ OWN: dict[str, dict[str, Any]] = {  # what is smaller, or more telling, than the
     "cohere2": {"sliding_window": 8},
     "esm": {"mask_token_id": 4, "token_dropout": True, "emb_layer_norm_before": False},
     "falcon": {"num_kv_heads": 4, "num_attention_heads": 4, "new_decoder_architecture": True},
+    "flaubert": {"layerdrop": 0.9},
     "gemma2": {"sliding_window": 8},
     "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "gpt_neo": {"attention_types": [[["local", "global", "local"], 1]], "window_size": 8, "intermediate_size": None},
