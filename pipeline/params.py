@@ -173,7 +173,7 @@ class AudioParams(Section):
         "stop"  # a recording that cannot be read now: stop, or leave its utterance empty
     )
     # of log-mel: each band over the clip | the level of the clip | each band over all clips of the speaker | none;
-    # None: speaker. Other encoders normalise as they were trained.
+    # None: speaker. Of other encoders: each dimension of their frames over clips of the speaker; None: as they are.
     normalise: Normalise | None = None
     # of Whisper, also while it learns: each clip padded to what the model was trained on | its own length and a margin
     context: Context = "full"
@@ -181,10 +181,10 @@ class AudioParams(Section):
 
     @model_validator(mode="after")
     def _normalises_what_it_may(self) -> "AudioParams":
-        if self.normalise is not None and self.encoder != "log-mel":
+        if self.normalise not in (None, "speaker") and self.encoder != "log-mel":
             raise ValueError(
                 f"normalise is {self.normalise}: of encoder log-mel alone, and encoder is {self.encoder}, which "
-                "normalises recordings as it was trained; leave normalise null"
+                "normalises recordings as it was trained; set normalise to null, or to speaker for its frames"
             )
         return self
 

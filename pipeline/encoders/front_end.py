@@ -61,7 +61,7 @@ class Prepared(NamedTuple):
 
     samples: Tensor  # (samples,), normalised, of at least one frame
     moments: Moments | None  # where the first convolution is followed by a norm over time
-    bands: "tuple[Tensor, Tensor] | None" = None  # of log-mel: mean and deviation (dim,) of each band of the speaker
+    speaker: "tuple[Tensor, Tensor] | None" = None  # mean and deviation (dim,) or (layers, dim) of the speaker's frames
     spectra: Sequence[Tensor] = ()  # of Whisper: (bands, 2 frames) of each window
 
 

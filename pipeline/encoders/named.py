@@ -78,6 +78,8 @@ def _settings(modality: str, identity: Identity, folder: Path | None) -> dict[st
     """What section `modality` of params.yaml would have to say."""
     found = {key: identity.fields[key] for key in OWN[modality] if key in identity.fields}
     name, revision = identity.fields.get("model"), identity.fields.get("revision")
+    if identity.fields.get("frames") == "speaker":
+        found["normalise"] = "speaker"
     if folder is not None:
         if not folder.is_dir():
             raise EncoderError(

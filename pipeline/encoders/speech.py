@@ -5,6 +5,8 @@ A clip's features do not depend on the clips that share its batch; `pipeline.enc
 Axes: clips, samples, frames, layers, dim.
 """
 
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,6 +52,8 @@ VERSION = 3  # raise it when a change alters the features
 LOG_MEL = "log-mel"
 PIECE_FRAMES = 100  # of a clip on a processor: what the convolutions work on stays in its cache
 TOGETHER_SECONDS = 64  # of audio that a GPU's convolutions work on at once, padding included: about 1.3 GB for base
+SPEAKER_SECONDS = 120  # of a speaker's clips, which say what their frames are like; of log-mel, all
+FLAT = 1e-3  # added to a standard deviation that frames are divided by
 LARGEST_BATCH = {"cpu": 16, "cuda": 512}  # seconds in a batch; on processors larger ones were slower
 
 
@@ -61,6 +65,7 @@ class SpeechEncoder:
         sample_rate: of the clips, in Hz.
         row_shape: of one frame, (dim,) or (layers, dim).
         device: where it computes.
+        by_speaker: whether frames are normalised by those of their speaker's clips, see `measure_speakers`.
     """
 
     def __init__(
@@ -76,6 +81,9 @@ class SpeechEncoder:
         self.row_shape = row_shape
         self.device = frontend.device
         self._mix = params.mix
+        how = frontend.how if isinstance(frontend, LogMel) else params.normalise
+        self._by_itself = how in ("clip-band", "speaker")  # a clip whose speaker is not known
+        self.by_speaker = how == "speaker"
 
     def frames(self, samples: int) -> int:
         """How many frames a clip of `samples` (at least 1) gives; one shorter than a frame is padded to one."""
@@ -84,11 +92,6 @@ class SpeechEncoder:
     def budget(self) -> int:
         """Samples in a batch, padding included, that fit the memory which is free now."""
         return int(self.frontend.budget_seconds() * self.sample_rate)
-
-    @property
-    def by_speaker(self) -> bool:
-        """Whether a clip is normalised by all clips of its speaker, which `measure_speakers` listens to."""
-        return isinstance(self.frontend, LogMel) and self.frontend.how == "speaker"
 
     def prepare(self, clip: Tensor, speaker: Columns | None = None) -> Prepared:
         """What can be done to a clip (samples,) on the host, before its batch is encoded; safe in threads.
@@ -99,18 +102,24 @@ class SpeechEncoder:
         if speaker is None:
             return ready
         mean, deviation = (torch.from_numpy(one).float() for one in (speaker.mean, speaker.deviation))
-        return ready._replace(bands=(mean, deviation))
+        return ready._replace(speaker=(mean, deviation))
 
     def measure_speakers(
         self, speakers: Sequence[str | None], load: Callable[[int], Tensor | None]
     ) -> dict[str, Columns]:
-        """The bands of each speaker that has a name, over all of their clips; `load` gives the clip of an index."""
-        assert isinstance(self.frontend, LogMel)
+        """Mean and deviation of the frames of each speaker that has a name; `load` gives the clip of an index.
+
+        An encoder with weights listens to `SPEAKER_SECONDS` of a speaker, clip by clip in this order.
+        """
+        most = sys.maxsize if isinstance(self.frontend, LogMel) else SPEAKER_SECONDS * self.sample_rate
         found: dict[str, Columns] = {}
+        heard: Counter[str] = Counter()
         for index, speaker in enumerate(speakers):
-            clip = load(index) if speaker else None
+            clip = load(index) if speaker and heard[speaker] < most else None
             if speaker and clip is not None:
-                own = measure_columns(self.frontend.bands(self.prepare(clip).samples).cpu().numpy())
+                clip = clip[: most - heard[speaker]]
+                heard[speaker] += len(clip)
+                own = measure_columns(self._frames([self.prepare(clip)])[0].cpu().numpy())
                 found[speaker] = join_columns(found[speaker], own) if speaker in found else own
         return found
 
@@ -118,18 +127,35 @@ class SpeechEncoder:
         """Each clip (samples,) -> (frames, *row_shape) float32; one longer than the window in overlapping windows."""
         return self.start([self.prepare(clip) for clip in clips], "float32")()
 
-    @torch.inference_mode()
     def start(self, clips: Sequence[Prepared], dtype: Dtype) -> Rows:
         """Begin to encode: the device works on while the caller goes on, until it asks for the rows, in `dtype`."""
         stored = getattr(torch, dtype)
+        if not self._by_itself:
+            frames = self._frames(clips, stored)
+        else:
+            found = self._frames(clips)
+            frames = [_normalised(rows, clip.speaker).to(stored) for rows, clip in zip(found, clips, strict=True)]
+        return fetched(torch.cat(frames), [len(rows) for rows in frames])
+
+    @torch.inference_mode()
+    def _frames(self, clips: Sequence[Prepared], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """(frames, *row_shape) of each clip, not normalised by any other."""
 
         def finish(states: Tensor) -> Tensor:
             """(..., layers, dim) -> (..., *row_shape)."""
-            return mixed(states, self._mix).to(stored)
+            return mixed(states, self._mix).to(dtype)
 
         with full_float32():
-            frames = self.frontend(clips, finish)
-        return fetched(torch.cat(frames), [len(rows) for rows in frames])
+            return self.frontend(clips, finish)
+
+
+def _normalised(frames: Tensor, speaker: tuple[Tensor, Tensor] | None) -> Tensor:
+    """(frames, ...) with mean 0 and deviation 1 in each column, over the speaker's frames or, without, these."""
+    if speaker is None:
+        centred = frames - frames.mean(dim=0)
+        return centred / (centred.square().mean(dim=0).sqrt() + FLAT)
+    mean, deviation = (one.to(frames.device) for one in speaker)
+    return (frames - mean) / (deviation + FLAT)
 
 
 class HiddenStates:
@@ -342,23 +368,8 @@ class LogMel:
         """Clips -> (frames, dim) each, encoded one by one: nothing to share, nothing to pad."""
         (flat,) = upload([torch.cat([clip.samples for clip in clips])], self.device)
         samples = flat.split([len(clip.samples) for clip in clips])
-        return [
-            finish(self._normalised(self.bands(one), clip.bands)[:, None])
-            for one, clip in zip(samples, clips, strict=True)
-        ]
-
-    def bands(self, samples: Tensor) -> Tensor:
-        """(samples,) -> (frames, dim), not normalised."""
-        return torch.log(self._mel(samples.to(self.device)) + 1e-5).T
-
-    def _normalised(self, frames: Tensor, speaker: tuple[Tensor, Tensor] | None) -> Tensor:
-        if self.how in ("clip", "none"):
-            return frames
-        if speaker is None:
-            centred = frames - frames.mean(dim=0)
-            return centred / (centred.square().mean(dim=0).sqrt() + 1e-3)
-        mean, deviation = (one.to(frames.device) for one in speaker)
-        return (frames - mean) / (deviation + 1e-3)
+        bands = [torch.log(self._mel(one) + 1e-5).T for one in samples]  # (frames, dim)
+        return [finish(one[:, None]) for one in bands]
 
 
 def load_speech_encoder(params: AudioParams, device: str = "auto") -> SpeechEncoder:
@@ -402,6 +413,7 @@ def _egemaps_encoder(params: AudioParams) -> SpeechEncoder:
             "frame_rate": None if params.encoder == "egemaps-functionals" else frontend.sample_rate / frontend.hop,
             "sample_rate": frontend.sample_rate,
             "normalise": "none",
+            **_stated_of_speakers(params),
             "dtype": params.dtype,
             "version": VERSION,
         }
@@ -444,6 +456,7 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
             "sample_rate": frontend.sample_rate,
             "normalise": "clip" if frontend.normalise else "none",
             **stated,
+            **_stated_of_speakers(params),
             "window_seconds": params.window_seconds,
             "overlap_seconds": params.overlap_seconds,
             "precision": params.precision,
@@ -452,6 +465,11 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
         }
     )
     return SpeechEncoder(frontend, identity, row_shape(params.mix, len(layers), int(config.hidden_size)), params)
+
+
+def _stated_of_speakers(params: AudioParams) -> dict[str, Any]:
+    """What the identity of an encoder says of frames that are normalised by their speaker; nothing of others."""
+    return {"frames": "speaker", "speaker_seconds": SPEAKER_SECONDS} if params.normalise == "speaker" else {}
 
 
 def preprocessing(source: Source) -> tuple[bool, int]:

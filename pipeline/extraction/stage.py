@@ -208,11 +208,15 @@ def plan_clips(
             return None  # it is marked when it is to be encoded
 
     named = [utterance.speaker for utterance in utterances]
+    # by content, whatever files are called
+    order = sorted(range(len(utterances)), key=lambda index: utterances[index].id)
     turn = Lock()
 
     @cache
     def speakers() -> Mapping[str, Columns]:
-        return encoder.measure_speakers(named, load_if_readable) if encoder.by_speaker else {}
+        if not encoder.by_speaker:
+            return {}
+        return encoder.measure_speakers([named[index] for index in order], lambda place: load_if_readable(order[place]))
 
     def load_prepared(index: int) -> "Prepared":
         with turn:  # the first of the threads that load clips listens to all of them
