@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,9 @@ class _EpochTrainer(Trainer):
     def __init__(self, order: "_Order", keep: Any, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._order, self._keep = order, keep
+        # checkpoints are taken up by the model's own names, not by those of the file that it began with
+        model: Any = self.model
+        model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
 
     def _get_train_sampler(self, *arguments: Any) -> Sampler:
         return self._order

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fusion.objective import compute_all, floor_scores
@@ -61,6 +61,11 @@ class Corpus:
         write_manifest(self.manifest, prepare(dataset).utterances)
         self.speech = build_speech(root / "speech", hidden=16, channels=8, layers=1)
         self.text = build_text(root / "text", WORDS.values(), hidden=16, layers=1)
+        old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}  # as bert-base-uncased has it
+        named = {
+            re.sub("|".join(old), lambda found: old[found[0]], name): one for name, one in weights(self.text).items()
+        }
+        save_file(named, self.text / "model.safetensors", {"format": "pt"})
 
     def _row(self, name: str, split: str, number: int) -> dict[str, str]:
         label = list(PITCHES)[number % 2]
