@@ -112,7 +112,7 @@ function sidesText(turn) {
 
 function answersOf(turn) {
   const columns = page.seeds.map((seed, index) => [`seed\u00a0${seed}`, turns.answers[index]]);
-  columns.push([`seed\u00a0${page.seeds[0]} without other turns`, turns.alone]);
+  columns.push([`seed\u00a0${page.seeds[0]} without\u00a0other\u00a0turns`, turns.alone]);
   if (turns.audio) columns.push(["audio's head", turns.audio], ["text's head", turns.text]);
   if (other) columns.push([other.name, other.mean]);
   const header = make("tr", {}, make("th", { scope: "col" }, ""), make("th", { scope: "col", class: "left" }, "mean over seeds"),

@@ -69,7 +69,7 @@ def test_predictions_are_those_of_the_result_files(labelled: Evaluated, page: Pa
 
 
 def test_the_page_says_the_numbers_of_metrics_json(labelled: Evaluated, page: Path) -> None:
-    text = page.read_text("utf-8")
+    text = page.read_text("utf-8").replace("\u00a0", " ")
     for own in json.loads((labelled.results / "metrics.json").read_text()).values():
         if "mean" in own:
             assert f"{own['mean']:.3f} ± {own['std']:.3f}" in text

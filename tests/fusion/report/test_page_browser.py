@@ -351,6 +351,10 @@ def test_a_phone_scrolls_down_alone(browser: Browser, labelled: Evaluated) -> No
     )
     widths = "[...document.querySelectorAll('.wide tbody th')].map((one) => one.getBoundingClientRect().width)"
     assert min(width for width in one.page.evaluate(widths) if width) > 30  # of a name: not a letter a line
+    lines = "one => (range => (range.selectNodeContents(one), range.getClientRects().length))(document.createRange())"
+    name = one.page.locator("#run tbody th").get_by_text("conversations", exact=True)
+    assert name.evaluate(lines) == 1  # not a word in two
+    assert one.page.locator("#scores tbody td").get_by_text("±").first.evaluate(lines) <= 2  # mean, and deviation
     before = one.page.evaluate(lefts)
     moved = "[...document.querySelectorAll('.wide')].map((one) => (one.scrollLeft = 60, one.scrollLeft))"
     one.page.evaluate(moved)
