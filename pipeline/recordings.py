@@ -91,8 +91,8 @@ def read_turns(table: Path, root: Path, params: Path | None = None, overrides: S
     here = DEFAULT_PARAMS if params is None and DEFAULT_PARAMS.exists() else params
     dataset = read_section(here, "dataset", DatasetParams, overrides)
     optional = [name for name, column in asked.items() if column is None]
-    turns = read_table(table, dataset, unread=UNREAD, optional=optional).turns
-    names = {name: column or name for name, column in dataset.columns.model_dump().items()}
+    corpus = read_table(table, dataset, unread=UNREAD, optional=optional)
+    turns, names = corpus.turns, corpus.columns
     unused = dict.fromkeys(name for turn in turns for name in turn.extra if name not in map(names.get, UNREAD))
     for note in unused_columns(unused, turns):
         log.warning("%s: %s", table, note)
@@ -104,13 +104,13 @@ def read_turns(table: Path, root: Path, params: Path | None = None, overrides: S
 
 
 def _spoken(turn: Turn, draft: Utterance, root: Path, dataset: DatasetParams, names: Mapping[str, str]) -> Spoken:
-    label = turn.extra.get(names["label"])
-    own = {names[name]: getattr(turn, name) for name in ("text", "audio", "start", "end")}
+    label = turn.extra.get(names.get("label", ""))
+    own = {names[name]: getattr(turn, name) for name in ("text", "audio", "start", "end") if name in names}
     return Spoken(
         draft,
         None if draft.audio is None else root / draft.audio,
         label=None if label is None else dataset.labels.get(label, label),
-        score=turn.extra.get(names["score"]),
+        score=turn.extra.get(names.get("score", "")),
         carried={**{name: str(value) for name, value in own.items() if value not in (None, "")}, **turn.extra},
     )
 

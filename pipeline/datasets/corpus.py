@@ -47,6 +47,7 @@ class Corpus:
     repaired: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     published: Counts = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)  # of a table: field -> the column that has it
 
 
 TARGETS: dict[str, tuple[str, ...]] = {  # the first one is meant where dataset.target is null

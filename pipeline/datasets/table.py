@@ -253,13 +253,13 @@ def read_table(
     """
     repaired = Repairs(params.encoding)
     rows, named = read_rows(path, repaired), params.columns
-    columns = _resolve_columns(list(rows[0].cells), named, path, optional)
-    columns = {field: column for field, column in columns.items() if field not in unread}
+    resolved = _resolve_columns(list(rows[0].cells), named, path, optional)
+    columns = {field: column for field, column in resolved.items() if field not in unread}
     if to_encode:
         _check_media(list(rows[0].cells), columns, path)
     extra = [name for name in rows[0].cells if name not in columns.values()]
     turns = [_turn(row, number, columns, extra, repaired) for number, row in enumerate(rows, start=1)]
-    return Corpus(turns, repaired, _notes(columns, extra, turns))
+    return Corpus(turns, repaired, _notes(columns, extra, turns), columns=resolved)
 
 
 def unused_columns(names: Iterable[str], turns: Sequence[Turn]) -> list[str]:

@@ -344,6 +344,8 @@ def _describe(problems: Sequence[Any], name: str, section: type[Section]) -> str
         accepted = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         close = difflib.get_close_matches(found, accepted)
         hint = _suggest(found, accepted) if len(close) == 1 else ""  # of two, the list says as much
+    if problem["type"] == "string_type" and isinstance(found, bool | int | float):
+        hint = "; put it in quotes"  # YAML takes a bare no for False
     return f"'{key}' is {_short(found)}: {message}{hint}"
 
 

@@ -96,6 +96,10 @@ def test_columns_of_the_table_come_along_and_its_labels_are_scored(
     assert run(*asked, "--overwrite").exit_code == 0
     asked[-1] = "q.csv"
     assert "no column 'who' (dataset.columns.speaker)" in run(*asked, "--params", "params.yaml").stderr
+    write_rows(table, [{"text": "We lost.", "label": first}])  # by the fields' own names
+    assert run(*asked).stdout.startswith("1 turn with a label in the table: ")
+    (row,) = read_csv(tmp_path / "q.csv")
+    assert (row["text"], row["label"]) == ("We lost.", first)
 
 
 def test_models_of_scores_give_scores(recorded: Recorded, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ WRONG = {
         "dataset: {split: speakers}",
         "'dataset.split' is 'speakers': input should be 'given', 'conversation' or 'speaker'; did you mean 'speaker'?",
     ),
-    "type": ("audio: {encoder: 3}", "'audio.encoder' is 3: input should be a valid string"),
+    "type": ("audio: {encoder: 3}", "'audio.encoder' is 3: input should be a valid string; put it in quotes"),
     "a text for a number": ("text: {batch: many}", "'text.batch' is 'many': input should be 'auto' or a valid int"),
     "a text for a truth": (
         "features: {copy_parts: 'yes'}",
