@@ -190,7 +190,7 @@ class Timeline:
     def _end(self, clock: "_Clock", part: str | Part) -> None:
         """What is known of the end once it is there."""
         slack = int(TRUNCATED_SECONDS * clock.bytes_per_second)
-        self.cut_off = clock.partial or lacks_its_end(part, slack)
+        self.cut_off = clock.partial or clock.short or lacks_its_end(part, slack)
         self.failed = clock.met_trouble()
         if self.failed and not clock.partial:
             lost = clock.lost_samples()
@@ -231,6 +231,8 @@ class _Clock:
         self._packets = self._frames = self._lost_bytes = self._tag_end = self._read_bytes = 0
         self._mean_bytes = self._mean_samples = 0.0  # of the last packets
         self._sync = b""
+        self._sizes: dict[bytes, int] | None = {} if name == "mp3" else None  # header -> bytes of such a frame
+        self.short = False  # the last packet is; FFmpeg makes sound of it all the same
         self._stamp: int | None = None  # of the frame before
         self.frame_samples = 0
         self.bytes_per_second = (stream.bit_rate or 0) / 8
@@ -269,6 +271,8 @@ class _Clock:
             self._mean_bytes += (packet.size - self._mean_bytes) * weight
             self._mean_samples += (sum(frame.samples for frame in frames) - self._mean_samples) * weight
             self._sync = self._sync or bytes(packet)[:1]
+            if self._sizes is not None:
+                self.short = packet.size < self._sizes.setdefault(bytes(packet)[1:3], packet.size)
             self.troubled = self.troubled or packet.is_corrupt
 
     def _follow(self, packet: Any) -> None:

@@ -296,7 +296,7 @@ def test_recordings_joined_end_to_end_are_read_beyond_the_seam(tmp_path: Path, n
     assert len(whole.samples) == pytest.approx(position, abs=0.1 * 48_000)
 
 
-@pytest.mark.parametrize("name", ["a.flac", "a.opus", "a.wav"])
+@pytest.mark.parametrize("name", ["a.flac", "a.opus", "a.wav", "a.mp3"])
 def test_joined_recordings_whose_last_one_is_cut_short_are_truncated(tmp_path: Path, name: str) -> None:
     content = encoded(tmp_path / name, 4, rate=48_000).read_bytes()
     (tmp_path / name).write_bytes(content + content[: len(content) * 6 // 10])
@@ -335,6 +335,8 @@ def test_an_mp3_file_of_varying_bit_rate_without_a_length_header_is_whole(tmp_pa
     ffmpeg("-i", tmp_path / "a.wav", "-q:a", quality, "-write_xing", 0, path)
     for _ in range(2):  # the decoder says the same of one file after the other
         assert decode(path).issues == []
+    path.write_bytes(path.read_bytes()[:-30])
+    assert decode(path).issues == ["truncated"]
 
 
 @pytest.mark.parametrize("name", ["a.mp3", "a.aac"])
