@@ -66,10 +66,10 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.{DIGITS}f}"
 
 
-def counted(count: int, noun: str) -> str:
+def number_of(count: int, noun: str) -> str:
     """A number of things, in words.
 
-    >>> counted(1, "seed"), counted(3, "seed")
+    >>> number_of(1, "seed"), number_of(3, "seed")
     ('1 seed', '3 seeds')
     """
     return f"{count} {noun}{'' if count == 1 else 's'}"

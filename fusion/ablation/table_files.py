@@ -25,7 +25,6 @@ from fusion.params import EvaluateParams, FoldParams
 from fusion.runtime import replace_files
 from fusion.tables import (
     bounds,
-    counted,
     csv_text,
     escape_latex,
     escape_markdown,
@@ -35,6 +34,7 @@ from fusion.tables import (
     markdown_table,
     mean_std,
     number,
+    number_of,
 )
 
 TABLE = "ablations"  # how `fusion.runtime.replacing` calls its files
@@ -134,7 +134,7 @@ def headline(comparison: Comparison) -> str:
         if row.unlearned
     ]
     return (
-        f"{len(comparison.rows) - 1} rows of {counted(len(comparison.ablation.seeds), 'seed')}{_over(comparison)}, "
+        f"{len(comparison.rows) - 1} rows of {number_of(len(comparison.ablation.seeds), 'seed')}{_over(comparison)}, "
         f"base test {comparison.metric} {score}, linear reference {comparison.rows[-1].mean:.3f}; "
         f"{sure} of {len(rest)} differ from their base (Holm, {_level(comparison):.2g})"
         + (f"; not learned: {', '.join(idle)}" if idle else "")
@@ -289,7 +289,7 @@ def _explain(comparison: Comparison) -> str:
     less = f" Of {', '.join(lower)} less is better." * bool(lower)
     return (
         f"{int(counted.sum())} {ablation.task.counted_are} of {conversations} conversations, "
-        f"mean ± standard deviation of {counted(len(ablation.seeds), 'seed')}. {drawn} p: paired permutation "
+        f"mean ± standard deviation of {number_of(len(ablation.seeds), 'seed')}. {drawn} p: paired permutation "
         f"test of no difference; p (Holm): corrected for the {compared} rows that are compared; a difference is bold "
         f"where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs beside it or not."
         + pooled
@@ -331,7 +331,7 @@ def _against_linear(comparison: Comparison) -> str:
 
 def unlearned(row: Row, seeds: int) -> str:
     """How many seeds have not learned, and why; "" where all have."""
-    return f"{len(row.unlearned)} of {counted(seeds, 'seed')}: {row.unlearned[0]}" if row.unlearned else ""
+    return f"{len(row.unlearned)} of {number_of(seeds, 'seed')}: {row.unlearned[0]}" if row.unlearned else ""
 
 
 def _level(comparison: Comparison) -> float:

@@ -42,7 +42,6 @@ from fusion.params import EvaluateParams
 from fusion.runtime import replace_files
 from fusion.tables import (
     bounds,
-    counted,
     csv_text,
     digested,
     escape_markdown,
@@ -52,6 +51,7 @@ from fusion.tables import (
     markdown_table,
     mean_std,
     number,
+    number_of,
     rounded,
     spread,
 )
@@ -180,7 +180,7 @@ def headline(evaluation: Evaluation) -> str:
     summary = evaluation.summaries[metric]
     beside = {one.name.split(",")[0]: one.scores[metric] for one in (evaluation.ensemble, *evaluation.linear[:1])}
     return (
-        f"test {metric} {mean_std(summary.mean, summary.std)} over {counted(len(evaluation.seeds), 'seed')} "
+        f"test {metric} {mean_std(summary.mean, summary.std)} over {number_of(len(evaluation.seeds), 'seed')} "
         f"({evaluation.params.confidence:.0%} interval {bounds(summary.interval)}, floor {summary.floor:.3f}, "
         f"chance {summary.chance:.3f}, "
         f"{', '.join(f'{name} {score:.3f}' for name, score in beside.items())})"

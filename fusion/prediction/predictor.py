@@ -27,7 +27,7 @@ from fusion.prediction.inputs import Heard, Known, cached_turns, load_cached, sp
 from fusion.prediction.recordings import EncoderFolders, Recordings, read_table, speak
 from fusion.prediction.records import Prediction, Turn
 from fusion.runtime import pick_device
-from fusion.tables import counted
+from fusion.tables import number_of
 from pipeline.store import Features
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Predictor:
             scores = compute_all(self._task.metrics, tally)
             kind = "label" if self.labels else "score"
             shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-            parts.append(f"{counted(len(told), 'turn')} with a {kind} in the table: {shown}")
+            parts.append(f"{number_of(len(told), 'turn')} with a {kind} in the table: {shown}")
         if strange:
             named = ", ".join(f"'{label}' {count}" for label, count in strange.most_common(5))
             parts.append(f"labels that the model does not know are not scored: {named}")

@@ -17,7 +17,7 @@ import numpy as np
 
 from fusion.errors import OutputError, RecordingError
 from fusion.runtime import holds, try_place, write_file
-from fusion.tables import counted, csv_text, number, plain_cell, rounded
+from fusion.tables import csv_text, number, number_of, plain_cell, rounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ def summary(predictions: Sequence[Prediction]) -> str:
     statuses = Counter(re.sub(r" \d.*", "", status) for status in found)  # without the seconds that it names
     amiss = ", ".join(f"{count} {status}" for status, count in statuses.most_common()) or "all ok"
     return (
-        f"{counted(len(predictions), 'turn')} of {counted(conversations, 'conversation')}, "
+        f"{number_of(len(predictions), 'turn')} of {number_of(conversations, 'conversation')}, "
         f"{'1 model' if seeds == 1 else f'mean of {seeds} models'}; {amiss}"
     )
 

@@ -14,7 +14,7 @@ from fusion.report import charts
 from fusion.report.groups import group_tables
 from fusion.report.results import Results, Row
 from fusion.report.turns import Beside, Said
-from fusion.tables import counted, mean_std
+from fusion.tables import mean_std, number_of
 from pipeline.store import UNLABELLED, Features
 
 Cells = list[list[str]]
@@ -36,7 +36,7 @@ def describe_results(
         "subtitle": f"Modalities: {run['modalities']}. Encoders: {run['encoders']}. Seeds: {run['seeds']}.",
         "licence": corpus.licence if corpus else NO_LICENCE,
         "run": run,
-        "seed_count": counted(len(models), "seed"),
+        "seed_count": number_of(len(models), "seed"),
         "warnings": details["warnings"],
         "headline": _headline(details["test"], recipe.train.metric, confidence, task.floor_is),
         "metric_title": METRICS[recipe.train.metric].title,
