@@ -171,7 +171,7 @@ def training_headline(trained: Sequence[Provenance]) -> str:
     }
     fused = means.pop("fused")
     heads = f" ({', '.join(f'{head} {mean:.3f}' for head, mean in means.items())})" if means else ""
-    return f"{len(trained)} trained, mean validation {metric} {fused:.3f}{heads}"
+    return f"{len(trained)} seed{'s' * (len(trained) > 1)}, mean validation {metric} {fused:.3f}{heads}"
 
 
 def fingerprint(features: Features, recipe: Recipe, seed: int, device: torch.device) -> str:

@@ -36,7 +36,7 @@ def run(app: Any, *arguments: str) -> Result:
 def test_train_and_evaluate_need_nothing_but_the_feature_file(project: Path) -> None:
     trained = run(train_app, "--features", "data/feats.h5")
     assert trained.exit_code == 0
-    assert trained.stdout.startswith("models/hbaf: 2 trained, mean validation weighted_f1 ")
+    assert trained.stdout.startswith("models/hbaf: 2 seeds, mean validation weighted_f1 ")
     assert sorted(path.name for path in (project / "models" / "hbaf").iterdir()) == ["seed-0", "seed-1"]
     assert not (project / "models" / "hbaf.partial").exists()
 

@@ -287,7 +287,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 @pytest.mark.soak
 def test_every_command_leads_with_the_metric_of_training(project: Path) -> None:
     trained, evaluated, ablated = (project / "said.txt").read_text().splitlines()
-    assert trained.startswith("models/hbaf: 2 trained, mean validation mae ")
+    assert trained.startswith("models/hbaf: 2 seeds, mean validation mae ")
     assert evaluated.startswith("results: test mae ")
     assert ablated.startswith("results: 2 rows of 2 seeds, base test mae ")
 
