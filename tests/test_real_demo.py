@@ -82,7 +82,9 @@ def test_real_recordings_and_real_weights_go_the_whole_way(
         writer = csv.DictWriter(file, rows[0], delimiter="\t")
         writer.writeheader()
         writer.writerows(rows)
-    assert settings(corpus)["folds"] == {"hold_out": "speaker", "count": "all"}
+    made = settings(corpus)
+    assert made["folds"] == {"hold_out": "speaker", "count": "all"}
+    assert made["audio"]["normalise"] == "speaker"
     short = ["train.epochs=2", "train.patience_updates=1", "train.warmup_updates=0", "audio.context=clip"]
     main(corpus, tmp_path / "work", short)
     features = read_features(tmp_path / "work/feats.h5")
