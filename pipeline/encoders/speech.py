@@ -52,7 +52,7 @@ VERSION = 3  # raise it when a change alters the features
 LOG_MEL = "log-mel"
 PIECE_FRAMES = 100  # of a clip on a processor: what the convolutions work on stays in its cache
 TOGETHER_SECONDS = 64  # of audio that a GPU's convolutions work on at once, padding included: about 1.3 GB for base
-SPEAKER_SECONDS = 120  # of a speaker's clips, which say what their frames are like; of log-mel, all
+SPEAKER_SECONDS = 120  # of a speaker's clips, which say what their frames are like; without weights, all
 FLAT = 1e-3  # added to a standard deviation that frames are divided by
 LARGEST_BATCH = {"cpu": 16, "cuda": 512}  # seconds in a batch; on processors larger ones were slower
 
@@ -111,7 +111,8 @@ class SpeechEncoder:
 
         An encoder with weights listens to `SPEAKER_SECONDS` of a speaker, clip by clip in this order.
         """
-        most = sys.maxsize if isinstance(self.frontend, LogMel) else SPEAKER_SECONDS * self.sample_rate
+        cheap = isinstance(self.frontend, LogMel | Egemaps)
+        most = sys.maxsize if cheap else SPEAKER_SECONDS * self.sample_rate
         found: dict[str, Columns] = {}
         heard: Counter[str] = Counter()
         for index, speaker in enumerate(speakers):
@@ -413,7 +414,7 @@ def _egemaps_encoder(params: AudioParams) -> SpeechEncoder:
             "frame_rate": None if params.encoder == "egemaps-functionals" else frontend.sample_rate / frontend.hop,
             "sample_rate": frontend.sample_rate,
             "normalise": "none",
-            **_stated_of_speakers(params),
+            **({"frames": "speaker"} if params.normalise else {}),
             "dtype": params.dtype,
             "version": VERSION,
         }
@@ -456,7 +457,7 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
             "sample_rate": frontend.sample_rate,
             "normalise": "clip" if frontend.normalise else "none",
             **stated,
-            **_stated_of_speakers(params),
+            **({"frames": "speaker", "speaker_seconds": SPEAKER_SECONDS} if params.normalise else {}),
             "window_seconds": params.window_seconds,
             "overlap_seconds": params.overlap_seconds,
             "precision": params.precision,
@@ -465,11 +466,6 @@ def _hidden_state_encoder(source: Source, params: AudioParams, device: str) -> S
         }
     )
     return SpeechEncoder(frontend, identity, row_shape(params.mix, len(layers), int(config.hidden_size)), params)
-
-
-def _stated_of_speakers(params: AudioParams) -> dict[str, Any]:
-    """What the identity of an encoder says of frames that are normalised by their speaker; nothing of others."""
-    return {"frames": "speaker", "speaker_seconds": SPEAKER_SECONDS} if params.normalise == "speaker" else {}
 
 
 def preprocessing(source: Source) -> tuple[bool, int]:

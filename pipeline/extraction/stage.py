@@ -8,7 +8,8 @@ done, and ends with the same bytes as an undisturbed one.
 import contextlib
 import hashlib
 import json
-from collections import deque
+import logging
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
@@ -25,7 +26,7 @@ from pipeline.encoders import batches_under_budget
 from pipeline.errors import ClipError, DataError, StoreError
 from pipeline.extraction.engine import Encoded, Engine, LocalEngine
 from pipeline.extraction.progress import Progress, Unit
-from pipeline.manifest import Source, read_sources
+from pipeline.manifest import Source, content_key, read_sources
 from pipeline.media import Channels, Clips, encoder_samples
 from pipeline.params import AudioParams, TextParams
 from pipeline.settings import Threads, advise_precision, sole_writer
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from pipeline.encoders import Passage, Prepared, SpeechEncoder, TextEncoder
 
 
+log = logging.getLogger(__name__)
 BEHIND = 2  # encoded batches that may wait for the disk
 
 
@@ -208,8 +210,8 @@ def plan_clips(
             return None  # it is marked when it is to be encoded
 
     named = [utterance.speaker for utterance in utterances]
-    # by content, whatever files are called
-    order = sorted(range(len(utterances)), key=lambda index: utterances[index].id)
+    # by content, whatever utterances are called
+    order = sorted(range(len(utterances)), key=lambda index: content_key(utterances[index], "audio") or "")
     turn = Lock()
 
     @cache
@@ -234,6 +236,8 @@ def plan_clips(
         plan="",
         names=[utterance.name for utterance in utterances],
     )
+    if encoder.by_speaker:
+        _warn_of_zeros(utterances, layout.rows)
     engine = LocalEngine(
         load_prepared,
         partial(encoder.start, dtype=params.dtype),
@@ -244,6 +248,23 @@ def plan_clips(
     budget = encoder.budget() if params.batch == "auto" else int(params.batch * encoder.sample_rate)
     unit = Unit("h of audio", "h", 3600 * encoder.sample_rate, digits=2)
     return Work(layout, lengths, unit, budget, params.batch == "auto", engine)
+
+
+def _warn_of_zeros(utterances: Sequence[Source], rows: Sequence[int]) -> None:
+    """A single row less the mean of the speaker's rows is zero where it is the only one of its speaker."""
+    heard = Counter(one.speaker for one, count in zip(utterances, rows, strict=True) if count)
+    zeros = [
+        one.name
+        for one, count in zip(utterances, rows, strict=True)
+        if count == 1 and (not one.speaker or heard[one.speaker] == 1)
+    ]
+    if zeros:
+        log.warning(
+            "clips of a single row, without another clip of their speaker, are all zero once they are normalised by "
+            "speaker: %d, such as '%s'; name speakers, or set audio.normalise to null",
+            len(zeros),
+            zeros[0],
+        )
 
 
 def plan_text(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.encoders.speech import SPEAKER_SECONDS
 from pipeline.errors import DataError, EncoderError
 from pipeline.extraction import extract_audio, extract_text
 from pipeline.manifest import content_key, read_manifest, write_manifest
@@ -270,3 +271,37 @@ def test_frames_of_a_table_are_normalised_by_its_speakers_as_those_of_a_corpus(
         np.testing.assert_allclose(together.std(axis=0), 1, atol=0.02)
         for stored, encoded in own:
             np.testing.assert_allclose(encoded, stored, atol=1e-4)
+
+
+def test_the_part_of_a_speaker_that_is_listened_to_does_not_depend_on_names(
+    audio: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.encoders.speech.SPEAKER_SECONDS", 1)
+    waves = [Waveform(sound(1 + seed, RATE, seed=seed)[:, 0].astype(np.float32), RATE) for seed in (0, 1)]
+    by_speaker = altered(audio, frames="speaker", speaker_seconds=1)
+    with TurnEncoder(by_speaker, None, device="cpu") as encoder:
+        one, other = (
+            encoder.encode([speak(name, 0, "", wave, speaker="a") for name, wave in zip(names, waves, strict=True)])
+            for names in ("bc", "cb")
+        )
+    for turn, again in zip(one, other, strict=True):
+        assert turn.audio is not None
+        assert again.audio is not None
+        np.testing.assert_allclose(turn.audio, again.audio, atol=1e-4)
+
+
+def test_a_clip_of_a_single_row_that_its_speaker_makes_zero_is_named(
+    audio: Part, caplog: pytest.LogCaptureFixture
+) -> None:
+    wave, another = (Waveform(sound(0.025, RATE, seed=seed)[:, 0].astype(np.float32), RATE) for seed in (0, 1))
+    by_speaker = altered(audio, frames="speaker", speaker_seconds=SPEAKER_SECONDS)
+    with TurnEncoder(by_speaker, None, device="cpu") as encoder:
+        (turn,) = encode(encoder, said(sound=wave, speaker="a"))
+        assert turn.audio is not None
+        assert not turn.audio.any()
+        assert "are all zero once they are normalised by speaker: 1, such as 'c/0'" in caplog.text
+        caplog.clear()
+        turn, _ = encode(encoder, said(sound=wave, speaker="a"), speak("d", 0, "", another, speaker="a"))
+        assert turn.audio is not None
+        assert turn.audio.any()
+        assert not caplog.text

@@ -1,6 +1,7 @@
 """eGeMAPS by openSMILE, where it is installed; how it is asked for where it is not."""
 
 import importlib.util
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -46,8 +47,21 @@ def test_pitch_is_heard_in_semitones() -> None:
 
 
 @needed
-def test_an_identity_finds_it_again() -> None:
-    encoder = load_speech_encoder(AudioParams(encoder="egemaps"), "cpu")
+def test_functionals_by_speaker_are_those_over_all_their_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.encoders.speech.SPEAKER_SECONDS", 1)  # of encoders with weights alone
+    clips = noise(16_000, 9_000, 20_000)
+    encoder = load_speech_encoder(AudioParams(encoder="egemaps-functionals", normalise="speaker"), "cpu")
+    speaker = encoder.measure_speakers(["a"] * 3, clips.__getitem__)["a"]
+    rows = np.concatenate(encoder.start([encoder.prepare(clip, speaker) for clip in clips], "float32")())
+    assert rows.shape == (3, 88)
+    assert np.allclose(rows.mean(axis=0), 0, atol=1e-3)
+    assert np.abs(rows).max() < 3**0.5  # what three values may differ from their mean
+
+
+@needed
+@pytest.mark.parametrize("normalise", [None, "speaker"])
+def test_an_identity_finds_it_again(normalise: Literal["speaker"] | None) -> None:
+    encoder = load_speech_encoder(AudioParams(encoder="egemaps", normalise=normalise), "cpu")
     assert load_speech(encoder.identity, None, "cpu").encoder.identity == encoder.identity
     assert encoder.identity.fields["opensmile"]
 
