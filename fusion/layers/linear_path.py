@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fusion.batch import Batch, Group, Output
 
 STATISTICS = ("mean", "deviation", "mean of the turn before", "mean of the turn after")  # of an utterance's rows
-DOUBT = 10.0  # in utterances: how many speak for moving both weights from one half by a factor of e
+DOUBT = 5.0  # of log-likelihood on validation: what moving one of the weights from one half to 0 or to 1 has to gain
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,20 +125,20 @@ def path_weights(deep: np.ndarray, linear: np.ndarray, truth: np.ndarray, scores
     """The weights of the deep and of the linear model under which `truth` is most likely.
 
     Errors of scores count as normal. Few utterances say little: both weights start from one half, and `DOUBT` holds
-    them there.
+    them there. A model that has learned nothing may get the weight 0.
 
     Shape:
         deep, linear: (utterances, outputs)
         truth: (utterances,), labels or scores, none missing
     """
 
-    def unlikely(logarithms: np.ndarray) -> float:
-        mixed = np.exp(logarithms[0]) * deep + np.exp(logarithms[1]) * linear
+    def unlikely(weights: np.ndarray) -> float:
+        mixed = weights[0] * deep + weights[1] * linear
         if scores:
             error = len(truth) / 2 * np.log(np.mean((mixed[:, 0] - truth) ** 2) + 1e-12)
         else:
             error = -scipy.special.log_softmax(mixed, axis=1)[np.arange(len(truth)), truth].sum()
-        return float(error + DOUBT * np.square(logarithms - np.log(0.5)).sum())
+        return float(error + DOUBT * np.square(2 * weights - 1).sum())
 
-    found = scipy.optimize.minimize(unlikely, np.full(2, np.log(0.5)), method="Nelder-Mead")
-    return float(np.exp(found.x[0])), float(np.exp(found.x[1]))
+    found = scipy.optimize.minimize(unlikely, np.full(2, 0.5), method="Nelder-Mead", bounds=[(0, None)] * 2)
+    return float(found.x[0]), float(found.x[1])

@@ -74,6 +74,17 @@ def test_the_weights_follow_the_better_model_as_far_as_the_utterances_say_so(sco
     assert 0.25 < few[1] < 1
 
 
+def test_a_model_that_has_learned_nothing_gets_no_weight() -> None:
+    """It always gives the shares of the labels, which are not those of validation."""
+    generator = np.random.default_rng(0)
+    truth = generator.integers(3, size=1000)
+    linear = 2 * np.eye(3)[truth] + generator.normal(size=(1000, 3))
+    dead = np.broadcast_to(np.log([0.6, 0.3, 0.1]), linear.shape)
+    deep_weight, linear_weight = path_weights(dead, linear, truth, scores=False)
+    assert deep_weight < 0.01
+    assert linear_weight > 0.9
+
+
 def test_a_path_that_is_not_fitted_changes_nothing() -> None:
     (split, *_) = splits_of(MADE, tiny_recipe())
     batch = next(split.batches(4))
