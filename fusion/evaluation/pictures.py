@@ -7,7 +7,6 @@ import json
 import resource
 import struct
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 from fusion.errors import OutputError
@@ -22,33 +21,28 @@ FONT = "Liberation Sans, Arial, sans-serif"  # vl-convert brings the first along
 
 def draw_svg(chart: Any, ink: str = INK, background: str = "white", font: str = FONT) -> str:
     """The chart as SVG, which escapes its text and holds no script; `ink` is the colour of text and rules."""
-    import vl_convert
-
-    drawn: str = _convert(vl_convert.vegalite_to_svg, _specify(chart, ink, background, font))
+    drawn: str = _convert("vegalite_to_svg", _specify(chart, ink, background, font))
     return drawn
 
 
 def draw_png(chart: Any, run: str = "") -> bytes:
     """The chart as PNG, two pixels for each of its own; its metadata have the id of the `run` (tEXt)."""
-    import vl_convert
-
-    drawn: bytes = _convert(vl_convert.vegalite_to_png, _specify(chart, INK, "white", FONT), scale=2)
+    drawn: bytes = _convert("vegalite_to_png", _specify(chart, INK, "white", FONT), scale=2)
     note = b"tEXt" + b"run\0" + run.encode("latin-1")
     chunk = struct.pack(">I", len(note) - 4) + note + struct.pack(">I", zlib.crc32(note))
     return drawn[:HEADER] + chunk + drawn[HEADER:]
 
 
-def _convert(convert: Callable[..., Any], chart: str, **options: Any) -> Any:
-    """What vl-convert makes of a chart; it opens files and threads of its own to do so."""
-    try:
-        return convert(chart, **options)
-    except ValueError:
-        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if allowed >= FILES:
-            raise
+def _convert(how: str, chart: str, **options: Any) -> Any:
+    """What vl-convert makes of a chart; it opens files and threads of its own to do so, and panics without them."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= allowed < FILES:  # -1: no limit
         raise OutputError(
             f"charts cannot be drawn with only {allowed} files open at once; allow {FILES}: ulimit -n {FILES}"
-        ) from None
+        )
+    import vl_convert
+
+    return getattr(vl_convert, how)(chart, **options)
 
 
 def _specify(chart: Any, ink: str, background: str, font: str) -> str:
