@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fusion.batch import Batch, Group, Output
 
 STATISTICS = ("mean", "deviation", "mean of the turn before", "mean of the turn after")  # of an utterance's rows
+SCALES = (-4.0, 2.0)  # logarithms of what a deep model's logits may be multiplied by
 DOUBT = 5.0  # of log-likelihood on validation: what moving one of the weights from one half to 0 or to 1 has to gain
 
 
@@ -125,20 +126,28 @@ def path_weights(deep: np.ndarray, linear: np.ndarray, truth: np.ndarray, scores
     """The weights of the deep and of the linear model under which `truth` is most likely.
 
     Errors of scores count as normal. Few utterances say little: both weights start from one half, and `DOUBT` holds
-    them there. A model that has learned nothing may get the weight 0.
+    them there. A deep model is often surer than it is right, so its half is that of its logits at the scale that makes
+    truth most likely by them alone. A model that has learned nothing may get the weight 0.
 
     Shape:
         deep, linear: (utterances, outputs)
         truth: (utterances,), labels or scores, none missing
     """
 
-    def unlikely(weights: np.ndarray) -> float:
-        mixed = weights[0] * deep + weights[1] * linear
+    def unlikely(mixed: np.ndarray) -> float:
         if scores:
-            error = len(truth) / 2 * np.log(np.mean((mixed[:, 0] - truth) ** 2) + 1e-12)
-        else:
-            error = -scipy.special.log_softmax(mixed, axis=1)[np.arange(len(truth)), truth].sum()
-        return float(error + DOUBT * np.square(2 * weights - 1).sum())
+            return float(len(truth) / 2 * np.log(np.mean((mixed[:, 0] - truth) ** 2) + 1e-12))
+        return float(-scipy.special.log_softmax(mixed, axis=1)[np.arange(len(truth)), truth].sum())
 
-    found = scipy.optimize.minimize(unlikely, np.full(2, 0.5), method="Nelder-Mead", bounds=[(0, None)] * 2)
-    return float(found.x[0]), float(found.x[1])
+    def cost(weights: np.ndarray) -> float:
+        mixed = weights[0] * scale * deep + weights[1] * linear
+        return unlikely(mixed) + float(DOUBT * np.square(2 * weights - 1).sum())
+
+    scale = 1.0
+    if not scores:
+        alone = scipy.optimize.minimize_scalar(
+            lambda logarithm: unlikely(np.exp(logarithm) * deep), bounds=SCALES, method="bounded"
+        )
+        scale = float(np.exp(alone.x))
+    found = scipy.optimize.minimize(cost, np.full(2, 0.5), method="Nelder-Mead", bounds=[(0, None)] * 2)
+    return scale * float(found.x[0]), float(found.x[1])

@@ -69,9 +69,18 @@ def test_the_weights_follow_the_better_model_as_far_as_the_utterances_say_so(sco
     bad = generator.normal(size=good.shape)
     many, few = path_weights(bad, good, truth, scores), path_weights(bad[:4], good[:4], truth[:4], scores)
     assert many[1] > 5 * many[0]
-    assert path_weights(good, bad, truth, scores)[0] == pytest.approx(many[1], rel=1e-2)
-    assert 0.25 < few[0] < 1
+    deep_weight, linear_weight = path_weights(good, bad, truth, scores)
+    assert deep_weight > 5 * linear_weight
     assert 0.25 < few[1] < 1
+
+
+def test_a_deep_model_that_is_too_sure_counts_as_it_would_calibrated() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.integers(3, size=40)
+    deep, linear = (np.eye(3)[truth] + generator.normal(size=(40, 3)) for _ in range(2))
+    modest, sure = (path_weights(times * deep, linear, truth, scores=False) for times in (1, 8))
+    assert 8 * sure[0] == pytest.approx(modest[0], rel=1e-2)
+    assert sure[1] == pytest.approx(modest[1], rel=1e-2)
 
 
 def test_a_model_that_has_learned_nothing_gets_no_weight() -> None:
