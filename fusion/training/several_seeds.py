@@ -44,6 +44,7 @@ from fusion.runtime import (
     within_memory,
     writing,
 )
+from fusion.tables import number_of
 from fusion.training.loop import find_signs, fit
 from fusion.training.resume import KEEP_SECONDS, StateFile
 from pipeline.settings import closure_digest, publish, sole_writer
@@ -171,7 +172,7 @@ def training_headline(trained: Sequence[Provenance]) -> str:
     }
     fused = means.pop("fused")
     heads = f" ({', '.join(f'{head} {mean:.3f}' for head, mean in means.items())})" if means else ""
-    return f"{len(trained)} seed{'s' * (len(trained) > 1)}, mean validation {metric} {fused:.3f}{heads}"
+    return f"{number_of(len(trained), 'seed')}, mean validation {metric} {fused:.3f}{heads}"
 
 
 def fingerprint(features: Features, recipe: Recipe, seed: int, device: torch.device) -> str:
