@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
-from fusion.objective import fit_temperature
 
 STATISTICS = ("mean", "deviation", "mean of the turn before", "mean of the turn after")  # of an utterance's rows
+SCALES = (-4.0, 2.0)  # logarithms of what a deep model's logits may be multiplied by
 DOUBT = 5.0  # of log-likelihood on validation: what moving one of the weights from one half to 0 or to 1 has to gain
 
 
@@ -126,8 +126,8 @@ def path_weights(deep: np.ndarray, linear: np.ndarray, truth: np.ndarray, scores
     """The weights of the deep and of the linear model under which `truth` is most likely.
 
     Errors of scores count as normal. Few utterances say little: both weights start from one half, and `DOUBT` holds
-    them there. A deep model is often surer than it is right, so its half is that of its calibrated logits. A model that
-    has learned nothing may get the weight 0.
+    them there. A deep model is often surer than it is right, so its half is that of its logits at the scale that makes
+    truth most likely by them alone. A model that has learned nothing may get the weight 0.
 
     Shape:
         deep, linear: (utterances, outputs)
@@ -143,6 +143,11 @@ def path_weights(deep: np.ndarray, linear: np.ndarray, truth: np.ndarray, scores
         mixed = weights[0] * scale * deep + weights[1] * linear
         return unlikely(mixed) + float(DOUBT * np.square(2 * weights - 1).sum())
 
-    scale = 1.0 if scores else 1 / fit_temperature(scipy.special.softmax(deep, axis=1), truth)
+    scale = 1.0
+    if not scores:
+        alone = scipy.optimize.minimize_scalar(
+            lambda logarithm: unlikely(np.exp(logarithm) * deep), bounds=SCALES, method="bounded"
+        )
+        scale = float(np.exp(alone.x))
     found = scipy.optimize.minimize(cost, np.full(2, 0.5), method="Nelder-Mead", bounds=[(0, None)] * 2)
     return scale * float(found.x[0]), float(found.x[1])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pipeline.settings import door
 
 if TYPE_CHECKING:
-    from fusion.objective.calibration import Calibration, calibrate, fit_temperature
+    from fusion.objective.calibration import Calibration, calibrate
     from fusion.objective.losses import LabelLoss, Losses, LossTerms, fusion_loss, head_masks
     from fusion.objective.metrics import (
         LABEL_METRICS,
