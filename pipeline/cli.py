@@ -64,14 +64,18 @@ def prepare_app(
     params: ParamsFile = DEFAULT_PARAMS,
     overrides: Overrides = [],  # noqa: B006
     strict: Annotated[bool, typer.Option("--strict", help="Refuse counts that are not the published ones.")] = False,
+    link: Annotated[Path | None, typer.Option(help="Only make this link to the corpus; for dvc.yaml.")] = None,
 ) -> None:
     """Read the corpus, settle its oddities, and write one record per utterance."""
     from pipeline.manifest import sole_manifest, write_manifest, write_sources
     from pipeline.params import DatasetParams
-    from pipeline.preparation import check_published, prepare, summary
+    from pipeline.preparation import check_published, link_corpus, prepare, summary
     from pipeline.settings import read_section
 
     dataset = read_section(params, "dataset", DatasetParams, overrides)
+    if link:
+        say(link_corpus(dataset, link))
+        return
     with sole_manifest(output):
         prepared = prepare(dataset)
         if not (strict and prepared.differences):

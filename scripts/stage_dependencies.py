@@ -22,6 +22,7 @@ DECODER = "pipeline.media.decoder_process:main"  # which is started by a command
 # What the commands of the stages call. Not the commands themselves, whose help decides no file, nor what works on a
 # cluster, which gives the same files.
 STAGES: dict[str, tuple[str, ...]] = {
+    "corpus": (),  # a link, which no code decides
     "prepare": ("pipeline.preparation:prepare", "pipeline.manifest:write_manifest", DECODER),
     "finetune-audio": ("pipeline.finetuning:finetune_audio", "pipeline.finetuning:turn_off", DECODER),
     "finetune-text": ("pipeline.finetuning:finetune_text", "pipeline.finetuning:turn_off"),
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def rewritten(content: str) -> str:
     """`content` of dvc.yaml with the source files of every stage."""
     for stage, entries in STAGES.items():
+        if not entries:
+            continue
         pattern = re.compile(rf"(?ms)^  {re.escape(stage)}:\n.*?^    deps:\n((?:      - [^\n]*\n)+)")
         found = pattern.search(content)
         if not found:

@@ -23,7 +23,17 @@ from tests.warm import warm_scripts
 
 ROOT = Path(__file__).parents[1]
 ALWAYS = ["prepare", "finetune-audio", "finetune-text"]
-STAGES = [*ALWAYS, "audio", "text", "degrade", "features", "train", "evaluate", "report"]
+READING = [
+    *ALWAYS,
+    "audio",
+    "text",
+    "degrade",
+    "features",
+    "train",
+    "evaluate",
+    "report",
+]  # in the order of the pipeline
+STAGES = ["corpus", *READING]
 
 
 class Project:
@@ -82,7 +92,7 @@ class Project:
         stages = yaml.safe_load((self.folder / "dvc.yaml").read_text())["stages"]
         with contextlib.chdir(self.folder), Repo() as repo:  # what `dvc status` prints, seconds sooner
             running = set(repo.status())
-        for name in STAGES:  # in the order of the pipeline
+        for name in READING:
             written = {out for stage in running for out in [*stages[stage]["outs"], *stages[stage].get("metrics", [])]}
             if written & set(stages[name]["deps"]):
                 running.add(name)
@@ -112,13 +122,13 @@ def test_a_second_run_runs_no_stage(project: Project) -> None:
         ("evaluate", {"degrade": {"word_errors": [0.5]}}, {"degrade", "evaluate", "report"}),
         ("train", {"epochs": 2}, {"train", "evaluate", "report"}),
         ("features", {"copy_parts": True}, {"features", "train", "evaluate", "report"}),
-        ("dataset", {"channels": "first"}, set(STAGES)),
+        ("dataset", {"channels": "first"}, set(READING)),
         ("loss", {"relative": 0.0}, {"train", "evaluate", "report"}),
         ("model", {"hbaf": {"context": "none"}}, {"train", "evaluate", "report"}),
         ("model", {"hcam": {"blocks": 1}}, set()),
         ("model", {"name": "concat"}, {"train", "evaluate", "report"}),
         ("text", {"layers": [1]}, {"text", "degrade", "features", "train", "evaluate", "report"}),
-        ("text", {"past_turns": 2}, {"finetune-text", *STAGES[STAGES.index("text") :]}),
+        ("text", {"past_turns": 2}, {"finetune-text", *READING[READING.index("text") :]}),
         ("audio", {"layers": [2]}, {"audio", "degrade", "features", "train", "evaluate", "report"}),
     ],
 )
@@ -171,17 +181,22 @@ def test_no_command_holds_what_a_user_may_write_freely() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", ["my corpus", 'it\'s "mine"', "a $HOME ${x}", "~odd", "Gespräche ✓", "a;b&c(d)*"])
-def test_a_corpus_may_lie_in_a_folder_of_any_name(project: Project, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["my corpus", 'it\'s "mine"', "a $HOME ${x}", "~odd", "~/mine", "Gespräche ✓", "a;b&c(d)*"]
+)
+def test_a_corpus_may_lie_in_a_folder_of_any_name(
+    project: Project, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     before = dict(project.params["dataset"])
-    root = project.folder / "data" / name
-    shutil.copytree(project.folder / "data" / "demo", root)
-    project.edit("dataset", root=f"data/{name}" if name[0] != "~" else name)
-    if name[0] == "~":
-        root.rename(project.folder / name)
-    assert "report" in project.repro()
+    root = name if name[0] == "~" else f"data/{name}"
+    shutil.copytree(project.folder / "data" / "demo", project.folder / Path(root).expanduser())
+    project.edit("dataset", root=root)
+    assert project.repro()[-1] == "report"
     assert "data:audio" in (project.folder / "results" / "report" / "index.html").read_text(encoding="utf-8")
+    assert project.repro() == []
     project.edit("dataset", **before)
+    assert project.repro()[0] == "corpus"  # a link to the one before would have everything made of it
 
 
 @pytest.mark.soak

@@ -45,6 +45,39 @@ from pipeline.settings import Threads, escape_unseen
 NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
 
 
+def link_corpus(params: DatasetParams, link: Path) -> str:
+    """Point `link` at `dataset.root`, with a note beside it, and say so.
+
+    DVC takes paths as they stand, `~` for a folder of that name: dvc.yaml names this link. It is relative where
+    `dataset.root` is, so that a project can be moved. The note is what a stage of DVC can write and another wait for:
+    DVC follows links, and might clear away what lies behind one.
+
+    Raises:
+        DataError: there is no such folder, it holds the link, something else has that name, or no link can be made.
+    """
+    root, place = Path(params.root), Path(os.path.realpath(link.parent))
+    if not root.is_dir():
+        raise DataError(f"{params.source}: dataset.root {params.root!r} is no folder; name the one that has the corpus")
+    if place.is_relative_to(os.path.realpath(root)):
+        raise DataError(
+            f"{params.source}: dataset.root {params.root!r} holds what dvc.yaml writes ({link.parent}); give the "
+            f"corpus a folder of its own, such as {link.with_name('mine')}"
+        )
+    if link.exists() and not link.is_symlink():
+        raise DataError(f"{link}: not a link, and in the way of one to the corpus; move it elsewhere")
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(root if root.is_absolute() else os.path.relpath(os.path.realpath(root), place))
+    except OSError as error:
+        raise DataError(
+            f"{link}: no link can be made here ({error.strerror}), and DVC needs one to the corpus; "
+            f"move the project to a file system that has links, or write dataset.root for {link} in dvc.yaml"
+        ) from None
+    link.with_name(f"{link.name}.txt").write_text(f"{link.name} is a link to dataset.root\n", encoding="utf-8")
+    return f"{link}: a link to {params.root}"
+
+
 @dataclass(frozen=True)
 class Prepared:
     """The manifest, what the adapter repaired (a sentence -> how often), its notes, and the published counts."""
