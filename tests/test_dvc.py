@@ -190,9 +190,10 @@ def test_a_corpus_may_lie_in_a_folder_of_any_name(
     monkeypatch.setenv("HOME", str(tmp_path))
     before = dict(project.params["dataset"])
     root = name if name[0] == "~" else f"data/{name}"
-    shutil.copytree(project.folder / "data" / "demo", project.folder / Path(root).expanduser())
+    shutil.copytree(project.folder / "data" / "demo", copy := project.folder / root.replace("~/", f"{tmp_path}/"))
+    (copy / "notes.txt").write_text(name)  # the same corpus elsewhere makes nothing due but its manifest
     project.edit("dataset", root=root)
-    assert project.repro()[-1] == "report"
+    assert {"corpus", "report"} <= {*project.repro()}
     assert "data:audio" in (project.folder / "results" / "report" / "index.html").read_text(encoding="utf-8")
     assert project.repro() == []
     project.edit("dataset", **before)
@@ -281,7 +282,7 @@ def test_an_edit_of_the_page_scores_nothing_again(project: Project) -> None:
 def test_every_source_that_a_stage_names_exists() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     for stage in stages.values():
-        for dependency in stage["deps"]:
+        for dependency in stage.get("deps", []):
             if dependency.startswith(("pipeline/", "fusion/")):
                 assert (ROOT / dependency).exists(), dependency
 
