@@ -310,14 +310,23 @@ def code(text: str) -> str:
     return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
 
 
+MIXES = {
+    "mean": "averaged",
+    "sum": "added up",
+    "concat": "side by side",
+    "stack": "mixed by weights that the model learned",
+}
+
+
 def describe_encoder(identity: Identity) -> str:
     """An encoder in a line, in Markdown: what a reader needs to find it; the identity has the rest."""
     fields = identity.fields
     layers = fields.get("layers") or []
-    mix = "averaged" if fields.get("mix") == "mean" else "mixed by weights that the model learned"
+    mix = MIXES[str(fields.get("mix", "stack"))]
     said = {
         "revision": code(str(fields["revision"])) if fields.get("revision") else None,
         "layer" if len(layers) == 1 else "layers": ", ".join(map(str, layers)) or None,
+        "frames normalised by": fields.get("frames"),
         "precision": fields.get("precision"),
         "stored as": fields.get("dtype"),
         "weights": code(str(fields["weights"])[:12]) if fields.get("weights") else None,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from pipeline.encoders.batching import Rows, windows
 from pipeline.encoders.egemaps import EGEMAPS, Egemaps
@@ -115,7 +116,8 @@ class SpeechEncoder:
         most = sys.maxsize if cheap else SPEAKER_SECONDS * self.sample_rate
         found: dict[str, Columns] = {}
         heard: Counter[str] = Counter()
-        for index, speaker in enumerate(speakers):
+        bar = tqdm(speakers, desc="hearing the speakers", unit="clip", disable=None)
+        for index, speaker in enumerate(bar):
             clip = load(index) if speaker and heard[speaker] < most else None
             if speaker and clip is not None:
                 clip = clip[: most - heard[speaker]]

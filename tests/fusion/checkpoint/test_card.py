@@ -178,7 +178,9 @@ def test_encoders_are_told_in_a_line() -> None:
         "`owner/speech`, revision `abc`, layers 7, 9 mixed by weights that the model learned, precision bfloat16, "
         "stored as float16, weights `0123456789ab`"
     )
-    assert describe_encoder(Identity(fields | {"mix": "mean"})).count("layers 7, 9 averaged") == 1
+    for mix, words in {"mean": "averaged", "sum": "added up", "concat": "side by side"}.items():
+        assert describe_encoder(Identity(fields | {"mix": mix})).count(f"layers 7, 9 {words}") == 1
+    assert "frames normalised by speaker" in describe_encoder(Identity(fields | {"frames": "speaker"}))
     assert describe_encoder(Identity({"model": "imported"})) == "`imported`"
 
 
