@@ -56,8 +56,8 @@ def link_corpus(params: DatasetParams, link: Path) -> str:
         DataError: there is no such folder, it holds the link, something else has that name, or no link can be made.
     """
     root, place = Path(params.root), Path(os.path.realpath(link.parent))
-    if not root.is_dir():
-        raise DataError(f"{params.source}: dataset.root {params.root!r} is no folder; name the one that has the corpus")
+    if not root.exists():  # of a user's own adapter it may be a file
+        raise DataError(f"{params.source}: dataset.root {params.root!r} does not exist; name the folder of the corpus")
     if place.is_relative_to(os.path.realpath(root)):
         raise DataError(
             f"{params.source}: dataset.root {params.root!r} holds what dvc.yaml writes ({link.parent}); give the "

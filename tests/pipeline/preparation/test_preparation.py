@@ -433,8 +433,7 @@ def test_the_link_to_the_corpus_is_made_anew_and_moves_with_the_project(tmp_path
 @pytest.mark.parametrize(
     ("root", "there", "message"),
     [
-        ("none", "", "dataset.root 'none' is no folder"),
-        ("table.csv", "table.csv", "dataset.root 'table.csv' is no folder"),
+        ("none", "", "dataset.root 'none' does not exist; name the folder"),
         (
             "data",
             "",
