@@ -57,10 +57,10 @@ def link_corpus(params: DatasetParams, link: Path) -> str:
     """
     root, place = Path(params.root), Path(os.path.realpath(link.parent))
     if not root.exists():  # of a user's own adapter it may be a file
-        raise DataError(f"{params.source}: dataset.root {params.root!r} does not exist; name the folder of the corpus")
+        raise DataError(f"dataset.root {params.root!r} does not exist; name the folder of the corpus")
     if place.is_relative_to(os.path.realpath(root)):
         raise DataError(
-            f"{params.source}: dataset.root {params.root!r} holds what dvc.yaml writes ({link.parent}); give the "
+            f"dataset.root {params.root!r} holds what dvc.yaml writes ({link.parent}); give the "
             f"corpus a folder of its own, such as {link.with_name('mine')}"
         )
     if link.exists() and not link.is_symlink():
