@@ -248,13 +248,13 @@ class TrainParams(Section):
     epochs: int = Field(200, ge=1, le=100_000)  # at most
     patience: int = Field(5, ge=1)  # epochs without a better validation score before stopping
     patience_updates: int = Field(
-        150, ge=0
+        300, ge=0
     )  # of the weights, which these epochs must have as well: some have only three
     select: Literal["metric", "loss"] = "metric"  # on validation: the best epoch, whose weights are kept
     metric: str = Field(None, validate_default=True)  # on validation; leads in tables and selects
     conversations: int = Field(16, ge=1, le=100_000)  # a batch, on average; see `fusion.data.batches.draw_batches`
     optimizer: Literal["adam", "adamw"] = "adamw"  # adam: weight decay as L2 penalty; adamw: decoupled from the step
-    learning_rate: float = Field(1e-3, gt=0, le=10)  # after the warm-up
+    learning_rate: float = Field(2e-3, gt=0, le=10)  # after the warm-up
     warmup_updates: int = Field(50, ge=0, le=1_000_000)  # in which the rate rises to that, of each stage
     schedule: Literal["constant", "step", "cosine"] = (
         "constant"  # of the rate; cosine: to 0 over `epochs`, in each stage
