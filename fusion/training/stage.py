@@ -74,7 +74,7 @@ def scheduled_rate(params: TrainParams, done: int) -> float:
     """The learning rate of the epoch after so many of a stage, without its warm-up.
 
     >>> [scheduled_rate(TrainParams(schedule="step", step_epochs=2, step_factor=0.5), done) for done in range(5)]
-    [0.001, 0.001, 0.0005, 0.0005, 0.00025]
+    [0.002, 0.002, 0.001, 0.001, 0.0005]
     """
     if params.schedule == "step":
         return params.learning_rate * params.step_factor ** (done // params.step_epochs)
