@@ -55,7 +55,6 @@ def predictor(recorded: Recorded) -> Iterator[Predictor]:
         yield loaded
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("target", ["label", "score"])
 def test_recordings_give_what_evaluation_gives_on_their_cached_features(recorded: Recorded, target: str) -> None:
     models = recorded.train(seeds=(0, 1), target=target)
@@ -69,6 +68,7 @@ def test_recordings_give_what_evaluation_gives_on_their_cached_features(recorded
     assert len(found) == len(recorded.utterances)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_turn_by_turn_a_model_of_the_past_says_what_it_says_at_once(recorded: Recorded, name: str) -> None:
@@ -178,6 +178,7 @@ def test_what_is_no_turn_is_refused_with_what_was_expected(predictor: Predictor)
         predictor.conversation().add("Hello.")  # type: ignore[arg-type]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_single_turn_of_which_nothing_is_known_is_answered(recorded: Recorded, name: str) -> None:
     with Predictor.load(recorded.train(name, direction="past"), "cpu") as predictor:

@@ -196,6 +196,7 @@ def tally() -> dict[str, int]:
     return {"files": 0, "refused": 0}
 
 
+@pytest.mark.soak
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.data())
 def test_dirty_input_becomes_a_whole_file_or_an_error_of_ours(

@@ -143,6 +143,7 @@ def test_two_hundred_flipped_bytes_are_refused_or_named_and_nothing_crashes(
     assert (named > 20) == (write is not write_linked)  # a linking file has no values of its own
 
 
+@pytest.mark.soak
 def test_the_named_utterance_is_the_one_whose_byte_was_flipped(tmp_path: Path) -> None:
     path = write_part(tmp_path / "audio.h5")
     part, content = read_part(path), path.read_bytes()
