@@ -55,6 +55,7 @@ def predictor(recorded: Recorded) -> Iterator[Predictor]:
         yield loaded
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("target", ["label", "score"])
 def test_recordings_give_what_evaluation_gives_on_their_cached_features(recorded: Recorded, target: str) -> None:
     models = recorded.train(seeds=(0, 1), target=target)
@@ -68,7 +69,6 @@ def test_recordings_give_what_evaluation_gives_on_their_cached_features(recorded
     assert len(found) == len(recorded.utterances)
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_turn_by_turn_a_model_of_the_past_says_what_it_says_at_once(recorded: Recorded, name: str) -> None:
