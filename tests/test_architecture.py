@@ -305,6 +305,7 @@ TRAINING = (
 ENCODING = "pipeline.extraction.stage, pipeline.encoders.speech, pipeline.encoders.text, pipeline.finetuning.trainer"
 
 
+@pytest.mark.soak
 def test_training_loads_no_encoder_library_and_encoding_neither_dvc_nor_av() -> None:
     """Machines that only encode what is decoded, or train, may lack both."""
     assert not loaded_by(

@@ -234,6 +234,7 @@ def test_dirty_input_becomes_a_whole_file_or_an_error_of_ours(
         assert {row["id"].strip() for row in table} - {""} <= set(features.utterances.ids)
 
 
+@pytest.mark.soak
 def test_both_outcomes_were_common(tally: dict[str, int]) -> None:
     """Runs after the test above, in its process."""
     assert min(tally.values()) > EXAMPLES // 5, tally
