@@ -37,7 +37,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Example:
-    """One utterance: samples (samples,) float32 or token numbers (tokens,) int64, and its class."""
+    """One utterance and its class: samples (samples,) float32, or (tokens, 2) int64, numbers and which are its own."""
 
     input: "torch.Tensor"
     label: int

@@ -6,7 +6,7 @@ Axes: clips, samples, texts, tokens.
 It is that of extraction (`pipeline.encoders.precision`), on the model as it is about to learn.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -240,7 +240,11 @@ def load_speech_learner(
 
 
 class TextLearner:
-    """A text encoder: (texts, tokens) -> (texts, classes), as the architecture's own classifier reads a text."""
+    """A text encoder: (texts, tokens) -> (texts, classes), from the mean over the states of an utterance's own tokens.
+
+    These are what extraction keeps, also where other turns are read with it. The architecture's own classifier, most of
+    which read [CLS] alone, is not used.
+    """
 
     def __init__(self, params: FinetuneTextParams, labels: Sequence[str], context: TextContext = NO_CONTEXT) -> None:
         """Load it; `context` is what it reads with an utterance.
@@ -273,20 +277,24 @@ class TextLearner:
         self._longest = longest - len(self._prefix) - len(self._suffix)
         self.reads: Mapping[str, Any] = context._asdict() if any(context) else {}
         self._reader = Reader(self._numbers, separator(self._tokenizer, causal=False), self._longest)
-        if found.architecture.alone:
-            self.model.forward = partial(_one_by_one, self.model, self.model.forward)
+        self.model.of_own_tokens = nn.Linear(int(encoder.config.hidden_size), len(labels))
+        self.model.forward = partial(_one_by_one if found.architecture.alone else _classify_own_tokens, self.model)
 
     def tokenize(self, text: str) -> Tensor:
         """Token numbers of a text by itself, as `read` has them."""
         return self.read(Passage("", "", Said(None, text)))
 
     def read(self, passage: Passage) -> Tensor:
-        """Token numbers of an utterance and what is read with it, special ones too: (tokens,).
+        """An utterance and what is read with it: (tokens, 2), token numbers and whether each is the utterance's own.
 
         Of an utterance that is too long by itself its beginning.
         """
         before, own, after = self._reader.read(passage)
-        return torch.tensor([*self._prefix, *before, *own[: self._longest], *after, *self._suffix])
+        return self._marked([*self._prefix, *before], own[: self._longest], [*after, *self._suffix])
+
+    def _marked(self, before: Sequence[int], own: Sequence[int], after: Sequence[int]) -> Tensor:
+        marks = [0] * len(before) + [1] * len(own) + [0] * len(after)
+        return torch.tensor([[*before, *own, *after], marks]).T
 
     def _numbers(self, text: str) -> list[int]:
         # cut later: a tokenizer that was asked to cut remembers it, and would be saved as another one
@@ -295,21 +303,18 @@ class TextLearner:
 
     def collate(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
         """Batch of (texts, tokens)."""
-        batch = nn.utils.rnn.pad_sequence(
-            [example.input for example in examples],
-            batch_first=True,
-            padding_value=self._tokenizer.pad_token_id or 0,
+        numbers, own = (
+            nn.utils.rnn.pad_sequence([example.input[:, column] for example in examples], True, padding)
+            for column, padding in enumerate((self._tokenizer.pad_token_id or 0, 0))
         )
         lengths = torch.tensor([len(example.input) for example in examples])
-        mask = torch.arange(batch.shape[1])[None] < lengths[:, None]
-        return {"input_ids": batch, "attention_mask": mask.long(), "labels": _labels(examples)}
+        mask = torch.arange(numbers.shape[1])[None] < lengths[:, None]
+        return {"input_ids": numbers, "attention_mask": mask.long(), "own": own, "labels": _labels(examples)}
 
     def probes(self) -> list[Tensor]:
         """Token numbers at random."""
         numbers = random_tokens(self.model.config.vocab_size, max(PROBE_TOKENS))
-        return [
-            torch.tensor([*self._prefix, *numbers[:tokens][: self._longest], *self._suffix]) for tokens in PROBE_TOKENS
-        ]
+        return [self._marked(self._prefix, numbers[:tokens][: self._longest], self._suffix) for tokens in PROBE_TOKENS]
 
     def rows(self, example: Tensor) -> int:
         """Tokens of a text."""
@@ -335,16 +340,32 @@ def _dropout(config: Any, share: float | None, who: str) -> dict[str, float]:
     raise EncoderError(f"{who}: a '{config.model_type}' model has no dropout to set; leave text.finetune.dropout null")
 
 
-def _one_by_one(
-    model: Any, forward: Callable[..., Any], input_ids: Tensor, attention_mask: Tensor, **options: Any
-) -> Mapping[str, Any]:
-    """`forward` of a classifier for each text by itself, without padding; states come back padded with zeros."""
+def _dropout_share(config: Any) -> float:
+    return next((float(getattr(config, name)) for name in DROPOUT if hasattr(config, name)), 0.0)
+
+
+def _classify_own_tokens(
+    model: Any, input_ids: Tensor, own: Tensor, attention_mask: Tensor | None = None, output_hidden_states: bool = False
+) -> Any:
+    from transformers.modeling_outputs import SequenceClassifierOutput
+
+    masked = {} if attention_mask is None else {"attention_mask": attention_mask}
+    found = model.base_model(input_ids=input_ids, output_hidden_states=output_hidden_states, **masked)
+    x = found[0]  # (texts, tokens, dim)
+    real = own[..., None].to(x.dtype)
+    mean = (x * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)  # (texts, dim)
+    logits = model.of_own_tokens(nn.functional.dropout(mean, _dropout_share(model.config), model.training))
+    return SequenceClassifierOutput(logits=logits, hidden_states=found.hidden_states if output_hidden_states else None)
+
+
+def _one_by_one(model: Any, input_ids: Tensor, own: Tensor, attention_mask: Tensor, **options: Any) -> Any:
+    """As `_classify_own_tokens`, each text by itself, without padding; states come back padded with zeros."""
     from transformers.modeling_outputs import SequenceClassifierOutput
 
     found = []
-    for row, mask in zip(input_ids, attention_mask.bool(), strict=True):
+    for row, mine, mask in zip(input_ids, own, attention_mask.bool(), strict=True):
         ready_for_a_text(model.base_model)
-        found.append(forward(input_ids=row[mask][None], **options))
+        found.append(_classify_own_tokens(model, row[mask][None], mine[mask][None], **options))
     states = None
     if options.get("output_hidden_states"):
         layers = zip(*(one.hidden_states for one in found), strict=True)

@@ -7,6 +7,7 @@ from gpu_check.context import Context
 from gpu_check.demo import check_demo
 from gpu_check.encoders import check_encoders
 from gpu_check.extraction import check_extraction, check_memory
+from gpu_check.graphs import check_graphs
 from gpu_check.machine import check_machine
 from gpu_check.models import check_agreement, check_models
 from gpu_check.repeats import check_repeats
@@ -31,6 +32,7 @@ CHECKS: Mapping[str, Check] = {
     "repeats": Check(check_repeats, 120),
     "memory": Check(check_memory, 60),
     "waits": Check(check_waits, 60),
+    "graphs": Check(check_graphs, 60),
     "training": Check(check_training, 150),
     "extraction": Check(check_extraction, 90),
 }

@@ -19,7 +19,8 @@ from gpu_check.running import EndedEarlyError, Method, in_process
 from pipeline.settings import settle_libraries
 
 CHECK_NAMES = (
-    "machine", "models", "encoders", "demo", "agreement", "repeats", "memory", "waits", "training", "extraction",
+    "machine", "models", "encoders", "demo", "agreement", "repeats", "memory", "waits", "graphs", "training",
+    "extraction",
 )  # fmt: skip
 SHORTEST = 5.0  # seconds that a check needs at least, to be begun
 

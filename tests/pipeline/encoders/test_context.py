@@ -12,12 +12,13 @@ import transformers
 from pipeline.encoders import TINY_TEXT, TextContext, TextEncoder, load_text_encoder, passages
 from pipeline.errors import DataError, StoreError
 from pipeline.extraction import extract_audio, extract_text
+from pipeline.finetuning.examples import Example
 from pipeline.finetuning.learners import TextLearner
 from pipeline.join import join
 from pipeline.manifest import SPLITS, Utterance, manifest_order, write_manifest, write_sources
 from pipeline.params import AudioParams, FinetuneTextParams, TextParams
 from pipeline.store import read_part
-from tests.pipeline.encoders.test_architectures import text_folder
+from tests.pipeline.encoders.test_architectures import scores, text_folder
 
 TURNS = [("Joey", "hope"), ("Mona", "joy hope"), ("", ""), ("Joey", "calm"), (None, "pride"), ("Joey", "joy")]
 
@@ -205,5 +206,21 @@ def test_an_encoder_learns_from_what_it_will_read(folders: dict[str, Path]) -> N
         learner = TextLearner(params, ["calm", "tense"], encoder.context)
         before, own, after = encoder.read(said)
         assert not after
-        assert learner.read(said).tolist()[1:-1] == [*before, *own][-(longest - 2) :]
+        numbers, marks = learner.read(said).T.tolist()
+        assert numbers[1:-1] == [*before, *own][-(longest - 2) :]
+        assert [number for number, mark in zip(numbers, marks, strict=True) if mark] == list(own)
     assert learner.reads == {"past_turns": 2, "future_turns": 0, "speakers": True}
+
+
+def test_what_learns_are_the_states_of_the_utterances_own_tokens(folders: dict[str, Path]) -> None:
+    context = TextContext(past_turns=2)
+    learner = TextLearner(FinetuneTextParams(encoder=str(folders["roberta"])), ["calm", "tense"], context)
+    learner.model.eval()
+    read = [learner.read(said) for said in passages(conversation("c", TURNS), context) if said.own.text]
+    assert [int(one[:, 1].sum()) for one in read] == [len(learner.tokenize(text)) - 2 for _, text in TURNS if text]
+    examples = [Example(one, 0) for one in read]
+    batch = learner.collate(examples)
+    states = learner.model.base_model(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    own = [state[: len(one)][one[:, 1].bool()].mean(dim=0) for state, one in zip(states, read, strict=True)]
+    expected = learner.model.of_own_tokens(torch.stack(own))
+    assert (scores(learner, examples) - expected).abs().max() < 1e-5
