@@ -242,8 +242,8 @@ def load_speech_learner(
 class TextLearner:
     """A text encoder: (texts, tokens) -> (texts, classes), from the mean over the states of an utterance's own tokens.
 
-    These are what extraction keeps, also where other turns are read with it. The architecture's own classifier, most of
-    which read [CLS] alone, is not used.
+    Extraction keeps these rows, and special tokens beside them where no other turns are read. The architecture's own
+    classifier is not used: most read [CLS] alone, which is not kept where other turns are read.
     """
 
     def __init__(self, params: FinetuneTextParams, labels: Sequence[str], context: TextContext = NO_CONTEXT) -> None:

@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from fusion.batch import Batch
 from fusion.runtime import reproducible
 from fusion.training import build_split_model
 from fusion.training.stage import StageRun, Training
@@ -23,31 +24,23 @@ from gpu_check.features import load_data, made_features, recipe_of
 
 WARM_UPS = 3  # torch asks for some before a graph is captured
 REPEATS = 20
-CLOSE = 1e-5  # largest difference of gradients and states, in float32
+CLOSE = 1e-5  # largest difference between both ways
 
 
 def check_graphs(context: Context) -> None:
     """Steps of two models, and an encoder's layers in both precisions."""
     for model in ("hbaf", "hcam"):
         with context.case(f"a step of {model}") as case:
-            run, batch = _training(context, model)
-
-            def step(run: StageRun = run, batch: Any = batch) -> list[Tensor]:
-                gradients = [weight.grad for weight in run.weights if weight.grad is not None]
-                if gradients:
-                    torch._foreach_zero_(gradients)
-                run.training.loss(run.ask(batch), batch, run.stage.branches).total.backward()
-                return [weight.grad for weight in run.weights if weight.grad is not None]
-
+            work = partial(_step, *_first_stage(context, model))
             with reproducible(0, torch.device(context.device)):
-                _compare(context, case, step)
+                _compare(context, case, work)
     for precision in ("float32", "bfloat16"):
         reduced = torch.autocast(context.device, torch.bfloat16, enabled=precision == "bfloat16")
         with context.case(f"layers of wav2vec2, {precision}") as case, torch.inference_mode(), reduced:
             _compare(context, case, partial(_layers, *_encoder(context)))
 
 
-def _training(context: Context, model: str) -> tuple[StageRun, Any]:
+def _first_stage(context: Context, model: str) -> tuple[StageRun, Batch]:
     """The first stage of a model without dropout, so that each step gives the same, and a batch."""
     recipe = recipe_of(context, model, "model.dropout=0")
     data = load_data(made_features(context, context.size.small), recipe, context.device)
@@ -56,6 +49,14 @@ def _training(context: Context, model: str) -> tuple[StageRun, Any]:
     run = StageRun(training.stages[0], training)
     run.stage.module.train()
     return run, next(iter(data.train.batches(recipe.train.conversations)))
+
+
+def _step(run: StageRun, batch: Batch) -> list[Tensor]:
+    """Gradients of the loss; the optimizer's step is left out, since it is one kernel already."""
+    if gradients := [weight.grad for weight in run.weights if weight.grad is not None]:
+        torch._foreach_zero_(gradients)
+    run.training.loss(run.ask(batch), batch, run.stage.branches).total.backward()
+    return [weight.grad for weight in run.weights if weight.grad is not None]
 
 
 def _encoder(context: Context) -> tuple[Any, Tensor]:
