@@ -6,11 +6,12 @@ the train split alone. An utterance without a modality has the average of train 
 the turn before and, where `model.direction` is both, of the turn after.
 
 Every model is fitted on train; validation chooses the strength of the penalty of each variant (audio, text, both; with
-and without neighbours), and which of the variants is *the* linear reference. The choice goes by `train.metric`, of
-which the mean with that of the next stronger and the next weaker penalty counts, plus a tenth of the mean
-log-likelihood (of scores: minus the mean squared error), since a metric of so few utterances wavers. On 659 turns
-with one vector each (five folds by dialogue, four times) the choice gave a weighted F1 of 0.596; by the likelihood
-alone 0.588, by the metric alone 0.580. What the models that are held against it cannot see is withheld here too.
+and without neighbours). The choice goes by `train.metric`, of which the mean with that of the next stronger and the
+next weaker penalty counts, plus a tenth of the mean log-likelihood (of scores: minus the mean squared error), since a
+metric of so few utterances wavers. *The* linear reference is the mean of the logits (scores) of all variants, each
+weighted by how likely it makes validation, which is again a linear model: to take the one that does best on some eighty
+utterances is to take chance for merit (docs/protocol.md has numbers). What the models that are held against it cannot
+see is withheld here too.
 
 Axes: utterances, columns, classes.
 """
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # see `fusion.objective.statistics`
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -34,6 +36,9 @@ from fusion.params import Recipe
 STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # scikit-learn's C, from strongest to weakest
 PATIENCE = 3  # strengths in a row that are not better than the best one so far, after which weaker ones are left out
 LIKELIHOOD = 0.1  # its weight in the choice, beside a metric
+DOUBT = 8.0  # divides the log-likelihoods on validation that weigh the variants, whose penalties were chosen there, too
+LEAST = 1e-12  # added to a mean squared error, of which the logarithm is taken
+NAMED = 0.2  # of the weights, from which on a variant is named in tables
 ITERATIONS = 100  # of a fit, which goes on from the one before: far from what any corpus needed
 TOLERANCE = 1e-3  # of the gradient
 GATHERED = 1024  # rows of frames or tokens, as stored, at a time
@@ -173,7 +178,7 @@ class Fitted:
     strength: float  # C of the logistic regression, 1 / alpha of the ridge regression
     answers: np.ndarray  # on validation: probabilities (utterances, classes), or scores (utterances, 1), float64
     scores: Mapping[str, float]  # of these, by metric
-    merit: float  # of these: what the choice goes by, more is better
+    likelihood: float  # of the labels (scores) of validation under these, its logarithm; of all together
     parameters: int
     columns: _Columns
     model: Any  # of scikit-learn
@@ -190,14 +195,18 @@ class Fitted:
 
     def weights(self, task: Task) -> LinearWeights:
         """The same model on features as they are stored: what a fusion model takes along beside its deep path."""
-        bias, rows = _coefficients(self.model, task)  # (outputs,), (outputs, columns)
+        blocks = {
+            name: [means, deviations, *[means, means][: self.columns.neighbours]]
+            for name, (means, deviations) in self.columns.scales.items()
+        }
+        count = sum(len(scale.mean) for several in blocks.values() for scale in several)
+        bias, rows = _coefficients(self.model, task, count)  # (outputs,), (outputs, columns)
         taken, centres, weights = 0, {}, {}
-        for name, scales in self.columns.scales.items():
-            means, deviations = scales
-            blocks = [means, deviations, *[means, means][: self.columns.neighbours]]
+        for name, several in blocks.items():
+            means = several[0]
             centres[name] = np.zeros((len(STATISTICS), len(means.kept)), np.float32)
             weights[name] = np.zeros((len(STATISTICS), len(bias), len(means.kept)), np.float32)
-            for statistic, scale in enumerate(blocks):
+            for statistic, scale in enumerate(several):
                 width = len(scale.mean)
                 centres[name][statistic, scale.kept] = scale.mean
                 weights[name][statistic][:, scale.kept] = rows[:, taken : taken + width] / scale.spread
@@ -207,24 +216,66 @@ class Fitted:
 
 @dataclass(frozen=True, eq=False)
 class LinearReference:
-    """Linear models of all variants, in the order of their names in tables."""
+    """Linear models of all variants, in the order of their names in tables, and their weighted mean: *the* reference.
+
+    Attributes:
+        shares: (variants,), the weight of each, summing to 1.
+        answers: of the mean on validation, as those of `Fitted`.
+        scores: of these, by metric.
+    """
 
     task: Task
     fitted: Sequence[Fitted]
+    shares: np.ndarray
+    answers: np.ndarray
+    scores: Mapping[str, float]
 
     @property
-    def chosen(self) -> Fitted:
-        """*The* linear reference: the first of the best on validation."""
-        return max(self.fitted, key=lambda one: one.merit)
+    def name(self) -> str:
+        """In tables: what it is the mean of."""
+        if len(self.fitted) == 1:
+            return self.fitted[0].name
+        named = [(share, one) for share, one in zip(self.shares, self.fitted, strict=True) if share >= NAMED]
+        most = "; ".join(f"{share:.2f} {one.variant.name}" for share, one in sorted(named, key=lambda pair: -pair[0]))
+        return f"mean of {len(self.fitted)}" + f" ({most})" * bool(most)
+
+    @property
+    def parameters(self) -> int:
+        """Those of the largest variant, which looks at all that the others do."""
+        return max(one.parameters for one in self.fitted)
+
+    def weights(self, task: Task) -> LinearWeights:
+        """The mean on features as they are stored: what a fusion model takes along beside its deep path."""
+        every = [one.weights(task) for one in self.fitted]
+        found = every[-1]  # of the variant that looks at all that the others do
+        return LinearWeights(
+            np.einsum("v,vo->o", self.shares, np.stack([one.bias for one in every])).astype(np.float32),
+            found.centres,
+            {name: self._mean(name, [one.weights for one in every]) for name in found.weights},
+        )
 
     def answer(self, split: Split) -> np.ndarray:
-        """Of the chosen one: probabilities (utterances, classes), or scores (utterances, 1), float64."""
-        return self.chosen.answer(pool_split(split), self.task)
+        """Of the mean: probabilities (utterances, classes), or scores (utterances, 1), float64."""
+        return _mean_answer(list(self.answer_all(split).values()), self.shares, self.task)
 
     def answer_all(self, split: Split) -> dict[str, np.ndarray]:
-        """The same of all, by the name of the variant."""
+        """The same of each variant, by its name."""
         pooled = pool_split(split)
         return {one.variant.name: one.answer(pooled, self.task) for one in self.fitted}
+
+    def _mean(self, modality: str, weights: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+        given = [share * one[modality] for share, one in zip(self.shares, weights, strict=True) if modality in one]
+        return np.stack(given).sum(axis=0).astype(np.float32)
+
+
+def _mean_answer(answers: Sequence[np.ndarray], shares: np.ndarray, task: Task) -> np.ndarray:
+    """Of answers (utterances, outputs) each: the softmax of the mean of logits, or the mean of scores."""
+    stacked = np.stack(answers)
+    if task.target == "score":
+        return np.einsum("v,vno->no", shares, stacked)
+    logits = np.einsum("v,vno->no", shares, np.log(np.maximum(stacked, np.finfo(float).tiny)))
+    found: np.ndarray = scipy.special.softmax(logits, axis=1)
+    return found
 
 
 def fit_linear(train: Split, validation: Split, recipe: Recipe, classes: int) -> LinearReference:
@@ -253,8 +304,11 @@ def _fit(train: Split, validation: Split, recipe: Recipe, classes: int) -> Linea
         step = path[best]
         size = int(np.size(step.model.coef_) + np.size(step.model.intercept_)) if hasattr(step.model, "coef_") else 0
         scores = score_answers(task, validation, step.answers)
-        fitted.append(Fitted(variant, step.strength, step.answers, scores, merits[best], size, columns, step.model))
-    return LinearReference(task, fitted)
+        likelihood = _together(step, int(task.counted(task.truth(validation)).sum()), task)
+        fitted.append(Fitted(variant, step.strength, step.answers, scores, likelihood, size, columns, step.model))
+    shares = scipy.special.softmax(np.array([one.likelihood for one in fitted]) / DOUBT)
+    answers = _mean_answer([one.answers for one in fitted], shares, task)
+    return LinearReference(task, fitted, shares, answers, score_answers(task, validation, answers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,15 +369,15 @@ def _make_model(truth: np.ndarray, task: Task, balanced: bool) -> Any:
     return LogisticRegression(tol=TOLERANCE, max_iter=ITERATIONS, warm_start=True, class_weight=weights)
 
 
-def _coefficients(model: Any, task: Task) -> tuple[np.ndarray, np.ndarray]:
+def _coefficients(model: Any, task: Task, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """Bias (outputs,) and weights (outputs, columns); of a label that train lacks the bias is low, `UNSEEN`."""
     if task.target == "score":
         return np.atleast_1d(model.intercept_), np.atleast_2d(model.coef_)
     bias = np.full(task.outputs, UNSEEN)
     if not hasattr(model, "coef_"):  # train has one label
         bias[model.classes_] = 0
-        return bias, np.zeros((task.outputs, 1))
-    rows = np.zeros((task.outputs, model.coef_.shape[1]))
+        return bias, np.zeros((task.outputs, columns))
+    rows = np.zeros((task.outputs, columns))
     single = len(model.classes_) == 2  # scikit-learn then has one row, for the second of them
     rows[model.classes_] = np.concatenate([-model.coef_, model.coef_]) / 2 if single else model.coef_
     bias[model.classes_] = np.concatenate([-model.intercept_, model.intercept_]) / 2 if single else model.intercept_
@@ -346,6 +400,13 @@ def _likelihood(task: Task, truth: np.ndarray, answers: np.ndarray) -> float:
         return -float(np.mean((truth[counted] - answers[counted, 0]) ** 2))
     chances = answers[counted, truth[counted]]
     return float(np.log(np.maximum(chances, np.finfo(float).tiny)).mean())
+
+
+def _together(step: _Step, utterances: int, task: Task) -> float:
+    """The log-likelihood of so many `utterances` together; errors of scores count as normal."""
+    if task.target == "score":
+        return -utterances / 2 * float(np.log(LEAST - step.likelihood))
+    return utterances * step.likelihood
 
 
 def _score(task: Task, truth: np.ndarray, answers: np.ndarray, metric: str) -> float:

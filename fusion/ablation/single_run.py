@@ -76,7 +76,7 @@ class Result:
     parameters: int
     epochs: int
     seconds: float | None  # of training, by the clock on the wall; None where it was interrupted
-    note: str = ""  # of the linear reference: which one it is
+    note: str = ""  # of the linear reference: what it is the mean of
     unlearned: Sequence[str] = ()  # why it seems to have learned nothing; of folds, those of which this is so
 
 
@@ -203,11 +203,11 @@ def fit_reference(recipe: Recipe, table: SplitTable, classes: int, fold: int) ->
     reference = table.reference(recipe, classes, fold)
     return Result(
         answers=reference.answer(table.find(recipe, fold).test),
-        validation=reference.chosen.scores,
-        parameters=reference.chosen.parameters,
+        validation=reference.scores,
+        parameters=reference.parameters,
         epochs=0,
         seconds=time.perf_counter() - began,
-        note=reference.chosen.name,
+        note=reference.name,
     )
 
 

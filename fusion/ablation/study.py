@@ -221,7 +221,8 @@ def ablate(
         base = variants[0].recipe
         given = [splits.find(base, fold) for fold in range(len(parts))]
         references = [fit_reference(base, splits, classes, fold) for fold in range(len(parts))]
-        linear = replace(pool_results(references), note="; ".join(dict.fromkeys(one.note for one in references)))
+        notes = {one.note for one in references}
+        linear = replace(pool_results(references), note=notes.pop() if len(notes) == 1 else "differently in each fold")
     task = find_task(base.train.target, classes)
     return Ablation(
         features=features.digest,

@@ -236,8 +236,8 @@ def details_json(evaluation: Evaluation, run: Mapping[str, Any], files: Mapping[
     """All numbers: every metric with its interval, per class (none of scores) and per seed; and what was run, with
     the hashes of the other `files` and of all this.
 
-    `ensemble`: the seeds together; `linear`: *the* linear reference, then those of other inputs; `difference`: the mean
-    over seeds minus it.
+    `ensemble`: the seeds together; `linear`: *the* linear reference, then those it is the mean of; `difference`: the
+    mean over seeds minus it.
 
     `calibration`: the temperature of each seed and its expected calibration error on the test split (none of scores).
     """
@@ -359,12 +359,12 @@ def _references(evaluation: Evaluation, confidence: str) -> list[str]:
     said = "The ensemble is the mean of the calibrated answers of all seeds, as `fusion-predict` gives it."
     if evaluation.linear:
         said += (
-            " The linear reference, the first of these, is fitted on train and chosen on validation; the others are "
-            "those of other inputs. Differences are the mean over seeds minus the row, intervals over conversations "
-            "and seeds."
+            " The linear reference, the first of these, is the mean of the linear models below it, which are fitted on "
+            "train, weighted by how likely each makes validation. Differences are the mean over seeds minus the row, "
+            "intervals over conversations and seeds."
         )
     else:
-        said += " No linear reference: the feature file has no train and validation split to fit and choose it on."
+        said += " No linear reference: the feature file has no train and validation split to fit and weigh it on."
     return [
         said,
         "",

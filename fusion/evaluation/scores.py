@@ -104,7 +104,7 @@ class Evaluation:
     summaries: Mapping[str, Summary]  # of the models as a whole, by metric
     heads: Mapping[str, Mapping[str, Summary]]  # of the heads inside them, by head and metric
     ensemble: Beside  # the seeds together
-    linear: Sequence[Beside]  # *the* linear reference, and those of other inputs; none without train and validation
+    linear: Sequence[Beside]  # *the* linear reference, and what it is the mean of; none without train and validation
 
     @property
     def warnings(self) -> list[str]:
@@ -203,7 +203,7 @@ class Tested:
 
     @cached_property
     def linear(self) -> LinearReference | None:
-        """Fitted on train, chosen on validation; None where the file lacks one of these."""
+        """Fitted on train, weighted on validation; None where the file lacks one of these."""
         if not {"train", "validation"} <= {*self.features.utterances.splits}:
             return None
         train, validation = (_load(self.features, self.recipe, name, torch.device("cpu")) for name in FITTED)
@@ -287,15 +287,15 @@ def _draw(task: Task, tallies: np.ndarray, params: EvaluateParams) -> dict[str, 
 
 
 def _score_linear(tested: Tested, models: Mapping[str, Sample], params: EvaluateParams) -> list[Beside]:
-    """The chosen one first, called `linear`; behind it those of other inputs."""
+    """The reference first; behind it the linear models that it is the mean of, if there are several."""
     reference = tested.linear
     if reference is None:
         return []
-    answers = reference.answer_all(tested.split)
-    fitted = sorted(reference.fitted, key=lambda one: one is not reference.chosen)  # stable
-    return [
-        _beside(tested, f"linear, {one.name}", answers[one.variant.name], one.scores, models, params) for one in fitted
-    ]
+    rows = [(reference.name, reference.answer(tested.split), reference.scores)]
+    if len(reference.fitted) > 1:
+        answers = reference.answer_all(tested.split)
+        rows += [(one.name, answers[one.variant.name], one.scores) for one in reference.fitted]
+    return [_beside(tested, f"linear, {name}", said, scores, models, params) for name, said, scores in rows]
 
 
 def _beside(

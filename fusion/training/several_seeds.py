@@ -120,10 +120,10 @@ class _Beside:
 
 def _fit_reference(features: Features, splits: tuple[Split, Split], recipe: Recipe) -> _Beside:
     reference = fit_linear(*splits, recipe, len(features.label_names))
-    task, chosen = reference.task, reference.chosen
+    task = reference.task
     train, known = (task.truth(split).numpy() for split in splits)
     scores = {
-        f"linear, {chosen.name}": chosen.scores,
+        f"linear, {reference.name}": reference.scores,
         f"chance: {task.chance_is}": chance_scores(task, known, train),
         f"always {task.floor_is}": floor_scores(task, known, train),
     }
@@ -202,7 +202,7 @@ def _train_seed(
             held,
             f"seed {seed}",
         )
-        task, splits, chosen = find_task(recipe.train.target, classes), held.here, beside.reference.chosen
+        task, splits, linear = find_task(recipe.train.target, classes), held.here, beside.reference
         found = Provenance(
             recipe=recipe,
             seed=seed,
@@ -220,7 +220,7 @@ def _train_seed(
             source=model_source(recipe.model.name),
             references=beside.scores,
             gain=measure_gain(
-                task, splits[1], recipe.train.metric, result.answers["fused"], chosen.name, chosen.answers
+                task, splits[1], recipe.train.metric, result.answers["fused"], linear.name, linear.answers
             ),
             unlearned=find_signs(result, task, splits, recipe),
         )

@@ -66,12 +66,36 @@ def test_it_learns_what_is_planted_and_says_which_modality_tells() -> None:
     recipe = tiny_recipe()
     splits = load(make_features(replace(ALWAYS, signal=("text",))), recipe)
     found = fit(splits, recipe)
-    assert "text" in found.chosen.variant.modalities
+    of_text = ["text" in one.variant.modalities for one in found.fitted]
+    assert found.shares[of_text].sum() > 0.99
     right = {
         name: (said.argmax(1) == splits[2].labels.numpy()).mean() for name, said in found.answer_all(splits[2]).items()
     }
     assert right["text"] > 0.9
     assert right["audio"] < 0.6
+
+
+@pytest.mark.parametrize("target", ["label", "score"])
+def test_it_is_the_mean_of_all_its_variants_each_as_validation_is_likely_by_it(target: str) -> None:
+    recipe = tiny_recipe(target=target)
+    splits = load(make_features(replace(ALWAYS, scored=target == "score")), recipe)
+    found = fit(splits, recipe)
+    truth = found.task.truth(splits[1]).numpy()
+    each = [one.answers for one in found.fitted]
+    if target == "score":
+        likely = [-len(truth) / 2 * np.log(np.mean((truth - one[:, 0]) ** 2)) for one in each]
+    else:
+        likely = [np.log(one[np.arange(len(truth)), truth]).sum() for one in each]
+    shares = np.exp((np.array(likely) - max(likely)) / 8)
+    np.testing.assert_allclose(found.shares, shares / shares.sum(), rtol=1e-6)
+    several = list(found.answer_all(splits[2]).values())
+    inner = several if target == "score" else [np.log(one) for one in several]
+    mean = sum(share * one for share, one in zip(found.shares, inner, strict=True))
+    said = found.answer(splits[2])
+    if target == "label":
+        mean, said = mean - mean[:, :1], np.log(said) - np.log(said[:, :1])
+    np.testing.assert_allclose(said, mean, atol=1e-9)
+    assert found.shares.max() < 0.999  # not one alone
 
 
 @pytest.mark.parametrize(

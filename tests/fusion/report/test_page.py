@@ -145,7 +145,10 @@ def test_a_model_without_context_moves_nothing_when_the_other_turns_are_removed(
     features = write_made(tmp_path / "feats.h5", Made(conversations=(4, 3, 4)))
     split = load_split(features, "test", modalities="both", audio_frames=8)
     task = find_task("label", 3)
-    for name, alone in (("context", {}), ("none", {"context": "text", "conversation_encoder": "none"})):
+    for name, alone in (
+        ("context", {}),
+        ("none", {"context": "text", "conversation_encoder": "none", "linear_path": False}),
+    ):
         train_made(features, tmp_path / name, tiny_recipe(alone, epochs=1))
         said = ask(load_seeds(tmp_path / name), [split], task)
         assert (said.change.max() < 1e-5) == (name == "none")

@@ -10,7 +10,7 @@ import torch
 from fusion.data import Split, load_split
 from fusion.inference import predict
 from fusion.layers import LinearPath, path_weights
-from fusion.linear import fit_linear
+from fusion.linear import Fitted, fit_linear, pool_split
 from fusion.models import MODELS
 from fusion.objective import find_task
 from fusion.params import Recipe
@@ -36,10 +36,10 @@ def test_the_linear_path_says_what_the_linear_reference_says(name: str, target: 
     path = model.linear_path
     assert isinstance(path, LinearPath)
     assert float(path.deep) > 0
-    for one in reference.fitted:  # of audio, text and both; with and without neighbours
+    for one in (*reference.fitted, reference):  # of audio, text and both; with and without neighbours; their mean
         path.fit(one.weights(task))
         path.deep.zero_()
-        expected = reference.answer_all(test)[one.variant.name]
+        expected = one.answer(pool_split(test), task) if isinstance(one, Fitted) else one.answer(test)
         np.testing.assert_allclose(predict(model, test, task), expected, atol=1e-5)
 
 
@@ -48,6 +48,17 @@ def test_one_utterance_to_validate_on_is_enough() -> None:
     train, validation, _ = splits_of(replace(MADE, conversations=(12, 1, 1), turns=(1, 1), unlabelled=0), recipe)
     assert len(validation.ids) == 1
     assert hasattr(fit(train, validation, recipe, 0, classes=3).model, "linear_path")
+
+
+@pytest.mark.parametrize("known", [1, 2])
+def test_of_labels_that_train_lacks_none_is_ever_told(known: int) -> None:
+    recipe = tiny_recipe({"name": "concat"}, epochs=1)
+    train, validation, test = splits_of(replace(MADE, unlabelled=0), recipe)
+    reference = fit_linear(replace(train, labels=train.labels % known), validation, recipe, 3)
+    path = LinearPath((test.audio.dim, 1), (test.text.dim, 2), 3, ("audio", "text"))
+    path.fit(reference.weights(find_task("label", 3)))
+    said = torch.cat([path(batch) for batch in test.batches(4)])
+    assert said.argmax(1).max() < known
 
 
 def test_without_a_linear_path_the_deep_model_speaks_alone_and_heads_never_notice() -> None:
