@@ -38,7 +38,7 @@ PATIENCE = 3  # strengths in a row that are not better than the best one so far,
 LIKELIHOOD = 0.1  # its weight in the choice, beside a metric
 DOUBT = 8.0  # divides the log-likelihoods on validation that weigh the variants, whose penalties were chosen there, too
 LEAST = 1e-12  # added to a mean squared error, of which the logarithm is taken
-NAMED = 0.2  # of the weights, from which on a variant is named in tables
+NAMED = 0.2  # of the weights, from which on a variant is named beside the heaviest one
 ITERATIONS = 100  # of a fit, which goes on from the one before: far from what any corpus needed
 TOLERANCE = 1e-3  # of the gradient
 GATHERED = 1024  # rows of frames or tokens, as stored, at a time
@@ -235,9 +235,10 @@ class LinearReference:
         """In tables: what it is the mean of."""
         if len(self.fitted) == 1:
             return self.fitted[0].name
-        named = [(share, one) for share, one in zip(self.shares, self.fitted, strict=True) if share >= NAMED]
-        most = "; ".join(f"{share:.2f} {one.variant.name}" for share, one in sorted(named, key=lambda pair: -pair[0]))
-        return f"mean of {len(self.fitted)}" + f" ({most})" * bool(most)
+        heaviest = sorted(zip(self.shares, self.fitted, strict=True), key=lambda pair: -pair[0])
+        named = [pair for pair in heaviest if pair[0] >= NAMED] or heaviest[:1]
+        most = "; ".join(f"{share:.0%} {one.variant.name}".replace("%", " %") for share, one in named)
+        return f"mean of {len(self.fitted)} linear models: {most}"
 
     @property
     def parameters(self) -> int:
@@ -279,7 +280,7 @@ def _mean_answer(answers: Sequence[np.ndarray], shares: np.ndarray, task: Task) 
 
 
 def fit_linear(train: Split, validation: Split, recipe: Recipe, classes: int) -> LinearReference:
-    """Fit on `train` and choose on `validation` the linear reference of models of `recipe`.
+    """Fit on `train` and weigh on `validation` the linear reference of models of `recipe`.
 
     Both splits hold what `recipe` gives its models. The same splits give the same numbers, with any number of threads.
     """

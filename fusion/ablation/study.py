@@ -222,7 +222,7 @@ def ablate(
         given = [splits.find(base, fold) for fold in range(len(parts))]
         references = [fit_reference(base, splits, classes, fold) for fold in range(len(parts))]
         notes = {one.note for one in references}
-        linear = replace(pool_results(references), note=notes.pop() if len(notes) == 1 else "differently in each fold")
+        linear = replace(pool_results(references), note=notes.pop() if len(notes) == 1 else "another in each fold")
     task = find_task(base.train.target, classes)
     return Ablation(
         features=features.digest,

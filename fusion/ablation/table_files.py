@@ -308,8 +308,8 @@ def _against_linear(comparison: Comparison) -> str:
     *rows, linear = comparison.rows
     floors = ", ".join(f"{name} {score:.3f}" for name, score in ablation.floors.items())
     said = (
-        f"Row {LINEAR} is the linear reference on what row {BASE} sees, weighted on validation, "
-        f"{escape_markdown(ablation.linear.note)}: {linear.mean:.3f}. Floors: {floors}. Ensemble: the "
+        f"Row {LINEAR} is the linear reference on what row {BASE} sees "
+        f"({escape_markdown(ablation.linear.note)}): {linear.mean:.3f}. Floors: {floors}. Ensemble: the "
         "mean of the calibrated answers of all seeds."
     )
     floor = (min if metric.lower_is_better else max)(ablation.floors.values())

@@ -65,7 +65,7 @@ VERSION = version("erc-fusion")
 class Gain:
     """A model minus the linear reference, on validation, by the metric that selects."""
 
-    linear: str  # which one it is
+    linear: str  # what it is the mean of
     mean: float
     interval: Interval  # over conversations, for the same models
 

@@ -189,7 +189,7 @@ def _references(details: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
     if not details["linear"]:
         return floors
-    reference = details["linear"][0]["test"]  # behind it are those of other inputs
+    reference = details["linear"][0]["test"]  # behind it is what it is the mean of
     return floors | {"linear": {metric: float(reference[metric]["value"]) for metric in LABEL_METRICS}}
 
 

@@ -358,10 +358,11 @@ def _references(evaluation: Evaluation, confidence: str) -> list[str]:
     ]  # fmt: skip
     said = "The ensemble is the mean of the calibrated answers of all seeds, as `fusion-predict` gives it."
     if evaluation.linear:
+        several = ", the mean of the linear models below it, each weighted by how likely it makes validation"
         said += (
-            " The linear reference, the first of these, is the mean of the linear models below it, which are fitted on "
-            "train, weighted by how likely each makes validation. Differences are the mean over seeds minus the row, "
-            "intervals over conversations and seeds."
+            f" The linear reference is the next row{several if len(evaluation.linear) > 1 else ''}; linear models are "
+            "fitted on train, the strength of their penalty is chosen on validation. Differences are the mean over "
+            "seeds minus the row, intervals over conversations and seeds."
         )
     else:
         said += " No linear reference: the feature file has no train and validation split to fit and weigh it on."

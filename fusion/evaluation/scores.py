@@ -294,7 +294,10 @@ def _score_linear(tested: Tested, models: Mapping[str, Sample], params: Evaluate
     rows = [(reference.name, reference.answer(tested.split), reference.scores)]
     if len(reference.fitted) > 1:
         answers = reference.answer_all(tested.split)
-        rows += [(one.name, answers[one.variant.name], one.scores) for one in reference.fitted]
+        rows += [
+            (f"{one.name}, weight {share:.2f}", answers[one.variant.name], one.scores)
+            for share, one in zip(reference.shares, reference.fitted, strict=True)
+        ]
     return [_beside(tested, f"linear, {name}", said, scores, models, params) for name, said, scores in rows]
 
 

@@ -82,8 +82,9 @@ def parse_lines(lines: Iterable[str], kind: type[Record], path: Path) -> list[Re
             raise DataError(f"{where}: '{field}': {first['msg']}; run pipeline-prepare again") from None
     if (checked := CHECKED.fullmatch(last)) and checked[3] != str(len(records)):
         lost = f"{checked[3]} were written" if checked[3] else "its last one is missing"
+        held = "1 line" if len(records) == 1 else f"{len(records)} lines"
         raise DataError(
-            f"{path}: holds {len(records)} lines, but {lost}; run pipeline-prepare again, or take 'check' out of the "
+            f"{path}: holds {held}, but {lost}; run pipeline-prepare again, or take 'check' out of the "
             "last line to keep an edit"
         )
     return records

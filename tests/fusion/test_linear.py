@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fusion.data import Split, load_split, withhold
+from fusion.inference import score_answers
 from fusion.linear import LinearReference, fit_linear
 from fusion.params import Recipe
 from pipeline.store import Features
@@ -78,10 +79,11 @@ def test_it_learns_what_is_planted_and_says_which_modality_tells() -> None:
 @pytest.mark.parametrize("target", ["label", "score"])
 def test_it_is_the_mean_of_all_its_variants_each_as_validation_is_likely_by_it(target: str) -> None:
     recipe = tiny_recipe(target=target)
-    splits = load(make_features(replace(ALWAYS, scored=target == "score")), recipe)
+    splits = load(make_features(replace(ALWAYS, scored=target == "score", unlabelled=0.3)), recipe)
     found = fit(splits, recipe)
     truth = found.task.truth(splits[1]).numpy()
-    each = [one.answers for one in found.fitted]
+    counted = found.task.counted(truth)
+    truth, each = truth[counted], [one.answers[counted] for one in found.fitted]
     if target == "score":
         likely = [-len(truth) / 2 * np.log(np.mean((truth - one[:, 0]) ** 2)) for one in each]
     else:
@@ -96,6 +98,23 @@ def test_it_is_the_mean_of_all_its_variants_each_as_validation_is_likely_by_it(t
         mean, said = mean - mean[:, :1], np.log(said) - np.log(said[:, :1])
     np.testing.assert_allclose(said, mean, atol=1e-9)
     assert found.shares.max() < 0.999  # not one alone
+    np.testing.assert_allclose(found.answers, found.answer(splits[1]), atol=1e-12)
+    assert found.scores == score_answers(found.task, splits[1], found.answers)
+    assert found.parameters == found.fitted[-1].parameters
+
+
+@pytest.mark.parametrize(
+    ("shares", "name"),
+    [
+        ([0.1, 0.05, 0.6, 0.25, 0, 0], "mean of 6 linear models: 60 % text; 25 % text, with neighbours"),
+        ([0.1, 0.17, 0.19, 0.19, 0.17, 0.18], "mean of 6 linear models: 19 % text"),
+    ],
+)
+def test_its_name_says_what_weighs_most(shares: list[float], name: str) -> None:
+    recipe = tiny_recipe()
+    found = fit(load(make_features(ALWAYS), recipe), recipe)
+    assert replace(found, shares=np.array(shares)).name == name
+    assert replace(found, fitted=found.fitted[:1], shares=np.ones(1)).name == found.fitted[0].name
 
 
 @pytest.mark.parametrize(

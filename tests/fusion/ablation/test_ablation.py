@@ -310,7 +310,7 @@ def made_comparison(folder: Path, shares: dict[str, float], seeds: str = "[0, 1,
     section = EvaluateParams(resamples=200, permutations=999)
     recipe = variants[0].recipe
     results["base"][-1] = replace(results["base"][-1], unlearned=("the loss never fell",))
-    linear = replace(results["base"][0], note="mean of 6 (0.62 text)")
+    linear = replace(results["base"][0], note="mean of 6 linear models: 62 % text")
     floors = {"always the majority label": 0.2, "labels by their shares": 0.5}
     return compare(
         Ablation(
@@ -346,7 +346,7 @@ def test_a_row_holds_the_scores_of_its_runs(tmp_path: Path) -> None:
 def test_the_table_says_which_rows_are_not_above_the_linear_reference_and_the_floors(tmp_path: Path) -> None:
     comparison = made_comparison(tmp_path, {"base": 0.8, "worse": 0.4, "better": 0.99})
     table = table_md(comparison, describe_run(comparison, None))
-    assert "weighted on validation, mean of 6 (0.62 text): " in table
+    assert "(mean of 6 linear models: 62 % text): " in table
     assert "Floors: always the majority label 0.200, labels by their shares 0.500." in table
     below = table.split("**Not above the linear reference: ")[1].split(".**")[0].split(", ")
     assert "worse" in below

@@ -57,8 +57,24 @@ def test_of_labels_that_train_lacks_none_is_ever_told(known: int) -> None:
     reference = fit_linear(replace(train, labels=train.labels % known), validation, recipe, 3)
     path = LinearPath((test.audio.dim, 1), (test.text.dim, 2), 3, ("audio", "text"))
     path.fit(reference.weights(find_task("label", 3)))
-    said = torch.cat([path(batch) for batch in test.batches(4)])
-    assert said.argmax(1).max() < known
+    said = torch.cat([path(batch) for batch in test.batches(4)]).softmax(1)
+    np.testing.assert_allclose(said, reference.answer(test), atol=1e-3)
+    assert said[:, known:].max() < 1e-3
+
+
+@pytest.mark.parametrize("direction", ["past", "both"])
+def test_what_lies_beside_a_trained_model_is_the_reference_times_one_weight(direction: str) -> None:
+    recipe = tiny_recipe({"name": "concat", "direction": direction}, epochs=1)
+    train, validation, _ = splits_of(MADE, recipe)
+    reference = fit_linear(train, validation, recipe, 3)
+    assert len(reference.fitted) == 6
+    path = fit(train, validation, recipe, 0, classes=3).model.linear_path
+    given = reference.weights(find_task("label", 3))
+    weight = float(path.bias[0] / given.bias[0])
+    assert weight > 0
+    np.testing.assert_allclose(path.bias, weight * given.bias, rtol=1e-4)
+    for name, part in path.parts.items():
+        np.testing.assert_allclose(part.weights, weight * given.weights[name], rtol=1e-4, atol=1e-7)
 
 
 def test_without_a_linear_path_the_deep_model_speaks_alone_and_heads_never_notice() -> None:
