@@ -373,6 +373,22 @@ def test_the_table_holds_the_models_against_linear_ones_in_numbers_and_words(tmp
     assert "This model has not learned" in card
     assert "| linear, " in card
     assert "| chance: labels drawn by their shares in train |" in card
+    assert chosen.name.startswith("linear, mean of 6 linear models: ")
+    assert "the mean of the linear models below it" in table
+    weights = [float(one.name.rpartition(", weight ")[2]) for one in evaluation.linear[1:]]
+    assert len(weights) == 6
+    assert sum(weights) == pytest.approx(1, abs=0.031)
+    found = sum(weight * np.log(one.answers) for weight, one in zip(weights, evaluation.linear[1:], strict=True))
+    assert (found.argmax(1) == chosen.answers.argmax(1)).mean() > 0.95
+
+
+def test_of_one_linear_model_the_table_says_no_mean(tmp_path: Path) -> None:
+    features = make_features(Made(conversations=(30, 10, 12), turns=(1, 1), frames=(2, 4), unlabelled=0))
+    train_made(features, tmp_path / "models", tiny_recipe({"name": "audio"}, epochs=1))
+    evaluation = evaluate(features, tmp_path / "models", EvaluateParams(resamples=100), CPU)
+    write_report(evaluation, tmp_path, None)
+    assert [one.name.startswith("linear, audio (C ") for one in evaluation.linear] == [True]
+    assert "mean of the linear models" not in (tmp_path / "table.md").read_text()
 
 
 def test_chance_is_the_mean_of_many_draws() -> None:
