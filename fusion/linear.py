@@ -36,7 +36,9 @@ from fusion.params import Recipe
 STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # scikit-learn's C, from strongest to weakest
 PATIENCE = 3  # strengths in a row that are not better than the best one so far, after which weaker ones are left out
 LIKELIHOOD = 0.1  # its weight in the choice, beside a metric
-DOUBT = 8.0  # divides the log-likelihoods on validation that weigh the variants, whose penalties were chosen there, too
+TEMPERATURE = (
+    8.0  # of the weights of variants: divides their log-likelihoods on validation, where penalties were chosen, too
+)
 LEAST = 1e-12  # added to a mean squared error, of which the logarithm is taken
 NAMED = 0.2  # of the weights, from which on a variant is named beside the heaviest one
 ITERATIONS = 100  # of a fit, which goes on from the one before: far from what any corpus needed
@@ -199,14 +201,14 @@ class Fitted:
             name: [means, deviations, *[means, means][: self.columns.neighbours]]
             for name, (means, deviations) in self.columns.scales.items()
         }
-        count = sum(len(scale.mean) for several in blocks.values() for scale in several)
+        count = sum(len(scale.mean) for scales in blocks.values() for scale in scales)
         bias, rows = _coefficients(self.model, task, count)  # (outputs,), (outputs, columns)
         taken, centres, weights = 0, {}, {}
-        for name, several in blocks.items():
-            means = several[0]
+        for name, scales in blocks.items():
+            means = scales[0]
             centres[name] = np.zeros((len(STATISTICS), len(means.kept)), np.float32)
             weights[name] = np.zeros((len(STATISTICS), len(bias), len(means.kept)), np.float32)
-            for statistic, scale in enumerate(several):
+            for statistic, scale in enumerate(scales):
                 width = len(scale.mean)
                 centres[name][statistic, scale.kept] = scale.mean
                 weights[name][statistic][:, scale.kept] = rows[:, taken : taken + width] / scale.spread
@@ -237,7 +239,7 @@ class LinearReference:
             return self.fitted[0].name
         heaviest = sorted(zip(self.shares, self.fitted, strict=True), key=lambda pair: -pair[0])
         named = [pair for pair in heaviest if pair[0] >= NAMED] or heaviest[:1]
-        most = "; ".join(f"{share:.0%} {one.variant.name}".replace("%", " %") for share, one in named)
+        most = "; ".join(f"{100 * share:.0f} % {one.variant.name}" for share, one in named)
         return f"mean of {len(self.fitted)} linear models: {most}"
 
     @property
@@ -245,9 +247,9 @@ class LinearReference:
         """Those of the largest variant, which looks at all that the others do."""
         return max(one.parameters for one in self.fitted)
 
-    def weights(self, task: Task) -> LinearWeights:
+    def weights(self) -> LinearWeights:
         """The mean on features as they are stored: what a fusion model takes along beside its deep path."""
-        every = [one.weights(task) for one in self.fitted]
+        every = [one.weights(self.task) for one in self.fitted]
         found = every[-1]  # of the variant that looks at all that the others do
         return LinearWeights(
             np.einsum("v,vo->o", self.shares, np.stack([one.bias for one in every])).astype(np.float32),
@@ -257,12 +259,16 @@ class LinearReference:
 
     def answer(self, split: Split) -> np.ndarray:
         """Of the mean: probabilities (utterances, classes), or scores (utterances, 1), float64."""
-        return _mean_answer(list(self.answer_all(split).values()), self.shares, self.task)
+        return self.join(self.answer_all(split))
 
     def answer_all(self, split: Split) -> dict[str, np.ndarray]:
         """The same of each variant, by its name."""
         pooled = pool_split(split)
         return {one.variant.name: one.answer(pooled, self.task) for one in self.fitted}
+
+    def join(self, answers: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What `answer` gives, of what `answer_all` gave."""
+        return _mean_answer(list(answers.values()), self.shares, self.task)
 
     def _mean(self, modality: str, weights: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
         given = [share * one[modality] for share, one in zip(self.shares, weights, strict=True) if modality in one]
@@ -307,7 +313,7 @@ def _fit(train: Split, validation: Split, recipe: Recipe, classes: int) -> Linea
         scores = score_answers(task, validation, step.answers)
         likelihood = _together(step, int(task.counted(task.truth(validation)).sum()), task)
         fitted.append(Fitted(variant, step.strength, step.answers, scores, likelihood, size, columns, step.model))
-    shares = scipy.special.softmax(np.array([one.likelihood for one in fitted]) / DOUBT)
+    shares = scipy.special.softmax(np.array([one.likelihood for one in fitted]) / TEMPERATURE)
     answers = _mean_answer([one.answers for one in fitted], shares, task)
     return LinearReference(task, fitted, shares, answers, score_answers(task, validation, answers))
 

@@ -291,9 +291,9 @@ def _score_linear(tested: Tested, models: Mapping[str, Sample], params: Evaluate
     reference = tested.linear
     if reference is None:
         return []
-    rows = [(reference.name, reference.answer(tested.split), reference.scores)]
+    answers = reference.answer_all(tested.split)
+    rows = [(reference.name, reference.join(answers), reference.scores)]
     if len(reference.fitted) > 1:
-        answers = reference.answer_all(tested.split)
         rows += [
             (f"{one.name}, weight {share:.2f}", answers[one.variant.name], one.scores)
             for share, one in zip(reference.shares, reference.fitted, strict=True)

@@ -141,7 +141,7 @@ def _fit_linear_path(
     truth = task.truth(validation)
     counted = task.counted(truth).numpy()  # as numpy: one value of torch would be taken for an index
     deep = _outputs(lambda batch: model(batch).logits, validation)[counted]
-    path.fit(reference.weights(task))
+    path.fit(reference.weights())
     linear = _outputs(path, validation)[counted]
     path.weigh(*path_weights(deep, linear, truth[counted].numpy(), task.target == "score"))
 
