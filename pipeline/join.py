@@ -35,7 +35,8 @@ def join(
 ) -> Features:
     """Write the joint file, which says of its `corpus` what is given, and return it, read back.
 
-    A part may hold more than the manifest asks for, in any order: utterances are found by what was encoded.
+    A part may hold more than the manifest asks for, in any order: utterances are found by what was encoded. It may also
+    be the one of this modality in a self-contained joint file, such as `pipeline-import` writes.
 
     Raises:
         DataError: the manifest is missing or broken.
@@ -121,7 +122,7 @@ def _keys(identity: Identity, records: Sequence[Utterance], modality: str) -> li
 
 
 def _read_modality(path: Path, modality: str) -> Part:
-    part = read_part(path)
+    part = read_part(path, modality)
     found = part.identity.fields.get("modality", modality)
     if found != modality:
         raise StoreError(f"{path}: holds {found} features, expected {modality}; are audio and text swapped?")

@@ -206,18 +206,30 @@ def read_features(path: Path) -> Features:
     return features
 
 
-def read_part(path: Path) -> Part:
-    """The part file at `path`; its rows are looked at when they are read (`Part.rows`, `Part.check`).
+def read_part(path: Path, modality: str | None = None) -> Part:
+    """The part file at `path`, or the part of a `modality` that a self-contained joint file holds.
+
+    Its rows are looked at when they are read (`Part.rows`, `Part.check`).
 
     Raises:
-        StoreError: the file is missing, damaged, unfinished or of another version.
+        StoreError: the file is missing, damaged, unfinished or of another version, or holds no such part.
     """
     with _open(path) as file:
-        part = _read_part_group(file, path)
+        within = modality is not None and file.attrs["kind"] == "joint"
+        part = _read_part_group(_own_part(file, str(modality), path) if within else file, path)
     if not part.checksums.all():
         missing = int((part.checksums == 0).sum())
         raise StoreError(f"{path}: unfinished: {missing} of {len(part.ids)} utterances are not written; run dvc repro")
     return part
+
+
+def _own_part(file: h5py.File, modality: str, path: Path) -> h5py.Group:
+    """The group of a joint file with a part of its own."""
+    link = file.get(modality, getlink=True) if modality in file.keys() else None  # noqa: SIM118
+    if isinstance(link, h5py.HardLink):
+        return file[modality]
+    what = f"takes its {modality} from {link.filename}: name that file" if link else f"holds no {modality} features"
+    raise StoreError(f"{path}: {what}")
 
 
 def kind_of(path: Path) -> Literal["part", "joint"]:
@@ -349,7 +361,7 @@ def _follow_link(path: Path, name: str, target: str) -> Part:
             f"{path}: its {name} part {linked} is gone; put it back beside it (dvc repro, or dvc checkout), or write "
             "a self-contained file where all parts are available with pipeline-join --copy"
         )
-    return read_part(linked)
+    return read_part(linked, name)
 
 
 def _read_utterances(table: h5py.Group) -> Utterances:

@@ -24,6 +24,7 @@ from pipeline.store.reader import (
     _digest,
     _fingerprint,
     _open,
+    kind_of,
     read_features,
 )
 from pipeline.store.seal import FORMAT, USER_BLOCK, VERSION, seal
@@ -191,7 +192,8 @@ def _put_parts(file: h5py.File, parts: Mapping[str, Part], path: Path, copy: boo
         else:
             if part.slots is not None:
                 file.create_dataset(f"{name}_slots", data=part.slots.astype("<i8"), track_times=False)
-            file[name] = h5py.ExternalLink(_relative_name(part.path, path), "/")
+            place = f"/{name}" if kind_of(part.path) == "joint" else "/"
+            file[name] = h5py.ExternalLink(_relative_name(part.path, path), place)
     return values
 
 

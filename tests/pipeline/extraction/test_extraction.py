@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -37,7 +38,7 @@ from pipeline.manifest import (
 )
 from pipeline.media import Decoders, clips
 from pipeline.params import AudioParams, TextParams
-from pipeline.store import Identity, PartLayout, SlotWriter, read_features, read_part
+from pipeline.store import Identity, PartLayout, SlotWriter, read_features, read_part, write_features
 from tests.demo import DEMO, conversations, prepared
 from tests.forked import exit_status, fork
 from tests.pipeline.tight import Tight
@@ -445,6 +446,26 @@ def test_an_encoder_is_given_each_recording_and_text_once(manifest: Path, encode
     assert read_part(encoded / "text.h5").offsets[-1] < read_features(encoded / "feats.h5").text.offsets[-1]  # type: ignore[union-attr]
     assert len(read_part(encoded / "text.h5").ids) == len({record.text for record in records} - {""})
     assert len(read_part(encoded / "audio.h5").ids) == len({record.audio for record in records} - {None})
+
+
+def test_a_part_may_lie_in_a_joint_file_of_its_own(manifest: Path, joined: Path, tmp_path: Path) -> None:
+    """Such as vectors that were imported, beside text that is encoded."""
+    text = Path(shutil.copy(joined.parent / "text.h5", tmp_path))
+    whole = tmp_path / "whole.h5"
+    alone = join(manifest, joined.parent / "audio.h5", joined.parent / "text.h5", whole, copy_parts=True)
+    again = join(manifest, whole, text, tmp_path / "feats.h5")
+    assert again.digest == alone.digest
+    assert (again.audio.path, again.text.path) == (whole, text)  # type: ignore[union-attr]
+    with h5py.File(tmp_path / "feats.h5") as file:
+        assert file["audio/values"].shape == again.audio.values.shape  # type: ignore[union-attr]
+    with pytest.raises(StoreError, match=r"feats\.h5: takes its audio from whole\.h5: name that file"):
+        join(manifest, tmp_path / "feats.h5", text, tmp_path / "more.h5")
+    audio, ids = alone.audio, alone.utterances.ids
+    assert audio is not None
+    given = [audio.rows(index) for index in range(len(ids))]
+    write_features(whole, alone.utterances, alone.label_names, (given, audio.identity), None)
+    with pytest.raises(StoreError, match=r"whole\.h5: holds no text features"):
+        join(manifest, whole, whole, tmp_path / "more.h5")
 
 
 def test_swapped_parts_are_refused(manifest: Path, joined: Path, tmp_path: Path) -> None:
