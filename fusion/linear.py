@@ -10,7 +10,9 @@ and without neighbours). The choice goes by `train.metric`, of which the mean wi
 next weaker penalty counts, plus a tenth of the mean log-likelihood (of scores: minus the mean squared error), since a
 metric of so few utterances wavers. *The* linear reference is the mean of the logits (scores) of all variants, each
 weighted by how likely it makes validation, which is again a linear model: to take the one that does best on some eighty
-utterances is to take chance for merit (docs/protocol.md has numbers). What the models that are held against it cannot
+utterances is to take chance for merit (docs/protocol.md has numbers). Once all of that is chosen, every model is fitted
+again, on train and validation together: what needs no validation any more has no reason to leave its labels out. All
+that is said of validation is of the models that were fitted on train. What the models that are held against it cannot
 see is withheld here too.
 
 Axes: utterances, columns, classes.
@@ -183,7 +185,8 @@ class Fitted:
     likelihood: float  # of the labels (scores) of validation under these, its logarithm; of all together
     parameters: int
     columns: _Columns
-    model: Any  # of scikit-learn
+    on_train: Any  # of scikit-learn, fitted on train, whose `answers` these are
+    model: Any  # the same, fitted on train and validation
 
     @property
     def name(self) -> str:
@@ -195,14 +198,15 @@ class Fitted:
         """Of every utterance, as `answers`."""
         return _answer(self.model, self.columns.of(pooled), task)
 
-    def weights(self, task: Task) -> LinearWeights:
-        """The same model on features as they are stored: what a fusion model takes along beside its deep path."""
+    def weights(self, task: Task, on_train: bool = False) -> LinearWeights:
+        """The model (`on_train`: that one) on features as they are stored, which a model takes beside its deep path."""
         blocks = {
             name: [means, deviations, *[means, means][: self.columns.neighbours]]
             for name, (means, deviations) in self.columns.scales.items()
         }
         count = sum(len(scale.mean) for scales in blocks.values() for scale in scales)
-        bias, rows = _coefficients(self.model, task, count)  # (outputs,), (outputs, columns)
+        model = self.on_train if on_train else self.model
+        bias, rows = _coefficients(model, task, count)  # (outputs,), (outputs, columns)
         taken, centres, weights = 0, {}, {}
         for name, scales in blocks.items():
             means = scales[0]
@@ -247,9 +251,12 @@ class LinearReference:
         """Those of the largest variant, which looks at all that the others do."""
         return max(one.parameters for one in self.fitted)
 
-    def weights(self) -> LinearWeights:
-        """The mean on features as they are stored: what a fusion model takes along beside its deep path."""
-        every = [one.weights(self.task) for one in self.fitted]
+    def weights(self, on_train: bool = False) -> LinearWeights:
+        """The mean on features as they are stored, which a fusion model takes along beside its deep path.
+
+        With `on_train` of the models that were fitted on train alone, whose answers on validation are worth something.
+        """
+        every = [one.weights(self.task, on_train) for one in self.fitted]
         found = every[-1]  # of the variant that looks at all that the others do
         return LinearWeights(
             np.einsum("v,vo->o", self.shares, np.stack([one.bias for one in every])).astype(np.float32),
@@ -286,7 +293,7 @@ def _mean_answer(answers: Sequence[np.ndarray], shares: np.ndarray, task: Task) 
 
 
 def fit_linear(train: Split, validation: Split, recipe: Recipe, classes: int) -> LinearReference:
-    """Fit on `train` and weigh on `validation` the linear reference of models of `recipe`.
+    """Fit on `train` and weigh on `validation` the linear reference of models of `recipe`; then fit it on both.
 
     Both splits hold what `recipe` gives its models. The same splits give the same numbers, with any number of threads.
     """
@@ -300,19 +307,19 @@ def _fit(train: Split, validation: Split, recipe: Recipe, classes: int) -> Linea
     fitted = []
     for variant in _variants(learned, recipe):
         columns = _Columns(variant, learned, recipe.model.direction)
-        path = _path(
-            _Known(columns.of(learned), task.truth(train).numpy()),
-            _Known(columns.of(chosen_on), task.truth(validation).numpy()),
-            task,
-            recipe,
-        )
+        known = _Known(columns.of(learned), task.truth(train).numpy())
+        beside = _Known(columns.of(chosen_on), task.truth(validation).numpy())
+        path = _path(known, beside, task, recipe)
         merits = _merits(path)
         best = int(np.argmax(merits))  # of equals the first, which has the strongest penalty
         step = path[best]
         size = int(np.size(step.model.coef_) + np.size(step.model.intercept_)) if hasattr(step.model, "coef_") else 0
         scores = score_answers(task, validation, step.answers)
         likelihood = _together(step, int(task.counted(task.truth(validation)).sum()), task)
-        fitted.append(Fitted(variant, step.strength, step.answers, scores, likelihood, size, columns, step.model))
+        final = _fit_again(step, known.with_rows(beside), task)
+        fitted.append(
+            Fitted(variant, step.strength, step.answers, scores, likelihood, size, columns, step.model, final)
+        )
     shares = scipy.special.softmax(np.array([one.likelihood for one in fitted]) / TEMPERATURE)
     answers = _mean_answer([one.answers for one in fitted], shares, task)
     return LinearReference(task, fitted, shares, answers, score_answers(task, validation, answers))
@@ -324,6 +331,18 @@ class _Known:
 
     columns: np.ndarray
     truth: np.ndarray
+
+    def with_rows(self, other: "_Known") -> "_Known":
+        """Those of both."""
+        return _Known(*map(np.concatenate, ((self.columns, other.columns), (self.truth, other.truth))))
+
+    def counted(self, task: Task) -> "_Known":
+        """Of utterances with a label, or a score."""
+        return self.where(task.counted(self.truth))
+
+    def where(self, chosen: np.ndarray) -> "_Known":
+        """Of the chosen utterances, (utterances,) boolean."""
+        return _Known(self.columns[chosen], self.truth[chosen])
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,19 +358,10 @@ class _Step:
 
 def _path(train: _Known, validation: _Known, task: Task, recipe: Recipe) -> list[_Step]:
     """From the strongest penalty on, each fit from where the one before ended, until weaker ones only become worse."""
-    from sklearn.exceptions import ConvergenceWarning
-
-    counted = task.counted(train.truth)
-    columns, truth = train.columns[counted], train.truth[counted]
-    model, steps = _make_model(truth, task, recipe.loss.class_weights == "balanced"), list[_Step]()
+    known = train.counted(task)
+    model, steps = _make_model(known.truth, task, recipe), list[_Step]()
     for strength in STRENGTHS:
-        if hasattr(model, "C"):
-            model.C = strength
-        elif hasattr(model, "alpha"):
-            model.alpha = 1 / strength
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # after `ITERATIONS` it is good enough to choose by
-            model.fit(columns, truth)
+        _learn(model, known, strength)
         answers = _answer(model, validation.columns, task)
         score = _score(task, validation.truth, answers, recipe.train.metric)
         steps.append(
@@ -363,7 +373,28 @@ def _path(train: _Known, validation: _Known, task: Task, recipe: Recipe) -> list
     return steps
 
 
-def _make_model(truth: np.ndarray, task: Task, balanced: bool) -> Any:
+def _fit_again(step: _Step, given: _Known, task: Task) -> Any:
+    """The model of `step` on all that is `given`, going on from there; of labels, those that it knows."""
+    known, model = given.counted(task), copy.deepcopy(step.model)
+    if task.target == "label":
+        known = known.where(np.isin(known.truth, model.classes_))
+    _learn(model, known, step.strength)
+    return model
+
+
+def _learn(model: Any, known: _Known, strength: float) -> None:
+    from sklearn.exceptions import ConvergenceWarning
+
+    if hasattr(model, "C"):
+        model.C = strength
+    elif hasattr(model, "alpha"):
+        model.alpha = 1 / strength
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # after `ITERATIONS` it is good enough
+        model.fit(known.columns, known.truth)
+
+
+def _make_model(truth: np.ndarray, task: Task, recipe: Recipe) -> Any:
     """Of scikit-learn, to learn `truth`, in which nothing is missing."""
     from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression, Ridge
@@ -372,7 +403,7 @@ def _make_model(truth: np.ndarray, task: Task, balanced: bool) -> Any:
         return Ridge(solver="lsqr", tol=TOLERANCE**2, max_iter=ITERATIONS)
     if len(np.unique(truth)) == 1:
         return DummyClassifier(strategy="prior")
-    weights = "balanced" if balanced else None
+    weights = "balanced" if recipe.loss.class_weights == "balanced" else None
     return LogisticRegression(tol=TOLERANCE, max_iter=ITERATIONS, warm_start=True, class_weight=weights)
 
 

@@ -110,7 +110,7 @@ class DatasetParams(Section):
     @property
     def source(self) -> str:
         """What messages name: the table, or the folder of a release."""
-        return f"{self.root}/{self.table}" if self.name in ("demo", "table") else self.root
+        return str(Path(self.root) / self.table) if self.name in ("demo", "table") else self.root
 
     @model_validator(mode="after")
     def _shares_leave_a_train_split(self) -> "DatasetParams":

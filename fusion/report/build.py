@@ -272,6 +272,8 @@ def _together(places: Sequence[tuple[Split, int, int]]) -> Iterator[tuple[Split,
 def _note(split: str, turns: int, views: Views, has_texts: bool, sounds: int) -> str:
     which = "all splits" if split == "all" else f"the {split} split"
     parts = [f"All {turns:,} turns of {which}. Probabilities are means over seeds, in steps of 0.4 %."]
+    if split != "test":
+        parts.append("Models learn from train, their linear path from validation, too: judge them by the test split.")
     if views.content:
         words = "" if views.words else " Words are numbered: the tokenizer of their encoder is not available."
         parts.append(f"Views are those of seed {views.seed}, for {len(views.content):,} turns.{words}")

@@ -111,8 +111,9 @@ def fit(
     fit_ensembles(model, validation, task)
     if isinstance(path := getattr(model, "linear_path", None), LinearPath):
         linear = linear or fit_linear(train, validation, recipe, classes)
-        _fit_linear_path(path, linear, model, validation, task)
-    answers = predict_heads(model, validation, task)
+        answers = _fit_linear_path(path, linear, model, validation, task)
+    else:
+        answers = predict_heads(model, validation, task)
     return Fit(
         model=model,
         history=training.history,
@@ -136,14 +137,23 @@ def find_signs(result: Fit, task: Task, splits: Sequence[Split], recipe: Recipe)
 
 def _fit_linear_path(
     path: LinearPath, reference: LinearReference, model: nn.Module, validation: Split, task: Task
-) -> None:
-    """Put the linear reference beside the trained model, both with the weights that suit `validation` best."""
+) -> dict[str, np.ndarray]:
+    """Put the linear reference beside the trained model, both with the weights that suit `validation` best.
+
+    Returns what the model answers on `validation` with the linear models that were fitted on train alone. The ones that
+    it keeps have learned from validation, too.
+    """
     truth = task.truth(validation)
     counted = task.counted(truth).numpy()  # as numpy: one value of torch would be taken for an index
     deep = _outputs(lambda batch: model(batch).logits, validation)[counted]
-    path.fit(reference.weights())
+    path.fit(reference.weights(on_train=True))
     linear = _outputs(path, validation)[counted]
-    path.weigh(*path_weights(deep, linear, truth[counted].numpy(), task.target == "score"))
+    weights = path_weights(deep, linear, truth[counted].numpy(), task.target == "score")
+    path.weigh(*weights)
+    answers = predict_heads(model, validation, task)
+    path.fit(reference.weights())
+    path.weigh(*weights)
+    return answers
 
 
 def _outputs(model: Callable[[Batch], Tensor], split: Split) -> np.ndarray:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fusion.data import Split, load_split, withhold
@@ -42,8 +41,10 @@ def pooled_by_hand(split: Split, name: str) -> np.ndarray:
     return np.stack([np.concatenate([one.mean(0), one.std(0)]) for one in frames])
 
 
+@pytest.mark.parametrize("name", ["audio", "text"])
 @pytest.mark.parametrize("target", ["label", "score"])
-def test_it_is_the_regression_of_scikit_learn_on_mean_and_deviation(target: str) -> None:
+def test_it_is_the_regression_of_scikit_learn_on_mean_and_deviation(target: str, name: str) -> None:
+    """Of train where it is chosen, of train and validation where it is used."""
     recipe = tiny_recipe(target=target)
     splits = load(make_features(replace(ALWAYS, scored=target == "score")), recipe)
     found = fit(splits, recipe)
@@ -52,15 +53,16 @@ def test_it_is_the_regression_of_scikit_learn_on_mean_and_deviation(target: str)
         "audio", "audio, with neighbours", "text", "text, with neighbours", "audio + text",
         "audio + text, with neighbours",
     ]  # fmt: skip
-    for name in ("audio", "text"):
-        strength = by_name[name].strength
-        plain = Ridge(alpha=1 / strength) if target == "score" else LogisticRegression(C=strength, tol=1e-8)
-        expected = make_pipeline(StandardScaler(), plain)
-        truth = found.task.truth(splits[0]).numpy()
-        expected.fit(pooled_by_hand(splits[0], name), truth)
-        columns = pooled_by_hand(splits[2], name)
-        said = expected.predict(columns)[:, None] if target == "score" else expected.predict_proba(columns)
-        np.testing.assert_allclose(found.answer_all(splits[2])[name], said, atol=0.01)
+    scale = StandardScaler().fit(pooled_by_hand(splits[0], name))
+    train, validation, test = (scale.transform(pooled_by_hand(split, name)) for split in splits)
+    truth, more = (found.task.truth(split).numpy() for split in splits[:2])
+    strength = by_name[name].strength
+    plain = Ridge(alpha=1 / strength) if target == "score" else LogisticRegression(C=strength, tol=1e-8)
+    say = plain.predict_proba if target == "label" else lambda columns: plain.predict(columns)[:, None]
+    plain.fit(train, truth)
+    np.testing.assert_allclose(by_name[name].answers, say(validation), atol=0.01)
+    plain.fit(np.concatenate([train, validation]), np.concatenate([truth, more]))
+    np.testing.assert_allclose(found.answer_all(splits[2])[name], say(test), atol=0.02)
 
 
 def test_it_learns_what_is_planted_and_says_which_modality_tells() -> None:
@@ -98,7 +100,11 @@ def test_it_is_the_mean_of_all_its_variants_each_as_validation_is_likely_by_it(t
         mean, said = mean - mean[:, :1], np.log(said) - np.log(said[:, :1])
     np.testing.assert_allclose(said, mean, atol=1e-9)
     assert found.shares.max() < 0.999  # not one alone
-    np.testing.assert_allclose(found.answers, found.answer(splits[1]), atol=1e-12)
+    on_validation = [one if target == "score" else np.log(one) for one in (one.answers for one in found.fitted)]
+    mean, said = sum(share * one for share, one in zip(found.shares, on_validation, strict=True)), found.answers
+    if target == "label":
+        mean, said = mean - mean[:, :1], np.log(said) - np.log(said[:, :1])
+    np.testing.assert_allclose(said, mean, atol=1e-9)
     assert found.scores == score_answers(found.task, splits[1], found.answers)
     assert found.parameters == found.fitted[-1].parameters
 

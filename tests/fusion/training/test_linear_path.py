@@ -69,13 +69,18 @@ def test_what_lies_beside_a_trained_model_is_the_reference_times_one_weight(dire
     train, validation, _ = splits_of(MADE, recipe)
     reference = fit_linear(train, validation, recipe, 3)
     assert len(reference.fitted) == 6
-    path = fit(train, validation, recipe, 0, classes=3).model.linear_path
-    given = reference.weights()
+    done = fit(train, validation, recipe, 0, classes=3)
+    path, given = done.model.linear_path, reference.weights()
     weight = float(path.bias[0] / given.bias[0])
     assert weight > 0
     np.testing.assert_allclose(path.bias, weight * given.bias, rtol=1e-4)
     for name, part in path.parts.items():
         np.testing.assert_allclose(part.weights, weight * given.weights[name], rtol=1e-4, atol=1e-7)
+    kept = predict(done.model, validation, find_task("label", 3))
+    path.fit(reference.weights(on_train=True))
+    path.weigh(float(path.deep), weight)
+    assert not np.allclose(done.answers["fused"], kept, atol=1e-4)
+    np.testing.assert_allclose(done.answers["fused"], predict(done.model, validation, find_task("label", 3)), atol=1e-5)
 
 
 def test_without_a_linear_path_the_deep_model_speaks_alone_and_heads_never_notice() -> None:
