@@ -111,10 +111,10 @@ def _train(settings: Settings, features: Features) -> dict[str, list[Mapping[str
     task = LabelTask(len(features.label_names))
     found: dict[str, list[Mapping[str, float]]] = {name: [] for name in SPLITS}
     for seed in recipe.train.seeds:
-        model = fit(splits["train"], splits["validation"], recipe, seed, classes=task.classes).model
+        done = fit(splits["train"], splits["validation"], recipe, seed, classes=task.classes)
+        answers = {"validation": done.answers["fused"], "test": predict(done.model, splits["test"], task)}
         for name in SPLITS:
-            answers = predict(model, splits[name], task)
-            found[name].append(score_answers(task, splits[name], answers))
+            found[name].append(score_answers(task, splits[name], answers[name]))
     for name in SPLITS:
         floor = floor_scores(task, splits[name].labels.numpy(), splits["train"].labels.numpy())
         print(f"  {name}: {len(splits[name].ids)} utterances, majority {_line([floor])}")

@@ -66,7 +66,7 @@ def emodb(data: Path, folder: Path, encoder: str) -> list[str]:
         train={"metric": "uar"},
         folds={"hold_out": "speaker", "count": 5},
     )
-    return [*encode(given, folder), study(given, folder, "fusion-folds")]
+    return [*encode(given, folder), study(given, folder, "fusion-folds --all")]
 
 
 def emorynlp(data: Path, folder: Path, encoder: str) -> list[str]:

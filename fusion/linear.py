@@ -11,9 +11,8 @@ next weaker penalty counts, plus a tenth of the mean log-likelihood (of scores: 
 metric of so few utterances wavers. *The* linear reference is the mean of the logits (scores) of all variants, each
 weighted by how likely it makes validation, which is again a linear model: to take the one that does best on some eighty
 utterances is to take chance for merit (docs/protocol.md has numbers). Once all of that is chosen, every model is fitted
-again, on train and validation together: what needs no validation any more has no reason to leave its labels out. All
-that is said of validation is of the models that were fitted on train. What the models that are held against it cannot
-see is withheld here too.
+again on train and validation together, since nothing is left to validate. Answers and scores on validation come from
+the models before that last fit. What the models that are held against it cannot see is withheld here too.
 
 Axes: utterances, columns, classes.
 """
@@ -199,7 +198,7 @@ class Fitted:
         return _answer(self.model, self.columns.of(pooled), task)
 
     def weights(self, task: Task, on_train: bool = False) -> LinearWeights:
-        """The model (`on_train`: that one) on features as they are stored, which a model takes beside its deep path."""
+        """`model`, or the one that was fitted `on_train`, on features as they are stored: for a model's linear path."""
         blocks = {
             name: [means, deviations, *[means, means][: self.columns.neighbours]]
             for name, (means, deviations) in self.columns.scales.items()
@@ -252,9 +251,9 @@ class LinearReference:
         return max(one.parameters for one in self.fitted)
 
     def weights(self, on_train: bool = False) -> LinearWeights:
-        """The mean on features as they are stored, which a fusion model takes along beside its deep path.
+        """The mean on features as they are stored: what a fusion model takes along beside its deep path.
 
-        With `on_train` of the models that were fitted on train alone, whose answers on validation are worth something.
+        With `on_train`, the mean of the models that were fitted on train alone and can still be judged by validation.
         """
         every = [one.weights(self.task, on_train) for one in self.fitted]
         found = every[-1]  # of the variant that looks at all that the others do
@@ -293,7 +292,7 @@ def _mean_answer(answers: Sequence[np.ndarray], shares: np.ndarray, task: Task) 
 
 
 def fit_linear(train: Split, validation: Split, recipe: Recipe, classes: int) -> LinearReference:
-    """Fit on `train` and weigh on `validation` the linear reference of models of `recipe`; then fit it on both.
+    """Fit the linear reference of models of `recipe` on `train`, weigh it on `validation`, then fit it on both.
 
     Both splits hold what `recipe` gives its models. The same splits give the same numbers, with any number of threads.
     """

@@ -180,8 +180,10 @@ def text_app(
 @command
 def join_app(
     manifest: Manifest = DEFAULT_MANIFEST,
-    audio: Annotated[Path, typer.Option(help="The frames.")] = Path("data/audio.h5"),
-    text: Annotated[Path, typer.Option(help="The tokens.")] = Path("data/text.h5"),
+    audio: Annotated[Path, typer.Option(help="The frames, or a joint file that holds them, as imports make.")] = Path(
+        "data/audio.h5"
+    ),
+    text: Annotated[Path, typer.Option(help="The tokens, likewise.")] = Path("data/text.h5"),
     output: Annotated[Path, typer.Option(help="Where the joint file goes.")] = Path("data/feats.h5"),
     params: ParamsFile = DEFAULT_PARAMS,
     overrides: Overrides = [],  # noqa: B006

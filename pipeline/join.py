@@ -106,9 +106,11 @@ def _arrange(part: Part, records: Sequence[Utterance], modality: str, manifest: 
     missing = [name for name, key in zip(ids, keys, strict=True) if key is not None and key not in known]
     if missing:
         what = "recordings" if modality == "audio" else "texts"
+        imported = part.identity.fields.get("model") == "imported"
+        again = f"import it again with --table {manifest}" if imported else f"run pipeline-{modality} again"
         raise StoreError(
             f"{part.path}: holds no {modality} of {len(missing)} of the {len(ids)} utterances of {manifest}, the first "
-            f"'{missing[0]}': it was made from other {what}; run pipeline-{modality} again"
+            f"'{missing[0]}': it was made from other {what}; {again}"
         )
     return part.take(np.array([-1 if key is None else known[key] for key in keys]), ids)
 

@@ -39,6 +39,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for turn in range(2)
     ]
     write_rows(root / "turns.csv", rows)
+    write_rows(root / "words.csv", [{**row, "text": f"Turn {number}."} for number, row in enumerate(rows)])
+    table = [f"dataset.{key}" for key in ("name=table", f"root={root}", "table=words.csv")]
+    given = [option for one in table for option in ("--set", one)]
+    manifest, text = str(root / "data" / "manifest.jsonl"), str(root / "data" / "text.h5")
+    for name, places in {"pipeline-prepare": [], "pipeline-text": ["--manifest", manifest]}.items():
+        output = text if places else manifest
+        done = CliRunner().invoke(
+            APPS[name], [*given, *places, "--output", output, "--params", str(root / "params.yaml")]
+        )
+        assert done.exit_code == 0, done.output
     random = np.random.default_rng(0)
     arrays = {str(row["id"]): random.normal(size=(random.integers(1, 5), DIM)).astype(np.float32) for row in rows}
     for name, array in arrays.items():

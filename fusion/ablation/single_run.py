@@ -72,7 +72,7 @@ class Result:
     """A finished run."""
 
     answers: np.ndarray  # on the test split: calibrated probabilities (utterances, classes), or scores (utterances, 1)
-    validation: Mapping[str, float]  # scores of the trained model, by metric
+    validation: Mapping[str, float]  # scores before the linear path learned from validation, by metric
     parameters: int
     epochs: int
     seconds: float | None  # of training, by the clock on the wall; None where it was interrupted

@@ -289,6 +289,7 @@ def model_card(provenance: Provenance, scores: SharedScores | None = None, onnx:
         unlearned=provenance.unlearned,
         scores=scores,
         lead=recipe.train.metric,
+        linear_path=recipe.own.linear_path,
         selects=recipe.train.select,
         titles={name: metric.title for name, metric in METRICS.items()},
         confidence=f"{CONFIDENCE:.0%}",

@@ -361,7 +361,8 @@ def _references(evaluation: Evaluation, confidence: str) -> list[str]:
         several = ", the mean of the linear models below it, each weighted by how likely it makes validation"
         said += (
             f" The linear reference is the next row{several if len(evaluation.linear) > 1 else ''}; linear models are "
-            "fitted on train, the strength of their penalty is chosen on validation. Differences are the mean over "
+            "fitted on train, the strength of their penalty is chosen on validation, and last they are fitted on both. "
+            "Differences are the mean over "
             "seeds minus the row, intervals over conversations and seeds."
         )
     else:

@@ -203,7 +203,7 @@ class Tested:
 
     @cached_property
     def linear(self) -> LinearReference | None:
-        """Fitted on train, weighted on validation; None where the file lacks one of these."""
+        """Fitted on train, weighted on validation, then fitted on both; None where the file lacks one of these."""
         if not {"train", "validation"} <= {*self.features.utterances.splits}:
             return None
         train, validation = (_load(self.features, self.recipe, name, torch.device("cpu")) for name in FITTED)

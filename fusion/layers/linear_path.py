@@ -3,7 +3,8 @@
     logits = deep * logits + linear(features)
 
 The linear model (`fusion.linear`) and the weight of each of the two are fitted after training, the latter on
-validation. Both are buffers of the model: they lie beside the weights in model.safetensors and in an exported graph.
+validation; then the linear model alone is fitted again on train and validation. Both are buffers of the model: they lie
+beside the weights in model.safetensors and in an exported graph.
 """
 
 from collections.abc import Collection, Mapping

@@ -103,7 +103,9 @@ def write_page(
             described |= overview.describe_beside(name, said, other)
 
         def draw(views: Views) -> bytes:
-            note = _note(split, len(ids), views, bool(records), len(sounds))
+            note = _note(
+                split, len(ids), views, bool(records), len(sounds), loaded[0].provenance.recipe.own.linear_path
+            )
             variables = {"constant_rows": overview.constant_rows(views.constants), "explorer_note": note}
             turns = describe_turns(features, splits, said, seeds, records, views, sounds, name, other)
             return render(described | variables | {"view_seed": seeds[0]}, turns)
@@ -269,11 +271,12 @@ def _together(places: Sequence[tuple[Split, int, int]]) -> Iterator[tuple[Split,
             held = []
 
 
-def _note(split: str, turns: int, views: Views, has_texts: bool, sounds: int) -> str:
+def _note(split: str, turns: int, views: Views, has_texts: bool, sounds: int, beside: bool) -> str:
+    """What the explorer shows; `beside`: the models have a linear path."""
     which = "all splits" if split == "all" else f"the {split} split"
     parts = [f"All {turns:,} turns of {which}. Probabilities are means over seeds, in steps of 0.4 %."]
     if split != "test":
-        parts.append("Models learn from train, their linear path from validation, too: judge them by the test split.")
+        parts.append(f"Models have learned from train{', their linear path from validation, too' if beside else ''}.")
     if views.content:
         words = "" if views.words else " Words are numbered: the tokenizer of their encoder is not available."
         parts.append(f"Views are those of seed {views.seed}, for {len(views.content):,} turns.{words}")

@@ -41,9 +41,9 @@ class Fit:
     model: nn.Module
     history: list[Epoch]  # of all stages
     selected: Mapping[str, int]  # `<stage>.<head>` -> the number of the epoch whose weights that head has
-    validation: Mapping[str, Mapping[str, float]]  # of the trained model, by head and metric
-    calibration: Calibration | None  # on validation; None of scores
-    answers: Mapping[str, np.ndarray]  # on validation, by head, not calibrated
+    validation: Mapping[str, Mapping[str, float]]  # of `answers`, by head and metric
+    calibration: Calibration | None  # of `answers`; None of scores
+    answers: Mapping[str, np.ndarray]  # on validation, by head, not calibrated, before the linear path learned from it
 
     @property
     def best(self) -> Epoch:
@@ -140,8 +140,8 @@ def _fit_linear_path(
 ) -> dict[str, np.ndarray]:
     """Put the linear reference beside the trained model, both with the weights that suit `validation` best.
 
-    Returns what the model answers on `validation` with the linear models that were fitted on train alone. The ones that
-    it keeps have learned from validation, too.
+    Returns what the model answers on `validation` with linear models of train alone; those that it keeps have learned
+    from validation, too.
     """
     truth = task.truth(validation)
     counted = task.counted(truth).numpy()  # as numpy: one value of torch would be taken for an index

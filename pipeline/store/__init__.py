@@ -12,7 +12,8 @@ A *part* (`data/audio.h5`, `data/text.h5`, or a group of a self-contained file) 
     attributes `format`, `version`, `kind`, `identity` (JSON: which encoder made it), `plan` (hash of its inputs)
 
 A *joint file* (`data/feats.h5`) holds the table `/utterances` with one column an array, the label names, and the
-parts `/audio` and `/text`: as external links with relative names, or copied in. Beside a link, `/audio_slots`
+parts `/audio` and `/text`: as external links with relative names (to `/` of a part's file, or to `/audio` or `/text`
+of another joint file that holds the part itself), or copied in. Beside a link, `/audio_slots`
 (utterances,) int64 says where in the part each utterance is (-1: it lacks this modality), so a part serves every split
 and order of its corpus; without it, the part has the order of the table. The joint file records each part's identity
 and digest, so that its own bytes change whenever a feature does, and a part that was exchanged is refused. Its

@@ -215,21 +215,22 @@ def read_part(path: Path, modality: str | None = None) -> Part:
         StoreError: the file is missing, damaged, unfinished or of another version, or holds no such part.
     """
     with _open(path) as file:
-        within = modality is not None and file.attrs["kind"] == "joint"
-        part = _read_part_group(_own_part(file, str(modality), path) if within else file, path)
+        whole = modality is None or file.attrs["kind"] != "joint"
+        part = _read_part_group(file if whole else _own_part(file, modality, path), path)
     if not part.checksums.all():
         missing = int((part.checksums == 0).sum())
         raise StoreError(f"{path}: unfinished: {missing} of {len(part.ids)} utterances are not written; run dvc repro")
     return part
 
 
-def _own_part(file: h5py.File, modality: str, path: Path) -> h5py.Group:
+def _own_part(file: h5py.File, modality: str | None, path: Path) -> h5py.Group:
     """The group of a joint file with a part of its own."""
     link = file.get(modality, getlink=True) if modality in file.keys() else None  # noqa: SIM118
     if isinstance(link, h5py.HardLink):
         return file[modality]
-    what = f"takes its {modality} from {link.filename}: name that file" if link else f"holds no {modality} features"
-    raise StoreError(f"{path}: {what}")
+    if link:
+        raise StoreError(f"{path}: takes its {modality} from {path.parent / link.filename}; join that file instead")
+    raise StoreError(f"{path}: holds no {modality} features; join a file that does")
 
 
 def kind_of(path: Path) -> Literal["part", "joint"]:

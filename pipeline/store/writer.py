@@ -102,6 +102,10 @@ def write_joint(
             does not take it; something else is there and `overwrite` is not given.
     """
     for name, part in parts.items():
+        if not copy and path.exists() and part.path.exists() and path.samefile(part.path):
+            raise StoreError(
+                f"{path}: is the file that holds the {name}, which would be lost; name another one (--output)"
+            )
         if part.ids != utterances.ids:
             raise StoreError(
                 f"{part.path}: holds other utterances than the table ({len(part.ids)} against {len(utterances)}, or "

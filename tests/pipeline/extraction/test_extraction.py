@@ -458,8 +458,17 @@ def test_a_part_may_lie_in_a_joint_file_of_its_own(manifest: Path, joined: Path,
     assert (again.audio.path, again.text.path) == (whole, text)  # type: ignore[union-attr]
     with h5py.File(tmp_path / "feats.h5") as file:
         assert file["audio/values"].shape == again.audio.values.shape  # type: ignore[union-attr]
-    with pytest.raises(StoreError, match=r"feats\.h5: takes its audio from whole\.h5: name that file"):
+    with pytest.raises(StoreError, match=r"takes its audio from \S+/whole\.h5; join that file instead"):
         join(manifest, tmp_path / "feats.h5", text, tmp_path / "more.h5")
+    with pytest.raises(StoreError, match=r"whole\.h5: is the file that holds the audio, which would be lost"):
+        join(manifest, whole, text, whole, overwrite=True)
+    records = read_manifest(manifest)
+    fewer = [one for one in records if one.conversation != records[-1].conversation]
+    write_manifest(tmp_path / "fewer.jsonl", fewer)
+    few = join(tmp_path / "fewer.jsonl", whole, text, tmp_path / "few.h5", copy_parts=True)
+    assert few.utterances.ids == [one.id for one in fewer]
+    for part, of in ((few.audio, alone.audio), (few.text, alone.text)):
+        np.testing.assert_array_equal(part.rows(2), of.rows(alone.utterances.ids.index(fewer[2].id)))  # type: ignore[union-attr]
     audio, ids = alone.audio, alone.utterances.ids
     assert audio is not None
     given = [audio.rows(index) for index in range(len(ids))]

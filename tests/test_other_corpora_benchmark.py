@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import pipeline.cli
+from fusion.ablation import read_variants
 from pipeline.store import read_features
 from tests.pipeline.made import write_wav
 
@@ -68,8 +69,11 @@ def test_its_commands_make_the_features_of_each_corpus(
             done = CliRunner().invoke(PIPELINE[command], arguments)
             assert done.exit_code == 0, done.output
         else:
-            studies.append(command)
-    assert studies == ["fusion-folds", "fusion-ablate", "fusion-ablate"]
+            studies.append((command, "--all" in arguments))
+    assert studies == [("fusion-folds", True), ("fusion-ablate", False), ("fusion-ablate", False)]
+    for name in ("emodb", "emorynlp", "mosi"):
+        variants = read_variants(tmp_path / "work" / name / "params.yaml")
+        assert "hcam" in [one.name for one in variants]
     speech, talk, videos = (
         read_features(tmp_path / "work" / name / "feats.h5") for name in ("emodb", "emorynlp", "mosi")
     )
