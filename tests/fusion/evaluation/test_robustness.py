@@ -107,7 +107,7 @@ def degraded(features: Features) -> Path:
     write_part(folder, features, "text-recogniser.h5", words(None, 55), noisy(1.0))
     for level in (0.0, 20.0, -10.0):
         write_part(
-            folder, features, f"audio-noise-{level:g}dB.h5", {"study": "noise", "level": level}, noisy(2 - level / 10)
+            folder, features, f"audio-noise-{level:g}dB.h5", {"study": "noise", "level": level}, noisy(8 - 0.4 * level)
         )
     return folder
 
