@@ -1,5 +1,6 @@
 """The `features` stage: manifest + audio.h5 + text.h5 -> one joint view, data/feats.h5."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,11 @@ from pipeline.store import (
     read_part,
     write_joint,
 )
+
+log = logging.getLogger(__name__)
+
+IMPORTED = "imported"  # the model of features that others made
+NAMED = 5  # utterances that are named in a line
 
 
 def join(
@@ -100,19 +106,52 @@ def _arrange(part: Part, records: Sequence[Utterance], modality: str, manifest: 
     """`part` in the order of `records`: by what was encoded, or by id where its maker knew no more."""
     known = {name: place for place, name in enumerate(part.ids)}
     ids = [record.id for record in records]
+    if part.identity.fields.get("model") == IMPORTED:
+        _check_turns(part, records, manifest)
+        _name_missing(part, [name for name in ids if name not in known], modality)
+        return part.take(np.array([known.get(name, -1) for name in ids]), ids)
     if known.keys() >= {*ids}:
         return part if part.ids == ids else part.take(np.array([known[name] for name in ids]), ids)
     keys = _keys(part.identity, records, modality)
     missing = [name for name, key in zip(ids, keys, strict=True) if key is not None and key not in known]
     if missing:
         what = "recordings" if modality == "audio" else "texts"
-        imported = part.identity.fields.get("model") == "imported"
-        again = f"import it again with --table {manifest}" if imported else f"run pipeline-{modality} again"
         raise StoreError(
             f"{part.path}: holds no {modality} of {len(missing)} of the {len(ids)} utterances of {manifest}, the first "
-            f"'{missing[0]}': it was made from other {what}; {again}"
+            f"'{missing[0]}': it was made from other {what}; run pipeline-{modality} again"
         )
     return part.take(np.array([-1 if key is None else known[key] for key in keys]), ids)
+
+
+def _name_missing(part: Part, missing: Sequence[str], modality: str) -> None:
+    """Warn of utterances that an import has nothing of."""
+    if missing:
+        named = ", ".join(f"'{name}'" for name in missing[:NAMED]) + (", .." if len(missing) > NAMED else "")
+        log.warning("%s: lacks %d utterances, whose %s is empty: %s", part.path, len(missing), modality, named)
+
+
+def _check_turns(part: Part, records: Sequence[Utterance], manifest: Path) -> None:
+    """See that ids of an import mean what they mean in the manifest.
+
+    Those that are made of a conversation and the place of a turn in it say nothing where one of the two has more turns.
+
+    Raises:
+        StoreError: they do not, or there is none that both have.
+    """
+    again = f"import it again with --table {manifest}"
+    if not {*part.ids} & {record.id for record in records}:
+        raise StoreError(
+            f"{part.path}: none of its utterances, such as '{part.ids[0]}', is one of {manifest}, such as "
+            f"'{records[0].id}'; {again}"
+        )
+    imported = Counter(name.rpartition("/")[0] for name in part.ids)
+    made = [record for record in records if record.id == f"{record.conversation}/{record.turn}"]
+    for conversation, turns in Counter(record.conversation for record in made).items():
+        if imported.get(conversation, turns) != turns:
+            raise StoreError(
+                f"{part.path}: has {imported[conversation]} turns of conversation '{conversation}', and {manifest} has "
+                f"{turns}; their ids are no more than places, so it is not certain which is which; {again}"
+            )
 
 
 def _keys(identity: Identity, records: Sequence[Utterance], modality: str) -> list[str | None]:

@@ -358,11 +358,12 @@ def _references(evaluation: Evaluation, confidence: str) -> list[str]:
     ]  # fmt: skip
     said = "The ensemble is the mean of the calibrated answers of all seeds, as `fusion-predict` gives it."
     if evaluation.linear:
-        several = ", the mean of the linear models below it, each weighted by how likely it makes validation"
+        several = ", the mean of the linear models below it, each weighted by the likelihood of validation under it"
         said += (
-            f" The linear reference is the next row{several if len(evaluation.linear) > 1 else ''}; linear models are "
-            "fitted on train, the strength of their penalty is chosen on validation, and last they are fitted on both. "
-            "Differences are the mean over "
+            f" The linear reference is the row behind it{several if len(evaluation.linear) > 1 else ''}; a linear path "
+            "is that reference beside the model. Linear models are regressions on the mean and the standard deviation "
+            "of each feature, fitted on train, the strength of their penalty chosen on validation, where their scores "
+            "come from these; last they are fitted on train and validation. Differences are the mean over "
             "seeds minus the row, intervals over conversations and seeds."
         )
     else:

@@ -1,5 +1,6 @@
 """`pipeline-import`: a table of utterances and features that others made -> one self-contained feature file."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline.imports.matching import Match, Row, match
 from pipeline.imports.values import Survey, as_rows, check_finite, not_finite, stored_dtype, survey, write_values
 from pipeline.join import table_of
 from pipeline.manifest import Utterance, label_names
-from pipeline.params import DatasetParams, ImportParams
+from pipeline.params import Columns, DatasetParams, ImportParams
 from pipeline.preparation import label_warnings, note_validation, settle, split_warnings
 from pipeline.settings import sole_writer
 from pipeline.store import Part, measure_columns, read_features, write_joint
@@ -133,6 +134,9 @@ def _corpus(table: Path | None, sources: Sequence[Source], dataset: DatasetParam
     """The turns, and the parameters that settle them."""
     if table is not None:
         at = dataset.model_copy(update={"name": "table", "root": str(table.parent), "table": table.name})
+        if _is_manifest(table):  # whose columns are its own, and whose labels and splits are settled
+            at = at.model_copy(update={"columns": Columns(), "labels": {}, "split": "given"})
+            return replace(read(at, to_encode=False), notes=[]), at
         return read(at, to_encode=False), at
     for source in sources:
         if source.turns is not None:
@@ -143,6 +147,14 @@ def _corpus(table: Path | None, sources: Sequence[Source], dataset: DatasetParam
     raise DataError(
         f"{sources[0].where}: names no conversations, splits and labels; name a table of utterances with --table"
     )
+
+
+def _is_manifest(table: Path) -> bool:
+    """Whether a table is what `pipeline-prepare` wrote."""
+    if table.suffix != ".jsonl":
+        return False
+    with table.open(encoding="utf-8", errors="replace") as file:
+        return bool(re.search(r'"status": ?"[^"]*", ?"check": ?"[0-9a-f]+"}$', file.readline().rstrip()))
 
 
 def _rows(corpus: Corpus, dataset: DatasetParams) -> list[Row]:

@@ -230,7 +230,8 @@ def _own_part(file: h5py.File, modality: str | None, path: Path) -> h5py.Group:
         return file[modality]
     if link:
         raise StoreError(f"{path}: takes its {modality} from {path.parent / link.filename}; join that file instead")
-    raise StoreError(f"{path}: holds no {modality} features; join a file that does")
+    held = " and ".join(name for name in MODALITIES if name in file.keys())  # noqa: SIM118
+    raise StoreError(f"{path}: holds no {modality} features, only {held or 'a table'}; join a file that does")
 
 
 def kind_of(path: Path) -> Literal["part", "joint"]:

@@ -23,6 +23,8 @@ from pipeline.extraction import Work, extract_audio, extract_text, fill
 from pipeline.extraction.engine import LocalEngine
 from pipeline.extraction.progress import Progress, Unit
 from pipeline.extraction.stage import Outcome
+from pipeline.imports import import_features
+from pipeline.imports.layout import Given
 from pipeline.inspect import inspect_file
 from pipeline.join import join, stand_ins
 from pipeline.manifest import (
@@ -37,8 +39,8 @@ from pipeline.manifest import (
     write_sources,
 )
 from pipeline.media import Decoders, clips
-from pipeline.params import AudioParams, TextParams
-from pipeline.store import Identity, PartLayout, SlotWriter, read_features, read_part, write_features
+from pipeline.params import AudioParams, DatasetParams, ImportParams, TextParams
+from pipeline.store import Features, Identity, PartLayout, SlotWriter, read_features, read_part, write_features
 from tests.demo import DEMO, conversations, prepared
 from tests.forked import exit_status, fork
 from tests.pipeline.tight import Tight
@@ -475,6 +477,40 @@ def test_a_part_may_lie_in_a_joint_file_of_its_own(manifest: Path, joined: Path,
     write_features(whole, alone.utterances, alone.label_names, (given, audio.identity), None)
     with pytest.raises(StoreError, match=r"whole\.h5: holds no text features"):
         join(manifest, whole, whole, tmp_path / "more.h5")
+
+
+def test_an_import_is_joined_by_id_and_what_it_lacks_is_named(
+    manifest: Path, joined: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records, text = read_manifest(manifest), Path(shutil.copy(joined.parent / "text.h5", tmp_path))
+    vectors = {record.id: np.full((1, 3), number, np.float32) for number, record in enumerate(records)}
+    np.savez(tmp_path / "vectors.npz", **vectors)  # type: ignore[arg-type]
+    of_another_table = DatasetParams.model_validate({"split": "speaker", "columns": {"id": "clip", "label": "mood"}})
+
+    def join_imported(table: list[Utterance]) -> Features:
+        write_manifest(tmp_path / "table.jsonl", table)
+        given = [Given("audio", str(tmp_path / "vectors.npz"))]
+        imported = tmp_path / "imported.h5"
+        import_features(tmp_path / "table.jsonl", given, imported, ImportParams(), of_another_table, overwrite=True)
+        return join(manifest, imported, text, tmp_path / "feats.h5", overwrite=True)
+
+    features = join_imported(records)
+    assert features.utterances.splits == [record.split for record in records]
+    for number, record in enumerate(records):
+        np.testing.assert_array_equal(features.audio.rows(number), vectors[record.id])  # type: ignore[union-attr]
+    assert not caplog.messages
+    last = records[-1].conversation
+    features = join_imported([record for record in records if record.conversation != last])
+    lengths = np.diff(features.audio.offsets)  # type: ignore[union-attr]
+    assert [bool(length) for length in lengths] == [record.conversation != last for record in records]
+    count = sum(record.conversation == last for record in records)
+    assert f"imported.h5: lacks {count} utterances, whose audio is empty: '{last}/0'" in caplog.text
+    with pytest.raises(
+        StoreError, match=r"no more than places, so .*; import it again with --table \S+manifest"
+    ):
+        join_imported([*records[:-1]])
+    with pytest.raises(StoreError, match=r"none of its utterances, such as 'x/\S+', is one of \S+manifest"):
+        join_imported([record.model_copy(update={"id": f"x/{record.id}"}) for record in records])
 
 
 def test_swapped_parts_are_refused(manifest: Path, joined: Path, tmp_path: Path) -> None:
