@@ -69,12 +69,11 @@ def survey(read: Read, ids: Sequence[str], modality: str) -> Survey:
         DataError: dimensions differ (both utterances are named), or there is nothing in any utterance.
     """
     found, first = Survey(), ""
-    digest = hashlib.sha256()
+    digests = []  # of each utterance with features, sorted below: how turns are split and sorted changes no value
     for index, utterance in enumerate(tqdm(ids, desc=f"checking {modality}", unit="utterance", disable=None)):
         rows = read(index)
         found.rows.append(len(rows))
         if not len(rows):
-            digest.update(b"none;")
             continue
         if found.dim and rows.shape[1] != found.dim:
             raise DataError(
@@ -83,12 +82,13 @@ def survey(read: Read, ids: Sequence[str], modality: str) -> Survey:
             )
         found.dim, first = rows.shape[1], first or utterance
         found.dtypes.add(rows.dtype.name)
-        digest.update(f"{rows.shape}{rows.dtype.str};".encode())
+        digest = hashlib.sha256(f"{rows.shape}{rows.dtype.str};".encode())
         digest.update(rows.data.cast("B"))
+        digests.append(digest.digest())
         _count_not_finite(rows, index, found)
     if not found.dim:
         raise DataError(f"{modality}: no utterance has any features; leave --{modality} out, or fix its source")
-    found.values = digest.hexdigest()
+    found.values = hashlib.sha256(b"".join(sorted(digests))).hexdigest()
     return found
 
 

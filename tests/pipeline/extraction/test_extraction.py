@@ -505,9 +505,7 @@ def test_an_import_is_joined_by_id_and_what_it_lacks_is_named(
     assert [bool(length) for length in lengths] == [record.conversation != last for record in records]
     count = sum(record.conversation == last for record in records)
     assert f"imported.h5: lacks {count} utterances, whose audio is empty: '{last}/0'" in caplog.text
-    with pytest.raises(
-        StoreError, match=r"no more than places, so .*; import it again with --table \S+manifest"
-    ):
+    with pytest.raises(StoreError, match=r"no more than places, so .*; import it again with --table \S+manifest"):
         join_imported([*records[:-1]])
     with pytest.raises(StoreError, match=r"none of its utterances, such as 'x/\S+', is one of \S+manifest"):
         join_imported([record.model_copy(update={"id": f"x/{record.id}"}) for record in records])

@@ -52,6 +52,23 @@ def test_values_order_and_lengths_round_trip_exactly(tmp_path: Path, form: Form,
         assert (tmp_path / "out.h5").read_bytes() == reference
 
 
+def test_the_identity_is_that_of_the_values_however_turns_are_split(tmp_path: Path) -> None:
+    rows = rows_of_table()
+    arrays = arrays_of(rows)
+    elsewhere = {"train": "train", "validation": "test", "test": "validation"}
+    moved = [{**row, "split": elsewhere[str(row["split"])]} for row in rows]
+    negative = {name: -array for name, array in arrays.items()}
+    first, again, other = (
+        run(tmp_path, in_npz(tmp_path, given), rows=table)[1]
+        for given, table in ((arrays, rows), (arrays, moved), (negative, rows))
+    )
+    assert first.utterances.ids != again.utterances.ids
+    assert first.audio is not None
+    assert again.audio is not None
+    assert other.audio is not None
+    assert first.audio.identity == again.audio.identity != other.audio.identity
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4", np.int8, np.uint16, bool])
 def test_numbers_of_every_kind_keep_their_value(tmp_path: Path, dtype: object) -> None:
     rows = rows_of_table()
