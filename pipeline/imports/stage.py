@@ -1,6 +1,6 @@
 """`pipeline-import`: a table of utterances and features that others made -> one self-contained feature file."""
 
-import re
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,7 +154,11 @@ def _is_manifest(table: Path) -> bool:
     if table.suffix != ".jsonl":
         return False
     with table.open(encoding="utf-8", errors="replace") as file:
-        return bool(re.search(r'"status": ?"[^"]*", ?"check": ?"[0-9a-f]+"}$', file.readline().rstrip()))
+        try:
+            first = json.loads(file.readline())
+        except ValueError:
+            return False
+    return isinstance(first, dict) and {"id", "conversation", "turn", "split", "samples", "status"} <= first.keys()
 
 
 def _rows(corpus: Corpus, dataset: DatasetParams) -> list[Row]:
