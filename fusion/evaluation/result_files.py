@@ -360,10 +360,10 @@ def _references(evaluation: Evaluation, confidence: str) -> list[str]:
     if evaluation.linear:
         several = ", the mean of the linear models below it, each weighted by the likelihood of validation under it"
         said += (
-            f" The linear reference is the row behind it{several if len(evaluation.linear) > 1 else ''}; a linear path "
-            "is that reference beside the model. Linear models are regressions on the mean and the standard deviation "
-            "of each feature, fitted on train, the strength of their penalty chosen on validation, where their scores "
-            "come from these; last they are fitted on train and validation. Differences are the mean over "
+            f" The linear reference is the row below it{several if len(evaluation.linear) > 1 else ''}; a model with a "
+            "linear path contains this reference. Linear models are regressions on the mean and the standard deviation "
+            "of each feature: fitted on train and scored on validation, which chooses the strength of their penalty, "
+            "then fitted once more on train and validation for the test split. Differences are the mean over "
             "seeds minus the row, intervals over conversations and seeds."
         )
     else:
