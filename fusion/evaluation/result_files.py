@@ -358,7 +358,7 @@ def _references(evaluation: Evaluation, confidence: str) -> list[str]:
     ]  # fmt: skip
     said = "The ensemble is the mean of the calibrated answers of all seeds, as `fusion-predict` gives it."
     if evaluation.linear:
-        several = ", the mean of the linear models below it, each weighted by the likelihood of validation under it"
+        several = ", the mean of the linear models that follow, each weighted by the likelihood of validation under it"
         said += (
             f" The linear reference is the row below it{several if len(evaluation.linear) > 1 else ''}; a model with a "
             "linear path contains this reference. Linear models are regressions on the mean and the standard deviation "

@@ -377,7 +377,7 @@ def test_the_table_holds_the_models_against_linear_ones_in_numbers_and_words(tmp
     assert "| linear, " in card
     assert "| chance: labels drawn by their shares in train |" in card
     assert chosen.name.startswith("linear, mean of 6 linear models: ")
-    assert "the mean of the linear models below it" in table
+    assert "the mean of the linear models that follow" in table
     weights = [float(one.name.rpartition(", weight ")[2]) for one in evaluation.linear[1:]]
     assert len(weights) == 6
     assert sum(weights) == pytest.approx(1, abs=0.031)
