@@ -334,6 +334,7 @@ def label_names(utterances: Iterable[Utterance], source: str) -> list[str]:
         if utterance.label is not None and utterance.label not in names:
             count = sum(u.label == utterance.label for u in utterances)
             to = next((name for name in names if same_spelling(name) == same_spelling(utterance.label)), None)
+            to = None if looks_missing(utterance.label) else to
             key = f"set dataset.labels: {json.dumps({utterance.label: to})}, "
             raise DataError(
                 f"{source}: label '{utterance.label}' ({count} utterances, such as '{utterance.id}' of the "

@@ -11,7 +11,7 @@ decoded once, in processes of their own; a turn is never dropped, and its status
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -132,14 +132,15 @@ def speak(
     """
     where = f"turn {index}"
     if isinstance(sound, Waveform):
-        _check_waveform(sound, where)
+        sound = _checked(sound, where)
     repaired: Counter[str] = Counter()
     text = repair_controls(fix_surrogates(text, repaired), repaired)
     turn = Turn(conversation, index, speaker=speaker, text=text, start=start, end=end, where=where)
     return Spoken(draft_utterance(turn, index, "test", _dataset(Path())), sound)
 
 
-def _check_waveform(wave: Waveform, where: str) -> None:
+def _checked(wave: Waveform, where: str) -> Waveform:
+    """The same with a rate that is an int: other libraries give 16000.0."""
     fits = wave.samples.ndim == 1 and wave.samples.dtype.kind == "f" and wave.sample_rate in SAMPLE_RATES
     if not fits:
         raise DataError(
@@ -147,6 +148,7 @@ def _check_waveform(wave: Waveform, where: str) -> None:
             f"(samples,) of floats in [-1, 1] at {SAMPLE_RATES.start} to {SAMPLE_RATES.stop - 1} Hz: mix several "
             "channels to one, and divide whole numbers by their largest"
         )
+    return replace(wave, sample_rate=int(wave.sample_rate))
 
 
 def _dataset(root: Path) -> DatasetParams:

@@ -159,7 +159,7 @@ def _identify(
     train = variants[0].recipe.train
     return {
         "rows": {one.name: [one.base, one.recipe.digest] for one in variants},
-        "seeds": ",".join(map(str, train.seeds)),
+        "seeds": ", ".join(map(str, train.seeds)),
         "metric": train.metric,
         "features": features,
         "evaluate": params.model_dump(mode="json"),

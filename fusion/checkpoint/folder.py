@@ -222,7 +222,7 @@ def check_encoders(loaded: LoadedModel, features: Features) -> None:
             raise ModelError(
                 f"{loaded.folder}: trained on {name} features of {_difference(trained, part.identity)}, but "
                 f"{features.path} has {_difference(part.identity, trained)}; "
-                "extract with the same encoder, or train anew"
+                f"{'import the same values' if trained.imported else 'extract with the same encoder'}, or train anew"
             )
 
 

@@ -109,6 +109,17 @@ class Provenance:
         """What calibrates the probabilities (`fusion.objective.calibrate`); None where it tells scores."""
         return self.calibration.temperature if self.calibration else None
 
+    @property
+    def chosen(self) -> str:
+        """The epochs whose weights are kept, in words: of each head in each stage, where there are several."""
+        if len(self.selected) == 1:
+            return f"epoch {next(iter(self.selected.values()))}"
+        pairs = (where.split(".") for where in self.selected)
+        epochs = self.selected.values()
+        return ", ".join(
+            f"{head} in stage {stage}: epoch {at}" for (stage, head), at in zip(pairs, epochs, strict=True)
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; the inverse of `provenance_from_json`."""
         return {

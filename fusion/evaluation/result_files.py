@@ -209,7 +209,7 @@ def _identify(seeds: Sequence[Provenance], features: str, params: EvaluateParams
         "target": first.recipe.train.target,
         "modalities": first.recipe.model.modalities,
         "encoders": ", ".join(one.name for one in (first.audio, first.text) if one is not None),
-        "seeds": ",".join(str(one.seed) for one in seeds),
+        "seeds": ", ".join(str(one.seed) for one in seeds),
         "params": first.recipe.digest,
         "features": features,
         "trained_on": first.features,
@@ -334,16 +334,12 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
 def _settings(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     """One line: which model, how long it could learn, and which epochs were chosen by what."""
     params = evaluation.seeds[0].provenance.recipe.train
-    chosen = [
-        f"seed {seed.provenance.seed}: "
-        + ", ".join(f"{head} {epoch}" for head, epoch in seed.provenance.selected.items())
-        for seed in evaluation.seeds
-    ]
+    chosen = [f"seed {seed.provenance.seed}, {seed.provenance.chosen}" for seed in evaluation.seeds]
     return (
         f"Model {run['model']}, target {run['target']}, modalities {run['modalities']}, encoders "
         f"{escape_markdown(run['encoders'])}, {params.optimizer} at {params.learning_rate:g}. Each seed learned for "
         f"at most {params.epochs} epochs, patience {params.patience}; kept are its epochs of the {params.best} on "
-        f"validation, by stage and head: {'; '.join(chosen)}."
+        f"validation: {'; '.join(chosen)}."
     )
 
 

@@ -35,10 +35,12 @@ from fusion.objective import (
 )
 from fusion.params import EvaluateParams, Recipe
 from fusion.runtime import Memory, memory_for_features
-from fusion.tables import bounds
+from fusion.tables import bounds, number_of
 from pipeline.store import Features
 
 FITTED = ("train", "validation")
+
+FEW_CONVERSATIONS = 10  # below, 95 % intervals of draws hold less than 90 % (docs/protocol.md)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Evaluation:
     @property
     def warnings(self) -> list[str]:
         """Sentences on what a reader must not overlook; none where there is nothing."""
-        return [*self._unlearned(), *self._at_the_floor(), *self._against_linear()]
+        return [*self._unlearned(), *self._few_conversations(), *self._at_the_floor(), *self._against_linear()]
 
     @property
     def metric(self) -> str:
@@ -119,6 +121,15 @@ class Evaluation:
     def _unlearned(self) -> list[str]:
         signs = {one.provenance.seed: one.provenance.unlearned for one in self.seeds if one.provenance.unlearned}
         return [f"Seed {seed} has not learned: {'; '.join(found)}." for seed, found in signs.items()]
+
+    def _few_conversations(self) -> list[str]:
+        count = len({one for one, counted in zip(self.conversations, self.counted, strict=True) if counted})
+        if count >= FEW_CONVERSATIONS:
+            return []
+        return [
+            f"Only {number_of(count, 'conversation')} of the test split can be scored: intervals, which draw whole "
+            "conversations, are too narrow with so few. fusion-folds tests on every conversation once."
+        ]
 
     def _at_the_floor(self) -> list[str]:
         name, one, lower = self.metric, self.summaries[self.metric], METRICS[self.metric].lower_is_better

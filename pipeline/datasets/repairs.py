@@ -1,5 +1,6 @@
 """Bytes and characters that an earlier conversion left broken, repaired; every repair is counted under its sentence."""
 
+import codecs
 import re
 import unicodedata
 from collections import Counter
@@ -48,19 +49,28 @@ def decode_all(path: Path, content: bytes, encoding: str) -> str:
         raise DataError(f"{path}, line {line}: not {encoding} ({error}); fix dataset.encoding in params.yaml") from None
 
 
+def _decode_rest(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of `bytes.decode`: the bytes that are not UTF-8, as cp1252."""
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("cp1252", errors="replace"), error.end
+
+
+codecs.register_error("cp1252", _decode_rest)
+
+
 def decode_lines(content: bytes, repaired: Counter[str]) -> str:
-    """UTF-8; a line that is not is taken for cp1252, which copies of tables often mix in."""
+    """UTF-8; bytes that are not are taken for cp1252, which copies of tables often mix in."""
     lines, others = [], []
     for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         try:
             lines.append(line.decode("utf-8"))
         except UnicodeDecodeError:
-            lines.append(line.decode("cp1252", errors="replace"))
+            lines.append(line.decode("utf-8", errors="cp1252"))
             others.append(line)
     if others:
         guess = guess_encoding(others)
         all_of_them = len(others) > 1 and len(others) == sum(not line.isascii() for line in lines)
-        shown = others[0].decode("cp1252", errors="replace").strip()[:SHOWN] if all_of_them else ""
+        shown = others[0].decode("utf-8", errors="cp1252").strip()[:SHOWN] if all_of_them else ""
         doubt = f" ({shown!r}); if that is wrong, set dataset.encoding" if shown else ""
         repaired[BYTES + (f", but look like {guess}" if guess else doubt)] += len(others)
     return "\n".join(lines)

@@ -41,6 +41,7 @@ RECORDING = re.compile(
 )
 LABEL_BLANKS = "labels with blanks around them, now without"
 INDEX = "columns with the row numbers of pandas, left out"
+MAY_BE_ROWS = "if each line is a row, double the quotes in its cells and put these cells in quotes"
 
 csv.field_size_limit(sys.maxsize)  # a cell may hold a whole interview; csv stops at 131,072 characters otherwise
 
@@ -108,9 +109,11 @@ def _read_delimited(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
     delimiter, text = "\t" if path.suffix.lower() == ".tsv" else ",", decode(path, content, repaired)
     if stated := DELIMITER_LINE.match(text):
         delimiter, text = stated[1], text[stated.end() :]  # its line end stays, for the numbers of lines
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = list(io.StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     written = (cells for cells in reader if any(cell.strip() for cell in cells))  # an empty line is no turn
     rows: list[Row] = []
+    doubtful: list[str] = []
     try:
         names = [_column_name(name) for name in next(written, [])]
         unnamed = [
@@ -118,7 +121,11 @@ def _read_delimited(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
         ]  # as pandas
         header = [name or other for name, other in zip(names, unnamed, strict=True)]
         _check_header(header, path)
+        before = reader.line_num
         for cells in written:
+            own, before = lines[before : reader.line_num], reader.line_num
+            if _may_be_rows(own, len(header), delimiter):
+                doubtful.append(f"lines {before - len(own) + 1} to {before}")
             where = f"{path}, line {reader.line_num}"
             if len(cells) != len(header):
                 raise DataError(
@@ -131,7 +138,15 @@ def _read_delimited(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
             f"{path}, line {reader.line_num}: {error}; look for a cell whose quote is not closed, and double the "
             "quotes inside quoted cells"
         ) from None
+    if doubtful:
+        repaired[f"rows of several lines by their quotes ({doubtful[0]}); {MAY_BE_ROWS}"] += len(doubtful)
     return rows
+
+
+def _may_be_rows(lines: Sequence[str], columns: int, delimiter: str) -> bool:
+    """Whether the lines of a row may be rows themselves, of texts that people put in quotes."""
+    lines = [line for line in lines if line.strip()]
+    return len(lines) > 1 and all(len(line.split(delimiter)) == columns > 1 for line in lines)
 
 
 @lru_cache(maxsize=1_000)  # JSON lines name them in every line
@@ -183,7 +198,7 @@ def _read_parquet(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
             f"{path}: reading Parquet needs pyarrow; pip install pyarrow, or save the table as .csv or .jsonl"
         ) from None
     try:
-        table = parquet.read_table(pyarrow.BufferReader(content))
+        table = parquet.ParquetFile(pyarrow.BufferReader(content)).read()
         columns = [column.to_pylist() for column in table.columns]
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a Parquet file that can be read ({error})") from None

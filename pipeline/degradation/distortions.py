@@ -2,7 +2,8 @@
 noise in clips at a given signal-to-noise ratio. Pure.
 
 **Words.** A word is what white space separates, without the punctuation around it; a token of punctuation alone is no
-word. At rate r each word has an error with probability r, independently of all others. An error
+word. Case, composed or decomposed accents and the form of an apostrophe make no other word. At rate r each word has an
+error with probability r, independently of all others. An error
 
     substitutes  another word for it, between the same punctuation,
     deletes      it together with its punctuation, or
@@ -13,7 +14,7 @@ seed, the utterance and the word's position, not on the rate: a higher rate has 
 that curves over the rate are smooth.
 
 The measure is the word error rate of speech recognition: substitutions, deletions and insertions of the cheapest
-alignment, over the words of the reference, all utterances together, without regard to case and punctuation. It may lie
+alignment, over the words of the reference, all utterances together. It may lie
 a little below the rate: a word deleted and another inserted beside it align as one substitution.
 
 **Noise.** The ratio is 10 log10(P / N) dB, where P is the clip's own power and N that of the noise, both over the
@@ -27,7 +28,7 @@ Digital silence has no ratio and stays as it is.
 """
 
 import hashlib
-import re
+import unicodedata
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -62,7 +63,8 @@ def _coloured(noise: np.ndarray, sound: np.ndarray) -> np.ndarray:
     return np.fft.irfft(np.fft.rfft(noise) * np.abs(np.fft.rfft(sound)), n=len(sound))
 
 
-TOKEN = re.compile(r"(\W*)(.*?)(\W*)", re.DOTALL)  # punctuation, word, punctuation
+APOSTROPHES = str.maketrans("\u2019\u02bc\uff07", "'''")
+UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}  # no blanks between words
 
 
 def words_of(text: str) -> list[str]:
@@ -71,14 +73,30 @@ def words_of(text: str) -> list[str]:
     >>> words_of('"Well -- I don\\'t," she said.')
     ['well', 'i', "don't", 'she', 'said']
     """
-    return [word.lower() for token in text.split() if (word := _parts(token)[1])]
+    return [_spelling(word) for token in text.split() if (word := _parts(token)[1])]
+
+
+def is_unspaced(texts: Iterable[str]) -> bool:
+    """Whether most letters are of scripts that put no blanks between words.
+
+    >>> is_unspaced(["我不知道", "Mir geht es gut"]), is_unspaced(["我不知道", "好"])
+    (False, True)
+    """
+    letters = Counter(letter for text in texts for letter in text if letter.isalpha())
+    unspaced = sum(n for letter, n in letters.items() if unicodedata.name(letter, "").split(" ")[0] in UNSPACED)
+    return 2 * unspaced > letters.total()
+
+
+def _spelling(word: str) -> str:
+    """What the same words share: typographic apostrophes and decomposed accents are another program's spelling."""
+    return unicodedata.normalize("NFC", word).translate(APOSTROPHES).lower()
 
 
 def _parts(token: str) -> tuple[str, str, str]:
-    """Punctuation before, the word, punctuation behind."""
-    found = TOKEN.fullmatch(token)
-    assert found is not None  # the pattern takes every text
-    return found[1], found[2], found[3]
+    """Punctuation before, the word, punctuation behind; vowel signs are parts of words, which `\\w` leaves out."""
+    inside = [place for place, sign in enumerate(token) if sign == "_" or unicodedata.category(sign)[0] in "LMN"]
+    first, last = (inside[0], inside[-1] + 1) if inside else (len(token), len(token))
+    return token[:first], token[first:last], token[last:]
 
 
 @dataclass(frozen=True)
@@ -137,7 +155,7 @@ def add_word_errors(
         if not word or chance >= rate:
             result.append(token)
             continue
-        drawn = vocabulary.draw(at, other_than=word.lower())
+        drawn = vocabulary.draw(at, other_than=_spelling(word))
         result += {"substitute": [before + drawn + behind], "delete": [], "insert": [token, drawn]}[kinds.pick(kind)]
     changed = " ".join(result)
     return changed if words_of(changed) or not words_of(text) else ""

@@ -30,6 +30,7 @@ from pipeline.degradation.distortions import (
     WordErrors,
     add_noise,
     add_word_errors,
+    is_unspaced,
     vocabulary_of,
     word_errors,
 )
@@ -160,6 +161,11 @@ def hear(utterances: Sequence[Utterance], params: DegradeParams, manifest: Path)
             )
         heard = [utterance.recognised or "" for utterance in test]
         hearings.append(_measured("recogniser", {"study": "recogniser"}, test, heard))
+    if hearings and is_unspaced(utterance.text for utterance in test):
+        notes.append(
+            "the texts have no blanks between words, so word errors count what lies between blanks, such as whole "
+            "sentences; put a segmenter's blanks into the table to have words"
+        )
     return hearings, notes
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pipeline.errors import DataError
 from pipeline.imports.entries import as_array, reading
 from pipeline.params import ImportParams
-from pipeline.store import ABSURD, Identity, Part, checksum, is_sane, writing
+from pipeline.store import ABSURD, IMPORTED, Identity, Part, checksum, is_sane, writing
 
 Read = Callable[[int], np.ndarray]  # utterance -> (rows, dim); (0, 0) where there is nothing
 
@@ -147,7 +147,7 @@ def write_values(
         values = np.memmap(file, dtype, mode="r", shape=(int(offsets[-1]), found.dim))
     identity = Identity(
         {
-            "model": "imported",
+            "model": IMPORTED,
             "modality": modality,
             "values": found.values,
             "dtype": dtype.name,

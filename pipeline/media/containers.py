@@ -64,9 +64,9 @@ def read_parts(path: Path) -> Iterator[str | Part]:
         size = os.fstat(file.fileno()).st_size
         starts = _links(file, LINKS[head]) if head in LINKS else _waves(file, size) if head == b"RIFF" else [0]
         spans = list(zip(starts, [*starts[1:], size], strict=True))
-        fixed = [_padded_samples(file, *span) if head in (b"RIFF", b"RF64") else None for span in spans]
-    for span, fixes in zip(spans, fixed, strict=True):
-        yield Part(path, *span, *(fixes or ())) if fixes or len(spans) > 1 else str(path.absolute())
+        fixed = [_fixes(file, *span) if head in (b"RIFF", b"RF64") else ({}, 1.0) for span in spans]
+    for span, (fixes, gain) in zip(spans, fixed, strict=True):
+        yield Part(path, *span, fixes, gain) if fixes or len(spans) > 1 else str(path.absolute())
 
 
 def _links(file: IO[bytes], mark: bytes) -> list[int]:
@@ -97,31 +97,57 @@ def _waves(file: IO[bytes], size: int) -> list[int]:
     return starts
 
 
+def _fixes(file: IO[bytes], start: int, end: int) -> tuple[dict[int, bytes], float]:
+    """What sets a WAV file (at `start`) right, and by what its samples are to be multiplied."""
+    fixes, gain = _padded_samples(file, start, end) or ({}, 1.0)
+    return fixes | _stated_too_little(file, start, end), gain
+
+
+def _stated_too_little(file: IO[bytes], start: int, end: int) -> dict[int, bytes]:
+    """What has FFmpeg read a WAV file (at `start`) to its end whose header states less, as of more than 4 GB."""
+    place, length = _chunks(file, start, end).get(b"data", (end, 0))
+    behind = place + length + length % 2
+    file.seek(behind)
+    rest = file.read(HEAD)
+    if (
+        not length or len(rest) < 8 or not rest.strip(b"\0") or all(0x20 <= byte < 0x7F for byte in rest[:4])
+    ):  # a chunk, padding
+        return {}
+    return {place - 4: b"\xff\xff\xff\xff"}  # which is read as "to the end"
+
+
+def _chunks(file: IO[bytes], start: int, end: int) -> dict[bytes, tuple[int, int]]:
+    """The chunks of a WAV file up to its samples: where each begins, behind its name and length, and its length."""
+    chunks, place = {}, start + 12
+    while place + 8 <= end and b"data" not in chunks:
+        file.seek(place)
+        name, length = struct.unpack("<4sI", file.read(8))
+        chunks[name] = (place + 8, length)
+        place += 8 + length + length % 2
+    return chunks
+
+
 def _padded_samples(file: IO[bytes], start: int, end: int) -> tuple[dict[int, bytes], float] | None:
     """What sets a WAV header (at `start`) right whose samples have more bytes than bits, such as 24 bits in 32, and by
     what these are to be multiplied; None for any other. FFmpeg takes these for floats, or for narrower samples.
 
     The standard has such samples at the upper end of their bytes; many programs have them at the lower end.
     """
-    chunks, place, length = {}, start + 12, 0
-    while place + 8 <= end and b"data" not in chunks:
-        file.seek(place)
-        name, length = struct.unpack("<4sI", file.read(8))
-        chunks[name] = place + 8
-        place += 8 + length + length % 2
+    chunks = _chunks(file, start, end)
     if not {b"fmt ", b"data"} <= set(chunks):
         return None
-    file.seek(chunks[b"fmt "])
+    (header, _), (samples, length) = chunks[b"fmt "], chunks[b"data"]
+    file.seek(header)
     form = file.read(26).ljust(26, b"\0")
     tag, channels, _, _, frame_bytes, bits, _, valid_bits, _, subformat = struct.unpack("<HHIIHHHHIH", form)
     width = frame_bytes // max(channels, 1)
-    fixes = {chunks[b"fmt "] + 14: struct.pack("<H", 8 * width)}
+    fixes = {header + 14: struct.pack("<H", 8 * width)}
     if tag == EXTENSIBLE:
         tag, bits = subformat, valid_bits or bits
-        fixes[chunks[b"fmt "] + 18] = fixes[chunks[b"fmt "] + 14]
+        fixes[header + 18] = fixes[header + 14]
     if tag != PCM or not 2 <= width <= 4 or not 0 < bits <= 8 * (width - 1):
         return None
-    place = file.seek(chunks[b"data"])
+    place = file.seek(samples)
     last = min(place + length, end) if length else end
     while piece := file.read(min(width << 16, last - file.tell())):
         whole = np.zeros((len(piece) // width, 4), np.uint8)
@@ -130,7 +156,7 @@ def _padded_samples(file: IO[bytes], start: int, end: int) -> tuple[dict[int, by
         if (values & 0xFF).any():  # the lower end is in use
             if (np.abs(values) <= 1 << (bits - 1)).all():
                 return fixes, 2.0 ** (8 * width - bits)
-            return fixes | {chunks[b"fmt "]: struct.pack("<H", FLOAT)}, 2.0**-23  # Cool Edit's floats of 24 bits
+            return fixes | {header: struct.pack("<H", FLOAT)}, 2.0**-23  # Cool Edit's floats of 24 bits
     return fixes, 1.0
 
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 from pipeline.datasets import Counts, Turn
 from pipeline.manifest import OK, SPLITS, Utterance, looks_missing, reasons, same_spelling
@@ -154,19 +155,41 @@ def split_warnings(utterances: Sequence[Utterance]) -> list[str]:
     ]
 
 
+def order_notes(utterances: Sequence[Utterance], turns: Sequence[Turn]) -> list[str]:
+    """Conversations in which later turns begin earlier in their recording, or two turns have one number."""
+    backwards = [
+        second
+        for first, second in pairwise(utterances)
+        if first.conversation == second.conversation and first.audio == second.audio
+        if None not in (first.start, second.start) and second.start < first.start  # type: ignore[operator]
+    ]
+    numbers = Counter((turn.conversation, turn.order) for turn in turns)
+    twice = [conversation for (conversation, _), count in numbers.items() if count > 1]
+    notes = []
+    if backwards:
+        notes.append(
+            f"{len({one.conversation for one in backwards})} conversations have turns that begin before the turn in "
+            f"front of them, such as '{backwards[0].id}' at {backwards[0].start:g} s; sort the rows by start, or "
+            "number them in a column turn: the order of turns is their context"
+        )
+    if twice:
+        notes.append(
+            f"{len(set(twice))} conversations have two turns of one number, such as '{twice[0]}'; they keep the order "
+            "of their rows"
+        )
+    return notes
+
+
 def name_notes(utterances: Sequence[Utterance]) -> list[str]:
     """Speakers and conversations that are probably one; no key merges them."""
     speakers = Counter(utterance.speaker for utterance in utterances if utterance.speaker)
     conversations = Counter(utterance.conversation for utterance in utterances)
     return [
-        f"{what} that differ only in {how}: {_listed(alike)}; if they are the same, fix the table"
+        f"{what} that differ only in {how}blanks, `.0`, Unicode form or invisible characters: {_listed(alike)}; if "
+        "they are the same, fix the table"
         for what, how, alike in (
-            ("speakers", "case, blanks, Unicode form or invisible characters", _alike(speakers)),
-            (
-                "conversations",
-                "blanks, Unicode form or invisible characters",
-                _alike(conversations, partial(same_spelling, case=True)),
-            ),
+            ("speakers", "case, ", _alike(speakers, _plain_name)),
+            ("conversations", "", _alike(conversations, partial(_plain_name, case=True))),
         )
         if alike
     ]
@@ -208,7 +231,7 @@ def modality_warnings(utterances: Sequence[Utterance]) -> list[str]:
     return warnings
 
 
-def _alike(counts: Mapping[str, int], spelling: Callable[[str], str] = same_spelling) -> list[Counter[str]]:
+def _alike(counts: Mapping[str, int], spelling: Callable[[str], str]) -> list[Counter[str]]:
     """Groups of names that are spelled the same, with their counts."""
     groups: dict[str, Counter[str]] = {}
     for name, count in counts.items():
@@ -222,9 +245,17 @@ def _plain_label(label: str) -> str:
     >>> [_plain_label(label) for label in ("very sad", "very-sad", "'Very_sad'", "1.0", "-1")]
     ['verysad', 'verysad', 'verysad', '1', '-1']
     """
-    plain = same_spelling(label).strip(QUOTES)
-    number = re.fullmatch(r"(-?\d+)\.0+", plain)
-    return number[1] if number else re.sub(r"(?<=[^\W\d_])[-_\u2010-\u2015]+(?=[^\W\d_])", "", plain)
+    plain = _plain_number(same_spelling(label).strip(QUOTES))
+    return re.sub(r"(?<=[^\W\d_])[-_\u2010-\u2015]+(?=[^\W\d_])", "", plain)
+
+
+def _plain_name(name: str, case: bool = False) -> str:
+    return _plain_number(same_spelling(name, case))
+
+
+def _plain_number(name: str) -> str:
+    """Without the `.0` that programs give whole numbers."""
+    return re.sub(r"(?<=\d)\.0+$", "", name) if re.fullmatch(r"-?\d+\.0+", name) else name
 
 
 def _is_plain(label: str) -> bool:

@@ -34,6 +34,7 @@ from pipeline.preparation.counts import (
     label_warnings,
     modality_warnings,
     name_notes,
+    order_notes,
     select,
     split_warnings,
     statuses,
@@ -102,7 +103,12 @@ def prepare(params: DatasetParams) -> Prepared:
     drafts = [draft for draft, _ in settle(corpus.turns, params)]
     utterances = _probe_all(drafts, params)  # takes its time: all that can be refused without it has been
     _check_recordings(utterances, params)
-    notes = [*corpus.notes, *note_validation(corpus.turns, params), *name_notes(utterances)]
+    notes = [
+        *corpus.notes,
+        *note_validation(corpus.turns, params),
+        *name_notes(utterances),
+        *order_notes(utterances, corpus.turns),
+    ]
     warnings = [
         *label_warnings(utterances, params),
         *split_warnings(utterances),
@@ -304,7 +310,7 @@ def _as_on_disk(root: Path, path: PurePosixPath) -> str:
 def _names_in(folder: Path, changed: int) -> Mapping[str, Sequence[str]]:
     """The names in a folder that was `changed` then, by their composed form and by what looks the same."""
     names: dict[str, list[str]] = defaultdict(list)
-    for name in (path.name for path in folder.iterdir()):
+    for name in (path.name for path in folder.iterdir()) if os.access(folder, os.R_OK) else ():
         for spelling in {unicodedata.normalize("NFC", name), _words(name)}:
             names[spelling].append(name)
     return names

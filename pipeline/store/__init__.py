@@ -33,7 +33,7 @@ from pipeline.settings import door
 if TYPE_CHECKING:
     from pipeline.store.columns import Columns, join_columns, measure_columns
     from pipeline.store.guard import ABSURD, Guard, checksum, is_sane
-    from pipeline.store.identity import NO_ENCODER, CorpusNote, Identity, Reference
+    from pipeline.store.identity import IMPORTED, NO_ENCODER, CorpusNote, Identity, Reference
     from pipeline.store.reader import (
         MODALITIES,
         UNLABELLED,

@@ -13,13 +13,14 @@ import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.settings import Threads, count_cores
+from pipeline.store.seal import MAKE
 
 ABSURD = 1e15  # no encoder gives larger values; a row of their squares still has a sum in float32
 TOGETHER = 4 << 20  # bytes; more are looked at by several threads, as hashing lets go of the interpreter lock
 NAMED = 5  # utterances in a message
 DAMAGED, INSANE = "do not match their checksum", f"hold values that are not finite or beyond {ABSURD:.0e}"
 FAULTS = {  # what is wrong with an utterance: what to do
-    DAMAGED: "the file was damaged after it was written; delete it and run dvc repro",
+    DAMAGED: f"the file was damaged after it was written; delete it and {MAKE}",
     INSANE: "no model learns from these; encode or import them again",
 }
 BITS = {2: ("i2", "u2", 0x7BFF), 4: ("i4", "u4", int(np.float32(ABSURD).view(np.uint32)))}  # itemsize -> largest

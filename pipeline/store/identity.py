@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 NO_ENCODER = "none"  # the model of a part whose corpus lacks the modality
+IMPORTED = "imported"  # that of features that others made
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Identity:
     @property
     def name(self) -> str:
         """What to call the encoder: its name on the hub or here; that of a folder with what tells it from others."""
-        name, known = str(self.fields.get("model")), ("tiny", "log-mel", "egemaps", "egemaps-functionals", "imported")
+        name, known = str(self.fields.get("model")), ("tiny", "log-mel", "egemaps", "egemaps-functionals", IMPORTED)
         if name in known or self.fields.get("revision") or "weights" not in self.fields:
             return name
         return f"{name} ({self.fields.get('architecture', 'folder')}, weights {str(self.fields['weights'])[:8]})"
@@ -30,6 +31,11 @@ class Identity:
     def of_an_encoder(self) -> bool:
         """Whether there is one; a corpus that lacks the modality needs none."""
         return self.fields.get("model") != NO_ENCODER
+
+    @property
+    def imported(self) -> bool:
+        """Whether others made the features, so that it is their values which the identity is of."""
+        return self.fields.get("model") == IMPORTED
 
     def to_json(self) -> str:
         """One canonical line: sorted keys, no spaces."""

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.errors import ErcError, StoreError
 from pipeline.store.guard import NOTHING, Guard
 from pipeline.store.identity import CorpusNote, Identity
-from pipeline.store.seal import check_seal
+from pipeline.store.seal import MAKE, check_seal
 
 Dtype = Literal["float16", "float32"]
 
@@ -219,7 +219,7 @@ def read_part(path: Path, modality: str | None = None) -> Part:
         part = _read_part_group(file if whole else _own_part(file, modality, path), path)
     if not part.checksums.all():
         missing = int((part.checksums == 0).sum())
-        raise StoreError(f"{path}: unfinished: {missing} of {len(part.ids)} utterances are not written; run dvc repro")
+        raise StoreError(f"{path}: unfinished: {missing} of {len(part.ids)} utterances are not written; {MAKE}")
     return part
 
 
@@ -259,9 +259,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
         ) from error
     except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise StoreError(
-            f"{path}: undamaged, but not laid out as this program reads it ({reason}); run dvc repro to make it anew"
-        ) from error
+        raise StoreError(f"{path}: undamaged, but not laid out as this program reads it ({reason}); {MAKE}") from error
 
 
 @contextmanager
@@ -291,7 +289,7 @@ def _refuse_false(file: h5py.File, path: Path) -> None:
     for name, item in _members(file):
         if item is None or (isinstance(item, h5py.Dataset) and lies_elsewhere(item)):
             raise StoreError(
-                f"{path}: '{name.lstrip('/')}' takes its bytes from another file, which is refused; run dvc repro"
+                f"{path}: '{name.lstrip('/')}' takes its bytes from another file, which is refused; {MAKE}"
             )
         claims = {name: (item.shape, item.dtype)} if isinstance(item, h5py.Dataset) else {}
         for attribute in item.attrs:
@@ -335,7 +333,7 @@ def _read_part_group(group: h5py.Group, path: Path) -> Part:
     values = _map_values(group["values"], path)
     consistent = len(offsets) == len(ids) + 1 == len(checksums) + 1 and offsets[0] == 0
     if not consistent or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
-        raise StoreError(f"{path}: its offsets, checksums, ids and values do not fit together; run dvc repro")
+        raise StoreError(f"{path}: its offsets, checksums, ids and values do not fit together; {MAKE}")
     failed = dict(json.loads(_read_strings(group["failed"])[0])) if "failed" in group else {}
     identity, plan = Identity.from_json(group.attrs["identity"]), str(group.attrs["plan"])
     guard = Guard.of(path, values, offsets, checksums, ids)

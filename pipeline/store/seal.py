@@ -26,6 +26,7 @@ OPENED = 20  # behind the user block: HDF5 sets this byte to 1 while a program h
 CACHED = slice(72, 96)  # and here makes or clears a copy of what the root group's header holds: 1, and two addresses
 SUPERBLOCK = slice(8, 9)  # their version; in those above 0 other things lie there
 BLOCK = 1 << 20  # bytes that are hashed at once
+MAKE = "make it with dvc repro or its own command"  # what to do, in messages
 
 
 def seal(path: Path, values: Sequence[tuple[int, int]], note: Mapping[str, int] | None = None) -> None:
@@ -63,7 +64,7 @@ def check_seal(path: Path) -> None:
     try:
         _check_seal(path)
     except FileNotFoundError:
-        raise StoreError(f"{path}: no such feature file; fix the path, or run dvc repro") from None
+        raise StoreError(f"{path}: no such feature file; fix the path, or {MAKE}") from None
     except OSError as error:  # its content is not known, so nothing is said against it
         raise StoreError(
             f"{path}: cannot be read ({error.strerror}); see who may read it and whether the disk answers"
@@ -76,26 +77,25 @@ def _check_seal(path: Path) -> None:
         block = file.read(USER_BLOCK + len(HDF5))  # and the signature of HDF5 behind it
     line = _parse(block)
     version = line.get("version")
-    damaged = StoreError(f"{path}: damaged, or changed by another program; delete it and run dvc repro")
+    damaged = StoreError(f"{path}: damaged, or changed by another program; delete it and {MAKE}")
     if line.get("format") != FORMAT:
         if block[USER_BLOCK:] == HDF5:  # what lies behind a seal
             raise StoreError(
-                f"{path}: not a finished feature file, since its seal is missing or damaged; run dvc repro to make it "
-                "anew, or name another"
+                f"{path}: not a finished feature file, since its seal is missing or damaged; name another, or {MAKE}"
             )
-        raise StoreError(f"{path}: not a feature file of this project; name another, or run dvc repro to make one")
+        raise StoreError(f"{path}: not a feature file of this project; name another, or {MAKE}")
     block = block[:USER_BLOCK]
     if version not in READABLE:
         raise StoreError(
             f"{path}: written in version {version} of the format, this program reads versions "
             f"{', '.join(map(str, READABLE))}; "
-            "run dvc repro to make it anew, or install the matching erc-fusion"
+            f"{MAKE}, or install the matching erc-fusion"
         )
     if block != _rendered(line) or not _is_sound(line):
         raise damaged
     size, expected = path.stat().st_size, line["size"]
     if size != expected:
-        raise StoreError(f"{path}: truncated: {size} bytes, expected {expected}; delete it and run dvc repro")
+        raise StoreError(f"{path}: truncated: {size} bytes, expected {expected}; delete it and {MAKE}")
     if not _is_intact(path, line, None):
         raise damaged
 

@@ -438,9 +438,9 @@ def text_file(path: Path) -> Path:
 
 
 BAD_FEATURES = {
-    "missing": (lambda path: path, "feats.h5: no such feature file; fix the path, or run dvc repro"),
+    "missing": (lambda path: path, "feats.h5: no such feature file; fix the path, or make it with dvc repro"),
     "folder": (folder, "feats.h5: cannot be read (Is a directory)"),
-    "text": (text_file, "feats.h5: not a feature file of this project; name another, or run dvc repro"),
+    "text": (text_file, "feats.h5: not a feature file of this project; name another, or make it with dvc repro"),
     "empty": (lambda path: cut(features(path), 0), "not a feature file of this project"),
     "half": (lambda path: cut(features(path), 0.5), "feats.h5: truncated:"),
     "without its last byte": (lambda path: cut(features(path), 0.99999), "feats.h5: truncated:"),
@@ -448,7 +448,7 @@ BAD_FEATURES = {
     "older": (lambda path: of_version(features(path), 0), "written in version 0 of the format, this program reads"),
     "one bit in its seal": (
         lambda path: with_flipped_byte(features(path), 3),
-        "feats.h5: not a finished feature file, since its seal is missing or damaged; run dvc repro",
+        "feats.h5: not a finished feature file, since its seal is missing or damaged",
     ),
     "one bit in its structure": (lambda path: with_flipped_byte(features(path), 600), "feats.h5: damaged, or changed"),
 }

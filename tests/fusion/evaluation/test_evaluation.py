@@ -284,7 +284,7 @@ def test_the_table_says_in_words_what_was_run(evaluation: Evaluation, results: P
     assert line.startswith(f"Model {recipe.model.name}, target label, modalities both, encoders ")
     assert f"at most {recipe.train.epochs} epochs, patience {recipe.train.patience}; kept are its epochs" in line
     assert f"of the best {recipe.train.metric} on validation" in line
-    assert line.endswith(f"seed 3: fusion.fused {best[0]}; seed 11: fusion.fused {best[1]}.")
+    assert line.endswith(f"seed 3, epoch {best[0]}; seed 11, epoch {best[1]}.")
 
 
 def test_the_same_evaluation_gives_the_same_bytes(

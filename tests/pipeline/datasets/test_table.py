@@ -109,6 +109,18 @@ def test_cells_may_hold_line_breaks_and_delimiters(tmp_path: Path) -> None:
     assert [turn.text for turn in turns] == ['two\nlines, and "quotes"', "x"]
 
 
+def test_rows_that_quotes_may_have_joined_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"Well, he said\thappy\nand left."\tsad\n"a\nb"\tsad\n')
+    corpus = read(tmp_path / "a.tsv")
+    assert len(corpus.turns) == 2
+    assert corpus.repaired == {f"rows of several lines by their quotes (lines 2 to 3); {table.MAY_BE_ROWS}": 1}
+
+
+def test_bytes_that_are_not_utf8_cost_no_others(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text\nZażółć \x96 jaźń\n".encode().replace(b"\xc2\x96", b"\x96"))
+    assert read(tmp_path / "a.csv").turns[0].text == "Zażółć – jaźń"
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
     assert read_text(tmp_path / "a.csv", "\ufefftext\nhello\n").turns[0].text == "hello"
     assert read_text(tmp_path / "a.jsonl", '\ufeff{"text": "hello"}\n').turns[0].text == "hello"

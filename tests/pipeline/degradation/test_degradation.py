@@ -12,7 +12,7 @@ import torch
 
 from pipeline.degradation import degrade
 from pipeline.degradation import stage as module
-from pipeline.degradation.stage import Degraded
+from pipeline.degradation.stage import Degraded, hear
 from pipeline.errors import DataError, StoreError
 from pipeline.extraction import extract_audio, extract_text
 from pipeline.manifest import content_key, read_manifest, write_manifest
@@ -292,6 +292,15 @@ def test_studies_that_a_corpus_does_not_allow_are_left_out_with_a_note(corpus: P
     assert not [*result.encoded, *result.kept]
     assert "note: no study of word errors" in result.summary()
     assert "note: no study of noise: the test split has no recordings" in result.summary()
+
+
+def test_texts_without_blanks_between_words_are_noted(corpus: Path) -> None:
+    manifest = corpus / "manifest.jsonl"
+    written = [u.model_copy(update={"text": f"我不知道{u.turn}"}) for u in read_manifest(manifest)]
+    notes = hear(written, DegradeParams(word_errors=(0.1,)), manifest)[1]
+    assert notes
+    assert all(note.startswith("the texts have no blanks between words") for note in notes)
+    assert not hear(read_manifest(manifest), DegradeParams(word_errors=(0.1,)), manifest)[1]
 
 
 @pytest.mark.soak

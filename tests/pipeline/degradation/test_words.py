@@ -142,6 +142,23 @@ def test_the_distance_is_that_of_the_definition(a: list[str], b: list[str]) -> N
     assert edit_distance(a, b) == plain_distance(tuple(a), tuple(b))
 
 
+SAME = {
+    "apostrophe": ("I don’t", "I don't"),
+    "decomposed accent": ("e\u0301te\u0301", "\xe9t\xe9"),
+    "punctuation": ("«Ça va ?»", "ça va"),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_another_spelling_of_a_word_is_no_error(name: str) -> None:
+    assert word_errors([SAME[name]]).edits == 0
+
+
+def test_vowel_signs_are_parts_of_words() -> None:
+    assert words_of("अच्छा लड़का!") == ["अच्छा", "लड़का"]
+    assert word_errors([("अच्छा लड़का", "अच्छी लड़की")]).edits == 2
+
+
 def test_the_word_error_rate_is_over_all_words_together() -> None:
     errors = word_errors([("one two three four", "one too three"), ("Five!", "five"), ("", "and more")])
     assert (errors.edits, errors.words, errors.rate) == (4, 5, 0.8)

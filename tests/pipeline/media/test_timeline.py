@@ -424,6 +424,16 @@ def test_samples_with_more_bytes_than_bits_are_what_was_written(
     np.testing.assert_allclose(recording.samples, expected, rtol=0, atol=2.0 ** (1 - min(bits, 24)))
 
 
+@pytest.mark.parametrize("behind", [b"", b"LIST\4\0\0\0abcd", bytes(4096)])
+def test_a_wav_file_whose_header_states_too_little_is_read_to_its_end(tmp_path: Path, behind: bytes) -> None:
+    path = write_wav(tmp_path / "a.wav", sound(1.0, RATE), RATE)
+    whole, content = decode(path), bytearray(path.read_bytes() + behind)
+    place = content.index(b"data") + 4
+    content[place : place + 4] = struct.pack("<I", len(whole.samples) if not behind else 2 * len(whole.samples))
+    path.write_bytes(content)
+    np.testing.assert_array_equal(decode(path).samples, whole.samples)
+
+
 @needs_ffmpeg
 @pytest.mark.parametrize(
     ("name", "flags", "pitch", "issues"),

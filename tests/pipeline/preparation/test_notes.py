@@ -123,10 +123,26 @@ def test_speakers_and_conversations_that_look_alike_are_named(tmp_path: Path) ->
     rows += [rows[0] | {"conversation": "train0\u200b"}]
     told = summary(found(tmp_path, rows))
     assert (
-        "note: speakers that differ only in case, blanks, Unicode form or invisible characters: 'Ann' 4, 'ann' 3"
+        "note: speakers that differ only in case, blanks, `.0`, Unicode form or invisible characters: 'Ann' 4, 'ann' 3"
         in told
     )
     assert "'train0' 1, 'train0\\u200b' 1; if they are the same, fix the table" in told
+
+
+def test_speakers_whose_numbers_pandas_wrote_are_named(tmp_path: Path) -> None:
+    rows = [row | {"speaker": speaker} for row, speaker in zip(labelled("joy"), ["2", "2.0"] * 3, strict=True)]
+    assert "invisible characters: '2' 3, '2.0' 3; if they are" in summary(found(tmp_path, rows))
+
+
+def test_turns_whose_order_is_in_doubt_are_named(tmp_path: Path) -> None:
+    first, *rows = labelled("joy")
+    write_wav(tmp_path / "a.wav", sound(3.0, 16_000), 16_000)
+    speech = first | {"audio": "a.wav", "end": 3}
+    told = summary(found(tmp_path, [speech | {"start": 2}, speech | {"start": 1}, *rows]))
+    assert "note: 1 conversations have turns that begin before the turn in front of them, such as 'train0/1'" in told
+    told = summary(found(tmp_path, [row | {"turn": 1} for row in [first, first, *rows]]))
+    assert "note: 1 conversations have two turns of one number, such as 'train0'; they keep the order" in told
+    assert "have turns that begin" not in told
 
 
 def test_a_rare_label_that_is_nearly_another_is_named_with_the_key(tmp_path: Path) -> None:
