@@ -57,6 +57,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.save(root / "wav2vec" / f"{name}.npy", array)
         np.savez(root / "folder" / f"{name}.npz", hidden=array, attention=array)
     np.savez(root / "roberta.npz", **arrays)  # type: ignore[arg-type]
+    with h5py.File(root / "groups.h5", "w") as file:
+        for name, array in arrays.items():
+            file[f"{name}/features"] = array
+            file[f"{name}/intervals"] = np.zeros((len(array), 2))
     with h5py.File(root / "all.h5", "w") as file:
         for name, array in arrays.items():
             file[f"audio/{name}"] = array

@@ -224,6 +224,7 @@ def hidden_states(
     """
     ready_for_a_text(model)
     model.config.use_cache = False  # nothing is generated, so no key or value is kept
+    model.config.return_dict = True  # some were saved with false
     if architecture.whole and wanted:
         states = model(input_ids=numbers, attention_mask=mask, output_hidden_states=True).hidden_states
         return {number: states[number] for number in wanted}

@@ -164,6 +164,8 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The token numbers that the tokenizer puts before and after a text."""
     bare = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     whole = tokenizer(PROBE, add_special_tokens=True, truncation=False, padding=False)["input_ids"]
+    if not bare:
+        raise EncoderError(f"the tokenizer makes no token of {PROBE!r}; no such tokenizer is supported")
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
             return whole[:start], whole[start + len(bare) :]

@@ -66,6 +66,7 @@ def is_whole(folder: Path) -> bool:
     return not known or known == [hash_files(folder, NOTE, FINGERPRINT)]
 
 
+ADAPTER = "adapter_config.json"  # transformers applies it in silence where peft is installed, else not
 UNUSED = ("pooler.", "masked_spec_embed", "adapter.")  # of a base model: for training, and for tasks that are not ours
 BUFFERS = (  # that older checkpoints hold
     *(".position_ids", ".token_type_ids", ".inv_freq", ".num_batches_tracked"),
@@ -100,8 +101,13 @@ def find_model(name: str, revision: str | None, builtin: dict[str, Path]) -> Sou
     if name in builtin:
         return Source(str(builtin[name]), name, None)
     if folder.is_dir():
+        if (folder / ADAPTER).is_file():
+            raise EncoderError(
+                f"encoder folder {folder} holds a LoRA or PEFT adapter ({ADAPTER}), not a model of its own; merge it "
+                "into its base (peft's merge_and_unload, then save_pretrained) and name that folder"
+            )
         if not (folder / "config.json").is_file():
-            reason = read_note(folder) or "expected a Hugging Face model folder"
+            reason = read_note(folder) or f"expected a Hugging Face model folder{_did_you_mean(folder)}"
             raise EncoderError(f"encoder folder {folder} has no config.json; {reason}")
         for path in folder.iterdir():
             refuse_pipe(path)
@@ -114,6 +120,15 @@ def find_model(name: str, revision: str | None, builtin: dict[str, Path]) -> Sou
     if name.count("/") > 1 or name.startswith(("/", ".", "~")) or not name.strip("/"):
         raise EncoderError(f"no such encoder folder: {name}; fix the path, or give a Hugging Face name")
     return Source(name, name, _commit(name, revision))
+
+
+def _did_you_mean(folder: Path) -> str:
+    """The model inside a folder of sentence-transformers, or of the hub's cache."""
+    inside = sorted((*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")))
+    models = [
+        path.parent for path in inside if any(path.parent.glob("*.safetensors")) or any(path.parent.glob("*.bin"))
+    ]
+    return f"; did you mean {models[0]}?" if models else ""
 
 
 def _commit(name: str, revision: str | None) -> str:
@@ -208,6 +223,10 @@ def load_pretrained(
         raise EncoderError(f"encoder {source.location} cannot be loaded: {reason}") from None
     finally:
         transformers.logging.set_verbosity(verbosity)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise EncoderError(
+            f"encoder {source.location} has an adapter ({ADAPTER}) beside its weights; merge it into them"
+        )
     if cut:
         cut(model)
     _refuse_misfits(source, model, report)
@@ -327,14 +346,21 @@ def _refuse_misfits(source: Source, model: Any, report: dict[str, Any]) -> None:
         wrong = sorted(name.removeprefix(prefix) for name in names if of_encoder(kind, name))
         if wrong:
             wrapped = [name for name in report.get("unexpected_keys", ()) if name.endswith(f".{wrong[0]}")]
+            if kind == "unexpected_keys":
+                advice = (
+                    "config.json describes another model, such as one of fewer layers: restore it, and choose hidden "
+                    "states with audio.layers or text.layers"
+                )
+            elif wrapped:
+                advice = (
+                    "its features would be partly random. "
+                    f"The checkpoint calls it '{wrapped[0]}': save the wrapped module itself"
+                )
+            else:
+                advice = "its features would be partly random. Expected a checkpoint of this very architecture"
             raise EncoderError(
                 f"encoder {source.location}: {len(wrong)} weights are {kind.removesuffix('_keys')}, such as "
-                f"'{wrong[0]}'; its features would be partly random. "
-                + (
-                    f"The checkpoint calls it '{wrapped[0]}': save the wrapped module itself"
-                    if wrapped
-                    else "Expected a checkpoint of this very architecture"
-                )
+                f"'{wrong[0]}'; {advice}"
             )
 
 

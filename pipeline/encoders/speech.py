@@ -5,6 +5,7 @@ A clip's features do not depend on the clips that share its batch; `pipeline.enc
 Axes: clips, samples, frames, layers, dim.
 """
 
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -48,6 +49,8 @@ from pipeline.encoders.whisper import MARGIN_SECONDS, Spectra, WhisperStates
 from pipeline.params import AudioParams, Normalise
 from pipeline.settings import full_float32
 from pipeline.store import Columns, Dtype, Identity, join_columns, measure_columns
+
+log = logging.getLogger(__name__)
 
 VERSION = 3  # raise it when a change alters the features
 LOG_MEL = "log-mel"
@@ -475,4 +478,11 @@ def preprocessing(source: Source) -> tuple[bool, int]:
     from transformers import Wav2Vec2FeatureExtractor
 
     extractor = load_preprocessor(Wav2Vec2FeatureExtractor, source)
-    return (True, 16_000) if extractor is None else (bool(extractor.do_normalize), int(extractor.sampling_rate))
+    if extractor is None:
+        log.warning(
+            "encoder %s has no preprocessor_config.json: clips are taken at 16 kHz and each normalised, as for "
+            "wav2vec2-base; if the model learned from others, add the file",
+            source.location,
+        )
+        return True, 16_000
+    return bool(extractor.do_normalize), int(extractor.sampling_rate)

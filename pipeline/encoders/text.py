@@ -10,6 +10,8 @@ Axes: texts, tokens, layers, dim.
 
 import hashlib
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,7 +84,9 @@ class TextEncoder:
         self._layers, self._mix, self.device = layers, params.mix, torch.device(device)
         self._reduced = False
         self._end_widening = stay_narrow(self._model) if self._architecture.causal else lambda: None
-        self._ready_mask = self._architecture.ready_mask and model.config._attn_implementation == "sdpa"
+        # one that looks back alone makes its own mask, which a ready one would take the place of
+        takes_ready = self._architecture.ready_mask and not looks_back(model.config)
+        self._ready_mask = takes_ready and model.config._attn_implementation == "sdpa"
         ready_for_inference(self._model)
         inner = getattr(model.config, "intermediate_size", None) or 4 * dim
         self._bytes_per_token = 4 * (8 * dim + 2 * inner + len(layers) * dim)
@@ -247,6 +251,7 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
             "mix": params.mix,
             "overlap_tokens": params.overlap_tokens,
             **(context._asdict() if any(context) else {}),
+            **({"is_decoder": True} if looks_back(model.config) else {}),
             "precision": params.precision,
             "dtype": params.dtype,
             "version": found.architecture.version,
@@ -261,6 +266,11 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
     return encoder
 
 
+def looks_back(config: Any) -> bool:
+    """Whether a model that mostly sees whole texts was saved as a decoder, whose tokens see those before them alone."""
+    return bool(getattr(config, "is_decoder", False)) and not TEXT[config.model_type].causal
+
+
 def load_tokenizer(source: Source, vocabulary: int) -> Any:
     """The tokenizer, which must be the model's own: one without its files would read every word as unknown."""
     from transformers import AutoTokenizer
@@ -269,6 +279,8 @@ def load_tokenizer(source: Source, vocabulary: int) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
     except Exception as error:  # whatever a damaged folder makes the libraries raise
         reason = " ".join(str(error).split())[:300]
+        if find_spec("sentencepiece") is None and any(Path(source.location).glob("*.model")):
+            reason = "its file *.model is SentencePiece's; pip install sentencepiece protobuf"
         raise EncoderError(f"encoder {source.location}: its tokenizer cannot be loaded: {reason}") from None
     # special tokens of other uses may exceed the embeddings: Gemma 3 has one for images
     if len(tokenizer) < vocabulary / 2 or min(len(tokenizer), tokenizer.vocab_size) > vocabulary:

@@ -3,7 +3,7 @@
 folder          file name without its ending (folders inside become `folder/name`) -> its array
 .npy            one array (memory-mapped), or what an array of objects holds
 .npz            name -> array
-.h5 .hdf5       groups are dicts, data sets are leaves
+.h5 .hdf5 .csd  groups are dicts, data sets are leaves
 .pkl .pickle .p whatever it holds, by `pipeline.imports.unpickle`
 .pt .pth        tensors in plain containers, by torch.load(weights_only=True)
 .csv .tsv       name -> vector
@@ -29,7 +29,7 @@ from pipeline.imports.unpickle import STEP
 
 PICKLES = (".pkl", ".pickle", ".p")
 TENSORS = (".pt", ".pth")
-HDF5 = (".h5", ".hdf5", ".hdf")
+HDF5 = (".h5", ".hdf5", ".hdf", ".csd")  # the last: of CMU's multimodal SDK
 TABLES = (".csv", ".tsv")
 IN_FOLDERS = (".npy", ".npz", *TENSORS, *PICKLES)  # what a folder may hold, an utterance a file
 

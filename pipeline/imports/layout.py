@@ -63,7 +63,8 @@ def read_source(given: Given, params: ImportParams, files: Files) -> Source:
     node, beyond = _select(tree, key, where), set[int]()
     node = value_of(_only(node) if beside and isinstance(node, dict) else node)
     if isinstance(node, dict):
-        return replace(_of_names(node, where), hint=_lengths_hint(given, node))
+        found = _of_names(node, where)
+        return replace(found, hint=_lengths_hint(given, node) or found.hint)
     hint = "" if given.lengths else _lengths_hint(given, node)
     if isinstance(node, list | tuple) or (isinstance(node, np.ndarray) and node.dtype == object):
         entries = list(node)
@@ -117,12 +118,16 @@ def _flags(given: Given) -> list[str]:
 
 
 def _select(tree: Any, key: str | None, where: str) -> Any:
-    """What lies in a tree under `key`: a name, a place in a list, or several with / between them."""
+    """What lies in a tree under `key`: a name, a place in a list, or several with / between them; * is every name."""
     if key is None or (isinstance(tree, dict) and not tree):
         return tree
     node = value_of(tree)
-    for name in [key] if isinstance(node, dict) and key in node else key.split("/"):
+    names = [key] if isinstance(node, dict) and key in node else key.split("/")
+    for place, name in enumerate(names):
         node = value_of(node)
+        if isinstance(node, dict) and name == "*":
+            behind = "/".join(names[place + 1 :]) or None
+            return {one: _select(inside, behind, f"{where}, '{one}'") for one, inside in node.items()}
         if isinstance(node, dict):
             known = {str(known): known for known in node}
             if name not in known:
@@ -148,7 +153,14 @@ def _of_names(branch: Mapping[Any, Any], where: str) -> Source:
     _flatten(branch, "", leaves, where, 0)
     if not leaves:
         raise DataError(f"{where}: holds no array; fix the path or the key")
-    return Source(where, list(leaves.values()), list(leaves))
+    return Source(where, list(leaves.values()), list(leaves), hint=_names_hint(list(leaves)))
+
+
+def _names_hint(names: list[str]) -> str:
+    """For a group an utterance, whose data sets have one name."""
+    first, *others = {name.rpartition("/")[2] for name in names}
+    alike = len(names) > 1 and not others and first not in names
+    return f"; if '{first}' is no part of an id, take it as a key, with * for the ids: PATH:*/{first}" if alike else ""
 
 
 def _flatten(branch: Mapping[Any, Any], lead: str, leaves: dict[str, Any], where: str, depth: int) -> None:

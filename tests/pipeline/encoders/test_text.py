@@ -1,5 +1,7 @@
 """Text encoders: exact under padding, nothing cut, faithful to transformers."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,54 @@ def test_states_are_those_of_transformers(minilm: Path) -> None:
         states = AutoModel.from_pretrained(minilm).eval()(**tokens, output_hidden_states=True).hidden_states
     assert np.allclose(rows[:, 0], states[3][0], atol=1e-4)
     assert np.allclose(rows[:, 1], states[6][0], atol=1e-4)
+
+
+def tiny_with(folder: Path, **config: Any) -> Path:
+    """A copy of the tiny encoder whose config.json says otherwise."""
+    shutil.copytree(TINY_TEXT, folder)
+    stated = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stated | config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config", [{"is_decoder": True}, {"return_dict": False}], ids=lambda config: next(iter(config))
+)
+def test_what_a_config_says_is_done_alone_as_in_a_batch(tmp_path: Path, config: dict[str, bool]) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = tiny_with(tmp_path / "saved", **config)
+    encoder, model, tokenizer = (
+        load(folder),
+        AutoModel.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    for together, text in zip(encoder.encode([encoder.tokenize(text) for text in TEXTS]), TEXTS, strict=True):
+        with torch.inference_mode():
+            expected = model(tokenizer(text, return_tensors="pt")["input_ids"], return_dict=True).last_hidden_state[0]
+        assert np.abs(together - expected.numpy()).max() < 1e-4
+    plain = load(tiny_with(tmp_path / "plain" / "saved"))
+    assert (encoder.identity == plain.identity) == ("is_decoder" not in config)
+
+
+def test_a_tokenizer_of_sentencepiece_alone_is_read(tmp_path: Path) -> None:
+    """As DeBERTa-v3 lies on the hub."""
+    import sentencepiece
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    DebertaV2Model(
+        DebertaV2Config(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+    ).save_pretrained(tmp_path)
+    (tmp_path / "words.txt").write_text("\n".join(f"I am happy, you are sad {number}" for number in range(100)))
+    special = {"bos_piece": "[CLS]", "eos_piece": "[SEP]", "pad_piece": "[PAD]", "unk_piece": "[UNK]"}
+    numbers = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "words.txt"), model_prefix=str(tmp_path / "spm"), vocab_size=32, minloglevel=2,
+        **special, **numbers,
+    )  # fmt: skip
+    encoder = load(tmp_path)
+    rows = encoder.encode([ids := encoder.tokenize("I am sad")])[0]
+    assert len(rows) == len(ids) + 2 > 2
 
 
 def test_rows_are_known_before_encoding() -> None:
@@ -99,6 +149,24 @@ def test_a_missing_folder_is_named() -> None:
 
 def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match=r"has no config\.json"):
+        load(tmp_path)
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    folder = tiny_with(tmp_path / "tuned")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(EncoderError, match=r"tuned holds a LoRA or PEFT adapter.*merge it"):
+        load(folder)
+
+
+def test_a_config_of_fewer_layers_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match=r"weights are unexpected.*such as one of fewer layers.*text\.layers"):
+        load(tiny_with(tmp_path / "less", num_hidden_layers=1))
+
+
+def test_the_model_inside_a_folder_is_named(tmp_path: Path) -> None:
+    tiny_with(tmp_path / "0_Transformer")
+    with pytest.raises(EncoderError, match=r"did you mean .*0_Transformer\?"):
         load(tmp_path)
 
 

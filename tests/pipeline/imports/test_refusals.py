@@ -114,6 +114,8 @@ def test_strict_refuses_what_does_not_fit_both_ways(tmp_path: Path) -> None:
 def test_nothing_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of its 1 names, such as 'x', is an utterance, such as 'u0-0'"):
         run(tmp_path, in_npz(tmp_path, {"x": np.ones((1, DIM))}), rows=ROWS)
+    with pytest.raises(DataError, match=r"if 'hidden' is no part of an id, .* with \* for the ids: PATH:\*/hidden"):
+        run(tmp_path, in_npz(tmp_path, {f"{name}/hidden": array for name, array in arrays().items()}), rows=ROWS)
     with pytest.raises(DataError, match="no utterance has any features"):
         run(tmp_path, in_npz(tmp_path, {name: array[:0] for name, array in arrays().items()}), rows=ROWS)
     with pytest.raises(DataError, match="nothing to import"):
