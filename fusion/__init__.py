@@ -168,7 +168,7 @@ def predict(
 
     Args:
         models: the folder of a seed, or of all seeds.
-        turns: `Turn`s; or what `load_features` returned; or the path of a table, a row a turn.
+        turns: `Turn`s; or what `load_features` returned, or its path (.h5); or the path of a table, a row a turn.
         split: of features; all by default.
         root: the folder of the recordings that a table names; the table's own by default.
         audio_encoder, text_encoder: folders of encoders that are neither built in nor on the hub.
@@ -183,6 +183,8 @@ def predict(
     from fusion.prediction import Predictor
     from pipeline.store import Features
 
+    if isinstance(turns, str | PathLike) and Path(turns).suffix == ".h5":
+        turns = load_features(turns)
     table = isinstance(turns, str | PathLike)
     for name, given, fits, what in (
         ("split", split, isinstance(turns, Features), "features"),

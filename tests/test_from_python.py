@@ -161,6 +161,7 @@ def test_dictionaries_mean_what_params_yaml_means() -> None:
         (lambda f: fusion.predict(f.parents[1] / "models/small", "We lost."), "We lost.: no such table"),
         (lambda f: fusion.predict("none", [], split="test"), "split goes with features, found turns of type list"),
         (lambda f: fusion.predict("none", fusion.load_features(f), root="x"), "root goes with the path of a table"),
+        (lambda f: fusion.predict("none", f, root="x"), "root goes with the path of a table"),
         (lambda f: pipeline.prepare("m.jsonl", dataset={"name": "mled"}), "did you mean 'meld'?"),
         (lambda f: pipeline.encode("none.jsonl", "f.h5"), "none.jsonl: no such manifest"),
     ],

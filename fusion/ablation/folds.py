@@ -5,6 +5,7 @@ models that never saw it. Validation is taken out of what a fold trains on. Both
 allow (`pipeline.store.splits`). The splits that the file came with make no difference.
 """
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,12 +16,17 @@ import torch
 from fusion.ablation.single_run import Result
 from fusion.data import Split, withhold
 from fusion.errors import FeatureError
+from fusion.objective import Target
 from fusion.params import FoldParams
 from pipeline.store import UNLABELLED, Features, count_labels, stratify, whole_groups
 
+log = logging.getLogger(__name__)
 
-def make_folds(features: Features, params: FoldParams) -> list[Features]:
+
+def make_folds(features: Features, params: FoldParams, target: Target = "label") -> list[Features]:
     """The features once for each fold, with its splits; the same for the same conversations, labels and `params`.
+
+    What is stratified are labels; where scores are the `target`, which utterances have one.
 
     Raises:
         FeatureError: there are too few conversations, or groups of speakers, or speakers are not known.
@@ -39,12 +45,21 @@ def make_folds(features: Features, params: FoldParams) -> list[Features]:
             f"{features.path}: {len(groups)} {what}, too few for {max(count, 3)} folds with a validation split each; "
             "lower folds.count, or hold out the other kind (folds.hold_out)"
         )
+    found: list[int] = (np.where(np.isnan(table.scores), UNLABELLED, 0) if target == "score" else table.labels).tolist()
     labels: dict[str, list[int | None]] = {}
-    for conversation, label in zip(table.conversations, table.labels.tolist(), strict=True):
+    for conversation, label in zip(table.conversations, found, strict=True):
         labels.setdefault(conversation, []).append(None if label == UNLABELLED else label)
+    known = {label for own in labels.values() for label in own}
     counts = count_labels(groups, labels)
     sizes = np.array([sum(len(labels[name]) for name in group) for group in groups])
     tested = deal(counts, sizes, np.full(count, 1 / count), params.seed)
+    for fold in range(count) if target == "label" else ():
+        learned = {
+            label for number in np.flatnonzero(tested != fold) for one in groups[number] for label in labels[one]
+        }
+        alone = [name for label, name in enumerate(features.label_names) if label in known - learned]
+        if alone:
+            log.warning("fold %d tests all turns labelled %s: its models cannot learn it", fold + 1, ", ".join(alone))
     return [_make_fold(features, groups, counts, sizes, tested == fold, params, fold) for fold in range(count)]
 
 
@@ -80,7 +95,7 @@ def deal(counts: np.ndarray, sizes: np.ndarray, shares: np.ndarray, seed: int) -
             due = np.where(filled == 0, due, np.inf)
         parts[group] = due.argmin()
         filled[parts[group]] += sizes[group]
-    return stratify(counts, sizes, parts, shares) if counts.shape[1] > 1 else parts
+    return stratify(counts, sizes, parts, shares) if counts.any() else parts
 
 
 def pool_splits(tests: Sequence[Split]) -> Split:

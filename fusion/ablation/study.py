@@ -203,7 +203,7 @@ def ablate(
         folder.mkdir(parents=True, exist_ok=True)
     kept = RunFolder(folder)
     with single_thread(jobs) as threads:
-        parts = make_folds(features, folds) if folds else [features]
+        parts = make_folds(features, folds, variants[0].recipe.train.target) if folds else [features]
         splits = _load_splits(parts, variants, device, cluster)
         classes = len(features.label_names)
         _check_models(variants, splits, classes)

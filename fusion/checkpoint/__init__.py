@@ -15,6 +15,13 @@ if TYPE_CHECKING:
         read_provenance,
         save_model,
     )
-    from fusion.checkpoint.provenance import VERSION, Provenance, count_split, measure_gain, score_intervals
+    from fusion.checkpoint.provenance import (
+        VERSION,
+        Provenance,
+        count_split,
+        mark_conversations,
+        measure_gain,
+        score_intervals,
+    )
 else:
     __getattr__ = door(__name__, __file__)

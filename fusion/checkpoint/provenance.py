@@ -2,8 +2,9 @@
 how sure scores on them are.
 """
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from fusion.inference import score_answers, split_tallies
 from fusion.objective import Calibration, Interval, Task, bootstrap, percentile_interval
 from fusion.params import LossParams, ModelParams, Recipe, TrainParams, own_params
 from pipeline.settings import check_section
-from pipeline.store import CorpusNote, Identity
+from pipeline.store import MODALITIES, CorpusNote, Features, Identity
 
 RESAMPLES, CONFIDENCE, SEED = 1000, 0.95, 0  # of conversations; for a card alone, section `evaluate` is for results
 
@@ -56,6 +57,20 @@ def score_intervals(task: Task, split: Split, answers: Mapping[str, np.ndarray])
 
     tallies = {head: split_tallies(task, split, answer) for head, answer in answers.items()}
     return {head: {metric: interval(sums, metric) for metric in task.metrics} for head, sums in tallies.items()}
+
+
+MARK = 12  # hexadecimal digits that stand for a conversation
+
+
+def mark_conversations(features: Features, splits: Collection[str], modalities: Collection[str]) -> dict[str, str]:
+    """Conversation -> a hash of its name and of its features of these `modalities`, of all in `splits`."""
+    parts = [part for name in modalities if (part := getattr(features, name)) is not None]
+    table, found = features.utterances, dict[str, Any]()
+    for index, (split, conversation) in enumerate(zip(table.splits, table.conversations, strict=True)):
+        if split in splits:
+            digest = found.setdefault(conversation, hashlib.sha256(conversation.encode()))
+            digest.update(b"".join(part.checksums[index].tobytes() for part in parts))
+    return {conversation: digest.hexdigest()[:MARK] for conversation, digest in found.items()}
 
 
 VERSION = version("erc-fusion")
@@ -101,6 +116,7 @@ class Provenance:
     source: str | None = None  # hash of the files of a model that plugs in
     references: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # validation scores to hold it against
     gain: Gain | None = None  # against the linear reference
+    learned: tuple[str, ...] = ()  # marks of the conversations that it learned from, train and validation
     unlearned: tuple[str, ...] = ()  # what shows that nothing was learned, `signs_of_no_learning`
     version: str = VERSION
 
@@ -108,6 +124,11 @@ class Provenance:
     def temperature(self) -> float | None:
         """What calibrates the probabilities (`fusion.objective.calibrate`); None where it tells scores."""
         return self.calibration.temperature if self.calibration else None
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        """The modalities that were not withheld from it."""
+        return tuple(name for name in MODALITIES if getattr(self, name) is not None)
 
     @property
     def chosen(self) -> str:
@@ -143,6 +164,7 @@ class Provenance:
             "source": self.source,
             "references": {name: dict(scores) for name, scores in self.references.items()},
             "gain": asdict(self.gain) if self.gain else None,
+            "learned": " ".join(self.learned),
             "unlearned": list(self.unlearned),
             "version": self.version,
         }
@@ -185,6 +207,7 @@ def provenance_from_json(content: Mapping[str, Any], path: Path) -> Provenance:
         source=content.get("source"),
         references=content.get("references", {}),
         gain=_gain(content.get("gain")),
+        learned=tuple(content.get("learned", "").split()),
         unlearned=tuple(content.get("unlearned", ())),
         version=content["version"],
     )

@@ -177,7 +177,9 @@ def _read_details(path: Path) -> Mapping[str, Any]:
         _references(details)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ResultError(
-            f"{path}: not the details of an evaluation of labels, which are all that is joined; {AGAIN}"
+            f"{path}: not the details of an evaluation of labels, which are all that is joined (for scores, "
+            "fusion-folds --features makes folds of one feature file); if it is one, it is damaged: run "
+            "fusion-evaluate again"
         ) from None
     return details
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fusion.checkpoint import LoadedModel, Provenance, check_compatible, load_seeds
+from fusion.checkpoint import LoadedModel, Provenance, check_compatible, load_seeds, mark_conversations
 from fusion.data import Split, hold, load_split
+from fusion.errors import ModelError
 from fusion.inference import ensemble, predict_heads, split_tallies
 from fusion.linear import LinearReference, fit_linear
 from fusion.objective import (
+    HIGHEST,
     METRICS,
     Calibration,
     ClassScores,
@@ -111,7 +113,13 @@ class Evaluation:
     @property
     def warnings(self) -> list[str]:
         """Sentences on what a reader must not overlook; none where there is nothing."""
-        return [*self._unlearned(), *self._few_conversations(), *self._at_the_floor(), *self._against_linear()]
+        return [
+            *self._unlearned(),
+            *self._few_conversations(),
+            *self._other_scale(),
+            *self._at_the_floor(),
+            *self._against_linear(),
+        ]
 
     @property
     def metric(self) -> str:
@@ -129,6 +137,15 @@ class Evaluation:
         return [
             f"Only {number_of(count, 'conversation')} of the test split can be scored: intervals, which draw whole "
             "conversations, are too narrow with so few. fusion-folds tests on every conversation once."
+        ]
+
+    def _other_scale(self) -> list[str]:
+        known = self.true[self.counted]
+        if self.task.target == "label" or (known.min() < 0 < known.max() and np.abs(known).max() <= HIGHEST):
+            return []
+        return [
+            f"Scores are from {known.min():g} to {known.max():g}: acc-2, acc-7 and F1, which are for scores from -3 to "
+            "3 with 0 in the middle, say nothing of them."
         ]
 
     def _at_the_floor(self) -> list[str]:
@@ -225,16 +242,31 @@ def load_test(features: Features, models: Path, device: torch.device, memory: Me
     """Every seed in the folder `models`, and the test split as they are given it, in the `memory` for features.
 
     Raises:
-        ModelError: a model cannot be loaded, or was trained on other encoders or labels.
+        ModelError: a model cannot be loaded, was trained on other encoders or labels, or learned from conversations of
+            the test split.
         FeatureError: there is no test split, or nothing in it has a label, or a score.
     """
     loaded = load_seeds(models, device)
     for one in loaded:
         check_compatible(one, features)
+        _refuse_known(one, features)
     recipe = loaded[0].provenance.recipe
     split = _load(features, recipe, "test", device)
     task = find_task(recipe.train.target, len(features.label_names))
     return Tested(features, loaded, task, hold([split], memory_for_features(memory, device))[0])
+
+
+def _refuse_known(loaded: LoadedModel, features: Features) -> None:
+    """Raise ModelError where the test split holds what the model learned from, as with the models of another fold."""
+    test = mark_conversations(features, ["test"], loaded.provenance.looks_at)
+    learned = set(loaded.provenance.learned)
+    known = [conversation for conversation, mark in test.items() if mark in learned]
+    if known:
+        raise ModelError(
+            f"{loaded.folder}: learned from {len(known)} of the {number_of(len(test), 'conversation')} of the test "
+            f"split of {features.path}, such as '{known[0]}', so scores on it would say nothing of others; evaluate it "
+            "on the feature file (and split) that it was trained on, or train on this one"
+        )
 
 
 def _load(features: Features, recipe: Recipe, name: str, device: torch.device) -> Split:

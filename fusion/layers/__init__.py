@@ -39,6 +39,6 @@ if TYPE_CHECKING:
     )
     from fusion.layers.recurrent import Direction, SequenceGRU, TurnGRU
     from fusion.layers.residual import FeedForward, LinearSkip, RecurrentLayer, SelfAttention
-    from fusion.layers.standardise import Standardise
+    from fusion.layers.standardise import ScoreScale, Standardise
 else:
     __getattr__ = door(__name__, __file__)

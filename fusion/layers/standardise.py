@@ -1,16 +1,18 @@
-"""Inputs on one scale: each column of the features minus its mean, divided by its standard deviation.
+"""Inputs on one scale: each column of the features minus its mean, divided by its standard deviation. And scores on the
+scale of train's: what a head gives times their standard deviation, plus their median.
 
-Both are of the frames or tokens of the train split (`pipeline.store.columns`), and are buffers of the model: they lie
-beside the weights in model.safetensors and in an exported graph.
+All are of the train split (`pipeline.store.columns`), and are buffers of the model: they lie beside the weights in
+model.safetensors and in an exported graph.
 """
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion.batch import Batch, Group
+from fusion.batch import Batch, Group, Output
 from fusion.layers.primitives import Unchanged
 from pipeline.store import Columns
 
@@ -74,3 +76,32 @@ class Standardise(nn.Module):
 
     def _group(self, group: Group) -> tuple[Tensor, Tensor]:
         return self.audio(group.audio, group.audio_mask), self.text(group.text, group.text_mask)
+
+
+class ScoreScale(nn.Module):
+    """The output of a model whose heads give scores around 0, of about 1 -> the same on the scale of train's scores."""
+
+    centre: Tensor
+    unit: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(()))
+        self.register_buffer("unit", torch.ones(()))
+
+    def forward(self, output: Output) -> Output:
+        return replace(
+            output,
+            logits=self._scaled(output.logits),
+            audio_logits=None if output.audio_logits is None else self._scaled(output.audio_logits),
+            text_logits=None if output.text_logits is None else self._scaled(output.text_logits),
+            earlier={stage: self(one) for stage, one in output.earlier.items()},
+        )
+
+    def fit(self, centre: float, unit: float) -> None:
+        """Take the scale of these scores."""
+        self.centre.fill_(centre)
+        self.unit.fill_(unit)
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        return logits.float() * self.unit + self.centre

@@ -84,6 +84,7 @@ from fusion.layers import (
     MeanPooling,
     Parts,
     RecurrentLayer,
+    ScoreScale,
     SelfAttention,
     TurnAttention,
     Unchanged,
@@ -376,16 +377,17 @@ Part = Unimodal | Fusion
 class Chain(nn.Module):
     """Stages one after the other, from features to the output of the last one; those before it are `earlier`."""
 
-    def __init__(self, parts: Mapping[str, Part]) -> None:
+    def __init__(self, parts: Mapping[str, Part], scale: nn.Module) -> None:
         super().__init__()
         self.parts: Parts[Part] = Parts(parts)
+        self.scale = scale  # of what heads give
 
     def forward(self, batch: Batch) -> Output:
         outputs = {}
         for name, part in self.parts.items():
             batch = part.encode(batch)
             if part.classifies:
-                outputs[name] = part.classify(batch)
+                outputs[name] = self.scale(part.classify(batch))
         *earlier, last = outputs
         return replace(outputs[last], earlier={name: outputs[name] for name in earlier})
 
@@ -457,7 +459,7 @@ class HCAM(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2304.06910"):
             parts["conversation"] = Unimodal(conversation(), conversation(), voice, Unchanged(), contrast)
         if "fusion" in stages:
             parts["fusion"] = Fusion(params, classes, wanted.supervised)
-        self.chain = Chain(parts)
+        self.chain = Chain(parts, ScoreScale() if classes == 1 else Unchanged())
         self.ensemble = Ensemble(_head_names(parts), wanted.scores) if params.ensemble else Unchanged()
 
     def stages(self) -> list[Stage]:
@@ -470,8 +472,8 @@ class HCAM(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2304.06910"):
         stages = []
         for begin, end in pairwise([0, *ends]):
             frozen = names[:begin] if self.freeze else []
-            chain = Chain({name: parts[name] for name in names[len(frozen) : end]})
-            encode = Chain({name: parts[name] for name in frozen}).encode if frozen else None
+            chain = Chain({name: parts[name] for name in names[len(frozen) : end]}, self.chain.scale)
+            encode = Chain({name: parts[name] for name in frozen}, Unchanged()).encode if frozen else None
             stages.append(Stage(names[end - 1], chain, chain.branches(), encode))
         return stages
 

@@ -8,6 +8,8 @@ validation.
 With `model.standardise` every model looks at standardised features (`fusion.layers.Standardise`). A model that is
 trained in one piece does not see to that itself: its `forward` is given a batch that is standardised.
 
+Where scores are learned, what a model gives is put on the scale of train's (`fusion.layers.ScoreScale`) likewise.
+
 With `model.linear_path` a linear model stands beside it (`fusion.layers.LinearPath`), which is fitted after training:
 what it makes of the features as they are stored is added to the fused logits that `forward` returns.
 """
@@ -23,7 +25,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from fusion.batch import Batch, Output
-from fusion.layers import LinearPath, Standardise
+from fusion.layers import LinearPath, ScoreScale, Standardise
 from fusion.models.shared import SharedParams, Sizes
 
 
@@ -52,13 +54,16 @@ def whole(model: nn.Module) -> Stage:
 
 
 class _Completed(type):
-    """Gives a model, once it is built, the attributes `linear_path` and `standardise`, around its `forward`.
+    """Gives a model, once it is built, the attributes `score_scale`, `linear_path` and `standardise` around `forward`.
 
-    Not the latter where a part does it already, as in a model that is trained in stages.
+    Not the first and the last where a part does it already, as in a model that is trained in stages.
     """
 
     def __call__(cls, params: SharedParams, sizes: Sizes, *wanted: Any, **named: Any) -> Any:
         model: Any = super().__call__(params, sizes, *wanted, **named)
+        if sizes.classes == 1 and not any(isinstance(part, ScoreScale) for part in model.modules()):
+            model.score_scale = ScoreScale()
+            model.register_forward_hook(_on_score_scale)
         if params.linear_path:  # before what standardises: it looks at the features as they are stored
             stored = sizes.stored("audio"), sizes.stored("text")
             model.linear_path = LinearPath(*stored, sizes.classes, cls.inputs)  # type: ignore[attr-defined]
@@ -78,6 +83,10 @@ def standardise_of(sizes: Sizes, inputs: Collection[str] = ("audio", "text")) ->
 def _standardise_first(model: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
     batch, *others = given
     return model.standardise(batch), *others
+
+
+def _on_score_scale(model: Any, given: tuple[Any, ...], output: Output) -> Output:
+    return model.score_scale(output)
 
 
 def _ask_linear_path(model: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:

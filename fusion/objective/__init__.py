@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from fusion.objective.calibration import Calibration, calibrate
     from fusion.objective.losses import LabelLoss, Losses, LossTerms, fusion_loss, head_masks
     from fusion.objective.metrics import (
+        HIGHEST,
         LABEL_METRICS,
         METRICS,
         METRICS_OF,
@@ -38,6 +39,6 @@ if TYPE_CHECKING:
         percentile_interval,
         permutation_test,
     )
-    from fusion.objective.tasks import Task, chance_scores, find_task, floor_scores
+    from fusion.objective.tasks import Task, chance_scores, find_task, floor_scores, score_scale
 else:
     __getattr__ = door(__name__, __file__)

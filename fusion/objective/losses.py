@@ -233,8 +233,8 @@ def focal_loss(
     return (losses * mask).sum() / share.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def absolute_error(outputs: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-    """Mean distance of output and score over the utterances of the mask; zero when there are none.
+def absolute_error(outputs: Tensor, scores: Tensor, mask: Tensor, unit: float = 1.0) -> Tensor:
+    """Mean distance of output and score, in `unit`s, over the utterances of the mask; zero when there are none.
 
     Shape:
         outputs: (utterances, 1)
@@ -243,7 +243,7 @@ def absolute_error(outputs: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
         returns: scalar
     """
     errors = (outputs.float().squeeze(1) - scores.where(mask, 0.0)).abs() * mask
-    return errors.sum() / mask.sum().clamp_min(1)
+    return errors.sum() / mask.sum().clamp_min(1) / unit
 
 
 def absolute_loss(

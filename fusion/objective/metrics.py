@@ -174,6 +174,13 @@ def correlation(tallies: np.ndarray) -> np.ndarray:
     return np.clip(ratio(shared, np.sqrt(true_spread * predicted_spread)), -1, 1)
 
 
+def concordance(tallies: np.ndarray) -> np.ndarray:
+    """Lin's concordance correlation coefficient (1989), -1 to 1: correlation that distance from the truth lowers."""
+    count, t, p = tallies[..., COUNT], tallies[..., TRUE], tallies[..., PREDICTED]
+    spreads = _spread(count, t, tallies[..., TRUE_SQUARES]) + _spread(count, p, tallies[..., PREDICTED_SQUARES])
+    return ratio(2 * (count * tallies[..., PRODUCTS] - t * p), spreads + np.square(t - p))
+
+
 def _spread(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
     """count^2 times the variance, 0 where it is lost in rounding."""
     spread = count * squares - total * total
@@ -183,6 +190,7 @@ def _spread(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> np.nda
 SCORE_METRICS: dict[str, Metric] = {
     "mae": Metric("MAE", mean_absolute_error, bounds=(0.0, np.inf), lower_is_better=True),
     "correlation": Metric("correlation", correlation, bounds=(-1.0, 1.0)),
+    "ccc": Metric("CCC", concordance, bounds=(-1.0, 1.0)),
     "accuracy_2": Metric("acc-2 (>= 0)", lambda tallies: accuracy(as_confusion(tallies[..., NON_NEGATIVE]))),
     "accuracy_2_nonzero": Metric("acc-2 (> 0)", lambda tallies: accuracy(as_confusion(tallies[..., POSITIVE]))),
     "accuracy_7": Metric("acc-7", lambda tallies: ratio(tallies[..., HITS], tallies[..., COUNT])),

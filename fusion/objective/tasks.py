@@ -136,8 +136,8 @@ class ScoreTask:
         return truth == truth  # nan is not itself, in torch as in numpy
 
     def head_loss(self, truth: Tensor, loss: LabelLoss, device: torch.device) -> HeadLoss:
-        """Mean absolute error, whatever the loss of labels."""
-        return absolute_error
+        """Mean absolute error in standard deviations of `truth` of train, whatever the loss of labels."""
+        return partial(absolute_error, unit=score_scale(truth.numpy())[1])
 
     def answers(self, outputs: Tensor) -> np.ndarray:
         """The scores as they are."""
@@ -159,7 +159,7 @@ class ScoreTask:
 
     def constant_loss(self, truth: np.ndarray, loss: LabelLoss) -> float:
         """The smallest `head_loss` of always giving the same score, which is the median."""
-        return float(np.abs(truth[self.counted(truth)] - self.constant(truth)).mean())
+        return float(np.abs(truth[self.counted(truth)] - self.constant(truth)).mean() / score_scale(truth)[1])
 
     def nearly_constant(self, truth: np.ndarray, answers: np.ndarray) -> bool:
         """Whether scores differ less than a tenth as much as they do in truth."""
@@ -172,6 +172,12 @@ class ScoreTask:
         drawn = np.quantile(known, (np.arange(DRAWN) + 0.5) / DRAWN)
         true = truth[self.counted(truth)].astype(float)
         return conversation_sums(np.repeat(true, DRAWN), np.tile(drawn, len(true)), np.array([0, len(true) * DRAWN]))[0]
+
+
+def score_scale(truth: np.ndarray) -> tuple[float, float]:
+    """The median and the standard deviation of the scores `truth` (utterances,), nan = none; 1 where all are alike."""
+    known = truth[~np.isnan(truth)].astype(float)
+    return float(np.median(known)), float(known.std()) or 1.0
 
 
 Task = LabelTask | ScoreTask

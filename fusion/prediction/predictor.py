@@ -161,7 +161,10 @@ class Predictor:
             scores = compute_all(self._task.metrics, tally)
             kind = "label" if self.labels else "score"
             shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-            parts.append(f"{number_of(len(told), 'turn')} with a {kind} in the table: {shown}")
+            parts.append(
+                f"{number_of(len(told), 'turn')} with a {kind} in the table: {shown} (no test score, if the models "
+                "learned from some of them)"
+            )
         if strange:
             named = ", ".join(f"'{label}' {count}" for label, count in strange.most_common(5))
             parts.append(f"labels that the model does not know are not scored: {named}")

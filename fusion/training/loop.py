@@ -21,10 +21,19 @@ from fusion.batch import Batch
 from fusion.data import Split
 from fusion.errors import TrainingError
 from fusion.inference import CONVERSATIONS, fit_ensembles, predict_heads, score_heads
-from fusion.layers import LinearPath, Standardise, path_weights
+from fusion.layers import LinearPath, ScoreScale, Standardise, path_weights
 from fusion.linear import LinearReference, fit_linear
 from fusion.models import Sizes, build_model
-from fusion.objective import Calibration, Epoch, Sought, Task, find_task, history_from_json, signs_of_no_learning
+from fusion.objective import (
+    Calibration,
+    Epoch,
+    Sought,
+    Task,
+    find_task,
+    history_from_json,
+    score_scale,
+    signs_of_no_learning,
+)
 from fusion.params import Recipe
 from fusion.runtime import place, reproducible
 from fusion.training.resume import StateFile
@@ -64,11 +73,16 @@ def build_split_model(split: Split, recipe: Recipe, classes: int) -> nn.Module:
     return model.to(split.device)
 
 
-def standardise_inputs(model: nn.Module, train: Split) -> nn.Module:
-    """The same model, which from now on standardises features as those of `train` ask for, if it does at all."""
+def scale_to(model: nn.Module, train: Split) -> nn.Module:
+    """The same model, which from now on standardises features as those of `train` ask for, if it does at all.
+
+    Where it gives scores, they are on the scale of those of `train`.
+    """
     for part in model.modules():
         if isinstance(part, Standardise):
             part.fit(lambda name: getattr(train, name).columns)
+        elif isinstance(part, ScoreScale):
+            part.fit(*score_scale(train.scores.numpy()))
     return model
 
 
@@ -98,7 +112,7 @@ def fit(
 
     def learn(strict: bool) -> Training:
         with reproducible(seed, train.device, strict):
-            model = standardise_inputs(build_split_model(train, recipe, classes), train).eval()
+            model = scale_to(build_split_model(train, recipe, classes), train).eval()
             training = Training(model, train, validation, recipe, seed, classes)
             _train(training, f"seed {seed}", state)
         return training

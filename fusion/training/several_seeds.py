@@ -23,6 +23,7 @@ from fusion.checkpoint import (
     Provenance,
     count_split,
     load_model,
+    mark_conversations,
     measure_gain,
     read_provenance,
     save_model,
@@ -48,7 +49,7 @@ from fusion.tables import number_of
 from fusion.training.loop import find_signs, fit
 from fusion.training.resume import KEEP_SECONDS, StateFile
 from pipeline.settings import closure_digest, publish, sole_writer
-from pipeline.store import Features, Identity
+from pipeline.store import MODALITIES, Features, Identity
 
 CODE = ("fusion.training.loop:fit", "fusion.data:load_split")  # what decides the weights of a model
 
@@ -161,6 +162,13 @@ def _load(features: Features, recipe: Recipe, device: torch.device) -> Held[tupl
     train, validation = load("train"), load("validation")
     held = hold([train, validation], memory_for_features(recipe.train.memory, device))
     report_features(held[0], [recipe])
+    for name in recipe.model.looks_at:
+        if not getattr(train, name).lengths.any() and getattr(validation, name).lengths.any():
+            log.warning(
+                "no utterance of the train split has %s, some of validation do: its weights learn nothing; leave it "
+                "out with model.modalities",
+                name,
+            )
     return Held((held[0], held[1]), (train, validation))
 
 
@@ -222,6 +230,7 @@ def _train_seed(
             gain=measure_gain(
                 task, splits[1], recipe.train.metric, result.answers["fused"], linear.name, linear.answers
             ),
+            learned=_learned(features, recipe),
             unlearned=find_signs(result, task, splits, recipe),
         )
         save_model(folder, result.model, found, result.history)
@@ -247,6 +256,12 @@ def _finished(folder: Path, fingerprint: str) -> Provenance | None:
 def _encoder(features: Features, name: str, recipe: Recipe) -> Identity | None:
     part = getattr(features, name)
     return part.identity if recipe.model.modalities in ("both", name) else None
+
+
+def _learned(features: Features, recipe: Recipe) -> tuple[str, ...]:
+    """Marks of the conversations of train and validation."""
+    given = [name for name in MODALITIES if _encoder(features, name, recipe)]
+    return tuple(mark_conversations(features, ["train", "validation"], given).values())
 
 
 def _check_replaceable(output: Path) -> None:

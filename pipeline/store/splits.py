@@ -60,7 +60,7 @@ def stratify(counts: np.ndarray, sizes: np.ndarray, parts: np.ndarray, shares: n
         parts: (groups,) the part of each group, to begin with.
         shares: (parts,) of all utterances that each part is to have; they sum to 1.
     """
-    held = np.column_stack([counts, sizes]).astype(float)
+    held = np.column_stack([counts[:, counts.any(0)], sizes]).astype(float)  # a label that nobody has is no one's due
     due = shares[:, None] * held.sum(0)
     parts = parts.copy()
 

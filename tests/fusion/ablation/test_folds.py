@@ -98,6 +98,31 @@ def test_labels_are_shared_by_folds() -> None:
             assert own.sum() == pytest.approx((labels == label).sum() / 5, abs=2)
 
 
+def test_a_label_of_one_fold_alone_is_named_and_spoils_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    features = make_features(Made(conversations=(12, 4, 4), turns=(2, 4), unlabelled=0))
+    table = features.utterances
+    rare = np.array(table.conversations) == table.conversations[0]
+    labels = np.where(rare, 2, table.labels % 2)
+    for fold in make_folds(replace(features, utterances=replace(table, labels=labels)), FoldParams(count=4)):
+        held = {
+            split: set(fold.utterances.labels[np.array(fold.utterances.splits) == split]) for split in ("train", "test")
+        }
+        assert {0, 1} <= held["train"]
+        assert {0, 1} <= held["test"]
+    (told,) = [one for one in caplog.messages if "its models cannot learn it" in one]
+    assert told.endswith("tests all turns labelled neutral: its models cannot learn it")
+
+
+def test_scores_that_few_conversations_have_are_shared_by_folds() -> None:
+    features = make_features(Made(conversations=(20, 5, 5), scored=True, unlabelled=0))
+    table = features.utterances
+    names = list(dict.fromkeys(table.conversations))[::3]
+    scores = np.where(np.isin(table.conversations, names), table.scores, np.nan)
+    for fold in make_folds(replace(features, utterances=replace(table, scores=scores)), FoldParams(count=5), "score"):
+        for split in ("train", "validation", "test"):
+            assert not np.isnan(fold.utterances.scores[np.array(fold.utterances.splits) == split]).all()
+
+
 def test_too_few_to_hold_out_are_refused_by_what_there_is() -> None:
     features = make_features(MADE)
     with pytest.raises(FeatureError, match=r"has no speaker, and folds\.hold_out is 'speaker'"):

@@ -168,6 +168,30 @@ def test_another_encoder_is_refused_before_anything_is_scored(features: Features
         evaluate(other, models, PARAMS, CPU)
 
 
+def test_conversations_that_a_model_learned_from_are_not_tested(features: Features, models: Path) -> None:
+    table = features.utterances
+    splits = dict(zip(table.conversations, table.splits, strict=True))
+    first, last = table.conversations[0], table.conversations[-1]
+    with pytest.raises(ModelError, match=rf"learned from 1 of the 7 conversations of the test split .*'{first}'"):
+        evaluate(features.resplit(splits | {first: "test", last: "train"}), models, PARAMS, CPU)
+    evaluate(features.resplit(splits | {last: "train"}), models, PARAMS, CPU)  # fewer are as good
+
+
+def test_a_file_without_a_modality_of_the_model_says_what_to_do(features: Features, models: Path) -> None:
+    with pytest.raises(ModelError, match=r"trained with text, which made\.h5 does not hold; join text features in"):
+        evaluate(replace(features, text=None), models, PARAMS, CPU)
+
+
+def test_few_conversations_and_scores_on_another_scale_are_warned_of(tmp_path: Path) -> None:
+    features = make_features(Made(conversations=(8, 4, 3), scored=True, unlabelled=0))
+    other = replace(features, utterances=replace(features.utterances, scores=3 + 0.5 * features.utterances.scores))
+    train_made(other, tmp_path, tiny_recipe(epochs=1, target="score"))
+    told = " ".join(evaluate(other, tmp_path, PARAMS, CPU).warnings)
+    assert "Only 3 conversations of the test split can be scored" in told
+    assert "Scores are from " in told
+    assert "acc-7" in told
+
+
 def test_a_file_without_a_test_split_is_refused(models: Path) -> None:
     with pytest.raises(FeatureError, match="no utterance is in the test split"):
         evaluate(make_features(Made(conversations=(2, 2, 0))), models, PARAMS, CPU)
@@ -231,7 +255,7 @@ def test_details_hold_means_classes_seeds_and_the_run(results: Path, features: F
     assert set(content["seeds"]["3"]["test"]["uar"]) == {"value", "low", "high"}
     run = content["run"]
     assert (run["features"], run["trained_on"]) == (features.digest, features.digest)
-    assert (run["model"], run["seeds"], run["commit"]) == ("hbaf", "3,11", "c0ffee")
+    assert (run["model"], run["seeds"], run["commit"]) == ("hbaf", "3, 11", "c0ffee")
     assert run["params"] == tiny_recipe(epochs=2).digest
 
 
@@ -273,7 +297,7 @@ def test_every_file_names_the_run(results: Path) -> None:
     for name in NAMES:
         assert run["id"] in (results / name).read_text()
     table = (results / "table.md").read_text()
-    for text in (run["params"][:12], run["features"][:12], "seeds 3,11", "c0ffee", "| weighted_f1 |", "| joy |"):
+    for text in (run["params"][:12], run["features"][:12], "seeds 3, 11", "c0ffee", "| weighted_f1 |", "| joy |"):
         assert text in table
 
 

@@ -45,6 +45,7 @@ def plain_scores(true: Sequence[float], predicted: Sequence[float]) -> dict[str,
     return {
         "mae": sum(abs(t - p) for t, p in both) / len(both),
         "correlation": 0.0 if math.isnan(pearson) else pearson,
+        "ccc": plain_concordance(np.array(both)),
         "accuracy_2": sum((t >= 0) == (p >= 0) for t, p in both) / len(both),
         "accuracy_2_nonzero": sum((t > 0) == (p > 0) for t, p in nonzero) / max(len(nonzero), 1),
         "accuracy_7": sum(seven(t) == seven(p) for t, p in both) / len(both),
@@ -53,6 +54,13 @@ def plain_scores(true: Sequence[float], predicted: Sequence[float]) -> dict[str,
             reference.f1_score([t > 0 for t, _ in nonzero], [p > 0 for _, p in nonzero], **options) if nonzero else 0.0
         ),
     }
+
+
+def plain_concordance(both: np.ndarray) -> float:
+    """2 cov / (var + var + (difference of means)^2)."""
+    (means, cov) = both.mean(0), np.cov(both.T, bias=True)
+    apart = cov[0, 0] + cov[1, 1] + (means[0] - means[1]) ** 2
+    return 2 * float(cov[0, 1] / apart) if apart > 0 else 0.0
 
 
 @settings(deadline=None, max_examples=75)
