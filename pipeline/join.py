@@ -26,7 +26,6 @@ from pipeline.store import (
 
 log = logging.getLogger(__name__)
 
-IMPORTED = "imported"  # the model of features that others made
 NAMED = 5  # utterances that are named in a line
 
 
@@ -106,7 +105,7 @@ def _arrange(part: Part, records: Sequence[Utterance], modality: str, manifest: 
     """`part` in the order of `records`: by what was encoded, or by id where its maker knew no more."""
     known = {name: place for place, name in enumerate(part.ids)}
     ids = [record.id for record in records]
-    if part.identity.fields.get("model") == IMPORTED:
+    if part.identity.imported:
         _check_turns(part, records, manifest)
         _name_missing(part, [name for name in ids if name not in known], modality)
         return part.take(np.array([known.get(name, -1) for name in ids]), ids)

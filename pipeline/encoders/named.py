@@ -96,7 +96,7 @@ def _settings(modality: str, identity: Identity, folder: Path | None) -> dict[st
         and REVISION.fullmatch(revision)
     ):
         return {"encoder": name, "revision": revision} | found
-    if name == "imported":
+    if identity.imported:
         raise EncoderError(
             f"the model was trained on {modality} features that were imported, so there is no encoder for recordings; "
             "give it features of the same kind (--features)"
