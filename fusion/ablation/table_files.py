@@ -134,9 +134,10 @@ def headline(comparison: Comparison) -> str:
         if row.unlearned
     ]
     return (
-        f"{len(comparison.rows) - 1} rows of {number_of(len(comparison.ablation.seeds), 'seed')}{_over(comparison)}, "
-        f"base test {comparison.metric} {score}, linear reference {comparison.rows[-1].mean:.3f}; "
-        f"{sure} of {len(rest)} differ from their base (Holm, {_level(comparison):.2g})"
+        f"{number_of(len(comparison.rows) - 1, 'row')} of {number_of(len(comparison.ablation.seeds), 'seed')}"
+        f"{_over(comparison)}, "
+        f"base test {comparison.metric} {score}, linear reference {comparison.rows[-1].mean:.3f}"
+        + (f"; {sure} of {len(rest)} differ from their base (Holm, {_level(comparison):.2g})" if rest else "")
         + (f"; not learned: {', '.join(idle)}" if idle else "")
     )
 
@@ -227,10 +228,11 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
             "",
             _against_linear(comparison),
             "",
-            f"Row {BASE} is `{json.dumps(ablation.variants[0].recipe.to_json())}`. The others differ from it in:",
+            f"Row {BASE} is `{json.dumps(ablation.variants[0].recipe.to_json())}`."
+            + " The others differ from it in:" * bool(changes),
             "",
             *changes,
-            "",
+            *[""] * bool(changes),
             f"Run {run['id']}: features `{run['features'][:12]}`, seeds {run['seeds']}, `evaluate` "
             f"`{json.dumps(run['evaluate'])}`{_folds(run)}, {run['device']}, erc-fusion {run['version']}, "
             f"commit {run['commit'] or 'unknown'}.",
