@@ -160,7 +160,7 @@ def _identify(
     train = variants[0].recipe.train
     return {
         "rows": {one.name: [one.base, one.recipe.digest] for one in variants},
-        "seeds": ", ".join(map(str, train.seeds)),
+        "seeds": ",".join(map(str, train.seeds)),
         "metric": train.metric,
         "features": features,
         "evaluate": params.model_dump(mode="json"),
@@ -228,12 +228,10 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
             "",
             _against_linear(comparison),
             "",
-            f"Row {BASE} is `{json.dumps(ablation.variants[0].recipe.to_json())}`."
-            + " The others differ from it in:" * bool(changes),
+            f"Row {BASE} is `{json.dumps(ablation.variants[0].recipe.to_json())}`.",
             "",
-            *changes,
-            *[""] * bool(changes),
-            f"Run {run['id']}: features `{run['features'][:12]}`, seeds {run['seeds']}, `evaluate` "
+            *(["The others differ from it in:", "", *changes, ""] if changes else []),
+            f"Run {run['id']}: features `{run['features'][:12]}`, seeds {run['seeds'].replace(',', ', ')}, `evaluate` "
             f"`{json.dumps(run['evaluate'])}`{_folds(run)}, {run['device']}, erc-fusion {run['version']}, "
             f"commit {run['commit'] or 'unknown'}.",
             "",

@@ -66,8 +66,9 @@ def mark_conversations(features: Features, splits: Collection[str], modalities: 
     """Conversation -> a hash of its name and of its features of these `modalities`, of all in `splits`."""
     parts = [part for name in modalities if (part := getattr(features, name)) is not None]
     table, found = features.utterances, dict[str, Any]()
+    with_rows = np.any([np.diff(part.offsets) > 0 for part in parts], axis=0)  # without, only its name would tell
     for index, (split, conversation) in enumerate(zip(table.splits, table.conversations, strict=True)):
-        if split in splits:
+        if split in splits and with_rows[index]:
             digest = found.setdefault(conversation, hashlib.sha256(conversation.encode()))
             digest.update(b"".join(part.checksums[index].tobytes() for part in parts))
     return {conversation: digest.hexdigest()[:MARK] for conversation, digest in found.items()}
@@ -135,11 +136,8 @@ class Provenance:
         """The epochs whose weights are kept, in words: of each head in each stage, where there are several."""
         if len(self.selected) == 1:
             return f"epoch {next(iter(self.selected.values()))}"
-        pairs = (where.split(".") for where in self.selected)
-        epochs = self.selected.values()
-        return ", ".join(
-            f"{head} in stage {stage}: epoch {at}" for (stage, head), at in zip(pairs, epochs, strict=True)
-        )
+        named = [(*where.rpartition("."), epoch) for where, epoch in self.selected.items()]
+        return ", ".join(f"{head} in stage {stage}: epoch {epoch}" for stage, _, head, epoch in named)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; the inverse of `provenance_from_json`."""

@@ -209,7 +209,7 @@ def _identify(seeds: Sequence[Provenance], features: str, params: EvaluateParams
         "target": first.recipe.train.target,
         "modalities": first.recipe.model.modalities,
         "encoders": ", ".join(one.name for one in (first.audio, first.text) if one is not None),
-        "seeds": ", ".join(str(one.seed) for one in seeds),
+        "seeds": ",".join(str(one.seed) for one in seeds),
         "params": first.recipe.digest,
         "features": features,
         "trained_on": first.features,
@@ -312,9 +312,9 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         f"# {run['model']} on the test split",
         "",
         *(line for warning in evaluation.warnings for line in (f"**{warning}**", "")),
-        f"{int(evaluation.counted.sum())} {task.counted_are}, seeds {run['seeds']}. Mean ± standard deviation over "
-        f"seeds; intervals resample whole conversations; the floor always predicts {task.floor_is}, chance: "
-        f"{task.chance_is}." + f" Of {', '.join(lower)} less is better." * bool(lower),
+        f"{int(evaluation.counted.sum())} {task.counted_are}, seeds {run['seeds'].replace(',', ', ')}. Mean ± standard "
+        f"deviation over seeds; intervals resample whole conversations; the floor always predicts {task.floor_is}, "
+        f"chance: {task.chance_is}." + f" Of {', '.join(lower)} less is better." * bool(lower),
         "",
         _settings(evaluation, run),
         "",

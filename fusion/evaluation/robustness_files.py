@@ -90,8 +90,9 @@ def table_md(robustness: Robustness, run: Mapping[str, Any]) -> str:
     lines = [
         f"# Robustness of {run['model']} on the test split",
         "",
-        f"Mean ± standard deviation of {metric} over seeds {run['seeds']}; {robustness.confidence:.0%} intervals "
-        "resample whole conversations, those of a change with the same draws on both sides. "
+        f"Mean ± standard deviation of {metric} over seeds {run['seeds'].replace(',', ', ')}; "
+        f"{robustness.confidence:.0%} intervals resample whole conversations, those of a change with the same draws on "
+        "both sides. "
         f"The floor, always {robustness.task.floor_is}, is {robustness.floor[metric]:.3f}.",
         "",
     ]

@@ -141,7 +141,7 @@ class Evaluation:
 
     def _other_scale(self) -> list[str]:
         known = self.true[self.counted]
-        if self.task.target == "label" or (known.min() < 0 < known.max() and np.abs(known).max() <= HIGHEST):
+        if self.task.target == "label" or (known.min() <= 0 and np.abs(known).max() <= HIGHEST):
             return []
         return [
             f"Scores are from {known.min():g} to {known.max():g}: acc-2, acc-7 and F1, which are for scores from -3 to "

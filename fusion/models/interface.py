@@ -54,14 +54,16 @@ def whole(model: nn.Module) -> Stage:
 
 
 class _Completed(type):
-    """Gives a model, once it is built, the attributes `score_scale`, `linear_path` and `standardise` around `forward`.
+    """Gives a model, once it is built, `score_scale`, `linear_path` and `standardise` around its `forward`.
 
-    Not the first and the last where a part does it already, as in a model that is trained in stages.
+    Not the first and the last where a part does it already, as in a model that is trained in stages; nor the first
+    where stages train parts of the model that know nothing of it.
     """
 
     def __call__(cls, params: SharedParams, sizes: Sizes, *wanted: Any, **named: Any) -> Any:
         model: Any = super().__call__(params, sizes, *wanted, **named)
-        if sizes.classes == 1 and not any(isinstance(part, ScoreScale) for part in model.modules()):
+        own = any(isinstance(part, ScoreScale) for part in model.modules())
+        if sizes.classes == 1 and not own and any(stage.module is model for stage in model.stages()):
             model.score_scale = ScoreScale()
             model.register_forward_hook(_on_score_scale)
         if params.linear_path:  # before what standardises: it looks at the features as they are stored

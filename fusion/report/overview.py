@@ -31,9 +31,10 @@ def describe_results(
     task = find_task(recipe.train.target, len(features.label_names))
     corpus = features.corpus
     confidence = f"{float(run['intervals']['confidence']):.0%} interval"
+    seeds = run["seeds"].replace(",", ", ")
     return {
         "title": f"{run['model']} on the test split" + (f" of {corpus.name}" if corpus and corpus.name else ""),
-        "subtitle": f"Modalities: {run['modalities']}. Encoders: {run['encoders']}. Seeds: {run['seeds']}.",
+        "subtitle": f"Modalities: {run['modalities']}. Encoders: {run['encoders']}. Seeds: {seeds}.",
         "licence": corpus.licence if corpus else NO_LICENCE,
         "run": run,
         "seed_count": number_of(len(models), "seed"),
@@ -224,8 +225,8 @@ def _ablations(rows: Sequence[Row], confidence: str) -> dict[str, Any]:
             cells[-1] += [""] * 4
         cells[-1].append(row.get("overrides", ""))
     caption = (
-        f"fusion-ablate, run {rows[0]['run']}, seeds {rows[0].get('seeds', '')}: intervals over conversations and "
-        "seeds; p of paired permutation tests, corrected for the rows that are compared"
+        f"fusion-ablate, run {rows[0]['run']}, seeds {rows[0].get('seeds', '').replace(',', ', ')}: intervals over "
+        "conversations and seeds; p of paired permutation tests, corrected for the rows that are compared"
     )
     return {
         "ablations": {"header": header, "rows": cells, "caption": caption},

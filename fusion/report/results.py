@@ -92,7 +92,7 @@ def _check_same(folder: Path, run: Mapping[str, Any], models: Sequence[LoadedMod
     first = models[0].provenance
     expected = {
         "params": first.recipe.digest,
-        "seeds": ", ".join(str(one.provenance.seed) for one in models),
+        "seeds": ",".join(str(one.provenance.seed) for one in models),
         "trained_on": first.features,
         "features": features.digest,
     }

@@ -1,6 +1,5 @@
 """Bytes and characters that an earlier conversion left broken, repaired; every repair is counted under its sentence."""
 
-import codecs
 import re
 import unicodedata
 from collections import Counter
@@ -49,31 +48,32 @@ def decode_all(path: Path, content: bytes, encoding: str) -> str:
         raise DataError(f"{path}, line {line}: not {encoding} ({error}); fix dataset.encoding in params.yaml") from None
 
 
-def _decode_rest(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of `bytes.decode`: the bytes that are not UTF-8, as cp1252."""
-    assert isinstance(error, UnicodeDecodeError)
-    return error.object[error.start : error.end].decode("cp1252", errors="replace"), error.end
-
-
-codecs.register_error("cp1252", _decode_rest)
-
-
 def decode_lines(content: bytes, repaired: Counter[str]) -> str:
-    """UTF-8; bytes that are not are taken for cp1252, which copies of tables often mix in."""
+    """UTF-8; lines that are not, or some of their bytes, are taken for cp1252, which copies of tables often mix in."""
     lines, others = [], []
     for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         try:
             lines.append(line.decode("utf-8"))
         except UnicodeDecodeError:
-            lines.append(line.decode("utf-8", errors="cp1252"))
+            lines.append(_decode_mixed(line))
             others.append(line)
     if others:
         guess = guess_encoding(others)
         all_of_them = len(others) > 1 and len(others) == sum(not line.isascii() for line in lines)
-        shown = others[0].decode("utf-8", errors="cp1252").strip()[:SHOWN] if all_of_them else ""
+        shown = _decode_mixed(others[0]).strip()[:SHOWN] if all_of_them else ""
         doubt = f" ({shown!r}); if that is wrong, set dataset.encoding" if shown else ""
         repaired[BYTES + (f", but look like {guess}" if guess else doubt)] += len(others)
     return "\n".join(lines)
+
+
+def _decode_mixed(line: bytes) -> str:
+    """All of it as cp1252, or where most of it is UTF-8, the other bytes alone."""
+    text = line.decode("utf-8", errors="surrogateescape")  # such a byte is U+DC00 and its value
+    strange = {character for character in text if "\udc80" <= character <= "\udcff"}
+    count = sum(text.count(character) for character in strange)
+    if sum(not character.isascii() for character in text) <= 2 * count:
+        return line.decode("cp1252", errors="replace")
+    return text.translate({ord(one): bytes([ord(one) & 0xFF]).decode("cp1252", errors="replace") for one in strange})
 
 
 # Encodings of tables besides UTF-8 and cp1252; of several that fit as well, the first one. Where a character has two

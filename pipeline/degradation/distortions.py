@@ -64,6 +64,7 @@ def _coloured(noise: np.ndarray, sound: np.ndarray) -> np.ndarray:
 
 
 APOSTROPHES = str.maketrans("\u2019\u02bc\uff07", "'''")
+LONGEST_WORD = 3.5  # letters, on average
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}  # no blanks between words
 
 
@@ -77,14 +78,16 @@ def words_of(text: str) -> list[str]:
 
 
 def is_unspaced(texts: Iterable[str]) -> bool:
-    """Whether most letters are of scripts that put no blanks between words.
+    """Whether most letters are of scripts that put no blanks between words, and nobody has put them there.
 
-    >>> is_unspaced(["我不知道", "Mir geht es gut"]), is_unspaced(["我不知道", "好"])
-    (False, True)
+    >>> [is_unspaced([text]) for text in ("我不知道 es geht mir gut", "我不知道怎么办", "我 不 知道 怎么办")]
+    [False, True, False]
     """
+    texts = list(texts)
     letters = Counter(letter for text in texts for letter in text if letter.isalpha())
     unspaced = sum(n for letter, n in letters.items() if unicodedata.name(letter, "").split(" ")[0] in UNSPACED)
-    return 2 * unspaced > letters.total()
+    pieces = sum(len(text.split()) for text in texts)
+    return 2 * unspaced > letters.total() > LONGEST_WORD * pieces
 
 
 def _spelling(word: str) -> str:
@@ -93,9 +96,11 @@ def _spelling(word: str) -> str:
 
 
 def _parts(token: str) -> tuple[str, str, str]:
-    """Punctuation before, the word, punctuation behind; vowel signs are parts of words, which `\\w` leaves out."""
-    inside = [place for place, sign in enumerate(token) if sign == "_" or unicodedata.category(sign)[0] in "LMN"]
+    """Punctuation before, the word, punctuation behind; vowel signs behind its letters belong to it."""
+    inside = [place for place, sign in enumerate(token) if sign == "_" or unicodedata.category(sign)[0] in "LN"]
     first, last = (inside[0], inside[-1] + 1) if inside else (len(token), len(token))
+    while inside and last < len(token) and unicodedata.category(token[last])[0] == "M":
+        last += 1
     return token[:first], token[first:last], token[last:]
 
 

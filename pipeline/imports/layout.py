@@ -153,14 +153,16 @@ def _of_names(branch: Mapping[Any, Any], where: str) -> Source:
     _flatten(branch, "", leaves, where, 0)
     if not leaves:
         raise DataError(f"{where}: holds no array; fix the path or the key")
-    return Source(where, list(leaves.values()), list(leaves), hint=_names_hint(list(leaves)))
+    return Source(where, list(leaves.values()), list(leaves), hint=_groups_hint(branch, where))
 
 
-def _names_hint(names: list[str]) -> str:
+def _groups_hint(branch: Mapping[Any, Any], where: str) -> str:
     """For a group an utterance, whose data sets have one name."""
-    first, *others = {name.rpartition("/")[2] for name in names}
-    alike = len(names) > 1 and not others and first not in names
-    return f"; if '{first}' is no part of an id, take it as a key, with * for the ids: PATH:*/{first}" if alike else ""
+    if not all(isinstance(one, dict) and one for one in branch.values()):
+        return ""
+    common = set.intersection(*(set(one) for one in branch.values()))
+    key = f"{where}{'/' if ':' in where else ':'}*/"
+    return "".join(f"; with * for the ids, '{name}' of each is named by {key}{name}" for name in sorted(common)[:1])
 
 
 def _flatten(branch: Mapping[Any, Any], lead: str, leaves: dict[str, Any], where: str, depth: int) -> None:

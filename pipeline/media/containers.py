@@ -104,14 +104,18 @@ def _fixes(file: IO[bytes], start: int, end: int) -> tuple[dict[int, bytes], flo
 
 
 def _stated_too_little(file: IO[bytes], start: int, end: int) -> dict[int, bytes]:
-    """What has FFmpeg read a WAV file (at `start`) to its end whose header states less, as of more than 4 GB."""
+    """What has FFmpeg read a WAV file (at `start`) to its end whose sizes are too small, as those of more than 4 GB.
+
+    It is one where the samples reach to the stated end, and behind that is neither a chunk, nor a tag, nor filling.
+    """
     place, length = _chunks(file, start, end).get(b"data", (end, 0))
-    behind = place + length + length % 2
+    file.seek(start)
+    _, stated = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+    behind = place + length
     file.seek(behind)
     rest = file.read(HEAD)
-    if (
-        not length or len(rest) < 8 or not rest.strip(b"\0") or all(0x20 <= byte < 0x7F for byte in rest[:4])
-    ):  # a chunk, padding
+    named = re.match(rb"\0{0,8}([ -~]{3})", rest)
+    if not length or abs(start + 8 + stated - behind) > 1 or len(rest) < HEAD or named or len(set(rest)) == 1:
         return {}
     return {place - 4: b"\xff\xff\xff\xff"}  # which is read as "to the end"
 

@@ -155,27 +155,27 @@ def split_warnings(utterances: Sequence[Utterance]) -> list[str]:
     ]
 
 
-def order_notes(utterances: Sequence[Utterance], turns: Sequence[Turn]) -> list[str]:
-    """Conversations in which later turns begin earlier in their recording, or two turns have one number."""
+def order_notes(utterances: Sequence[Utterance], turns: Sequence[Turn], numbered: bool) -> list[str]:
+    """Later turns that begin earlier in their recording; where a column has `numbered` turns, those of one number."""
     backwards = [
         second
         for first, second in pairwise(utterances)
         if first.conversation == second.conversation and first.audio == second.audio
-        if None not in (first.start, second.start) and second.start < first.start  # type: ignore[operator]
+        if first.start is not None and second.start is not None and second.start < first.start
     ]
-    numbers = Counter((turn.conversation, turn.order) for turn in turns)
-    twice = [conversation for (conversation, _), count in numbers.items() if count > 1]
+    numbers = Counter((turn.conversation, turn.order) for turn in turns if numbered)
+    twice = {conversation: None for (conversation, _), count in numbers.items() if count > 1}
     notes = []
     if backwards:
+        fix = "fix their numbers" if numbered else "sort the rows by start, or number the turns in a column"
         notes.append(
-            f"{len({one.conversation for one in backwards})} conversations have turns that begin before the turn in "
-            f"front of them, such as '{backwards[0].id}' at {backwards[0].start:g} s; sort the rows by start, or "
-            "number them in a column turn: the order of turns is their context"
+            f"turns that begin before the turn in front of them: {len(backwards)}, such as '{backwards[0].id}' at "
+            f"{backwards[0].start:g} s; {fix} (dataset.columns.turn): their order is their context"
         )
     if twice:
         notes.append(
-            f"{len(set(twice))} conversations have two turns of one number, such as '{twice[0]}'; they keep the order "
-            "of their rows"
+            f"conversations with two turns of one number: {len(twice)}, such as '{next(iter(twice))}'; these keep the "
+            "order of their rows"
         )
     return notes
 

@@ -107,7 +107,7 @@ def prepare(params: DatasetParams) -> Prepared:
         *corpus.notes,
         *note_validation(corpus.turns, params),
         *name_notes(utterances),
-        *order_notes(utterances, corpus.turns),
+        *order_notes(utterances, corpus.turns, "turn" in corpus.columns),
     ]
     warnings = [
         *label_warnings(utterances, params),

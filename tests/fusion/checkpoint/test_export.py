@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "model": (lambda content: content["run"].update(model="hcam"), "its model hcam, the model's concat"),
     "parameters": (lambda content: content["run"].update(params="abc"), "of another model: its parameters abc"),
     "features": (lambda content: content["run"].update(trained_on="abc"), "its training features abc"),
-    "seed": (lambda content: content["seeds"].pop("1"), "its seed 0, 1, the model's 1"),
+    "seed": (lambda content: content["seeds"].pop("1"), "its seed 0,1, the model's 1"),
     "epochs": (lambda content: content["seeds"]["1"]["epochs"].update({"fusion.fused": 99}), "its chosen epochs"),
     "scores": (lambda content: content["seeds"]["1"]["validation"].update(uar=0.5), "its validation scores"),
     "no seeds": (lambda content: content.pop("seeds"), "details.json: damaged, or of another version (KeyError"),

@@ -22,6 +22,7 @@ from fusion.batch import Batch
 from fusion.checkpoint import LoadedModel, Provenance
 from fusion.checkpoint.onnx import export_onnx
 from fusion.errors import OutputError
+from fusion.layers import ScoreScale
 from fusion.objective import Calibration
 from pipeline.store import CorpusNote
 from tests.fusion.batches import AUDIO_DIM, TEXT_DIM, make, make_batch, name_of, tensors_in
@@ -97,6 +98,9 @@ def loaded(name: str, setting: dict[str, Any]) -> LoadedModel:
     if scores and name == "hcam":
         setting = setting | {"scores": True, "supervised": False}
     model = make(name, **setting)
+    for part in model.modules():
+        if isinstance(part, ScoreScale):
+            part.fit(3.0, 0.5)
     provenance = Provenance(
         recipe=tiny_recipe({"name": name}),
         seed=3,

@@ -255,7 +255,7 @@ def test_details_hold_means_classes_seeds_and_the_run(results: Path, features: F
     assert set(content["seeds"]["3"]["test"]["uar"]) == {"value", "low", "high"}
     run = content["run"]
     assert (run["features"], run["trained_on"]) == (features.digest, features.digest)
-    assert (run["model"], run["seeds"], run["commit"]) == ("hbaf", "3, 11", "c0ffee")
+    assert (run["model"], run["seeds"], run["commit"]) == ("hbaf", "3,11", "c0ffee")
     assert run["params"] == tiny_recipe(epochs=2).digest
 
 

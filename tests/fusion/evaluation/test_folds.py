@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_run(f, encoders="other"),
         "run with encoders other, but fold-1 with made-audio",
     ),
-    "seeds": (lambda f: edit_run(f, seeds="3"), "fold-2 was run with seeds 3, but fold-1 with 3, 11"),
+    "seeds": (lambda f: edit_run(f, seeds="3"), "fold-2 was run with seeds 3, but fold-1 with 3,11"),
     "labels": (lambda f: edit_predictions(f, "joy", "glee"), "fold-2 has the labels anger, glee, neutral, but fold-1"),
     "conversation": (lambda f: edit_predictions(f, ",2/test/001,", ",1/test/001,"), "'1/test/001' is tested in fold-1"),
     "a file of another run": (

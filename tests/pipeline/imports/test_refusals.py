@@ -114,12 +114,23 @@ def test_strict_refuses_what_does_not_fit_both_ways(tmp_path: Path) -> None:
 def test_nothing_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of its 1 names, such as 'x', is an utterance, such as 'u0-0'"):
         run(tmp_path, in_npz(tmp_path, {"x": np.ones((1, DIM))}), rows=ROWS)
-    with pytest.raises(DataError, match=r"if 'hidden' is no part of an id, .* with \* for the ids: PATH:\*/hidden"):
-        run(tmp_path, in_npz(tmp_path, {f"{name}/hidden": array for name, array in arrays().items()}), rows=ROWS)
     with pytest.raises(DataError, match="no utterance has any features"):
         run(tmp_path, in_npz(tmp_path, {name: array[:0] for name, array in arrays().items()}), rows=ROWS)
     with pytest.raises(DataError, match="nothing to import"):
         run(tmp_path, rows=ROWS)
+
+
+def test_groups_of_one_utterance_each_are_named_by_the_key_that_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "groups.h5"
+    with h5py.File(path, "w") as file:
+        for name, array in arrays().items():
+            file[f"audio/{name}/features"] = array
+    with pytest.raises(DataError, match="none of its") as error:
+        run(tmp_path, Given("audio", f"{path}:audio"), rows=ROWS)
+    key = str(error.value).rpartition(" ")[2]
+    assert key == f"{path}:audio/*/features"
+    _, features = run(tmp_path, Given("audio", key), rows=ROWS)
+    assert by_id(features).keys() == {row["id"] for row in ROWS}
 
 
 def save(path: Path, **content: Any) -> str:

@@ -424,14 +424,36 @@ def test_samples_with_more_bytes_than_bits_are_what_was_written(
     np.testing.assert_allclose(recording.samples, expected, rtol=0, atol=2.0 ** (1 - min(bits, 24)))
 
 
-@pytest.mark.parametrize("behind", [b"", b"LIST\4\0\0\0abcd", bytes(4096)])
-def test_a_wav_file_whose_header_states_too_little_is_read_to_its_end(tmp_path: Path, behind: bytes) -> None:
+def test_a_wav_file_whose_header_states_too_little_is_read_to_its_end(tmp_path: Path) -> None:
     path = write_wav(tmp_path / "a.wav", sound(1.0, RATE), RATE)
-    whole, content = decode(path), bytearray(path.read_bytes() + behind)
+    whole, content = decode(path), bytearray(path.read_bytes())
     place = content.index(b"data") + 4
-    content[place : place + 4] = struct.pack("<I", len(whole.samples) if not behind else 2 * len(whole.samples))
+    for at, stated in ((4, place - 4 + len(whole.samples)), (place, len(whole.samples))):  # in bytes: half of them
+        content[at : at + 4] = struct.pack("<I", stated)
     path.write_bytes(content)
     np.testing.assert_array_equal(decode(path).samples, whole.samples)
+
+
+BEHIND = {
+    "a chunk": b"LIST" + struct.pack("<I", 8000) + bytes(range(250)) * 32,
+    "a chunk, padded twice": b"\0\0LIST" + struct.pack("<I", 8000) + bytes(range(250)) * 32,
+    "zeros": bytes(8000),
+    "ones": b"\xff" * 8000,
+    "ID3v2": b"ID3\3\0\0" + bytes(range(250)) * 32,
+    "ID3v1": b"TAG\0" + bytes(124),
+    "APE": b"APETAGEX" + bytes(range(250)) * 32,
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+@pytest.mark.parametrize("samples", [8000, 8001])
+def test_what_lies_behind_a_wav_file_is_no_sound(tmp_path: Path, samples: int, name: str) -> None:
+    """Also where samples of one byte end at an odd place and no byte follows to make it even."""
+    path, values = tmp_path / "a.wav", bytes(128 + round(90 * np.sin(n / 9)) for n in range(samples))
+    chunks = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, PCM, 1, RATE, RATE, 1, 8)
+    chunks += b"data" + struct.pack("<I", samples) + values
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(chunks)) + chunks + BEHIND[name])
+    assert len(decode(path).samples) == samples
 
 
 @needs_ffmpeg

@@ -139,10 +139,12 @@ def test_turns_whose_order_is_in_doubt_are_named(tmp_path: Path) -> None:
     write_wav(tmp_path / "a.wav", sound(3.0, 16_000), 16_000)
     speech = first | {"audio": "a.wav", "end": 3}
     told = summary(found(tmp_path, [speech | {"start": 2}, speech | {"start": 1}, *rows]))
-    assert "note: 1 conversations have turns that begin before the turn in front of them, such as 'train0/1'" in told
+    assert (
+        "note: turns that begin before the turn in front of them: 1, such as 'train0/1' at 1 s; sort the rows" in told
+    )
     told = summary(found(tmp_path, [row | {"turn": 1} for row in [first, first, *rows]]))
-    assert "note: 1 conversations have two turns of one number, such as 'train0'; they keep the order" in told
-    assert "have turns that begin" not in told
+    assert "note: conversations with two turns of one number: 1, such as 'train0'; these keep the order" in told
+    assert "begin before" not in told
 
 
 def test_a_rare_label_that_is_nearly_another_is_named_with_the_key(tmp_path: Path) -> None:
