@@ -177,8 +177,9 @@ def correlation(tallies: np.ndarray) -> np.ndarray:
 def concordance(tallies: np.ndarray) -> np.ndarray:
     """Lin's concordance correlation coefficient (1989), -1 to 1: correlation that distance from the truth lowers."""
     count, t, p = tallies[..., COUNT], tallies[..., TRUE], tallies[..., PREDICTED]
-    spreads = _spread(count, t, tallies[..., TRUE_SQUARES]) + _spread(count, p, tallies[..., PREDICTED_SQUARES])
-    return ratio(2 * (count * tallies[..., PRODUCTS] - t * p), spreads + np.square(t - p))
+    true, predicted = _spread(count, t, tallies[..., TRUE_SQUARES]), _spread(count, p, tallies[..., PREDICTED_SQUARES])
+    shared = np.where(true * predicted > 0, count * tallies[..., PRODUCTS] - t * p, 0.0)  # else it is rounding alone
+    return ratio(2 * shared, true + predicted + np.square(t - p))
 
 
 def _spread(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
