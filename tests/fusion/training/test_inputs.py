@@ -20,7 +20,8 @@ from fusion.models.interface import whole
 from fusion.objective import find_task
 from fusion.training import fit, train_seeds
 from pipeline.store import Features
-from tests.fusion.made import Made, make_features, tiny_recipe, write_made
+from pipeline.store.writer import part_from_arrays
+from tests.fusion.made import Made, make_features, tiny_recipe, train_made, write_made
 
 CPU = torch.device("cpu")
 MADE = Made(conversations=(6, 3, 2), frames=(0, 12), layers=(1, 2), dtype=np.float32)
@@ -164,3 +165,13 @@ def test_a_model_that_knows_nothing_of_it_is_given_standardised_features_also_wh
 
     torch.testing.assert_close(model(batch).logits, expected(train), rtol=1e-5, atol=1e-5)
     assert torch.equal(model(batch).logits, again(batch).logits)
+
+
+def test_a_modality_that_train_alone_lacks_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    features = make_features(Made(conversations=(6, 3, 3), frames=(1, 4)))
+    assert (part := features.audio) is not None
+    train = [split == "train" for split in features.utterances.splits]
+    rows = [part.rows(index)[: 0 if absent else None] for index, absent in enumerate(train)]
+    other = replace(features, audio=part_from_arrays(part.path, part.ids, rows, part.identity))
+    train_made(other, tmp_path / "models", tiny_recipe(epochs=1))
+    assert "no utterance of the train split has audio, some of validation do" in caplog.text
