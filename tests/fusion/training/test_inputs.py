@@ -169,7 +169,8 @@ def test_a_model_that_knows_nothing_of_it_is_given_standardised_features_also_wh
 
 def test_a_modality_that_train_alone_lacks_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     features = make_features(Made(conversations=(6, 3, 3), frames=(1, 4)))
-    assert (part := features.audio) is not None
+    part = features.audio
+    assert part is not None
     train = [split == "train" for split in features.utterances.splits]
     rows = [part.rows(index)[: 0 if absent else None] for index, absent in enumerate(train)]
     other = replace(features, audio=part_from_arrays(part.path, part.ids, rows, part.identity))
