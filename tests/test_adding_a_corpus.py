@@ -35,6 +35,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "from pipeline.datasets import Corpus, Turn\n"
         "def read(params):\n    return Corpus([Turn('c', 0, label=params.target)])\n"
         "def load(params):\n    return [1]\n"
+        "def dev(params):\n    return Corpus([Turn('c', 0, split='dev', where='odd.csv, line 2')])\n"
+        "def word(params):\n    return Corpus([Turn('c', 0, issues='no-mood')])\n"
     )
     (tmp_path / "mine" / "lacking.py").write_text("import no_such_library\n")
     monkeypatch.chdir(tmp_path)
@@ -129,6 +131,15 @@ def test_what_is_missing_is_named(folder: Path, name: str, expected: str) -> Non
 def test_an_adapter_that_returns_something_else_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match=r"'mine.odd:load': its adapter returned list; expected a pipeline\.datasets"):
         read("mine.odd:load")
+
+
+def test_a_field_of_another_kind_is_refused_with_its_place(folder: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"odd\.csv, line 2: split of a turn is 'dev'; expected train, validation, test or"
+    ):
+        read("mine.odd:dev")
+    with pytest.raises(DataError, match=r"'mine\.odd:word': issues of a turn is 'no-mood'; expected a tuple of str"):
+        read("mine.odd:word")
 
 
 def test_what_an_adapter_lacks_itself_is_its_own_error(folder: Path) -> None:

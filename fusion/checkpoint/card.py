@@ -96,6 +96,11 @@ def read_scores(results: Path, provenance: Provenance) -> SharedScores:
         )
         if not is_whole(content):
             raise ValueError("edited since it was written")
+        if provenance.labels and list(scores.per_class) != list(provenance.labels):
+            raise ResultError(
+                f"{path}: of the labels {', '.join(scores.per_class)}, but the model has "
+                f"{', '.join(provenance.labels)}; leave --results out, or give the same labels to features and model"
+            )
     except FileNotFoundError as error:
         raise ResultError(f"{path}: no such file; score the model with fusion-evaluate first") from error
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:

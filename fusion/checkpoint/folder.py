@@ -15,6 +15,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,12 @@ def load_seeds(folder: Path, device: torch.device | str = "cpu") -> list[LoadedM
         raise ModelError(f"{folder}: holds no seed-<n> folder; name the folder that fusion-train wrote")
     loaded = sorted((load_model(path, device) for path in folders), key=lambda one: one.provenance.seed)
     first = loaded[0]
+    for one, other in pairwise(loaded):
+        if one.provenance.seed == other.provenance.seed:
+            raise ModelError(
+                f"{folder}: {one.folder.name} and {other.folder.name} hold one and the same seed, "
+                f"{one.provenance.seed}; take one of them away"
+            )
     for other in loaded[1:]:
         if _training(other.provenance) != _training(first.provenance):
             raise ModelError(
@@ -224,7 +231,8 @@ def check_encoders(loaded: LoadedModel, features: Features) -> None:
     provenance = loaded.provenance
     for name in MODALITIES:
         trained, part = getattr(provenance, name), getattr(features, name)
-        if trained is not None and part is not None and trained != part.identity:
+        seen = name in provenance.recipe.model.looks_at  # of the other one nothing reaches the model
+        if seen and trained is not None and part is not None and trained != part.identity:
             raise ModelError(
                 f"{loaded.folder}: trained on {name} features of {_difference(trained, part.identity)}, but "
                 f"{features.path} has {_difference(part.identity, trained)}; "

@@ -33,6 +33,7 @@ from fusion.checkpoint.folder import LoadedModel
 from fusion.checkpoint.provenance import Provenance
 from fusion.errors import OutputError
 from fusion.layers import SequenceGRU
+from fusion.params import Modalities
 
 OPSET = 18  # of early 2023, so that runtimes of some years can read it
 INPUTS = ("audio", "audio_mask", "text", "text_mask", "speakers")
@@ -98,19 +99,28 @@ class OneConversation(Turns):
         return torch.full_like(self.places, self.places.shape[0])
 
 
-class ConversationModel(nn.Module):
-    """A model that takes tensors of one conversation, see the module; `temperature` None: it tells scores."""
+AUDIO, TEXT = slice(0, 2), slice(2, 4)  # features and their mask, of what a graph is given
 
-    def __init__(self, model: nn.Module, temperature: float | None) -> None:
+
+class ConversationModel(nn.Module):
+    """A model that takes tensors of one conversation, see the module; `temperature` None: it tells scores.
+
+    A modality that was withheld from it in training is nothing to it here, either, whatever is given.
+    """
+
+    def __init__(self, model: nn.Module, temperature: float | None, modalities: Modalities = "both") -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.withheld = {"both": (), "audio": (TEXT,), "text": (AUDIO,)}[modalities]
 
     def forward(
         self, audio: Tensor, audio_mask: Tensor, text: Tensor, text_mask: Tensor, speakers: Tensor
     ) -> tuple[Tensor, ...]:
         # one padded position each, so that no axis is empty: not every operator is defined there
         given = [F.pad(x, [0, 0] * (x.dim() - 2) + [0, 1]) for x in (audio, audio_mask, text, text_mask)]
+        for pair in self.withheld:
+            given[pair] = [torch.zeros_like(x) for x in given[pair]]
         places = torch.arange(audio_mask.shape[0], device=audio.device)
         batch = Batch(
             groups=[Group(places, *given)],
@@ -138,7 +148,8 @@ def export_onnx(loaded: LoadedModel) -> bytes:
             'pip install "path/to/erc-fusion[onnx]", or leave --onnx out'
         ) from error
     provenance = loaded.provenance
-    model = ConversationModel(with_onnx_grus(loaded.model), provenance.temperature).eval()
+    modalities = provenance.recipe.model.modalities
+    model = ConversationModel(with_onnx_grus(loaded.model), provenance.temperature, modalities).eval()
     turns, frames, tokens = Dim("turns"), Dim("frames"), Dim("tokens")
     axes = {"audio": {0: turns, 1: frames}, "text": {0: turns, 1: tokens}, "speakers": {0: turns}}
     with _quiet(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # other kernels' outputs lie otherwise in memory
@@ -175,6 +186,7 @@ def describe(provenance: Provenance) -> dict[str, str]:
         "labels": list(provenance.labels),
         "audio_encoder": provenance.audio.fields if provenance.audio else None,
         "text_encoder": provenance.text.fields if provenance.text else None,
+        "modalities": provenance.recipe.model.modalities,
         "audio_frames": provenance.recipe.model.audio_frames,
         "temperature": provenance.temperature,
         "features": provenance.features,

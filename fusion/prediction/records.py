@@ -5,6 +5,7 @@ with an apostrophe in front, as spreadsheets themselves write it. JSON lines hav
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -25,7 +26,7 @@ class Turn:
     """One turn of a conversation; audio or text may be missing.
 
     Raises:
-        RecordingError: text or audio is of another type.
+        RecordingError: a field is of another type, or a time is no finite number.
     """
 
     text: str | None = ""
@@ -43,6 +44,15 @@ class Turn:
             raise RecordingError(
                 f"the audio of a turn is {self.audio!r}; expected a path, samples in a numpy array, or None"
             )
+        if not isinstance(self.conversation, str):
+            raise RecordingError(f"the conversation of a turn is {self.conversation!r}; expected its name, a str")
+        if not isinstance(self.speaker, str | None):
+            raise RecordingError(f"the speaker of a turn is {self.speaker!r}; expected a str, or None where unknown")
+        for name in ("start", "end"):
+            seconds = getattr(self, name)
+            number = isinstance(seconds, int | float | np.integer | np.floating) and math.isfinite(seconds)
+            if seconds is not None and not number:
+                raise RecordingError(f"the {name} of a turn is {seconds!r}; expected seconds, or None for the whole")
 
 
 @dataclass(frozen=True)

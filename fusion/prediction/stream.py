@@ -60,11 +60,12 @@ class _Stream:
         audio = inside(said.audio, where, self._root) if said.audio else None
         turn = Turn(said.text, audio, speaker=said.speaker, start=said.start, end=said.end)
         conversation = self._conversations.get(said.conversation, self._predictor.conversation(said.conversation))
-        answer = to_json_lines([conversation.add(turn)], ascii_only=True)
-        if said.last:
-            self._conversations.pop(said.conversation, None)
-        else:
+        try:
+            answer = to_json_lines([conversation.add(turn)], ascii_only=True)
             self._conversations[said.conversation] = conversation
+        finally:
+            if said.last:  # a turn that is refused ends it, too
+                self._conversations.pop(said.conversation, None)
         return answer
 
 

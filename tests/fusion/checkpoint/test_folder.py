@@ -174,6 +174,12 @@ def test_a_folder_without_seeds_is_refused(models: Path) -> None:
         load_seeds(models / "seed-0")
 
 
+def test_two_copies_of_a_seed_are_no_two_seeds(models: Path) -> None:
+    shutil.copytree(models / "seed-0", models / "seed-1")
+    with pytest.raises(ModelError, match=r"seed-\d and seed-\d hold one and the same seed, 0; take one of them away"):
+        load_seeds(models)
+
+
 def test_seeds_of_different_trainings_are_refused(models: Path) -> None:
     edit_config(models / "seed-10", lambda config: config["erc"]["params"]["loss"].update(auxiliary=0.2))
     with pytest.raises(ModelError, match="seed-0 and seed-10 were trained on different parameters or features"):

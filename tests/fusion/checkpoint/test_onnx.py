@@ -8,6 +8,7 @@ ERC_EVERY_ONNX=1 in the environment every model is exported under every setting 
 import json
 import os
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,18 @@ def test_onnxruntime_agrees_with_torch(name: str, setting: str) -> None:
         assert list(found) == list(expected)
         for output, values in expected.items():
             np.testing.assert_allclose(found[output], values, rtol=0, atol=1e-4, err_msg=f"{output}: {conversation}")
+
+
+def test_a_modality_that_was_withheld_is_nothing_to_a_graph() -> None:
+    one = loaded("concat", {})
+    recipe = tiny_recipe({"name": "concat", "modalities": "text"})
+    one = replace(one, provenance=replace(one.provenance, recipe=recipe, audio=None))
+    session = onnxruntime.InferenceSession(export_onnx(one), providers=["CPUExecutionProvider"])
+    batch = make_batch([2], [4, 2], [2, 3])
+    nothing = [replace(one, audio=0 * one.audio, audio_mask=torch.zeros_like(one.audio_mask)) for one in batch.groups]
+    silent = replace(batch, groups=nothing)
+    given = {given.name: tensors_in(batch)[given.name].numpy() for given in session.get_inputs()}
+    np.testing.assert_allclose(session.run(None, given)[1], answers(one, silent)["logits"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "setting"), CASES[-1:])

@@ -1,5 +1,6 @@
 """Predictions from recordings: those of cached features, turn by turn those of the whole, and what may be missing."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -170,6 +171,9 @@ def test_what_is_no_turn_is_refused_with_what_was_expected(predictor: Predictor)
         Turn(5)  # type: ignore[arg-type]
     with pytest.raises(RecordingError, match="the audio of a turn is 5; expected a path, samples in a numpy array"):
         Turn("Hello.", 5)  # type: ignore[arg-type]
+    for field, value in {"speaker": math.nan, "conversation": 3, "start": "0.5", "end": math.inf}.items():
+        with pytest.raises(RecordingError, match=f"the {field} of a turn is .*; expected"):
+            Turn("Hello.", **{field: value})  # type: ignore[arg-type]
     with pytest.raises(RecordingError, match=r"found one Turn; give it in a list: predict\(\[turn\]\)"):
         predictor.predict(Turn("Hello."))  # type: ignore[arg-type]
     with pytest.raises(RecordingError, match=r"found 'Hello\.' as turn 1; expected Turn"):
