@@ -213,11 +213,11 @@ def check_compatible(loaded: LoadedModel, features: Features) -> None:
     """Raise ModelError unless `features` are of the encoders and labels that the model was trained on."""
     check_encoders(loaded, features)
     provenance = loaded.provenance
-    for name in provenance.looks_at:
+    for name in provenance.given:
         if getattr(features, name) is None:
             raise ModelError(
                 f"{loaded.folder}: was trained with {name}, which {features.path} does not hold; join {name} features "
-                f"in (pipeline-join), or train a model without it (model.modalities)"
+                "in (pipeline-join), or train a model without it (model.modalities)"
             )
     if provenance.recipe.train.target == "label" and list(provenance.labels) != list(features.label_names):
         raise ModelError(

@@ -127,8 +127,8 @@ class Provenance:
         return self.calibration.temperature if self.calibration else None
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
-        """The modalities that were not withheld from it."""
+    def given(self) -> tuple[str, ...]:
+        """The modalities that were not withheld from it; it may look at one of them alone."""
         return tuple(name for name in MODALITIES if getattr(self, name) is not None)
 
     @property

@@ -258,7 +258,7 @@ def load_test(features: Features, models: Path, device: torch.device, memory: Me
 
 def _refuse_known(loaded: LoadedModel, features: Features) -> None:
     """Raise ModelError where the test split holds what the model learned from, as with the models of another fold."""
-    test = mark_conversations(features, ["test"], loaded.provenance.looks_at)
+    test = mark_conversations(features, ["test"], loaded.provenance.given)
     learned = set(loaded.provenance.learned)
     known = [conversation for conversation, mark in test.items() if mark in learned]
     if known:
