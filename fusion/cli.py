@@ -227,6 +227,8 @@ def report_app(
     corpus, text = read_places(path)
     if root and not root.is_dir():
         raise ResultError(f"{root}: no such folder; --root names the one in which the recordings of the manifest lie")
+    if tokenizer and not tokenizer.exists():
+        raise ResultError(f"{tokenizer}: no such file or folder; --tokenizer names the text encoder's tokenizer.json")
     places = [tokenizer] if tokenizer else [*([text] if text else []), Path("models/encoders/text")]
     sources = Sources(manifest or manifest_beside(features), root or corpus, places, beside)
     page = write_page(read_features(features), models, results, split, sources, output, pick_device(device), memory)

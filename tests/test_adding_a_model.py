@@ -124,6 +124,26 @@ def test_the_files_that_the_page_names_exist() -> None:
         assert (ROOT / name).exists(), name
 
 
+WRONG = {
+    "a tensor": ("self.classifier(fused)", "forward returns Tensor, expected a fusion.batch.Output"),
+    "a label too few": (
+        "Output(logits=self.classifier(fused)[:, 1:])",
+        r"the logits of head fused have the shape \(\d+, 2\), expected \(\d+, 3\): \(utterances, classes\)",
+    ),
+    "an utterance too few": ("Output(logits=self.classifier(fused)[1:])", r"head fused have the shape .* expected \("),
+}
+
+
+@pytest.mark.parametrize(("returned", "expected"), WRONG.values(), ids=WRONG)
+def test_a_model_that_returns_something_else_is_refused_in_a_line(folder: Path, returned: str, expected: str) -> None:
+    right = "Output(logits=self.classifier(fused), views=shown)"
+    assert right in MODEL
+    changed = MODEL.replace(right, returned)
+    (folder / "gated.py").write_text(changed)
+    found = refused(train_app, "--features", "data/feats.h5", "--set", f"model.name={NAME}")
+    assert re.search(f"model Gated, stage fusion: .*{expected}", found)
+
+
 def test_the_group_of_the_page_is_read(folder: Path) -> None:
     block = re.search(r"^    model:\n(?:     .*\n)+", PAGE, flags=re.MULTILINE)
     assert block

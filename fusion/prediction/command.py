@@ -104,6 +104,8 @@ class Asked:
             if path and not os.path.isfile(path):  # noqa: PTH113
                 found = "a folder" if os.path.isdir(path) else "no such file"  # noqa: PTH112
                 raise RecordingError(f"{path}: {found}, expected a {kind}; fix {option}")
+        if self.root is not None and not self.root.is_dir():
+            raise RecordingError(f"{self.root}: no such folder; --root names the one in which the recordings lie")
 
     def predict(self, predictor: "Predictor") -> list[Prediction]:
         """What the models say; raises as `Predictor` does, and RecordingError where no typed turn can be used."""

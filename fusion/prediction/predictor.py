@@ -28,7 +28,7 @@ from fusion.prediction.recordings import EncoderFolders, Recordings, read_table,
 from fusion.prediction.records import Prediction, Turn
 from fusion.runtime import pick_device
 from fusion.tables import number_of
-from pipeline.store import Features
+from pipeline.store import Features, read_features
 
 if TYPE_CHECKING:
     from fusion.prediction.recordings import Spoken
@@ -170,13 +170,16 @@ class Predictor:
             parts.append(f"labels that the model does not know are not scored: {named}")
         return "; ".join(parts)
 
-    def predict_features(self, features: Features, split: str | None = None) -> list[Prediction]:
+    def predict_features(self, features: Features | str | PathLike[str], split: str | None = None) -> list[Prediction]:
         """What is to be said of each utterance of a feature file, in one split or in all of them.
 
         Raises:
+            StoreError: the file is missing or damaged.
             ModelError: the features are of other encoders.
             FeatureError: they are of no modality that the model takes, or the split has no utterance.
         """
+        if not isinstance(features, Features):
+            features = read_features(Path(features))
         for model in self._models:
             check_encoders(model, features)
         there = [name for name in SPLITS if name in features.utterances.splits]
@@ -232,6 +235,8 @@ class Predictor:
 def _listed(turns: Iterable[Turn]) -> list[Turn]:
     if isinstance(turns, Turn):
         raise RecordingError("predict takes several turns, found one Turn; give it in a list: predict([turn])")
+    if not isinstance(turns, Iterable):
+        raise RecordingError(f"predict takes turns, found {turns!r}; expected a list of Turn(text, audio)")
     given = list(turns)
     for index, turn in enumerate(given):
         if not isinstance(turn, Turn):

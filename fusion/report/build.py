@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusion.checkpoint import LoadedModel, check_compatible, load_seeds
+from fusion.checkpoint import LoadedModel, Provenance, check_compatible, load_seeds
 from fusion.data import Split, hold, load_split
 from fusion.errors import FeatureError, ModelError, OutputError
 from fusion.evaluation import Record, read_records
@@ -103,9 +103,7 @@ def write_page(
             described |= overview.describe_beside(name, said, other)
 
         def draw(views: Views) -> bytes:
-            note = _note(
-                split, len(ids), views, bool(records), len(sounds), loaded[0].provenance.recipe.own.linear_path
-            )
+            note = _note(split, len(ids), views, bool(records), len(sounds), loaded[0].provenance)
             variables = {"constant_rows": overview.constant_rows(views.constants), "explorer_note": note}
             turns = describe_turns(features, splits, said, seeds, records, views, sounds, name, other)
             return render(described | variables | {"view_seed": seeds[0]}, turns)
@@ -271,11 +269,13 @@ def _together(places: Sequence[tuple[Split, int, int]]) -> Iterator[tuple[Split,
             held = []
 
 
-def _note(split: str, turns: int, views: Views, has_texts: bool, sounds: int, beside: bool) -> str:
-    """What the explorer shows; `beside`: the models have a linear path."""
+def _note(split: str, turns: int, views: Views, has_texts: bool, sounds: int, model: Provenance) -> str:
+    """What the explorer shows."""
     which = "all splits" if split == "all" else f"the {split} split"
-    parts = [f"All {turns:,} turns of {which}. Probabilities are means over seeds, in steps of 0.4 %."]
+    shown = "Probabilities are means over seeds, in steps of 0.4 %." if model.labels else "Scores are means over seeds."
+    parts = [f"All {turns:,} turns of {which}. {shown}"]
     if split != "test":
+        beside = model.recipe.own.linear_path
         parts.append(f"Models have learned from train{', their linear path from validation, too' if beside else ''}.")
     if views.content:
         words = "" if views.words else " Words are numbered: the tokenizer of their encoder is not available."

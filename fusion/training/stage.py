@@ -209,7 +209,9 @@ class StageRun:
         """What the stage makes of the batch, in the precision asked for."""
         reduced = self.params.precision == "bfloat16"
         with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=reduced):
-            return self.stage.module(batch)
+            output = self.stage.module(batch)
+        expected = len(batch.labels), self.training.task.outputs
+        return check_output(output, expected, f"{type(self.training.model).__name__}, stage {self.stage.name}")
 
     def _learn(self) -> Mapping[str, float]:
         self.stage.module.train()
@@ -276,6 +278,22 @@ class StageRun:
         self.training.shuffle.set_state(state.random["shuffle"])
         if "cuda" in state.random:
             torch.cuda.set_rng_state(state.random["cuda"], device)
+
+
+def check_output(output: Any, expected: tuple[int, int], who: str) -> Output:
+    """`output` as it is; raises TrainingError unless it is an Output whose heads are (utterances, outputs)."""
+    if not isinstance(output, Output):
+        raise TrainingError(
+            f"model {who}: forward returns {type(output).__name__}, expected a fusion.batch.Output; "
+            "docs/adding-a-model.md shows one"
+        )
+    for head, logits in output.heads().items():
+        if tuple(logits.shape) != expected:
+            raise TrainingError(
+                f"model {who}: the logits of head {head} have the shape {tuple(logits.shape)}, expected {expected}: "
+                "(utterances, classes), a row for each utterance of the batch"
+            )
+    return output
 
 
 def make_optimizer(weights: list[nn.Parameter], params: TrainParams) -> torch.optim.Optimizer:

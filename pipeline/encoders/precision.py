@@ -28,6 +28,8 @@ from pipeline.settings import (
 
 PROBE_FRAMES = (1, 15, 40)  # of speech
 PROBE_HERTZ = 220.0
+# what transformers calls the activation that a layer applies to a product and to nothing else, by the product's name
+ACTIVATIONS = {"intermediate_dense": "intermediate_act_fn", "dense": "intermediate_act_fn", "fc1": "activation_fn"}
 
 Rows = Mapping[str, Tensor]  # by layer, in the order of computation: (rows, dim)
 
@@ -150,14 +152,25 @@ def pack_products(module: nn.Module) -> None:
     A weight is packed when its layer is first called, and the plain one is let go then: layers whose weights are used
     otherwise than by calling them, such as those of WavLM's attention, keep theirs.
     """
-    for part in module.modules():
-        weight = part._parameters.get("weight")  # that of a layer which was cut away is gone
-        if type(part) is nn.Linear and weight is not None and packs(weight.device, weight.dtype):
-            part.forward = partial(_pack_first, part)  # type: ignore[method-assign]
+    for parent in module.modules():
+        for name, part in parent.named_children():
+            weight = part._parameters.get("weight")  # that of a layer which was cut away is gone
+            if type(part) is nn.Linear and weight is not None and packs(weight.device, weight.dtype):
+                gelu = _take_gelu(parent, name)
+                part.forward = partial(_pack_first, part, gelu)  # type: ignore[method-assign]
 
 
-def _pack_first(part: nn.Linear, x: Tensor) -> Tensor:
-    packed = Packed(part.weight.data, part.bias)
+def _take_gelu(parent: nn.Module, name: str) -> bool:
+    """Whether a GELU follows the product `name` and nothing comes between; it is then taken out of the model."""
+    behind = ACTIVATIONS.get(name, "")
+    taken = type(getattr(parent, behind, None)).__name__ == "GELUActivation"
+    if taken:
+        setattr(parent, behind, nn.Identity())
+    return taken
+
+
+def _pack_first(part: nn.Linear, gelu: bool, x: Tensor) -> Tensor:
+    packed = Packed(part.weight.data, part.bias, gelu)
     part.weight = nn.Parameter(part.weight.data[:0].clone(), requires_grad=False)
     part.forward = packed.__call__  # type: ignore[assignment, method-assign]
     return packed(x)

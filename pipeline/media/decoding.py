@@ -276,7 +276,7 @@ def resample(samples: np.ndarray, rate: int, target_rate: int) -> "torch.Tensor"
     """
     import torch
 
-    waveform = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+    waveform = torch.from_numpy(np.require(samples, np.float32, ["C", "W"]))  # a copy where it is not torch's to write
     if rate == target_rate:
         return waveform
     ratio = Fraction(rate, target_rate).limit_denominator(FINEST_RATIO)

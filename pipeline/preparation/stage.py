@@ -275,12 +275,14 @@ def relative_path(audio: str, where: str, root: str) -> str:
     Only the name is judged: a folder of recordings may be a link to another disk. A name that the disk
     spells in another way is returned as it is there.
     """
+    if "\0" in audio:
+        raise DataError(f"{where}: recording {audio!r} has a zero byte in its name, which no file has; fix the name")
     path = PurePosixPath(audio.replace("\\", "/"))
     if path.is_absolute():
         roots = (Path(root).absolute(), Path(root).resolve())
         inside = [path.relative_to(folder) for folder in roots if path.is_relative_to(folder)]
         path = inside[0] if inside else PurePosixPath("..")
-    if ".." in path.parts or "\0" in audio:
+    if ".." in path.parts:
         raise DataError(
             f"{where}: recording {audio!r} lies outside dataset.root ({root}); "
             "set dataset.root to a folder that holds them all (of fusion-predict: --root)"

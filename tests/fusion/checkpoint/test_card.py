@@ -14,6 +14,7 @@ from fusion.checkpoint import Provenance, count_split, load_model, score_interva
 from fusion.checkpoint.card import code, describe_encoder, model_card
 from fusion.data import load_split
 from fusion.objective import Interval, find_task
+from fusion.params import read_recipe
 from fusion.tables import escape_markdown
 from fusion.training import fit
 from pipeline.store import CorpusNote, Features, Identity
@@ -72,6 +73,14 @@ def test_the_card_of_a_folder_is_made_from_its_run(folder: Path, provenance: Pro
     ):
         assert text in card
     assert not [line for line in card.splitlines() if "{{" in line or "{%" in line or "None" in line]
+
+
+def test_the_card_names_the_features_that_the_model_looks_at(provenance: Provenance) -> None:
+    assert "from audio and text features." in model_card(provenance)
+    recipe = read_recipe(None, ["model.name=text"])
+    card = model_card(replace(provenance, recipe=recipe))
+    assert "from text features." in card
+    assert AUDIO.to_json() not in card
 
 
 def test_counts_are_those_of_the_feature_file(provenance: Provenance, features: Features) -> None:

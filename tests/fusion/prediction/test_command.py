@@ -163,6 +163,7 @@ REFUSALS = {
     "one recording of two": (["--audio", "t.csv", "--audio", "x.wav"], r"x\.wav: no such file, expected a recording"),
     "a long name": (["--audio", "n" * 5000], "n: no such file, expected a recording; fix --audio"),
     "a folder": (["--audio", "."], r"\.: a folder, expected a recording; fix --audio"),
+    "no root": (["--stream", "--root", "x"], "x: no such folder; --root names the one in which the recordings lie"),
     "no table": (["--table", "x.csv"], r"x\.csv: no such file, expected a table; fix --table"),
     "no features": (["--features", "x.h5"], r"x\.h5: no such file, expected a feature file; fix --features"),
     "no model": (["--text", "c"], "nowhere: no such model folder"),

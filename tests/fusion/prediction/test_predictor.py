@@ -176,6 +176,8 @@ def test_what_is_no_turn_is_refused_with_what_was_expected(predictor: Predictor)
             Turn("Hello.", **{field: value})  # type: ignore[arg-type]
     with pytest.raises(RecordingError, match=r"found one Turn; give it in a list: predict\(\[turn\]\)"):
         predictor.predict(Turn("Hello."))  # type: ignore[arg-type]
+    with pytest.raises(RecordingError, match=r"predict takes turns, found None; expected a list"):
+        predictor.predict(None)  # type: ignore[arg-type]
     with pytest.raises(RecordingError, match=r"found 'Hello\.' as turn 1; expected Turn"):
         predictor.predict([Turn("Hello."), "Hello."])  # type: ignore[list-item]
     with pytest.raises(RecordingError, match=r"add takes a turn, found 'Hello\.'; expected Turn"):
@@ -238,6 +240,7 @@ def test_features_give_what_recordings_give(recorded: Recorded, predictor: Predi
     spoken = {one.id: one for one in predictor.predict_table(recorded.table, recorded.root)}
     cached = predictor.predict_features(recorded.features)
     assert_same(cached, [spoken[one.id] for one in cached])
+    assert_same(cached, predictor.predict_features(str(recorded.features.path)))
     assert [replace(one, probabilities={}) for one in cached] == [
         replace(spoken[one.id], probabilities={}, label=one.label, true=None, carried={}) for one in cached
     ]

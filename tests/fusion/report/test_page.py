@@ -184,6 +184,8 @@ def test_every_model_and_target_gets_a_page(
     splits = one.features.utterances.splits
     assert written.turns == len(turns["ids"]) == (len(splits) if split == "all" else splits.count(split))
     assert written.viewed == written.turns
+    said = "Scores are means over seeds." if made.scored else "Probabilities are means over seeds, in steps of 0.4 %."
+    assert said in (tmp_path / "page" / "index.html").read_text("utf-8")
 
 
 def test_without_manifest_and_recordings_the_page_says_so(labelled: Evaluated, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.activations import GELUActivation, GELUTanh
 
 from pipeline.encoders import load_speech_encoder, load_text_encoder, precision, widen_narrow_groups
 from pipeline.encoders.precision import Packed, pack_products, packs
@@ -283,3 +284,23 @@ def test_a_layer_lets_go_of_its_plain_weight_when_it_is_first_called() -> None:
     assert torch.allclose(called(x), expected, atol=1e-6)
     assert read.weight.nbytes == bytes_before
     assert called.weight.nbytes == (0 if packs(CPU, torch.float32) else bytes_before)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("activation", [GELUActivation(), GELUTanh(), nn.ReLU()])
+def test_a_packed_product_takes_the_gelu_behind_it_and_no_other_activation(activation: nn.Module) -> None:
+    class Feed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.intermediate_dense, self.intermediate_act_fn = nn.Linear(8, 16), activation
+            self.output_dense = nn.Linear(16, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.output_dense(self.intermediate_act_fn(self.intermediate_dense(x)))  # type: ignore[no-any-return]
+
+    feed, x = Feed(), torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    expected = feed(x)
+    pack_products(nn.Sequential(feed))
+    assert torch.allclose(feed(x), expected, atol=1e-6)
+    taken = packs(CPU, torch.float32) and isinstance(activation, GELUActivation)
+    assert isinstance(feed.intermediate_act_fn, nn.Identity) == taken

@@ -367,6 +367,14 @@ def test_resampled_lengths_and_values_agree_with_torchaudio(samples: int, rate: 
     assert torch.allclose(resample(waveform, rate, target).double(), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rate", [RATE, 8_000])
+def test_samples_that_may_not_be_written_are_resampled_without_a_warning(rate: int) -> None:
+    samples = np.arange(8, dtype=np.float32)
+    samples.flags.writeable = False
+    assert resample(samples, rate, RATE)[0].item() == pytest.approx(0, abs=0.5)
+
+
 @pytest.mark.parametrize("rate", [11_127, 16_001, 22_254, 44_056, 47_999])
 def test_rates_without_a_common_divisor_keep_pitch_and_length(rate: int) -> None:
     waveform = np.sin(2 * np.pi * 1_000 * np.arange(rate) / rate)

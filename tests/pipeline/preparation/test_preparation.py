@@ -16,6 +16,7 @@ from pipeline.manifest import Utterance, check_utterances, manifest_order, read_
 from pipeline.media import Decoders
 from pipeline.params import AudioParams, Columns, DatasetParams
 from pipeline.preparation import link_corpus, prepare, summary
+from pipeline.recordings import relative_path
 from tests.pipeline.made import cut, rows_of, sound, write_corpus, write_encoded, write_film, write_rows, write_wav
 
 RATE = 16_000
@@ -312,6 +313,11 @@ def test_a_mistaken_audio_column_is_all_missing_files(tmp_path: Path) -> None:
 def test_a_recording_outside_the_root_is_refused(tmp_path: Path, audio: str) -> None:
     message = refusal(tmp_path, three_splits(audio=audio))
     assert f"'a/0': recording {audio!r} lies outside dataset.root ({tmp_path}); set dataset.root to" in message
+
+
+def test_a_recording_with_a_zero_byte_in_its_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 3: recording 'a\\x00\.wav' has a zero byte in its name"):
+        relative_path("a\0.wav", "line 3", str(tmp_path))
 
 
 def test_an_absolute_path_inside_the_root_becomes_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
