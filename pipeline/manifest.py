@@ -67,7 +67,18 @@ CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of control characters,
 NAMES = ("id", "conversation", "speaker", "label")
 UNSEEN = set("\u115f\u1160\u2800\u3164\uffa0")  # letters and signs that are drawn as nothing
 MISSING = {"nan", "none", "null", "(null)", "nil", "na", "n/a", "n.a.", "nat", "missing", "undefined"}
-MISSING |= {"#nv", "#n/a", "#n/a!", "<na>"}  # of spreadsheets and pandas
+MISSING |= {
+    "#nv",
+    "#n/a",
+    "#n/a!",
+    "#name?",
+    "#ref!",
+    "#value!",
+    "#div/0!",
+    "#null!",
+    "#num!",
+    "<na>",
+}  # of spreadsheets and pandas
 DASHES = set("-_.?–—―−")
 OPTIONAL = ("recognised", "extra", "content", "group")  # not in the line of an utterance that has none
 SOURCES = {"audio": "recordings.jsonl", "text": "texts.jsonl"}  # beside the manifest, by the modality that they are for
@@ -310,7 +321,8 @@ def check_utterances(utterances: Sequence[Utterance], source: str) -> None:
         if split != utterance.split:
             raise DataError(
                 f"{source}: conversation '{utterance.conversation}' lies in two splits, {split} and "
-                f"{utterance.split}; keep each conversation in one, or let dataset.split: conversation make the splits"
+                f"{utterance.split}; where numbers begin anew in each split, put its name in front of them; else keep "
+                "each conversation in one, or let dataset.split: conversation make the splits"
             )
         if utterance.turn != turns[utterance.conversation]:
             raise DataError(

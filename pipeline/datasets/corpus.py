@@ -71,6 +71,25 @@ def check_target(params: DatasetParams) -> None:
         raise SettingsError(f"'dataset.target' is '{params.target}'; {params.name} accepts {kinds}{hint}")
 
 
+KEYS_OF = {  # of `dataset`, which the adapters of these corpora alone read
+    "table": ("demo", "table"),
+    "columns": ("demo", "table"),
+    "fold": ("iemocap",),
+    "validation_session": ("iemocap",),
+    "protocol": ("mosi",),
+}
+
+
+def unused_key_warnings(params: DatasetParams) -> list[str]:
+    """Keys that are set and that the corpus does not read."""
+    changed = {key for key in KEYS_OF if getattr(params, key) != DatasetParams.model_fields[key].default}
+    return [
+        f"dataset.{key} is set and changes nothing for {params.name}: it is a key of {' and '.join(readers)}"
+        for key, readers in KEYS_OF.items()
+        if key in changed and params.name in CORPORA and params.name not in readers
+    ]
+
+
 def target_of(params: DatasetParams) -> str:
     """The target of a corpus that has several, the default resolved."""
     return params.target or TARGETS[params.name][0]

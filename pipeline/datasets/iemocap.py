@@ -22,11 +22,11 @@ frustrated turns were found for all sessions together and for the fifth.
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import Repairs, read_lines, repair_controls
+from pipeline.datasets.repairs import HIDDEN_FILES, Repairs, read_lines, repair_controls
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
 
@@ -83,7 +83,6 @@ UNDECIDED = "xxx"
 CODES = ("ang", "dis", "exc", "fea", "fru", "hap", "neu", "oth", "sad", "sur", UNDECIDED)
 OVERLAPS = "turns that begin before an earlier one has ended: in order of start"
 UNKNOWN_LINES = "lines of EmoEvaluation that are neither a turn's nor an evaluator's, left out"
-HIDDEN_FILES = "files of another system (._*), left out"
 SIX_NOTE = (
     "the majority labels of the release make 7,380 turns of six classes; the 7,433 of many papers are those of feature "
     "files with 53 more happy turns than the release names"
@@ -197,6 +196,9 @@ def read(params: DatasetParams) -> Corpus:
         for described in _read_dialogue(root, session, dialogue, repaired)
     ]
     notes = [*_notes(root, found), *[SIX_NOTE] * (target_of(params) == "six")]
+    if not any(next((root / f"Session{number}" / "sentences" / "wav").glob("*/[!.]*.wav"), None) for number in found):
+        notes.append("no recordings in Session*/sentences/wav of dataset.root: every turn is its text alone")
+        turns = [replace(turn, audio=None) for turn in turns]
     return Corpus(turns, repaired, notes, published(codes, chosen if params.split == "given" else {}))
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import Repairs, repair_controls
+from pipeline.datasets.repairs import HIDDEN_FILES, Repairs, repair_controls
 from pipeline.datasets.table import Row, read_rows
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
@@ -72,12 +72,17 @@ def read(params: DatasetParams) -> Corpus:
     """
     root, target, repaired = Path(params.root), target_of(params), Repairs(params.encoding)
     clips = {name: dict(_clips(root, name)) for name in FOLDERS}
+    hidden = sum(1 for name in FOLDERS for folder in _folders(root, name) for _ in folder.glob("._*"))
+    repaired.update({HIDDEN_FILES: hidden} if hidden else {})
     turns = [
         turn
         for name in FOLDERS
         for turn in _turns(_table(root, name), name, target, clips[name], any(clips.values()), repaired)
     ]
-    return Corpus(turns, repaired, list(_notes(turns, clips)), {**PUBLISHED, **PUBLISHED_LABELS[target]})
+    published: Counts = {**PUBLISHED, **PUBLISHED_LABELS[target]}
+    if params.split != "given":  # of whole numbers alone, as the splits are others
+        published = {what: {"all": columns["all"]} for what, columns in published.items() if "all" in columns}
+    return Corpus(turns, repaired, list(_notes(turns, clips)), published)
 
 
 def _table(root: Path, name: str) -> Path:
@@ -90,10 +95,14 @@ def _table(root: Path, name: str) -> Path:
     )
 
 
+def _folders(root: Path, name: str) -> tuple[Path, Path]:
+    return root / FOLDERS[name], root / name / FOLDERS[name]
+
+
 def _clips(root: Path, name: str) -> Iterator[tuple[str, str]]:
     """Stem -> path relative to the root, for every file that may be a clip."""
-    for folder in (root / FOLDERS[name], root / name / FOLDERS[name]):
-        found = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in SUFFIXES]
+    for folder in _folders(root, name):
+        found = [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in SUFFIXES]
         for path in sorted(found, key=lambda path: -SUFFIXES.index(path.suffix.lower())):  # the preferred one is last
             yield path.stem, path.relative_to(root).as_posix()
 
@@ -118,6 +127,7 @@ def _turns(
             text=repair_controls(row.cells["Utterance"], repaired),
             audio=clips.get(stem, f"{FOLDERS[name]}/{stem}.mp4") if has_clips else None,
             extra={key: cell.strip() for key, cell in row.cells.items() if key not in FIELDS and cell.strip()},
+            where=row.where,
         )
 
 

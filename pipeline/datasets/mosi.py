@@ -23,12 +23,12 @@ features (`text_train.csv`, `text_test.csv` and `transcripts.csv` of declare-lab
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import Repairs, read_lines, repair_controls
+from pipeline.datasets.repairs import HIDDEN_FILES, Repairs, read_lines, repair_controls
 from pipeline.datasets.table import SPLIT_NAMES, parse_number, read_rows
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
@@ -80,8 +80,8 @@ LABELS = ("Labels/OpinionLevelSentiment.csv", "labels/OpinionLevelSentiment.csv"
 TRANSCRIPTS = "Transcript/Segmented"
 TABLE = "label.csv"
 COLUMNS = ("video_id", "clip_id", "text", "label")
+SUFFIXES = (".wav", ".flac", ".mp4")
 LARGEST = 3.0  # score, positive or negative
-HIDDEN_FILES = "files of another system (._*), left out"
 CONTRADICTIONS = "annotations that are not the sign of their score, which is what counts"
 SIGNS = {"negative": -1, "neutral": 0, "positive": 1}
 SEGMENT = re.compile(r"\s*(?P<number>\d{1,6})\s*_DELIM_(?P<text>.*)", re.ASCII)
@@ -96,7 +96,7 @@ class Segment:
     number: int
     text: str
     score: float | None
-    audio: str
+    audio: str | None
     mode: str | None = None  # the split that label.csv names
 
 
@@ -118,8 +118,13 @@ def read(params: DatasetParams) -> Corpus:
             "dataset.root to the folder with one of them"
         )
     target = target_of(params)
+    segments = [replace(one, audio=_recording(root, str(one.audio))) for one in segments]
+    notes = []
+    if segments and not any(one.audio and (root / one.audio).is_file() for one in segments):
+        notes = [f"no recordings such as {segments[0].audio} in dataset.root: every turn is its text alone"]
+        segments = [replace(one, audio=None) for one in segments]
     turns = [_turn(segment, target, params.protocol) for segment in segments]
-    return Corpus(turns, repaired, [], published(params.protocol, with_splits=params.split == "given"))
+    return Corpus(turns, repaired, notes, published(params.protocol, with_splits=params.split == "given"))
 
 
 def _turn(segment: Segment, target: str, protocol: str) -> Turn:
@@ -134,6 +139,12 @@ def _turn(segment: Segment, target: str, protocol: str) -> Turn:
         audio=segment.audio,
         issues=tuple(_issues(segment, target, protocol)),
     )
+
+
+def _recording(root: Path, audio: str) -> str:
+    """Of a segment: as the release has it, or converted to another kind under the same stem."""
+    others = (Path(audio).with_suffix(suffix) for suffix in SUFFIXES)
+    return next((one.as_posix() for one in (Path(audio), *others) if (root / one).is_file()), audio)
 
 
 def label_of(score: float, target: str) -> str | None:

@@ -9,6 +9,7 @@ from pipeline.errors import DataError, refuse_pipe
 
 BYTES = "lines that were not UTF-8, read as cp1252"
 CONTROLS = "texts with cp1252 punctuation that an earlier conversion had left as control characters"
+HIDDEN_FILES = "files of another system (._*), left out"
 SURROGATES = "cells with half a character (a lone surrogate), now '?'"
 
 
@@ -62,7 +63,9 @@ def decode_lines(content: bytes, repaired: Counter[str]) -> str:
         all_of_them = len(others) > 1 and len(others) == sum(not line.isascii() for line in lines)
         shown = _decode_mixed(others[0]).strip()[:SHOWN] if all_of_them else ""
         doubt = f" ({shown!r}); if that is wrong, set dataset.encoding" if shown else ""
-        repaired[BYTES + (f", but look like {guess}" if guess else doubt)] += len(others)
+        said = BYTES + (f", but look like {guess}" if guess else doubt)
+        alike = (known for known in repaired if known.startswith(f"{BYTES} (") and said.startswith(f"{BYTES} ("))
+        repaired[next(alike, said)] += len(others)  # of many files one excerpt is enough
     return "\n".join(lines)
 
 

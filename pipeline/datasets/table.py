@@ -130,7 +130,12 @@ def _read_delimited(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
             if len(cells) != len(header):
                 raise DataError(
                     f"{where}: {len(cells)} cells, expected {len(header)} as in the header; "
-                    "quote cells that hold the delimiter"
+                    + (
+                        "if rows begin with their name, as R writes them, write the table with row.names = FALSE; else "
+                        if not rows and len(cells) == len(header) + 1
+                        else ""
+                    )
+                    + "quote cells that hold the delimiter"
                 )
             rows.append(Row(where, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
@@ -199,7 +204,7 @@ def _read_parquet(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
         ) from None
     try:
         table = parquet.ParquetFile(pyarrow.BufferReader(content)).read()
-        columns = [column.to_pylist() for column in table.columns]
+        columns = [_to_microseconds(column).to_pylist() for column in table.columns]
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a Parquet file that can be read ({error})") from None
     names = [_column_name(fix_surrogates(name, repaired)) for name in table.column_names]
@@ -207,6 +212,17 @@ def _read_parquet(path: Path, content: bytes, repaired: Repairs) -> list[Row]:
         _row(f"{path}, row {number}", names, values, repaired)
         for number, values in enumerate(zip(*columns, strict=True), start=1)
     ]
+
+
+def _to_microseconds(column: Any) -> Any:
+    """A column of times in nanoseconds, which Python has not, in microseconds; others as they are."""
+    import pyarrow
+
+    kind = column.type
+    if not (pyarrow.types.is_timestamp(kind) or pyarrow.types.is_duration(kind)) or kind.unit != "ns":
+        return column
+    stamp = pyarrow.types.is_timestamp(kind)
+    return column.cast(pyarrow.timestamp("us", kind.tz) if stamp else pyarrow.duration("us"), safe=False)
 
 
 def _row(where: str, names: Sequence[str], values: Sequence[Any], repaired: Counter[str]) -> Row:

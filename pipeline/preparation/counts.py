@@ -10,14 +10,14 @@ import difflib
 import json
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
 from pipeline.datasets import Counts, Turn
-from pipeline.manifest import OK, SPLITS, Utterance, looks_missing, reasons, same_spelling
+from pipeline.manifest import DASHES, OK, SPLITS, Utterance, looks_missing, reasons, same_spelling
 from pipeline.params import DatasetParams
 
 ALL = "all"
@@ -155,12 +155,83 @@ def split_warnings(utterances: Sequence[Utterance]) -> list[str]:
     ]
 
 
+def share_warnings(utterances: Sequence[Utterance], params: DatasetParams) -> list[str]:
+    """That a split which was made here has less than half of what was asked for."""
+    if params.split == "given":
+        return []
+    counts = Counter(utterance.split for utterance in utterances)
+    asked = {"validation": params.validation_share, "test": params.test_share}
+    found = {split: counts[split] / len(utterances) for split in asked}  # type: ignore[index]
+    return [
+        f"{split} has {found[split]:.0%} of the turns, and dataset.{split}_share is {share:g}: whole groups and rare "
+        "labels left no more; merge or drop labels of a few turns (dataset.labels), or take another dataset.split_seed"
+        for split, share in asked.items()
+        if found[split] < share / 2
+    ]
+
+
+def missing_name_warnings(utterances: Sequence[Utterance]) -> list[str]:
+    """Texts, speakers and conversations of several turns that look like missing values, and are taken as they are."""
+    warnings = []
+    for field in ("text", "speaker", "conversation"):
+        counts = Counter(value for one in utterances if (value := getattr(one, field)) and looks_missing(value))
+        repeated = Counter({value: count for value, count in counts.items() if count > 1 and set(value) - DASHES})
+        if repeated:
+            warnings.append(
+                f"{field} that looks like a missing value, and is taken as it is written: {_listed([repeated])}; if it "
+                "is missing, leave the cell empty"
+            )
+    return warnings
+
+
+def repetition_notes(utterances: Sequence[Utterance]) -> list[str]:
+    """Rows that are there twice: all that a row says is the same, its text or recording among it."""
+    counts = Counter(
+        (one.conversation, one.speaker, one.text, one.audio, one.start, one.end, one.label, one.score)
+        for one in utterances
+        if one.audio is not None and (one.text or one.start is not None)
+    )
+    again = sum(count - 1 for count in counts.values())
+    return [
+        f"turns that say the same as another one of their conversation, recording and text: {again}; if rows are there "
+        "twice, take them out"
+    ] * bool(again)
+
+
+def sound_warnings(utterances: Sequence[Utterance]) -> list[str]:
+    """That several turns are given one and the same sound, or sound that goes on into the turns behind."""
+    stretches: dict[tuple[str, float | None, float | None], list[Utterance]] = defaultdict(list)
+    open_ended: dict[str, list[Utterance]] = defaultdict(list)
+    for one in utterances:
+        if one.audio is not None and one.samples:
+            stretches[one.audio, one.start, one.end].append(one)
+            if one.start is not None and one.end is None:
+                open_ended[one.audio].append(one)
+    shared = [group for group in stretches.values() if len({one.text for one in group}) > 1]
+    on = [group for group in open_ended.values() if len({one.start for one in group}) > 1]
+    warnings = []
+    if shared:
+        warnings.append(
+            f"{sum(map(len, shared))} turns have the very same sound as another one, such as '{shared[0][0].id}' and "
+            f"'{shared[0][1].id}' ({shared[0][0].audio}); give each its times with dataset.columns: "
+            "{start: your_column, end: your_column}, in seconds"
+        )
+    if on:
+        warnings.append(
+            f"{sum(map(len, on))} turns have a start and no end, so they last to the end of their recording and hold "
+            "the turns behind them; name the column of ends with dataset.columns: {end: your_column}"
+        )
+    return warnings
+
+
 def order_notes(utterances: Sequence[Utterance], turns: Sequence[Turn], numbered: bool) -> list[str]:
     """Later turns that begin earlier in their recording; where a column has `numbered` turns, those of one number."""
+    one_clock = _conversations_of_one_clock(utterances)
     backwards = [
         second
         for first, second in pairwise(utterances)
-        if first.conversation == second.conversation and first.audio == second.audio
+        if first.conversation == second.conversation
+        if first.audio == second.audio or first.conversation in one_clock
         if first.start is not None and second.start is not None and second.start < first.start
     ]
     numbers = Counter((turn.conversation, turn.order) for turn in turns if numbered)
@@ -178,6 +249,20 @@ def order_notes(utterances: Sequence[Utterance], turns: Sequence[Turn], numbered
             "order of their rows"
         )
     return notes
+
+
+def _conversations_of_one_clock(utterances: Sequence[Utterance]) -> set[str]:
+    """Those of several recordings, such as one for each speaker, each with several turns and all at the same times."""
+    times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for one in utterances:
+        if one.audio is not None and one.start is not None:
+            times[one.conversation][one.audio].append(one.start)
+    return {
+        conversation
+        for conversation, starts in times.items()
+        if len(starts) > 1 and min(map(len, starts.values())) > 1
+        if max(map(min, starts.values())) < min(map(max, starts.values()))
+    }
 
 
 def name_notes(utterances: Sequence[Utterance]) -> list[str]:
@@ -218,7 +303,7 @@ def modality_warnings(utterances: Sequence[Utterance]) -> list[str]:
     """That more than a tenth of the turns lack audio, or text, and why; not of a corpus that has none of it."""
     warnings = []
     for modality, absent, given in (
-        ("audio", [one for one in utterances if not one.samples], any(one.audio for one in utterances)),
+        ("audio", [one for one in utterances if not _sounds(one)], any(one.audio for one in utterances)),
         ("text", [one for one in utterances if not one.text], any(one.text for one in utterances)),
     ):
         if given and len(absent) > ABSENT * len(utterances):
@@ -229,6 +314,10 @@ def modality_warnings(utterances: Sequence[Utterance]) -> list[str]:
                 "modality alone"
             )
     return warnings
+
+
+def _sounds(utterance: Utterance) -> bool:
+    return utterance.samples > 0 and "silent" not in reasons(utterance.status)
 
 
 def _alike(counts: Mapping[str, int], spelling: Callable[[str], str]) -> list[Counter[str]]:

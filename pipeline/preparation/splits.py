@@ -32,7 +32,8 @@ def assign_splits(turns: Sequence[Turn], params: DatasetParams) -> dict[str, Spl
         return splits if "validation" in splits.values() else _hold_out_validation(turns, splits, params)
     speakers = _speakers(turns, source) if params.split == "speaker" else None
     groups = whole_groups([turn.conversation for turn in turns], speakers)
-    return _balanced(_made_splits(groups, Counter(turn.conversation for turn in turns), params), groups, turns)
+    made = _made_splits(groups, Counter(turn.conversation for turn in turns), params)
+    return _balanced(made, groups, turns, params)
 
 
 def _given_splits(turns: Sequence[Turn], source: str) -> dict[str, Split]:
@@ -46,8 +47,9 @@ def _given_splits(turns: Sequence[Turn], source: str) -> dict[str, Split]:
         known = splits.setdefault(turn.conversation, turn.split)  # type: ignore[arg-type]
         if known != turn.split:
             raise DataError(
-                f"{source}: conversation '{turn.conversation}' lies in two splits, {known} and {turn.split}; keep each "
-                "conversation in one, or set dataset.split: conversation to have them made"
+                f"{source}: conversation '{turn.conversation}' lies in two splits, {known} and {turn.split}; where "
+                f"numbers begin anew in each split, put its name in front of them ({turn.split}_{turn.conversation}); "
+                "else keep each conversation in one, or set dataset.split: conversation to have splits made"
             )
     return splits
 
@@ -62,14 +64,16 @@ def _hold_out_validation(turns: Sequence[Turn], splits: Mapping[str, Split], par
     random.Random(params.split_seed).shuffle(left)
     taken = _hold_out(left, params.validation_share * sum(sizes[name] for (name,) in left), 1, sizes)
     made: dict[str, Split] = {name: "validation" if [name] in taken else "train" for (name,) in train}
-    return {**splits, **_balanced(made, train, [turn for turn in turns if turn.conversation in made])}
+    return {**splits, **_balanced(made, train, [turn for turn in turns if turn.conversation in made], params)}
 
 
-def _balanced(splits: Mapping[str, Split], groups: Sequence[list[str]], turns: Sequence[Turn]) -> dict[str, Split]:
+def _balanced(
+    splits: Mapping[str, Split], groups: Sequence[list[str]], turns: Sequence[Turn], params: DatasetParams
+) -> dict[str, Split]:
     """The splits of `groups`, exchanged among them for the sake of labels; their shares stay about what they are."""
     labels: dict[str, list[str | None]] = defaultdict(list)
     for turn in turns:
-        labels[turn.conversation].append(turn.label)
+        labels[turn.conversation].append(None if turn.label is None else params.labels.get(turn.label, turn.label))
     counts = count_labels(groups, labels)
     if counts.shape[1] < 2:
         return dict(splits)

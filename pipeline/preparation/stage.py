@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from pipeline.datasets import Counts, Turn, read_corpus
+from pipeline.datasets import Counts, Turn, read_corpus, unused_key_warnings
 from pipeline.errors import DataError
 from pipeline.manifest import (
     OK,
@@ -32,10 +32,14 @@ from pipeline.preparation.counts import (
     compare,
     count,
     label_warnings,
+    missing_name_warnings,
     modality_warnings,
     name_notes,
     order_notes,
+    repetition_notes,
     select,
+    share_warnings,
+    sound_warnings,
     split_warnings,
     statuses,
     target_warnings,
@@ -100,19 +104,26 @@ def prepare(params: DatasetParams) -> Prepared:
             or when no recording at all can be read.
     """
     corpus = read_corpus(params)
-    drafts = [draft for draft, _ in settle(corpus.turns, params)]
+    settled = settle(corpus.turns, params)
+    drafts = [draft for draft, _ in settled]
     utterances = _probe_all(drafts, params)  # takes its time: all that can be refused without it has been
     _check_recordings(utterances, params)
     notes = [
         *corpus.notes,
         *note_validation(corpus.turns, params),
+        *note_spellings(settled, params),
         *name_notes(utterances),
         *order_notes(utterances, corpus.turns, "turn" in corpus.columns),
+        *repetition_notes(utterances),
     ]
     warnings = [
+        *unused_key_warnings(params),
         *label_warnings(utterances, params),
+        *missing_name_warnings(utterances),
         *split_warnings(utterances),
+        *share_warnings(utterances, params),
         *modality_warnings(utterances),
+        *sound_warnings(utterances),
         *target_warnings(corpus.turns, utterances),
     ]
     differences = compare(utterances, corpus.published)
@@ -132,12 +143,38 @@ def settle(turns: Sequence[Turn], params: DatasetParams) -> list[tuple[Utterance
         for conversation in by_conversation(turns)
         for index, turn in enumerate(conversation)
     ]
+    pairs = _leave_to_others(pairs, params)
     pairs.sort(key=lambda pair: manifest_order(pair[0]))
     drafts = [draft for draft, _ in pairs]
     check_utterances(drafts, params.source)
     _check_splits(drafts, params)
     label_names(drafts, params.source)
     return pairs
+
+
+def _leave_to_others(pairs: Sequence[tuple[Utterance, Turn]], params: DatasetParams) -> list[tuple[Utterance, Turn]]:
+    """A file that is a recording of some turn by its very name is that of no turn which spells it in another way."""
+    exact = {draft.audio for draft, turn in pairs if draft.audio == _as_written(turn, params)}
+    return [
+        (draft.model_copy(update={"audio": written}), turn)
+        if draft.audio != (written := _as_written(turn, params)) and draft.audio in exact
+        else (draft, turn)
+        for draft, turn in pairs
+    ]
+
+
+def _as_written(turn: Turn, params: DatasetParams) -> str | None:
+    return None if turn.audio is None else _inside(turn.audio, turn.where or params.source, params.root).as_posix()
+
+
+def note_spellings(settled: Sequence[tuple[Utterance, Turn]], params: DatasetParams) -> list[str]:
+    """That recordings were found under a name which is spelled in another way."""
+    others = [(draft, written) for draft, turn in settled if draft.audio != (written := _as_written(turn, params))]
+    return [
+        f"recordings that the disk spells in another way: {len(others)}, such as '{written}', taken to be "
+        f"'{draft.audio}'"
+        for draft, written in others[:1]
+    ]
 
 
 def summary(prepared: Prepared) -> str:
@@ -202,8 +239,17 @@ def _published_lines(prepared: Prepared) -> list[str]:
 def note_validation(turns: Sequence[Turn], params: DatasetParams) -> list[str]:
     """That a validation split was made here, if it was."""
     if params.split != "given":
-        own = any(turn.split is not None for turn in turns)
-        return [f"the corpus' own splits are set aside: dataset.split is {params.split}"] * own
+        given: dict[str, set[str]] = defaultdict(set)
+        for turn in turns:
+            given[turn.conversation] |= {turn.split} - {None}  # type: ignore[arg-type]
+        notes = [f"the corpus' own splits are set aside: dataset.split is {params.split}"] * any(given.values())
+        several = [conversation for conversation, splits in given.items() if len(splits) > 1]
+        if several:
+            notes.append(
+                f"conversations with turns of several splits: {len(several)}, such as '{several[0]}'; if their "
+                "numbers begin anew in each split, put its name in front of them, for these are one conversation now"
+            )
+        return notes
     made = not any(turn.split == "validation" for turn in turns)
     return [
         f"no validation split is given: conversations of train were held out (split_seed {params.split_seed})"
@@ -275,6 +321,11 @@ def relative_path(audio: str, where: str, root: str) -> str:
     Only the name is judged: a folder of recordings may be a link to another disk. A name that the disk
     spells in another way is returned as it is there.
     """
+    return _as_on_disk(Path(root), _inside(audio, where, root))
+
+
+def _inside(audio: str, where: str, root: str) -> PurePosixPath:
+    """The same as it is written."""
     if "\0" in audio:
         raise DataError(f"{where}: recording {audio!r} has a zero byte in its name, which no file has; fix the name")
     path = PurePosixPath(audio.replace("\\", "/"))
@@ -287,7 +338,7 @@ def relative_path(audio: str, where: str, root: str) -> str:
             f"{where}: recording {audio!r} lies outside dataset.root ({root}); "
             "set dataset.root to a folder that holds them all (of fusion-predict: --root)"
         )
-    return _as_on_disk(Path(root), path)
+    return path
 
 
 def _as_on_disk(root: Path, path: PurePosixPath) -> str:
@@ -387,6 +438,8 @@ def _check_labels(turns: Sequence[Turn], params: DatasetParams) -> None:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
+            if name in ("True", "False"):
+                hint = "; YAML takes yes, no, on and off without quotes for true and false: write 'yes': in quotes"
             found = ", ".join(sorted(known)[:NAMED]) + (", ..." if len(known) > NAMED else "")
             raise DataError(
                 f"{params.source}: no label is '{name}' (dataset.labels); there are {found or 'none'}{hint}"

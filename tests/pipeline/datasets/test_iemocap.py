@@ -358,3 +358,12 @@ def test_a_fold_is_not_asked_for_beside_other_splits(release: Path) -> None:
         iemocap.read(params(release, fold=2, split="conversation"))
     notes = prepare(params(release, split="conversation")).notes
     assert "the corpus' own splits are set aside: dataset.split is conversation" in notes
+
+
+def test_a_release_without_recordings_is_its_texts_and_that_is_said(tmp_path: Path) -> None:
+    release = write_release(tmp_path)
+    for session in SESSIONS:
+        shutil.rmtree(release / f"Session{session}" / "sentences")
+    found = iemocap.read(params(release))
+    assert found.notes == ["no recordings in Session*/sentences/wav of dataset.root: every turn is its text alone"]
+    assert {turn.audio for turn in found.turns} == {None}

@@ -255,3 +255,23 @@ def test_the_real_csvs_have_the_published_counts(target: str) -> None:
             for row in csv.DictReader(file):
                 assert texts.pop(f"{split}/{row['Dialogue_ID']}/{row['Utterance_ID']}") == row["Utterance"]
     assert not texts
+
+
+def test_splits_of_another_kind_are_held_to_the_whole_numbers_alone(release: Path) -> None:
+    columns = {difference.column for difference in prepared(release, split="conversation").differences}
+    assert columns == {"all"}
+
+
+def test_files_of_another_system_are_no_clips_and_counted(tables: Path) -> None:
+    (tables / FOLDERS["train"]).mkdir()
+    (tables / FOLDERS["train"] / "._dia0_utt0.mp4").touch()
+    told = summary(prepared(tables))
+    assert "repaired: 1 files of another system (._*), left out" in told
+    assert "every turn is its text alone" in told
+
+
+def test_one_excerpt_is_enough_for_the_encoding_of_many_files(tmp_path: Path) -> None:
+    repaired = repairs.Repairs()
+    for text in ("caf\xe9", "na\xefve", "\xe0 bient\xf4t"):
+        repairs.decode(tmp_path, "\n".join([text] * 2).encode("cp1252"), repaired)
+    assert list(repaired.values()) == [6]

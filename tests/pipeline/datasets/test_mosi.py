@@ -244,6 +244,8 @@ def test_a_folder_that_is_no_release_is_refused(tmp_path: Path) -> None:
 
 def test_clip_numbers_that_a_spreadsheet_made_decimal_name_their_recordings(tmp_path: Path) -> None:
     (tmp_path / "label.csv").write_text("video_id,clip_id,text,label\na,2.0,t,1\na,0001,t,1\n")
+    (tmp_path / "Raw" / "a").mkdir(parents=True)
+    (tmp_path / "Raw" / "a" / "2.mp4").touch()
     turns = mosi.read(params(tmp_path)).turns
     assert [(turn.order, turn.audio) for turn in turns] == [(2, "Raw/a/2.mp4"), (1, "Raw/a/0001.mp4")]
 
@@ -320,3 +322,14 @@ def test_dirty_lines_of_the_release_make_turns_or_our_own_error(
     rated = {(line.split(",")[2], int(line.split(",")[3])) for line in scored if line}
     assert {(turn.conversation, turn.order) for turn in turns} == told | rated
     assert len(turns) == len(told | rated)
+
+
+def test_recordings_of_another_kind_are_found_and_a_release_without_any_is_its_texts(tmp_path: Path) -> None:
+    (tmp_path / "label.csv").write_text("video_id,clip_id,text,label\na,1,t,1\na,2,t,1\n")
+    found = mosi.read(params(tmp_path))
+    assert [turn.audio for turn in found.turns] == [None, None]
+    assert found.notes == ["no recordings such as Raw/a/1.mp4 in dataset.root: every turn is its text alone"]
+    (tmp_path / "Raw" / "a").mkdir(parents=True)
+    (tmp_path / "Raw" / "a" / "1.wav").touch()
+    found = mosi.read(params(tmp_path))
+    assert ([turn.audio for turn in found.turns], found.notes) == (["Raw/a/1.wav", "Raw/a/2.mp4"], [])

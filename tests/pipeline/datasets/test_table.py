@@ -433,3 +433,16 @@ def test_a_column_that_is_not_there_is_answered_with_the_nearest_name(tmp_path: 
         "no column 'Uterance' (dataset.columns.text); it has Utterance, Speaker; did you mean 'Utterance'?" in message
     )
     assert "did you mean" not in refusal(tmp_path / "a.csv", "Utterance,Speaker\nx,y\n", text="zzz")
+
+
+def test_names_of_rows_that_r_writes_are_explained(tmp_path: Path) -> None:
+    message = refusal(tmp_path / "t.tsv", "text\tlabel\n1\thello\tjoy\n2\tagain\tsad\n")
+    assert "line 2: 3 cells, expected 2 as in the header; if rows begin with their name, as R writes them" in message
+
+
+def test_times_in_nanoseconds_do_not_keep_a_table_from_being_read(tmp_path: Path) -> None:
+    stamps = pyarrow.array([1, 1_700_000_000_123_456_789], pyarrow.timestamp("ns"))
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "recorded": stamps}), tmp_path / "t.parquet")
+    turns = read(tmp_path / "t.parquet").turns
+    assert [turn.text for turn in turns] == ["a", "b"]
+    assert turns[1].extra["recorded"].startswith("2023-11-14")

@@ -243,3 +243,117 @@ def test_a_terminal_that_lacks_a_letter_costs_nothing(tmp_path: Path, encoding: 
     assert done.returncode == 0, done.stderr
     assert b"label \\u0440\\u0430" in done.stdout
     assert [utterance.label for utterance in read_manifest(tmp_path / "m.jsonl")].count("žal") == 3
+
+
+def test_a_recording_of_one_turn_is_not_taken_for_that_of_another(tmp_path: Path) -> None:
+    write_wav(tmp_path / "a0.wav", sound(0.2, 16_000), 16_000)
+    write_wav(tmp_path / "b0.wav", sound(0.2, 16_000), 16_000)
+    first, second, third, *rows = labelled("joy")
+    rows = [first | {"audio": "a0.wav"}, second | {"audio": "A0.wav"}, third | {"audio": "B0.wav"}, *rows]
+    prepared = found(tmp_path, rows)
+    assert {one.audio: one.status for one in prepared.utterances if one.audio} == {
+        "a0.wav": "ok",
+        "A0.wav": "missing-file",
+        "b0.wav": "ok",
+    }
+    told = "note: recordings that the disk spells in another way: 1, such as 'B0.wav', taken to be 'b0.wav'"
+    assert told in summary(prepared)
+
+
+def one_recording(root: Path, **times: list[float]) -> list[dict[str, Any]]:
+    """Two turns of train in one recording of 4 s."""
+    write_wav(root / "long.wav", sound(4.0, 16_000), 16_000)
+    first, *rows = labelled("joy")
+    speech = [first | {"text": text, "audio": "long.wav"} for text in ("hello", "again")]
+    return [row | {name: of[index] for name, of in times.items()} for index, row in enumerate(speech)] + rows
+
+
+def test_turns_that_share_their_sound_are_named(tmp_path: Path) -> None:
+    told = summary(found(tmp_path, one_recording(tmp_path)))
+    assert (
+        "warning: 2 turns have the very same sound as another one, such as 'train0/0' and 'train0/1' (long.wav); give "
+        "each its times with dataset.columns: {start: your_column, end: your_column}, in seconds"
+    ) in told
+    told = summary(found(tmp_path, one_recording(tmp_path, start=[0, 2])))
+    assert "warning: 2 turns have a start and no end, so they last to the end of their recording" in told
+    told = summary(found(tmp_path, one_recording(tmp_path, start=[0, 2], end=[2, 4])))
+    assert "warning: 2 turns" not in told
+
+
+def test_rows_that_are_there_twice_are_counted(tmp_path: Path) -> None:
+    rows = one_recording(tmp_path, start=[0, 2], end=[2, 4])
+    told = summary(found(tmp_path, [rows[0], *rows]))
+    assert "note: turns that say the same as another one of their conversation, recording and text: 1; if rows" in told
+    assert "say the same" not in summary(found(tmp_path, rows))
+
+
+def test_turns_of_a_recording_for_each_speaker_are_held_to_one_clock(tmp_path: Path) -> None:
+    first, *rows = labelled("joy")
+    for name in ("A.wav", "B.wav"):
+        write_wav(tmp_path / name, sound(5.0, 16_000), 16_000)
+    speech = [
+        first | {"audio": name, "start": start + later, "end": start + later + 1}
+        for name, later in (("A.wav", 0), ("B.wav", 1))
+        for start in (0, 2)
+    ]
+    assert "begin before the turn in front of them: 1, such as 'train0/2' at 1 s" in summary(
+        found(tmp_path, [*speech, *rows])
+    )
+    ordered = sorted(speech, key=lambda row: row["start"])
+    assert "begin before" not in summary(found(tmp_path, [*ordered, *rows]))
+
+
+def test_texts_and_speakers_that_look_like_missing_values_are_named(tmp_path: Path) -> None:
+    rows = [row | {"text": "NA", "speaker": "nan"} for row in labelled("joy")]
+    told = summary(found(tmp_path, rows))
+    for field, value in (("text", "NA"), ("speaker", "nan")):
+        assert f"warning: {field} that looks like a missing value, and is taken as it is written: '{value}' 6" in told
+    rows[0] |= {"text": "hello", "speaker": "Ann"}
+    for row in rows[1:]:
+        row |= {"text": "...", "speaker": "Ann"}  # silence, and no missing value
+    assert "missing value" not in summary(found(tmp_path, rows))
+
+
+def test_keys_of_other_corpora_are_named(tmp_path: Path) -> None:
+    told = summary(found(tmp_path, labelled("joy"), fold=3, protocol="62-31"))
+    assert "warning: dataset.fold is set and changes nothing for table: it is a key of iemocap" in told
+    assert "warning: dataset.protocol is set and changes nothing for table: it is a key of mosi" in told
+    assert "changes nothing" not in summary(found(tmp_path, labelled("joy")))
+
+
+def test_many_silent_recordings_are_a_warning(tmp_path: Path) -> None:
+    for name, level in (("a.wav", 0.5), ("b.wav", 0.0)):
+        write_wav(tmp_path / name, sound(0.2, 16_000, level=level), 16_000)
+    rows = [row | {"audio": name} for row, name in zip(labelled("joy"), ["a.wav", "b.wav"] * 3, strict=True)]
+    assert "warning: 3 of 6 turns have no audio (silent 3)" in summary(found(tmp_path, rows))
+
+
+def test_splits_are_made_by_the_labels_that_are_learned(tmp_path: Path) -> None:
+    rows = [
+        {"conversation": f"c{number}", "label": label, "text": "hello"}
+        for number in range(20)
+        for label in (f"mixed {number}", "joy", "sad", "joy")
+    ]
+    dropped = {f"mixed {number}": None for number in range(20)}
+    mapped = found(tmp_path, rows, split="conversation", labels=dropped)
+    emptied = [row | {"label": ""} if row["label"] in dropped else row for row in rows]
+    empty = found(tmp_path, emptied, split="conversation")
+    assert [one.split for one in mapped.utterances] == [one.split for one in empty.utterances]
+    assert "_share is" not in summary(mapped)
+    rows = [{"conversation": name, "label": "joy", "text": "hello"} for name in ["a"] * 20 + ["b", "c"]]
+    told = summary(found(tmp_path, rows, split="conversation"))
+    assert re.search(
+        r"warning: validation has \d% of the turns, and dataset.validation_share is 0.15: whole groups", told
+    )
+
+
+def test_conversations_whose_numbers_begin_anew_in_each_split_are_named(tmp_path: Path) -> None:
+    rows = [row | {"conversation": f"{number % 2}"} for number, row in enumerate(labelled("joy"))]
+    rows += [{"conversation": f"x{number}", "label": "joy", "text": "hello"} for number in range(4)]
+    told = summary(found(tmp_path, rows, split="conversation"))
+    assert "note: conversations with turns of several splits: 2, such as '0'; if their numbers begin anew" in told
+
+
+def test_yes_and_no_without_quotes_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no label is 'True'.* YAML takes yes, no, on and off without quotes"):
+        found(tmp_path, labelled("yes", "no"), labels={"True": "pos"})

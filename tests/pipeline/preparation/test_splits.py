@@ -143,7 +143,9 @@ def test_given_splits_are_taken_as_they_are() -> None:
 
 def test_a_conversation_in_two_splits_is_refused() -> None:
     turns = [Turn(conversation="c7", order=0, split="train"), Turn(conversation="c7", order=1, split="test")]
-    with pytest.raises(DataError, match="conversation 'c7' lies in two splits, train and test; keep each"):
+    with pytest.raises(
+        DataError, match="conversation 'c7' lies in two splits, train and test; where numbers begin anew"
+    ):
         assign_splits(turns, params())
 
 
