@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from pipeline.datasets import Turn, fix_surrogates, read_table, repair_controls, unused_columns
-from pipeline.encoders import NamedSpeech, NamedText, load_speech, load_text, passages
+from pipeline.encoders import NamedSpeech, NamedText, Passage, load_speech, load_text, passages
 from pipeline.errors import DataError
 from pipeline.extraction import collect, plan_clips, plan_text
 from pipeline.manifest import OK, Utterance
@@ -192,6 +192,11 @@ class TurnEncoder:
         """End the decoders' processes."""
         self._decoders.close()
 
+    @property
+    def by_speaker(self) -> bool:
+        """Whether a clip's features depend on the others of its speaker, so that all are to be encoded together."""
+        return self._audio is not None and self._speech.encoder.by_speaker
+
     def load(self) -> None:
         """Load both encoders now, rather than with the first turn.
 
@@ -210,13 +215,13 @@ class TurnEncoder:
             EncoderError: as `load`, or a turn alone exceeds the memory.
             DataError: nothing can be decoded here.
         """
-        earlier, turns = [_cut(turn.utterance) for turn in turns[:since]], turns[since:]
+        said, turns = [turn.utterance for turn in turns], turns[since:]
         recordings = self._hear(turns) if self._audio else [None] * len(turns)
         utterances = [
             after_probing(_cut(turn.utterance), recording) for turn, recording in zip(turns, recordings, strict=True)
         ]
         audio = self._encode_audio(utterances, recordings) if self._audio else None
-        text = self._encode_text(earlier, utterances) if self._text else None
+        text = self._encode_text(said, since) if self._text else None
         return [
             EncodedTurn(
                 audio=_present(audio, index), text=_present(text, index), status=self._status(turn.utterance, utterance)
@@ -258,12 +263,13 @@ class TurnEncoder:
 
         return collect(plan_clips(utterances, speech.encoder, speech.params, self._channels, load))
 
-    def _encode_text(self, earlier: Sequence[Utterance], utterances: Sequence[Utterance]) -> list[np.ndarray] | None:
-        if not any(utterance.text for utterance in utterances):
+    def _encode_text(self, said: Sequence[Utterance], since: int) -> list[np.ndarray] | None:
+        """Features of the words of the utterances from number `since` on."""
+        if not any(utterance.text for utterance in said[since:]):
             return None
         words = self._words
-        said = passages([*earlier, *utterances], words.encoder.context)[len(earlier) :]
-        return collect(plan_text(said, words.encoder, words.params))
+        found = passages(said, words.encoder.context)[since:]
+        return collect(plan_text([_bounded(one) for one in found], words.encoder, words.params))
 
     def _hear(self, turns: Sequence[Spoken]) -> list[Recording | None]:
         """Every recording, decoded once whatever the number of its turns; None where a turn has none."""
@@ -307,6 +313,16 @@ def _cut(utterance: Utterance) -> Utterance:
     if len(utterance.text) <= LONGEST_TEXT:
         return utterance
     return utterance.model_copy(update={"text": utterance.text[:LONGEST_TEXT].rstrip()})
+
+
+def _bounded(passage: Passage) -> Passage:
+    """The passage with so much of each text as is read; of what is before and behind it the part that is nearest."""
+    return replace(
+        passage,
+        own=passage.own._replace(text=passage.own.text[:LONGEST_TEXT].rstrip()),
+        past=[one._replace(text=one.text[-LONGEST_TEXT:]) for one in passage.past],
+        future=[one._replace(text=one.text[:LONGEST_TEXT]) for one in passage.future],
+    )
 
 
 def _piece(wave: Waveform, stretch: Stretch) -> Recording:

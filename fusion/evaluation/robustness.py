@@ -27,7 +27,7 @@ from fusion.inference import predict, split_tallies
 from fusion.objective import Interval, Task, bootstrap, percentile_interval
 from fusion.params import EvaluateParams, ModelParams
 from fusion.runtime import Memory
-from pipeline.store import Features, Identity, Part, read_part
+from pipeline.store import Features, Identity, Part, read_part, source_digest
 
 WORDS, RECOGNISER, NOISE = "word-errors", "recogniser", "noise"
 MISSING_AUDIO, MISSING_TEXT = "missing-audio", "missing-text"
@@ -111,6 +111,10 @@ def _check_part(part: Part, features: Features) -> None:
     test = np.flatnonzero(np.array(features.utterances.splits) == "test")
     if part.ids != [features.utterances.ids[index] for index in test]:
         raise FeatureError(f"{part.path}: other utterances than the test split of {features.path}; {fix}")
+    of = given.get("of") if isinstance(given, dict) else None
+    if of and clean.sources is not None and of != source_digest(clean.sources[index] for index in test):
+        what = "texts" if modality == "text" else "recordings"
+        raise FeatureError(f"{part.path}: made from other {what} than {features.path}; {fix}")
     if study == NOISE and not np.array_equal(np.diff(part.offsets), np.diff(clean.offsets)[test]):
         raise FeatureError(f"{part.path}: recordings of other lengths than those of {features.path}; {fix}")
 

@@ -97,8 +97,12 @@ class Recordings:
         return [*heard[:since], *reread, new]
 
     def hear_all(self, turns: Sequence["Spoken"]) -> Iterator[list[Heard]]:
-        """The same, some whole conversations at a time; `turns` lie conversation by conversation."""
-        for some in _some_at_a_time(turns):
+        """The same, some whole conversations at a time, but all where speakers are listened to first.
+
+        `turns` lie conversation by conversation.
+        """
+        heard = any(turn.sound is not None for turn in turns)
+        for some in [list(turns)] if heard and self._encoder.by_speaker else _some_at_a_time(turns):
             yield self.hear(some)
 
     @property

@@ -61,7 +61,7 @@ def describe_results(
         "calibration": _calibration(details.get("calibration") or {}),
         "reliability_chart": charts.reliability_chart(results) if details.get("calibration") else None,
         **_errors(results, features.label_names),
-        **_ablations(results.ablations, confidence),
+        **_ablations(results.ablations, f"{results.ablation_confidence:.0%}"),
         **_robustness(results, recipe.train.metric, confidence),
         "group_tables": group_tables(results, features, records, task, recipe.train.metric),
         "curve_charts": charts.curve_charts(results, recipe.train.metric),

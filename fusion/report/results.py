@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 from fusion.checkpoint import LoadedModel
 from fusion.errors import ResultError
 from fusion.evaluation import check_files, check_whole, read_result
+from fusion.params import EvaluateParams
 from pipeline.store import Features
+
+log = logging.getLogger(__name__)
 
 AGAIN = "run fusion-evaluate with these models and features, or dvc repro"
 Row = Mapping[str, str]  # of a CSV file, by column
@@ -25,7 +29,8 @@ class Results:
     curves: Sequence[Row]  # one an epoch of each seed
     confusion: Sequence[Row]  # one an utterance that counts, of each seed
     predictions: Sequence[Row]  # one an utterance of each seed
-    ablations: Sequence[Row]  # none where there is no table
+    ablations: Sequence[Row]  # none where there is no table of these features
+    ablation_confidence: float  # of its intervals
     robustness: Sequence[Row]  # none where nothing was degraded
 
     @property
@@ -49,12 +54,14 @@ def read_results(folder: Path, models: Sequence[LoadedModel], features: Features
     details = _read_details(folder / "details.json")
     _check_same(folder, details["run"], models, features)
     run = str(details["run"]["id"])
+    ablations, confidence = _read_table(folder, features)
     results = Results(
         details=details,
         curves=_read_rows(folder / "curves.csv", ("seed", "stage", "epoch", "train_loss", "validation_metric"), run),
         confusion=_read_rows(folder / "confusion.csv", ("seed", "actual", "predicted"), run),
         predictions=_read_rows(folder / "predictions.csv", ("seed", "utterance", "true", "predicted"), run),
-        ablations=_read_table(folder),
+        ablations=ablations,
+        ablation_confidence=confidence,
         robustness=_read_optional(folder / "robustness" / "scores.csv", ("study", "level"), run),
     )
     check_files(folder, details["files"])  # last: what can be said more closely is
@@ -62,16 +69,23 @@ def read_results(folder: Path, models: Sequence[LoadedModel], features: Features
     return results
 
 
-def _read_table(folder: Path) -> list[Row]:
-    """The ablation table, where there is one."""
+def _read_table(folder: Path, features: Features) -> tuple[list[Row], float]:
+    """The ablation table, where there is one of these features, and the confidence of its intervals."""
     path = folder / "ablations.json"
-    if path.exists():
-        try:
-            hashes = dict(json.loads(read_result(path))["files"])
-        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-            raise ResultError(f"{path}: damaged ({error!r}); run fusion-ablate again") from None
-        check_files(folder, hashes, "run fusion-ablate again")
-    return _read_optional(folder / "ablations.csv", ("run", "name", "metric", "mean", "low", "high"), None)
+    if not path.exists():
+        return [], EvaluateParams().confidence
+    try:
+        content = json.loads(read_result(path))
+        hashes, digest = dict(content["files"]), str(content["run"]["features"])
+        confidence = float(content["run"]["evaluate"]["confidence"])
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ResultError(f"{path}: damaged ({error!r}); run fusion-ablate again") from None
+    if digest != features.digest:
+        log.warning("%s: of other features than %s, and left out; run fusion-ablate again", path, features.path)
+        return [], confidence
+    check_files(folder, hashes, "run fusion-ablate again")
+    rows = _read_optional(folder / "ablations.csv", ("run", "name", "metric", "mean", "low", "high"), None)
+    return rows, confidence
 
 
 def _read_details(path: Path) -> Mapping[str, Any]:

@@ -36,11 +36,11 @@ from pipeline.degradation.distortions import (
 )
 from pipeline.errors import DataError, StoreError
 from pipeline.extraction import Altered, Recordings, Work, fill, plan_audio, plan_text
-from pipeline.manifest import Source, Utterance, read_manifest
+from pipeline.manifest import Source, Utterance, content_key, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, DegradeParams, NoiseKind, TextParams
 from pipeline.settings import closure_digest, publish, sole_writer
-from pipeline.store import writing
+from pipeline.store import source_digest, writing
 
 if TYPE_CHECKING:
     import torch
@@ -179,12 +179,14 @@ def _text_conditions(
 ) -> Iterator[Condition]:
     if not hearings:
         return
-    from pipeline.encoders import load_text_encoder, passages
+    from pipeline.encoders import load_text_encoder, passage_key, passages
 
     encoder, code = load_text_encoder(params, device), closure_digest(CODE)
+    clean = source_digest(passage_key(one, encoder.context) or "" for one in passages(test, encoder.context))
     for hearing in hearings:
         records = [u.model_copy(update={"text": text}) for u, text in zip(test, hearing.texts, strict=True)]
-        work = plan_text(passages(records, encoder.context), encoder, params, Altered(hearing.given, code))
+        altered = Altered({**hearing.given, "of": clean}, code)
+        work = plan_text(passages(records, encoder.context), encoder, params, altered)
         rate = hearing.errors.rate
         measured = "no words to compare with" if rate is None else f"word error rate {rate:.3f}"
         yield Condition(f"text-{hearing.name}.h5", work, measured)
@@ -199,9 +201,11 @@ def _audio_conditions(
 
     encoder, code = load_speech_encoder(recordings.params, device), closure_digest(CODE)
     clips = sum(utterance.samples > 0 for utterance in test)
+    clean = source_digest(content_key(utterance, "audio") or "" for utterance in test)
     silent = sum("silent" in utterance.status.split("+") for utterance in test)
     for ratio in params.noise:
         given = {"study": "noise", "level": ratio, "seed": params.seed, "kind": params.noise_kind, "silent": silent}
+        given |= {"of": clean}
         alter = partial(_add_noise, ratio=ratio, seed=params.seed, kind=params.noise_kind)
         work = plan_audio(recordings, encoder, scratch, Altered(given, code, alter))
         measured = f"{params.noise_kind} noise in {clips - silent} clips"

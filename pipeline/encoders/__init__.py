@@ -45,7 +45,10 @@ if TYPE_CHECKING:
         load_text_encoder,
         load_tokenizer,
         longest_sequence,
+        padding_of,
         random_tokens,
+        token_numbers,
+        vocabulary_hash,
     )
     from pipeline.encoders.tiny import TINY_SPEECH, TINY_TEXT
     from pipeline.encoders.whisper import Spectra, encoded, frame_mask

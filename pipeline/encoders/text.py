@@ -79,8 +79,7 @@ class TextEncoder:
         self.context = TextContext.of(dict(params))
         self._own_alone = any(self.context)
         self._reader = Reader(self.tokenize, separator(tokenizer, self._architecture.causal), self.window)
-        padding = tokenizer.pad_token_id or 0
-        self._pad = padding if padding < model.config.vocab_size else 0  # masked, whatever it is
+        self._pad = padding_of(tokenizer, model.config.vocab_size)
         self._layers, self._mix, self.device = layers, params.mix, torch.device(device)
         self._reduced = False
         self._end_widening = stay_narrow(self._model) if self._architecture.causal else lambda: None
@@ -98,19 +97,8 @@ class TextEncoder:
         cast_products(self._model)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token numbers of `text`, all of them, without special tokens.
-
-        Raises:
-            EncoderError: it names a special token that the model has no embedding of.
-        """
-        options = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
-        numbers: list[int] = self._tokenizer(text, **options)["input_ids"]
-        if (largest := max(numbers, default=0)) >= self._model.config.vocab_size:
-            token = self._tokenizer.convert_ids_to_tokens(largest)
-            raise EncoderError(
-                f"a text holds {token!r}, of which the encoder has no embedding; take it out of the text"
-            )
-        return numbers
+        """Token numbers of `text`, all of them, without special tokens; raises as `token_numbers`."""
+        return token_numbers(self._tokenizer, text, self._model.config.vocab_size)
 
     def read(self, passage: Passage) -> Reading:
         """Token numbers of an utterance and of what is read with it."""
@@ -246,7 +234,7 @@ def load_text_encoder(params: TextParams, device: str = "auto") -> TextEncoder:
             "revision": source.revision,
             "architecture": model.config.model_type,
             "weights": weights,
-            "tokenizer": _vocabulary_hash(tokenizer),
+            "tokenizer": vocabulary_hash(tokenizer),
             "layers": layers,
             "mix": params.mix,
             "overlap_tokens": params.overlap_tokens,
@@ -291,7 +279,27 @@ def load_tokenizer(source: Source, vocabulary: int) -> Any:
     return tokenizer
 
 
-def _vocabulary_hash(tokenizer: Any) -> str:
+def token_numbers(tokenizer: Any, text: str, embeddings: int) -> list[int]:
+    """Token numbers of `text`, all of them, without special tokens.
+
+    Raises:
+        EncoderError: it names a special token that the model, of so many `embeddings`, has none of.
+    """
+    options = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
+    numbers = list(tokenizer(text, **options)["input_ids"])
+    if (largest := max(numbers, default=0)) >= embeddings:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise EncoderError(f"a text holds {token!r}, of which the encoder has no embedding; take it out of the text")
+    return numbers
+
+
+def padding_of(tokenizer: Any, embeddings: int) -> int:
+    """A token number to pad with, which is masked, whatever it is."""
+    number = tokenizer.pad_token_id or 0
+    return number if number < embeddings else 0
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
     """Hash (hex) of the whole tokenizer: vocabulary and rules."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))

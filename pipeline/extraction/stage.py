@@ -184,7 +184,9 @@ def plan_audio(recordings: Recordings, encoder: "SpeechEncoder", scratch: Path, 
         return alter(utterances[index], clip) if alter else clip
 
     work = plan_clips(utterances, encoder, params, channels, load)
-    inputs = [[u.id, u.audio, u.start, u.end, u.samples, file_size(recordings.root, u)] for u in utterances]
+    inputs = [
+        [content_key(u, "audio"), u.audio, u.start, u.end, u.samples, file_size(recordings.root, u)] for u in utterances
+    ]
     return replace(work, layout=_made_from([channels, *inputs], altered, work.layout), close=clips.close)
 
 

@@ -41,6 +41,7 @@ from pipeline.encoders import (
     make_exact,
     noise_and_tones,
     padded,
+    padding_of,
     prepared,
     preprocessing,
     random_tokens,
@@ -49,6 +50,8 @@ from pipeline.encoders import (
     restore_names,
     separator,
     special_tokens,
+    token_numbers,
+    vocabulary_hash,
     weights_hash,
     widen_narrow_groups,
 )
@@ -66,12 +69,14 @@ class Learner(Protocol):
         model: transformers' classification model; its `base_model` is the encoder.
         source: where it started.
         weights: hash of the weights that it started with.
+        prepares: how its inputs are made from clips or texts, as a hash or in words.
         reads: what it is given besides an utterance, as the section of params.yaml says it.
     """
 
     model: Any
     source: Source
     weights: str
+    prepares: str
     reads: Mapping[str, Any]
 
     def collate(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
@@ -100,6 +105,7 @@ class SpeechLearner:
         self._convolutions = Convolutions.of(encoder.config)
         self._shortest_batch = _room_for_masks(encoder.config, self._convolutions)
         self.weights = weights_hash(encoder)
+        self.prepares = f"{self.sample_rate} Hz, normalised: {self._normalise}"
         make_exact(encoder)
         if params.precision == "bfloat16":
             widen_narrow_groups(encoder)
@@ -150,6 +156,7 @@ class WhisperLearner:
         self.sample_rate = self._spectra.sample_rate
         self._longest = min(int(params.max_seconds * self.sample_rate), self._spectra.longest * self._spectra.hop)
         self.weights = f"{weights_hash(model.encoder)} {context}"
+        self.prepares = self._spectra.extractor.to_json_string()
         model.encoder.embed_positions.requires_grad_(False)  # of sines
         model.forward = partial(_classify, model)
         if params.freeze_front_end:
@@ -270,6 +277,8 @@ class TextLearner:
         encoder = self.model.base_model
         self.weights = weights_hash(encoder)
         self._tokenizer = load_tokenizer(self.source, int(encoder.config.vocab_size))
+        self.prepares = vocabulary_hash(self._tokenizer)
+        self._padding = padding_of(self._tokenizer, int(encoder.config.vocab_size))
         self._prefix, self._suffix = special_tokens(self._tokenizer)
         depth = int(encoder.config.num_hidden_layers)
         longest = min(params.max_tokens, longest_sequence(encoder.eval(), self._tokenizer, depth, who))
@@ -298,14 +307,13 @@ class TextLearner:
 
     def _numbers(self, text: str) -> list[int]:
         # cut later: a tokenizer that was asked to cut remembers it, and would be saved as another one
-        options = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
-        return list(self._tokenizer(text, **options)["input_ids"])
+        return token_numbers(self._tokenizer, text, int(self.model.config.vocab_size))
 
     def collate(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
         """Batch of (texts, tokens)."""
         numbers, own = (
             nn.utils.rnn.pad_sequence([example.input[:, column] for example in examples], True, padding)
-            for column, padding in enumerate((self._tokenizer.pad_token_id or 0, 0))
+            for column, padding in enumerate((self._padding, 0))
         )
         lengths = torch.tensor([len(example.input) for example in examples])
         mask = torch.arange(numbers.shape[1])[None] < lengths[:, None]

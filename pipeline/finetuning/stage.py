@@ -118,7 +118,10 @@ def finetune_audio(
         chosen, work = prepared.chosen, prepared.work
         learner = load_speech_learner(params.finetune, chosen.labels, params.context)
         heard = (*chosen.train, *chosen.validation)
-        inputs = [[u.id, u.label, u.audio, u.start, u.end, u.samples, file_size(root, u), channels] for u in heard]
+        inputs = [
+            [u.id, u.split, u.label, u.content, u.audio, u.start, u.end, u.samples, file_size(root, u), channels]
+            for u in heard
+        ]
         with Clips(heard, root, channels, learner.sample_rate, work, params.decode_seconds) as clips:
 
             def load(utterance: Utterance) -> "torch.Tensor":
@@ -146,7 +149,7 @@ def finetune_text(
         learner = TextLearner(params.finetune, chosen.labels, context)
         said = {passage.id: passage for passage in passages(read_manifest(manifest), context)}
         learned = [*chosen.train, *chosen.validation]
-        inputs: list[list[Any]] = [[u.id, u.label, u.text] for u in learned]
+        inputs: list[list[Any]] = [[u.id, u.split, u.label, u.text] for u in learned]
         if any(context):
             inputs += [[one.own.speaker, one.past, one.future] for one in (said[u.id] for u in learned)]
 
@@ -241,6 +244,8 @@ def _fingerprint(learner: "Learner", inputs: list[Any], params: FinetuneParams, 
         inputs,
         params.model_dump(mode="json"),
         learner.weights,
+        learner.prepares,
+        learner.model.config.to_json_string(),
         learner.source.revision,
         device,
         torch.__version__,

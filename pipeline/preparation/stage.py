@@ -55,7 +55,8 @@ def link_corpus(params: DatasetParams, link: Path) -> str:
 
     DVC takes paths as they stand, `~` for a folder of that name: dvc.yaml names this link. It is relative where
     `dataset.root` is, so that a project can be moved. The note is what a stage of DVC can write and another wait for:
-    DVC follows links, and might clear away what lies behind one.
+    DVC follows links, and might clear away what lies behind one. It names the folder, so that DVC sees a link that
+    points elsewhere than params.yaml does, as after a checkout.
 
     Raises:
         DataError: there is no such folder, it holds the link, something else has that name, or no link can be made.
@@ -79,7 +80,7 @@ def link_corpus(params: DatasetParams, link: Path) -> str:
             f"{link}: no link can be made here ({error.strerror}), and DVC needs one to the corpus; "
             f"move the project to a file system that has links, or write dataset.root for {link} in dvc.yaml"
         ) from None
-    link.with_name(f"{link.name}.txt").write_text(f"{link.name} is a link to dataset.root\n", encoding="utf-8")
+    link.with_name(f"{link.name}.txt").write_text(f"{link.name} is a link to {params.root}\n", encoding="utf-8")
     return f"{link}: a link to {params.root}"
 
 
@@ -112,6 +113,7 @@ def prepare(params: DatasetParams) -> Prepared:
         *corpus.notes,
         *note_validation(corpus.turns, params),
         *note_spellings(settled, params),
+        *note_unwatched(utterances, params),
         *name_notes(utterances),
         *order_notes(utterances, corpus.turns, "turn" in corpus.columns),
         *repetition_notes(utterances),
@@ -165,6 +167,23 @@ def _leave_to_others(pairs: Sequence[tuple[Utterance, Turn]], params: DatasetPar
 
 def _as_written(turn: Turn, params: DatasetParams) -> str | None:
     return None if turn.audio is None else _inside(turn.audio, turn.where or params.source, params.root).as_posix()
+
+
+def note_unwatched(utterances: Sequence[Utterance], params: DatasetParams) -> list[str]:
+    """What DVC does not look at: what lies behind a folder that is a link, and a table outside the root."""
+    root = Path(params.root)
+    folders = {parent for one in utterances if one.audio for parent in PurePosixPath(one.audio).parents}
+    found = [str(folder) for folder in sorted(folders) if folder.name and (root / folder).is_symlink()]
+    if params.source != params.root and not _lies_inside(Path(params.source), root):
+        found.append(params.table)
+    return [
+        f"{what} lies outside of dataset.root, where DVC does not see that it changes: dvc repro --force prepare, then"
+        for what in found
+    ]
+
+
+def _lies_inside(path: Path, folder: Path) -> bool:
+    return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
 
 
 def note_spellings(settled: Sequence[tuple[Utterance, Turn]], params: DatasetParams) -> list[str]:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         lies_elsewhere,
         read_features,
         read_part,
+        source_digest,
     )
     from pipeline.store.slot_writer import SlotWriter
     from pipeline.store.splits import count_labels, stratify, whole_groups

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +40,7 @@ class Part:
     slots: np.ndarray | None = None  # (utterances,) int64: the place of each in the file, -1 = nowhere; None: its order
     file_starts: np.ndarray | None = None  # (utterances,) int64, with `slots`
     guard: Guard | None = None  # of the file; None: these rows are of no file
+    sources: list[str] | None = None  # what each is called in the file, "" where it has none of it; None: its ids
 
     @property
     def starts(self) -> np.ndarray:
@@ -68,8 +69,10 @@ class Part:
             if place >= 0 and self.ids[place] in self.failed
         }
         slots = slots[places]
+        called = [*(self.ids if self.sources is None else self.sources), ""]
         return replace(
             self,
+            sources=[called[place] for place in places],
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             checksums=checksums[places],
             ids=ids,
@@ -165,6 +168,11 @@ class Features:
         )
         audio, text = (part.take(places, ids) if part else None for part in (self.audio, self.text))
         return replace(self, utterances=utterances, audio=audio, text=text)
+
+
+def source_digest(keys: Iterable[str]) -> str:
+    """Hash (hex) of what utterances are called in the file of a part: of what they were encoded from, in order."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
 
 
 def read_features(path: Path) -> Features:

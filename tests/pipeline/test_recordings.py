@@ -11,6 +11,7 @@ import pytest
 from pipeline.encoders.speech import SPEAKER_SECONDS
 from pipeline.errors import DataError, EncoderError
 from pipeline.extraction import extract_audio, extract_text
+from pipeline.join import join
 from pipeline.manifest import content_key, read_manifest, write_manifest
 from pipeline.media.decoding import decode
 from pipeline.params import AudioParams, DatasetParams, TextParams
@@ -305,3 +306,27 @@ def test_a_clip_of_a_single_row_that_its_speaker_makes_zero_is_named(
         assert turn.audio is not None
         assert turn.audio.any()
         assert not caplog.text
+
+
+def test_a_text_without_end_is_read_with_its_neighbours_as_in_the_features(tmp_path: Path) -> None:
+    long = " ".join(f"word{number}" for number in range(LONGEST_TEXT // 5))
+    rows = [
+        {"conversation": f"c{index}", "text": text, "split": split}
+        for index, split in enumerate(("train", "validation", "test"))
+        for text in ("Hello.", long, "Really?", "Yes.")
+    ]
+    write_rows(tmp_path / "t.csv", rows)
+    utterances = prepare(DatasetParams(name="table", root=str(tmp_path), table="t.csv")).utterances
+    write_manifest(tmp_path / "manifest.jsonl", utterances)
+    params = TextParams(dtype="float32", past_turns=1, future_turns=1)
+    extract_text(tmp_path / "manifest.jsonl", tmp_path / "text.h5", params, "cpu")
+    part = read_part(tmp_path / "text.h5")
+    with TurnEncoder(None, part.identity, device="cpu") as encoder:
+        found = encoder.encode(read_turns(tmp_path / "t.csv", tmp_path)[:4])
+    extract_audio(tmp_path / "manifest.jsonl", tmp_path / "audio.h5", AudioParams(), tmp_path, "downmix", "cpu")
+    cached = join(tmp_path / "manifest.jsonl", tmp_path / "audio.h5", tmp_path / "text.h5", tmp_path / "feats.h5").text
+    assert cached is not None
+    for turn in (0, 2, 3):  # the long one itself is cut
+        rows_of_turn = found[turn].text
+        assert rows_of_turn is not None
+        np.testing.assert_allclose(rows_of_turn, cached.rows(cached.ids.index(f"c0/{turn}")), rtol=0, atol=1e-4)

@@ -294,6 +294,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "other utterances": ({"drop": 1}, "other utterances than the test split of"),
     "an unknown study": ({"given": {"study": "echo"}}, "not degraded features of a study that is known here"),
+    "other texts": ({"given": words(0.1, 3) | {"of": "0" * 32}}, "made from other texts than .*feats.h5"),
     "recordings of other lengths": (
         {"given": {"study": "noise", "level": 1.0}, "change": lambda _, rows: rows[:0]},
         "recordings of other lengths than those of",
@@ -306,6 +307,8 @@ def test_parts_that_do_not_belong_to_the_features_are_refused(what: str, feature
     options, message = REFUSED[what]
     given = options.get("given", words(0.1, 3))
     write_part(tmp_path, features, "part.h5", **{"given": given, **options})
+    assert features.text is not None
+    features = replace(features, text=replace(features.text, sources=[f"of {one}" for one in features.text.ids]))
     with pytest.raises(FeatureError, match=message):
         read_degraded(tmp_path, features)
 

@@ -16,11 +16,13 @@ from fusion.models import MODELS
 from fusion.params import EvaluateParams
 from fusion.prediction import Prediction, Predictor, Turn
 from pipeline.errors import DataError
-from pipeline.extraction import extract_text
+from pipeline.extraction import extract_audio, extract_text
 from pipeline.join import join
 from pipeline.media.decoding import decode
-from pipeline.params import TextParams
+from pipeline.params import AudioParams, TextParams
 from pipeline.store import Features, Identity
+from tests.demo import DEMO
+from tests.fusion.made import tiny_recipe, train_made
 from tests.fusion.recorded import Recorded, without
 
 pytestmark = pytest.mark.arithmetic
@@ -297,3 +299,22 @@ def test_words_are_read_with_the_turns_around_them_as_in_the_features_of_the_mod
         assert_same(streamed, [predictor.predict(turns[:count])[-1] for count in range(1, len(turns) + 1)])
         alone = [predictor.predict([turn])[0] for turn in turns]
         assert np.abs(answers(streamed) - answers(alone))[1].max() > TOLERANCE
+
+
+def test_speakers_are_listened_to_over_the_whole_table(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_mel = AudioParams(encoder="log-mel")  # by speaker, if nothing else is said
+    folder = recorded.folder
+    extract_audio(folder / "manifest.jsonl", tmp_path / "audio.h5", log_mel, DEMO, "downmix", "cpu")
+    shutil.copy(folder / "text.h5", tmp_path)
+    features = join(folder / "manifest.jsonl", tmp_path / "audio.h5", tmp_path / "text.h5", tmp_path / "feats.h5")
+    train_made(features, tmp_path / "models", tiny_recipe({"name": "audio"}, epochs=1))
+    monkeypatch.setattr("fusion.prediction.recordings.TURNS", 1)
+    turns = [
+        Turn(u.text, DEMO / str(u.audio), speaker=u.speaker, conversation=u.conversation) for u in recorded.utterances
+    ]
+    with Predictor.load(tmp_path / "models", "cpu") as predictor:
+        cached = {one.id: one for one in predictor.predict_features(features)}
+        found = predictor.predict(turns)
+    assert_same(found, [cached[one.id] for one in recorded.utterances])

@@ -390,3 +390,17 @@ def test_marks_of_direction_end_with_their_text(text: str) -> None:
             while opened.pop() != mark:  # the end of an isolate closes what was embedded in it
                 assert mark == "\u2069"
         assert bool(opened) == (place < len(shown) - 1)  # all of it lies in one isolate
+
+
+def test_ablations_of_other_features_are_left_out_and_their_own_confidence_is_shown(
+    labelled: Evaluated, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(labelled.results, tmp_path / "results")
+    (folder / "ablations.csv").write_text("run,name,metric,mean,low,high\n0,base,weighted_f1,0.5,0.4,0.6\n")
+    run = {"features": labelled.features.digest, "evaluate": {"confidence": 0.8}}
+    loaded = load_seeds(labelled.models)
+    for digest, rows in ((labelled.features.digest, 1), ("0" * 64, 0)):
+        (folder / "ablations.json").write_text(json.dumps({"run": run | {"features": digest}, "files": {}}))
+        results = read_results(folder, loaded, labelled.features)
+        assert (len(results.ablations), results.ablation_confidence) == (rows, 0.8)
+    assert "ablations.json: of other features than" in caplog.text

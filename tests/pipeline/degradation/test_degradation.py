@@ -148,6 +148,7 @@ def test_what_the_recogniser_wrote_is_encoded_and_measured(corpus: Path, degrade
     given = read_part(degraded / "text-recogniser.h5").identity.fields["input"]
     (hearing,), _ = module.hear(utterances, DegradeParams(recogniser=True), corpus)
     assert hearing.texts == [u.recognised for u in test]
+    assert len(given.pop("of")) == 32
     assert given == {"study": "recogniser", "edits": hearing.errors.edits, "words": 66}
     assert given["edits"] > 0
 
@@ -346,3 +347,26 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(
 def test_the_code_that_decides_a_condition_is_that_of_degrading_and_encoding() -> None:
     names = {f"{path.parent.name}/{path.name}" for path in closure(module.CODE)}
     assert {"degradation/distortions.py", "extraction/engine.py", "encoders/text.py"} <= names
+
+
+def test_recordings_that_were_exchanged_are_degraded_anew(tmp_path: Path) -> None:
+    def prepared(seed: int) -> Path:
+        for number, row in enumerate(rows_of(6, 2)):
+            write_wav(tmp_path / row["audio"], sound(0.2, 16_000, seed=seed + number), 16_000)
+        root = write_corpus(tmp_path, rows_of(6, 2))
+        write_manifest(
+            root / "manifest.jsonl", prepare(DatasetParams(name="table", root=str(root), table="table.csv")).utterances
+        )
+        return root
+
+    def of(root: Path) -> object:
+        given = read_part(tmp_path / "degraded" / "audio-noise-10dB.h5").identity.fields["input"]
+        assert isinstance(given, dict)
+        return given["of"]
+
+    assert names(run(prepared(0), tmp_path / "degraded", noise=(10.0,)).encoded) == ["audio-noise-10dB.h5"]
+    before = of(tmp_path)
+    assert run(prepared(0), tmp_path / "degraded", noise=(10.0,)).encoded == []
+    again = run(prepared(100), tmp_path / "degraded", noise=(10.0,), overwrite=True)  # as long, and other sound
+    assert names(again.encoded) == ["audio-noise-10dB.h5"]
+    assert of(tmp_path) != before

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from fusion.objective import compute_all, floor_scores
@@ -30,7 +31,7 @@ from pipeline.finetuning import finetune_audio, finetune_text, turn_off
 from pipeline.finetuning.examples import Example, choose, majority, scores
 from pipeline.finetuning.learners import load_speech_learner
 from pipeline.finetuning.stage import Outcome, only_device
-from pipeline.manifest import Utterance, read_manifest, write_manifest
+from pipeline.manifest import Utterance, manifest_order, read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, FinetuneAudioParams, TextParams
 from pipeline.preparation import prepare
 from pipeline.settings import sole_writer, sync_folder
@@ -429,7 +430,8 @@ def test_two_runs_at_once_are_refused(corpus: Corpus, tmp_path: Path) -> None:
 
 
 def altered(corpus: Corpus, target: Path, change: Callable[[Utterance], dict[str, Any]]) -> Path:
-    write_manifest(target, [u.model_copy(update=change(u)) for u in read_manifest(corpus.manifest)])
+    changed = [u.model_copy(update=change(u)) for u in read_manifest(corpus.manifest)]
+    write_manifest(target, sorted(changed, key=manifest_order))
     return target
 
 
@@ -546,3 +548,41 @@ def test_one_gpu_is_taken(monkeypatch: pytest.MonkeyPatch, visible: str, device:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert only_device(device) == "cuda"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+CHANGES: dict[str, Callable[[Corpus, Path], Callable[[Utterance], dict[str, Any]]]] = {
+    "a split": lambda corpus, folder: lambda u: {"split": "train"} if u.id == "validation0" else {},
+    "the sound": lambda corpus, folder: lambda u: {"content": "0" * 32} if u.id == "train0" else {},
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_another_split_or_sound_is_another_encoder(corpus: Corpus, tmp_path: Path, what: str) -> None:
+    corpus.audio(tmp_path / "out", epochs=1)
+    manifest = altered(corpus, tmp_path / "m.jsonl", CHANGES[what](corpus, tmp_path))
+    with pytest.raises(StoreError, match="holds an encoder that was fine-tuned with other parameters"):
+        corpus.audio(tmp_path / "out", manifest, epochs=1)
+
+
+def test_what_makes_the_inputs_of_an_encoder_is_part_of_what_it_learned_from(corpus: Corpus, tmp_path: Path) -> None:
+    speech, text = (shutil.copytree(one, tmp_path / one.name) for one in (corpus.speech, corpus.text))
+    corpus.audio(tmp_path / "audio", encoder=str(speech), epochs=1)
+    corpus.words(tmp_path / "words", encoder=str(text), epochs=1)
+    settings = json.loads((speech / "preprocessor_config.json").read_text())
+    settings["do_normalize"] = not settings["do_normalize"]
+    (speech / "preprocessor_config.json").write_text(json.dumps(settings))
+    rules = json.loads((text / "tokenizer_config.json").read_text())
+    (text / "tokenizer_config.json").write_text(json.dumps(rules | {"do_lower_case": False}))
+    with pytest.raises(StoreError, match="fine-tuned with other parameters"):
+        corpus.audio(tmp_path / "audio", encoder=str(speech), epochs=1)
+    with pytest.raises(StoreError, match="fine-tuned with other parameters"):
+        corpus.words(tmp_path / "words", encoder=str(text), epochs=1)
+
+
+def test_a_special_token_without_an_embedding_is_named(corpus: Corpus, tmp_path: Path) -> None:
+    text = shutil.copytree(corpus.text, tmp_path / "text")
+    tokenizer = AutoTokenizer.from_pretrained(text)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["quiet lake"]})  # words of the corpus
+    tokenizer.save_pretrained(text)
+    with pytest.raises(EncoderError, match="a text holds 'quiet lake', of which the encoder has no embedding"):
+        corpus.words(tmp_path / "out", encoder=str(text), epochs=1)

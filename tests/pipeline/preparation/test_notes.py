@@ -357,3 +357,17 @@ def test_conversations_whose_numbers_begin_anew_in_each_split_are_named(tmp_path
 def test_yes_and_no_without_quotes_are_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no label is 'True'.* YAML takes yes, no, on and off without quotes"):
         found(tmp_path, labelled("yes", "no"), labels={"True": "pos"})
+
+
+def test_what_dvc_does_not_see_is_named(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    (elsewhere / "audio").mkdir(parents=True)
+    root.mkdir()
+    write_wav(elsewhere / "audio" / "a.wav", sound(0.2, 16_000), 16_000)
+    (root / "linked").symlink_to(elsewhere / "audio")
+    rows = [row | {"audio": "linked/a.wav"} for row in labelled("joy")]
+    assert "note: linked lies outside of dataset.root, where DVC does not see that it" in summary(found(root, rows))
+    write_rows(elsewhere / "table.csv", labelled("joy"))
+    params = DatasetParams(name="table", root=str(root), table=str(elsewhere / "table.csv"))
+    assert f"note: {params.table} lies outside of dataset.root" in summary(prepare(params))
+    assert "lies outside" not in summary(found(root, labelled("joy")))
