@@ -34,16 +34,20 @@ from fusion.layers import STATISTICS, LinearWeights
 from fusion.objective import METRICS, Task, find_task
 from fusion.params import Recipe
 
-STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # scikit-learn's C, from strongest to weakest
-PATIENCE = 3  # strengths in a row that are not better than the best one so far, after which weaker ones are left out
+# scikit-learn's C, from the strongest penalty to the weakest
+STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
+MORE_OF_SCORES = (100.0, 1000.0)  # of scores, which may be exact sums of the columns
+PATIENCE = 3  # strengths in a row that are not better than the best one so far, and
+HOPELESS = 0.25  # less log-likelihood of an utterance than its, after which weaker penalties are left out
 LIKELIHOOD = 0.1  # its weight in the choice, beside a metric
 TEMPERATURE = (
     8.0  # of the weights of variants: divides their log-likelihoods on validation, where penalties were chosen, too
 )
 LEAST = 1e-12  # added to a mean squared error, of which the logarithm is taken
 NAMED = 0.2  # of the weights, from which on a variant is named beside the heaviest one
-ITERATIONS = 100  # of a fit, which goes on from the one before: far from what any corpus needed
-TOLERANCE = 1e-3  # of the gradient
+ITERATIONS = 1000  # of a fit, which goes on from the one before
+TOLERANCE = 1e-5  # of the gradient; with 1e-3 fits of more columns than utterances end where they begin
+SOLVED = 1e-9  # of a ridge regression, relative
 GATHERED = 1024  # rows of frames or tokens, as stored, at a time
 UNSEEN = -10.0  # the logit of a label that train lacks
 CONSTANT = 1e-6  # of the largest number in a column: one that varies less is constant but for rounding
@@ -359,7 +363,7 @@ def _path(train: _Known, validation: _Known, task: Task, recipe: Recipe) -> list
     """From the strongest penalty on, each fit from where the one before ended, until weaker ones only become worse."""
     known = train.counted(task)
     model, steps = _make_model(known.truth, task, recipe), list[_Step]()
-    for strength in STRENGTHS:
+    for strength in STRENGTHS + MORE_OF_SCORES * (task.target == "score"):
         _learn(model, known, strength)
         answers = _answer(model, validation.columns, task)
         score = _score(task, validation.truth, answers, recipe.train.metric)
@@ -367,7 +371,8 @@ def _path(train: _Known, validation: _Known, task: Task, recipe: Recipe) -> list
             _Step(strength, copy.deepcopy(model), answers, score, _likelihood(task, validation.truth, answers))
         )
         best = max(range(len(steps)), key=lambda index: steps[index].likelihood)
-        if len(steps) - 1 - best >= PATIENCE:
+        lost = steps[best].likelihood - steps[-1].likelihood
+        if task.target == "label" and len(steps) - 1 - best >= PATIENCE and lost > HOPELESS:
             break
     return steps
 
@@ -399,7 +404,7 @@ def _make_model(truth: np.ndarray, task: Task, recipe: Recipe) -> Any:
     from sklearn.linear_model import LogisticRegression, Ridge
 
     if task.target == "score":
-        return Ridge(solver="lsqr", tol=TOLERANCE**2, max_iter=ITERATIONS)
+        return Ridge(solver="lsqr", tol=SOLVED, max_iter=ITERATIONS)
     if len(np.unique(truth)) == 1:
         return DummyClassifier(strategy="prior")
     weights = "balanced" if recipe.loss.class_weights == "balanced" else None

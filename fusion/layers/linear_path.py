@@ -128,7 +128,9 @@ def path_weights(deep: np.ndarray, linear: np.ndarray, truth: np.ndarray, scores
 
     Errors of scores count as normal. Few utterances say little: both weights start from one half, and `DOUBT` holds
     them there. A deep model is often surer than it is right, so its half is that of its logits at the scale that makes
-    truth most likely by them alone. A model that has learned nothing may get the weight 0.
+    truth most likely by them alone. A model that has learned nothing may get the weight 0. Of scores the linear model
+    gets at most 1: more would undo how it was shrunk on train, and what is fitted again on more is shrunk less. A
+    `truth` that is one and the same everywhere says nothing: both keep one half.
 
     Shape:
         deep, linear: (utterances, outputs)
@@ -144,11 +146,14 @@ def path_weights(deep: np.ndarray, linear: np.ndarray, truth: np.ndarray, scores
         mixed = weights[0] * scale * deep + weights[1] * linear
         return unlikely(mixed) + float(DOUBT * np.square(2 * weights - 1).sum())
 
+    if scores and np.ptp(truth) == 0:
+        return 0.5, 0.5
     scale = 1.0
     if not scores:
         alone = scipy.optimize.minimize_scalar(
             lambda logarithm: unlikely(np.exp(logarithm) * deep), bounds=SCALES, method="bounded"
         )
         scale = float(np.exp(alone.x))
-    found = scipy.optimize.minimize(cost, np.full(2, 0.5), method="Nelder-Mead", bounds=[(0, None)] * 2)
+    most = (0, 1) if scores else (0, None)
+    found = scipy.optimize.minimize(cost, np.full(2, 0.5), method="Nelder-Mead", bounds=[(0, None), most])
     return scale * float(found.x[0]), float(found.x[1])

@@ -81,7 +81,7 @@ def scale_to(model: nn.Module, train: Split) -> nn.Module:
     for part in model.modules():
         if isinstance(part, Standardise):
             part.fit(lambda name: getattr(train, name).columns)
-        elif isinstance(part, ScoreScale):
+        elif isinstance(part, ScoreScale) and not train.scores.isnan().all():  # else it is a single label
             part.fit(*score_scale(train.scores.numpy()))
     return model
 

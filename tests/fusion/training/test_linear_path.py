@@ -132,3 +132,21 @@ def test_a_path_that_is_not_fitted_changes_nothing() -> None:
     batch = next(split.batches(4))
     path = LinearPath((split.audio.dim, 1), (split.text.dim, 2), 3, ("audio", "text"))
     assert torch.equal(path(batch), torch.zeros(len(batch.labels), 3))
+
+
+def test_scores_that_are_all_alike_say_nothing_and_those_of_a_shrunk_model_are_not_blown_up() -> None:
+    random = np.random.default_rng(0)
+    truth = random.normal(size=200)
+    deep, shrunk = random.normal(size=(200, 1)), 0.7 * truth[:, None]
+    assert path_weights(deep, shrunk, truth, scores=True)[1] <= 1
+    assert path_weights(deep, shrunk, np.zeros(200), scores=True) == (0.5, 0.5)
+
+
+def test_a_corpus_with_a_single_label_is_learned_and_says_so() -> None:
+    recipe = tiny_recipe({"name": "audio", "modalities": "audio"}, epochs=1)
+    features = make_features(Made(labels=["joy"], unlabelled=0.0))
+    train, validation = (
+        load_split(features, name, modalities="audio", audio_frames=8) for name in ("train", "validation")
+    )
+    found = fit(train, validation, recipe, 0, classes=1)
+    assert np.isfinite(found.answers["fused"]).all()
