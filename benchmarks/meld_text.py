@@ -73,4 +73,6 @@ def print_commands(work: Path, given: str, name: str, context: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 3:
+        sys.exit(__doc__)
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:])

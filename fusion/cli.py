@@ -150,7 +150,12 @@ def ablate_app(
     overwrite: Overwrite = False,
 ) -> None:
     """Train and score the sets of section ablations with every seed, compare them. An interrupted table goes on."""
-    _ablate(features, find_params(params), overrides, output, only, jobs, device, overwrite)
+    from pipeline.settings import SettingsError
+
+    path = find_params(params)
+    if path is None:
+        raise SettingsError(f"no {DEFAULT_PARAMS} here, so there are no sets of ablations; name one with --params")
+    _ablate(features, path, overrides, output, only, jobs, device, overwrite)
 
 
 def _ablate(

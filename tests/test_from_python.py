@@ -59,13 +59,13 @@ def test_training_from_python_gives_the_weights_of_the_command(project: Path, tm
     torch.set_num_threads(2)
     try:
         models = fusion.train(
-            str(project / "data/feats.h5"), tmp_path / "a", train=SMALL["train"], params=tmp_path / "params.yaml"
+            str(project / "data/python/feats.h5"), tmp_path / "a", train=SMALL["train"], params=tmp_path / "params.yaml"
         )
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"model": SMALL["model"], "train": {"epochs": 1}}))
-    arguments = ["--features", f"{project}/data/feats.h5", "--params", f"{tmp_path}/params.yaml"]
+    arguments = ["--features", f"{project}/data/python/feats.h5", "--params", f"{tmp_path}/params.yaml"]
     done = CliRunner().invoke(train_app, [*arguments, "--set", "train.seeds=[3,4]", "--output", f"{tmp_path}/b"])
     assert done.exit_code == 0, done.stderr
     assert sorted(path.name for path in models.iterdir()) == ["seed-3", "seed-4"]
@@ -76,7 +76,7 @@ def test_training_from_python_gives_the_weights_of_the_command(project: Path, tm
 
 @pytest.mark.parametrize("split", [None, "test"])
 def test_a_dataset_holds_what_the_file_holds(project: Path, split: str | None) -> None:
-    features = fusion.load_features(project / "data/feats.h5")
+    features = fusion.load_features(project / "data/python/feats.h5")
     dataset = fusion.FeatureDataset(features, split)
     here = [index for index, name in enumerate(features.utterances.splits) if split in (None, name)]
     assert len(dataset) == len(here)
@@ -157,8 +157,8 @@ def test_dictionaries_mean_what_params_yaml_means() -> None:
         (lambda f: fusion.load_model("none"), "none: no such model folder"),
         (lambda f: fusion.evaluate(f, "none"), "none: no such model folder"),
         (lambda f: fusion.predict("none", []), "none: no such model folder"),
-        (lambda f: fusion.predict(f.parents[1] / "models/small", "none.csv"), "none.csv: no such table"),
-        (lambda f: fusion.predict(f.parents[1] / "models/small", "We lost."), "We lost.: no such table"),
+        (lambda f: fusion.predict(f.parents[2] / "models/small", "none.csv"), "none.csv: no such table"),
+        (lambda f: fusion.predict(f.parents[2] / "models/small", "We lost."), "We lost.: no such table"),
         (lambda f: fusion.predict("none", [], split="test"), "split goes with features, found turns of type list"),
         (lambda f: fusion.predict("none", fusion.load_features(f), root="x"), "root goes with the path of a table"),
         (lambda f: fusion.predict("none", f, root="x"), "root goes with the path of a table"),
@@ -171,11 +171,13 @@ def test_errors_are_for_python_too(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ErcError, match=expected.replace("?", r"\?")) as error:
-        call(project / "data" / "feats.h5")
+        call(project / "data" / "python" / "feats.h5")
     assert not FLAG.search(str(error.value)), error.value
     assert not list(tmp_path.rglob("*.*"))
 
 
 def test_a_number_out_of_range_is_an_error_of_settings(project: Path) -> None:
     with pytest.raises(SettingsError, match=r"'evaluate\.resamples' is 1: "):
-        fusion.evaluate(project / "data" / "feats.h5", project / "models" / "small", evaluate={"resamples": 1})
+        fusion.evaluate(
+            project / "data" / "python" / "feats.h5", project / "models" / "small", evaluate={"resamples": 1}
+        )

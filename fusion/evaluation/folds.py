@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from fusion.errors import ResultError
-from fusion.evaluation.predictions import class_table, describe_classes
+from fusion.evaluation.predictions import COLUMNS, KNOWN, PROBABILITY, class_table, describe_classes
 from fusion.evaluation.result_files import (
     AGAIN,
     RESULT,
@@ -67,9 +67,6 @@ from fusion.tables import (
 )
 from pipeline.store import UNLABELLED
 
-COLUMNS = ("run", "seed", "utterance", "conversation", "split", "true", "predicted")
-PROBABILITY = "p_"  # before a label
-KNOWN = ("speaker", "text")  # behind the labels
 SAME = ("model", "modalities", "params", "encoders", "seeds", "version")  # of what was run, in every fold
 
 

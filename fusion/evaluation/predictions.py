@@ -16,6 +16,9 @@ from fusion.tables import csv_text, escape_markdown, markdown_table, mean_std, n
 from pipeline.settings import parse_lines, read_lines
 from pipeline.store import Features
 
+COLUMNS = ("run", "seed", "utterance", "conversation", "split", "true", "predicted")  # of predictions.csv
+PROBABILITY = "p_"  # before a label, of its columns behind them
+KNOWN = ("speaker", "text")  # its last columns; one more needs its name here and its value in `predictions_csv`
 SHOWN = ("precision", "recall", "f1")
 
 
@@ -93,9 +96,7 @@ def read_records(manifest: Path | None, features: Features) -> dict[str, Record]
 
 def predictions_csv(evaluation: Evaluation, run: Mapping[str, Any], records: Mapping[str, Record]) -> str:
     """Every utterance of the split under every seed; `true` is empty where there is none, as are speaker and text."""
-    header = ["run", "seed", "utterance", "conversation", "split", "true", "predicted"]
-    if evaluation.task.target == "label":
-        header += [f"p_{label}" for label in evaluation.labels]
+    labels = [f"{PROBABILITY}{label}" for label in evaluation.labels] if evaluation.task.target == "label" else []
     said = [
         (
             utterance,
@@ -111,7 +112,7 @@ def predictions_csv(evaluation: Evaluation, run: Mapping[str, Any], records: Map
         for seed in evaluation.seeds
         for (utterance, conversation, known), cells in zip(said, _cells(evaluation, seed.answers), strict=True)
     )
-    return csv_text([*header, "speaker", "text"], rows)
+    return csv_text([*COLUMNS, *labels, *KNOWN], rows)
 
 
 def confusion_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:

@@ -143,13 +143,17 @@ def _is_there(path: Path, digest: str, copy: bool, corpus: CorpusNote | None, ov
         parts = [part for part in (found.audio, found.text) if part]
         if found.digest == digest and all((part.path == path) == copy for part in parts) and found.corpus == corpus:
             return not (copy and any(map(is_damaged, parts)))
-        what = "other features or labels"
+        same = found.digest == digest and found.corpus != corpus
+        what = "these features with another corpus name or licence" if same else "other features or labels"
     except StoreError as error:
         what = f"something that cannot be used ({error})"
         overwrite |= _links(path)
     if overwrite:
         return False
-    raise StoreError(f"{path}: holds {what}; name another file (--output) to keep it, or replace it with --overwrite")
+    raise StoreError(
+        f"{path}: holds {what}; name another file (--output) to keep it, or replace it with --overwrite "
+        "(from Python: overwrite=True)"
+    )
 
 
 def is_damaged(part: Part) -> bool:

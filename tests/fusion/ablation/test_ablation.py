@@ -428,6 +428,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_without_a_file_of_sets_there_is_nothing_to_compare(project: Path) -> None:
+    (project / "params.yaml").unlink()
+    ended = run(ablate_app, "--features", "data/feats.h5")
+    assert (ended.exit_code, ended.stderr.splitlines()[-1]) == (
+        2,
+        "error: no params.yaml here, so there are no sets of ablations; name one with --params",
+    )
+
+
 def test_the_command_needs_nothing_but_the_feature_file(project: Path) -> None:
     common = ["--features", "data/feats.h5", "--jobs", "1", "--set", "train.seeds=[0]"]
     ended = run(ablate_app, *common, "--only", "no gate", "--output", "tables")
