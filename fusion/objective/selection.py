@@ -74,6 +74,9 @@ def signs_of_no_learning(
         signs.append(
             f"its training loss ({lowest}) never fell clearly below that of always giving {what} ({constant:.3f})"
         )
+    if len(np.unique(known[task.counted(known)])) == 1:
+        what = "label" if task.target == "label" else "score"
+        return [*signs, f"validation has one {what} alone, by which no epoch or weight could be chosen"]
     if task.nearly_constant(known, answers):
         signs.append("its predictions on validation are nearly constant")
     metric = METRICS[recipe.metric]

@@ -14,7 +14,7 @@ from fusion.linear import Fitted, fit_linear, pool_split
 from fusion.models import MODELS
 from fusion.objective import find_task
 from fusion.params import Recipe
-from fusion.training import fit
+from fusion.training import find_signs, fit
 from tests.fusion.made import Made, make_features, tiny_recipe
 
 MADE = Made(conversations=(12, 6, 6), frames=(0, 9), layers=(1, 2))
@@ -150,3 +150,14 @@ def test_a_corpus_with_a_single_label_is_learned_and_says_so() -> None:
     )
     found = fit(train, validation, recipe, 0, classes=1)
     assert np.isfinite(found.answers["fused"]).all()
+
+
+@pytest.mark.parametrize("target", ["label", "score"])
+def test_a_validation_split_of_one_answer_is_named_as_what_nothing_could_be_chosen_by(target: Any) -> None:
+    recipe = tiny_recipe({"name": "audio"}, target=target)
+    train, validation, _ = splits_of(replace(MADE, scored=target == "score", unlabelled=0.0), recipe)
+    answer = {"labels": torch.zeros_like(validation.labels), "scores": torch.ones_like(validation.scores)}
+    task, same = find_task(target, 3), replace(validation, **answer)
+    found = find_signs(fit(train, same, recipe, 0, classes=3), task, (train, same), recipe)
+    assert found[-1] == f"validation has one {target} alone, by which no epoch or weight could be chosen"
+    assert not any("is not better than the floor" in sign for sign in found)
