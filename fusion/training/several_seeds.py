@@ -55,7 +55,8 @@ CODE = ("fusion.training.loop:fit", "fusion.data:load_split")  # what decides th
 
 TRY = (
     "try another train.learning_rate (a tenth, or three times as much), more train.epochs and train.patience, and "
-    "look at features and splits with pipeline-inspect; if the linear reference is at chance too, they may not hold what is asked"
+    "look at features and splits with pipeline-inspect; if the linear reference is at chance too, they may "
+    "not hold what is asked"
 )
 
 log = logging.getLogger(__name__)
