@@ -153,7 +153,7 @@ def ablate_app(
     from pipeline.settings import SettingsError
 
     path = find_params(params)
-    if path is None:
+    if path is None and not any(override.startswith("ablations.") for override in overrides):
         raise SettingsError(f"no {DEFAULT_PARAMS} here, so there are no sets of ablations; name one with --params")
     _ablate(features, path, overrides, output, only, jobs, device, overwrite)
 

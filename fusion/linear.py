@@ -37,8 +37,9 @@ from fusion.params import Recipe
 # scikit-learn's C, from the strongest penalty to the weakest
 STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
 MORE_OF_SCORES = (100.0, 1000.0)  # of scores, which may be exact sums of the columns
-PATIENCE = 3  # strengths in a row that are not better than the best one so far, and
-HOPELESS = 0.25  # less log-likelihood of an utterance than its, after which weaker penalties are left out
+# weaker penalties are left out after so many in a row that make validation no more likely than the best one, if the
+# last of them makes an utterance less likely by so much log-likelihood
+PATIENCE, HOPELESS = 3, 0.25
 LIKELIHOOD = 0.1  # its weight in the choice, beside a metric
 TEMPERATURE = (
     8.0  # of the weights of variants: divides their log-likelihoods on validation, where penalties were chosen, too
@@ -360,7 +361,7 @@ class _Step:
 
 
 def _path(train: _Known, validation: _Known, task: Task, recipe: Recipe) -> list[_Step]:
-    """From the strongest penalty on, each fit from where the one before ended, until weaker ones only become worse."""
+    """From the strongest penalty on; of labels each from where the one before ended, until weaker ones are hopeless."""
     known = train.counted(task)
     model, steps = _make_model(known.truth, task, recipe), list[_Step]()
     for strength in STRENGTHS + MORE_OF_SCORES * (task.target == "score"):

@@ -245,7 +245,7 @@ class TrainParams(Section):
 
     target: Target = "label"  # what models learn to predict of an utterance, of the columns of the feature file
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)] = (0, 1, 2)  # one model each
-    epochs: int = Field(200, ge=1, le=100_000)  # at most
+    epochs: int = Field(1000, ge=1, le=100_000)  # at most
     patience: int = Field(5, ge=1)  # epochs without a better validation score before stopping
     patience_updates: int = Field(
         300, ge=0

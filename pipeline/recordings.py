@@ -25,7 +25,7 @@ from pipeline.extraction import collect, plan_clips, plan_text
 from pipeline.manifest import OK, Utterance
 from pipeline.media import SAMPLE_RATES, Channels, Decoders, Recording, Stretch, judge, resample
 from pipeline.params import DatasetParams
-from pipeline.preparation import after_probing, by_conversation, draft_utterance, relative_path
+from pipeline.preparation import after_probing, by_conversation, draft_utterance, leave_to_others, relative_path
 from pipeline.settings import DEFAULT_PARAMS, Threads, read_section
 from pipeline.store import Identity
 
@@ -96,11 +96,12 @@ def read_turns(table: Path, root: Path, params: Path | None = None, overrides: S
     unused = dict.fromkeys(name for turn in turns for name in turn.extra if name not in map(names.get, UNREAD))
     for note in unused_columns(unused, turns):
         log.warning("%s: %s", table, note)
-    return [
-        _spoken(turn, draft_utterance(turn, index, "test", _dataset(root)), root, dataset, names)
+    drafts = [
+        (draft_utterance(turn, index, "test", _dataset(root)), turn)
         for conversation in by_conversation(turns)
         for index, turn in enumerate(conversation)
     ]
+    return [_spoken(turn, draft, root, dataset, names) for draft, turn in leave_to_others(drafts, _dataset(root))]
 
 
 def _spoken(turn: Turn, draft: Utterance, root: Path, dataset: DatasetParams, names: Mapping[str, str]) -> Spoken:

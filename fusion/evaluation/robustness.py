@@ -12,6 +12,7 @@ interval is of the change itself, and narrower than those of the two scores sugg
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from pipeline.store import Features, Identity, Part, read_part, source_digest
 WORDS, RECOGNISER, NOISE = "word-errors", "recogniser", "noise"
 MISSING_AUDIO, MISSING_TEXT = "missing-audio", "missing-text"
 CLEAN = {WORDS: 0.0, RECOGNISER: 0.0, NOISE: math.inf, MISSING_AUDIO: 0.0, MISSING_TEXT: 0.0}  # the untouched split
+CONTENT_KEY = re.compile(r"([0-9a-f]{32})?")  # what a part calls what it encoded, where it is no import or copy
 MODALITY = {WORDS: "text", RECOGNISER: "text", NOISE: "audio", MISSING_AUDIO: "audio", MISSING_TEXT: "text"}
 
 
@@ -111,8 +113,9 @@ def _check_part(part: Part, features: Features) -> None:
     test = np.flatnonzero(np.array(features.utterances.splits) == "test")
     if part.ids != [features.utterances.ids[index] for index in test]:
         raise FeatureError(f"{part.path}: other utterances than the test split of {features.path}; {fix}")
-    of = given.get("of") if isinstance(given, dict) else None
-    if of and clean.sources is not None and of != source_digest(clean.sources[index] for index in test):
+    sources = [] if clean.sources is None else [clean.sources[index] for index in test]
+    of = given.get("of") if isinstance(given, dict) and all(map(CONTENT_KEY.fullmatch, sources)) else None
+    if of and sources and of != source_digest(sources):
         what = "texts" if modality == "text" else "recordings"
         raise FeatureError(f"{part.path}: made from other {what} than {features.path}; {fix}")
     if study == NOISE and not np.array_equal(np.diff(part.offsets), np.diff(clean.offsets)[test]):

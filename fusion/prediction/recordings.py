@@ -97,7 +97,7 @@ class Recordings:
         return [*heard[:since], *reread, new]
 
     def hear_all(self, turns: Sequence["Spoken"]) -> Iterator[list[Heard]]:
-        """The same, some whole conversations at a time, but all where speakers are listened to first.
+        """The same, some whole conversations at a time, but all where features are normalised by speaker.
 
         `turns` lie conversation by conversation.
         """

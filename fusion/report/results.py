@@ -73,6 +73,8 @@ def _read_table(folder: Path, features: Features) -> tuple[list[Row], float]:
     """The ablation table, where there is one of these features, and the confidence of its intervals."""
     path = folder / "ablations.json"
     if not path.exists():
+        if (folder / "ablations.csv").exists():
+            log.warning("%s: missing, so ablations.csv is left out; run fusion-ablate again", path)
         return [], EvaluateParams().confidence
     try:
         content = json.loads(read_result(path))

@@ -196,7 +196,8 @@ def read(params: DatasetParams) -> Corpus:
         for described in _read_dialogue(root, session, dialogue, repaired)
     ]
     notes = [*_notes(root, found), *[SIX_NOTE] * (target_of(params) == "six")]
-    if not any(next((root / f"Session{number}" / "sentences" / "wav").glob("*/[!.]*.wav"), None) for number in found):
+    folders = (root / f"Session{number}" / "sentences" / "wav" for number in found)
+    if not any(path.suffix.lower() == ".wav" for folder in folders for path in folder.glob("*/[!.]*")):
         notes.append("no recordings in Session*/sentences/wav of dataset.root: every turn is its text alone")
         turns = [replace(turn, audio=None) for turn in turns]
     return Corpus(turns, repaired, notes, published(codes, chosen if params.split == "given" else {}))

@@ -120,7 +120,7 @@ def read(params: DatasetParams) -> Corpus:
     target = target_of(params)
     segments = [replace(one, audio=_recording(root, str(one.audio))) for one in segments]
     notes = []
-    if segments and not any(one.audio and (root / one.audio).is_file() for one in segments):
+    if segments and not _has_recordings(root):
         notes = [f"no recordings such as {segments[0].audio} in dataset.root: every turn is its text alone"]
         segments = [replace(one, audio=None) for one in segments]
     turns = [_turn(segment, target, params.protocol) for segment in segments]
@@ -139,6 +139,12 @@ def _turn(segment: Segment, target: str, protocol: str) -> Turn:
         audio=segment.audio,
         issues=tuple(_issues(segment, target, protocol)),
     )
+
+
+def _has_recordings(root: Path) -> bool:
+    """Whether there is any, however the disk spells its folder or ending."""
+    folders = [path for path in root.iterdir() if path.name.lower() in ("raw", "audio")]
+    return any(path.suffix.lower() in SUFFIXES for folder in folders for path in folder.rglob("[!.]*"))
 
 
 def _recording(root: Path, audio: str) -> str:

@@ -218,11 +218,14 @@ def _to_microseconds(column: Any) -> Any:
     """A column of times in nanoseconds, which Python has not, in microseconds; others as they are."""
     import pyarrow
 
-    kind = column.type
-    if not (pyarrow.types.is_timestamp(kind) or pyarrow.types.is_duration(kind)) or kind.unit != "ns":
-        return column
-    stamp = pyarrow.types.is_timestamp(kind)
-    return column.cast(pyarrow.timestamp("us", kind.tz) if stamp else pyarrow.duration("us"), safe=False)
+    kind, types = column.type, pyarrow.types
+    made = {
+        types.is_timestamp: lambda: pyarrow.timestamp("us", kind.tz),
+        types.is_duration: lambda: pyarrow.duration("us"),
+        types.is_time64: lambda: pyarrow.time64("us"),
+    }
+    narrower = next((make() for fits, make in made.items() if fits(kind) and kind.unit == "ns"), None)
+    return column if narrower is None else column.cast(narrower, safe=False)
 
 
 def _row(where: str, names: Sequence[str], values: Sequence[Any], repaired: Counter[str]) -> Row:

@@ -67,7 +67,6 @@ def is_whole(folder: Path) -> bool:
 
 
 ADAPTER = "adapter_config.json"  # transformers applies it in silence where peft is installed, else not
-BUILT_IN = ("tiny", "log-mel", "egemaps", "egemaps-functionals")  # names that are neither a folder's nor the hub's
 UNUSED = ("pooler.", "masked_spec_embed", "adapter.")  # of a base model: for training, and for tasks that are not ours
 BUFFERS = (  # that older checkpoints hold
     *(".position_ids", ".token_type_ids", ".inv_freq", ".num_batches_tracked"),
@@ -120,10 +119,6 @@ def find_model(name: str, revision: str | None, builtin: dict[str, Path]) -> Sou
         return Source(str(folder), folder.resolve().name, None)
     if name.count("/") > 1 or name.startswith(("/", ".", "~")) or not name.strip("/"):
         raise EncoderError(f"no such encoder folder: {name}; fix the path, or give a Hugging Face name")
-    spelled = "".join(filter(str.isalnum, name)).lower()
-    for known in BUILT_IN:
-        if spelled == known.replace("-", ""):
-            raise EncoderError(f"no encoder is called {name!r}; did you mean {known!r}?")
     return Source(name, name, _commit(name, revision))
 
 

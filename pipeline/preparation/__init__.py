@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         by_conversation,
         check_published,
         draft_utterance,
+        leave_to_others,
         link_corpus,
         note_validation,
         prepare,

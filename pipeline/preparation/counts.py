@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path, PurePosixPath
 
 from pipeline.datasets import Counts, Turn
 from pipeline.manifest import DASHES, OK, SPLITS, Utterance, looks_missing, reasons, same_spelling
@@ -162,9 +163,12 @@ def share_warnings(utterances: Sequence[Utterance], params: DatasetParams) -> li
     counts = Counter(utterance.split for utterance in utterances)
     asked = {"validation": params.validation_share, "test": params.test_share}
     found = {split: counts[split] / len(utterances) for split in asked}  # type: ignore[index]
+    labelled = any(utterance.label is not None for utterance in utterances)
+    why = "whole groups and rare labels left no more; merge or drop labels of a few turns (dataset.labels), or take "
     return [
-        f"{split} has {found[split]:.0%} of the turns, and dataset.{split}_share is {share:g}: whole groups and rare "
-        "labels left no more; merge or drop labels of a few turns (dataset.labels), or take another dataset.split_seed"
+        f"{split} has {found[split]:.0%} of the turns, and dataset.{split}_share is {share:g}: "
+        + (why if labelled else "whole groups left no more; take ")
+        + "another dataset.split_seed"
         for split, share in asked.items()
         if found[split] < share / 2
     ]
@@ -185,7 +189,7 @@ def missing_name_warnings(utterances: Sequence[Utterance]) -> list[str]:
 
 
 def repetition_notes(utterances: Sequence[Utterance]) -> list[str]:
-    """Rows that are there twice: all that a row says is the same, its text or recording among it."""
+    """Rows with a recording that repeat another one in all that they say."""
     counts = Counter(
         (one.conversation, one.speaker, one.text, one.audio, one.start, one.end, one.label, one.score)
         for one in utterances
@@ -193,8 +197,8 @@ def repetition_notes(utterances: Sequence[Utterance]) -> list[str]:
     )
     again = sum(count - 1 for count in counts.values())
     return [
-        f"turns that say the same as another one of their conversation, recording and text: {again}; if rows are there "
-        "twice, take them out"
+        f"rows that repeat another one (the same conversation, speaker, text, recording and label): {again}; if they "
+        "are there by mistake, take them out"
     ] * bool(again)
 
 
@@ -207,19 +211,28 @@ def sound_warnings(utterances: Sequence[Utterance]) -> list[str]:
             stretches[one.audio, one.start, one.end].append(one)
             if one.start is not None and one.end is None:
                 open_ended[one.audio].append(one)
-    shared = [group for group in stretches.values() if len({one.text for one in group}) > 1]
+    shared = [group for group in stretches.values() if len({(one.text, one.speaker, one.label) for one in group}) > 1]
     on = [group for group in open_ended.values() if len({one.start for one in group}) > 1]
     warnings = []
     if shared:
         warnings.append(
             f"{sum(map(len, shared))} turns have the very same sound as another one, such as '{shared[0][0].id}' and "
-            f"'{shared[0][1].id}' ({shared[0][0].audio}); give each its times with dataset.columns: "
-            "{start: your_column, end: your_column}, in seconds"
+            f"'{shared[0][1].id}' ({shared[0][0].audio}); "
+            + (
+                "see whether their times are right"
+                if any(one.start is not None for one in utterances)
+                else "in a table, give each its seconds: dataset.columns: {start: your_column, end: your_column}"
+            )
         )
     if on:
         warnings.append(
             f"{sum(map(len, on))} turns have a start and no end, so they last to the end of their recording and hold "
-            "the turns behind them; name the column of ends with dataset.columns: {end: your_column}"
+            "the turns behind them; "
+            + (
+                "fill in the ends that are missing"
+                if any(one.end is not None for one in utterances)
+                else "in a table, name the column of ends: dataset.columns: {end: your_column}"
+            )
         )
     return warnings
 
@@ -252,17 +265,38 @@ def order_notes(utterances: Sequence[Utterance], turns: Sequence[Turn], numbered
 
 
 def _conversations_of_one_clock(utterances: Sequence[Utterance]) -> set[str]:
-    """Those of several recordings, such as one for each speaker, each with several turns and all at the same times."""
+    """Those with a recording for each speaker, each with several turns and all at the same times."""
     times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    speakers: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for one in utterances:
         if one.audio is not None and one.start is not None:
             times[one.conversation][one.audio].append(one.start)
+            speakers[one.conversation].add((one.audio, one.speaker or ""))
     return {
         conversation
         for conversation, starts in times.items()
-        if len(starts) > 1 and min(map(len, starts.values())) > 1
+        if len({speaker for _, speaker in speakers[conversation]}) == len(speakers[conversation]) == len(starts) > 1
+        if min(map(len, starts.values())) > 1
         if max(map(min, starts.values())) < min(map(max, starts.values()))
     }
+
+
+def note_unwatched(utterances: Sequence[Utterance], params: DatasetParams) -> list[str]:
+    """What DVC does not look at: what lies behind a folder that is a link, and a table outside the root."""
+    root = Path(params.root)
+    folders = {parent for one in utterances if one.audio for parent in PurePosixPath(one.audio).parents}
+    found = [str(folder) for folder in sorted(folders) if folder.name and not _lies_inside(root / folder, root)]
+    if params.source != params.root and not _lies_inside(Path(params.source), root):
+        found.append(params.table)
+    return [
+        f"{what} lies outside dataset.root, so DVC does not notice when it changes; after a change run dvc repro "
+        "--force prepare, then dvc repro"
+        for what in found
+    ]
+
+
+def _lies_inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def name_notes(utterances: Sequence[Utterance]) -> list[str]:

@@ -35,6 +35,7 @@ from pipeline.preparation.counts import (
     missing_name_warnings,
     modality_warnings,
     name_notes,
+    note_unwatched,
     order_notes,
     repetition_notes,
     select,
@@ -145,7 +146,7 @@ def settle(turns: Sequence[Turn], params: DatasetParams) -> list[tuple[Utterance
         for conversation in by_conversation(turns)
         for index, turn in enumerate(conversation)
     ]
-    pairs = _leave_to_others(pairs, params)
+    pairs = leave_to_others(pairs, params)
     pairs.sort(key=lambda pair: manifest_order(pair[0]))
     drafts = [draft for draft, _ in pairs]
     check_utterances(drafts, params.source)
@@ -154,12 +155,18 @@ def settle(turns: Sequence[Turn], params: DatasetParams) -> list[tuple[Utterance
     return pairs
 
 
-def _leave_to_others(pairs: Sequence[tuple[Utterance, Turn]], params: DatasetParams) -> list[tuple[Utterance, Turn]]:
-    """A file that is a recording of some turn by its very name is that of no turn which spells it in another way."""
+def leave_to_others(pairs: Sequence[tuple[Utterance, Turn]], params: DatasetParams) -> list[tuple[Utterance, Turn]]:
+    """A file that is the recording of some turn by its very name is that of no turn which spells it in another way.
+
+    Not where the other turn has times: several turns then share a recording.
+    """
     exact = {draft.audio for draft, turn in pairs if draft.audio == _as_written(turn, params)}
     return [
         (draft.model_copy(update={"audio": written}), turn)
-        if draft.audio != (written := _as_written(turn, params)) and draft.audio in exact
+        if draft.audio != (written := _as_written(turn, params))
+        and draft.audio in exact
+        and draft.start is None
+        and draft.end is None
         else (draft, turn)
         for draft, turn in pairs
     ]
@@ -167,23 +174,6 @@ def _leave_to_others(pairs: Sequence[tuple[Utterance, Turn]], params: DatasetPar
 
 def _as_written(turn: Turn, params: DatasetParams) -> str | None:
     return None if turn.audio is None else _inside(turn.audio, turn.where or params.source, params.root).as_posix()
-
-
-def note_unwatched(utterances: Sequence[Utterance], params: DatasetParams) -> list[str]:
-    """What DVC does not look at: what lies behind a folder that is a link, and a table outside the root."""
-    root = Path(params.root)
-    folders = {parent for one in utterances if one.audio for parent in PurePosixPath(one.audio).parents}
-    found = [str(folder) for folder in sorted(folders) if folder.name and (root / folder).is_symlink()]
-    if params.source != params.root and not _lies_inside(Path(params.source), root):
-        found.append(params.table)
-    return [
-        f"{what} lies outside of dataset.root, where DVC does not see that it changes: dvc repro --force prepare, then"
-        for what in found
-    ]
-
-
-def _lies_inside(path: Path, folder: Path) -> bool:
-    return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
 
 
 def note_spellings(settled: Sequence[tuple[Utterance, Turn]], params: DatasetParams) -> list[str]:
@@ -266,7 +256,7 @@ def note_validation(turns: Sequence[Turn], params: DatasetParams) -> list[str]:
         if several:
             notes.append(
                 f"conversations with turns of several splits: {len(several)}, such as '{several[0]}'; if their "
-                "numbers begin anew in each split, put its name in front of them, for these are one conversation now"
+                "numbers begin anew in each split, begin them with the split's name: they are one conversation now"
             )
         return notes
     made = not any(turn.split == "validation" for turn in turns)

@@ -127,8 +127,8 @@ def check_overrides(overrides: Sequence[str], sections: Sequence[str]) -> None:
         section = override.partition("=")[0].strip().partition(".")[0]
         if section in SECTION_NAMES and section not in sections:
             raise SettingsError(
-                f"--set {override!r}: no command of this package reads section '{section}', they read "
-                f"{', '.join(sections)}; give it to the command that does, or leave it out"
+                f"--set {override!r}: section '{section}' has no effect on these commands, which take "
+                f"{', '.join(sections)}; give it to the command that reads it, or leave it out"
             )
 
 

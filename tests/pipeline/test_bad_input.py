@@ -335,7 +335,6 @@ def test_a_cp1252_table_is_prepared_and_its_repair_told(tmp_path: Path) -> None:
         ("FOLDER", "has no config.json; expected a Hugging Face model folder"),
         ("a model", "no encoder folder 'a model', nor is it the form of a Hugging Face name"),
         ("7", "is 7: input should be a valid string"),
-        ("Log_Mel", "no encoder is called 'Log_Mel'; did you mean 'log-mel'?"),
     ],
 )
 def test_an_encoder_that_is_not_there_is_named(again: Project, command: str, encoder: str, expected: str) -> None:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from fusion.evaluation.robustness import read_degraded
 from pipeline.degradation import degrade
 from pipeline.degradation import stage as module
 from pipeline.degradation.stage import Degraded, hear
 from pipeline.errors import DataError, StoreError
 from pipeline.extraction import extract_audio, extract_text
+from pipeline.join import join
 from pipeline.manifest import content_key, read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, DegradeParams, TextParams
 from pipeline.preparation import prepare
@@ -370,3 +372,16 @@ def test_recordings_that_were_exchanged_are_degraded_anew(tmp_path: Path) -> Non
     again = run(prepared(100), tmp_path / "degraded", noise=(10.0,), overwrite=True)  # as long, and other sound
     assert names(again.encoded) == ["audio-noise-10dB.h5"]
     assert of(tmp_path) != before
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_conditions_are_those_of_the_features_that_were_made_from_the_same_corpus(
+    corpus: Path, degraded: Path, tmp_path: Path, copy: bool
+) -> None:
+    manifest = corpus / "manifest.jsonl"
+    extract_text(manifest, tmp_path / "text.h5", TextParams(), "cpu")
+    extract_audio(manifest, tmp_path / "audio.h5", LOG_MEL, corpus, "downmix", "cpu")
+    features = join(manifest, tmp_path / "audio.h5", tmp_path / "text.h5", tmp_path / "feats.h5", copy)
+    assert read_degraded(degraded, features).keys() == {path.name for path in degraded.iterdir()}
+    again = join(manifest, *[tmp_path / "feats.h5"] * 2, tmp_path / "again.h5", True) if copy else features
+    assert len(read_degraded(degraded, again)) == 5

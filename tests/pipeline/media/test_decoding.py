@@ -368,11 +368,10 @@ def test_resampled_lengths_and_values_agree_with_torchaudio(samples: int, rate: 
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("rate", [RATE, 8_000])
-def test_samples_that_may_not_be_written_are_resampled_without_a_warning(rate: int) -> None:
+def test_samples_that_may_not_be_written_are_resampled_without_a_warning() -> None:
     samples = np.arange(8, dtype=np.float32)
     samples.flags.writeable = False
-    assert resample(samples, rate, RATE)[0].item() == pytest.approx(0, abs=0.5)
+    assert resample(samples, RATE, RATE).tolist() == samples.tolist()
 
 
 @pytest.mark.parametrize("rate", [11_127, 16_001, 22_254, 44_056, 47_999])

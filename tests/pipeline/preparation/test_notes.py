@@ -271,8 +271,8 @@ def one_recording(root: Path, **times: list[float]) -> list[dict[str, Any]]:
 def test_turns_that_share_their_sound_are_named(tmp_path: Path) -> None:
     told = summary(found(tmp_path, one_recording(tmp_path)))
     assert (
-        "warning: 2 turns have the very same sound as another one, such as 'train0/0' and 'train0/1' (long.wav); give "
-        "each its times with dataset.columns: {start: your_column, end: your_column}, in seconds"
+        "warning: 2 turns have the very same sound as another one, such as 'train0/0' and 'train0/1' (long.wav); in a "
+        "table, give each its seconds: dataset.columns: {start: your_column, end: your_column}"
     ) in told
     told = summary(found(tmp_path, one_recording(tmp_path, start=[0, 2])))
     assert "warning: 2 turns have a start and no end, so they last to the end of their recording" in told
@@ -283,8 +283,8 @@ def test_turns_that_share_their_sound_are_named(tmp_path: Path) -> None:
 def test_rows_that_are_there_twice_are_counted(tmp_path: Path) -> None:
     rows = one_recording(tmp_path, start=[0, 2], end=[2, 4])
     told = summary(found(tmp_path, [rows[0], *rows]))
-    assert "note: turns that say the same as another one of their conversation, recording and text: 1; if rows" in told
-    assert "say the same" not in summary(found(tmp_path, rows))
+    assert "note: rows that repeat another one (the same conversation, speaker, text, recording and label): 1;" in told
+    assert "repeat another" not in summary(found(tmp_path, rows))
 
 
 def test_turns_of_a_recording_for_each_speaker_are_held_to_one_clock(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_turns_of_a_recording_for_each_speaker_are_held_to_one_clock(tmp_path: P
     for name in ("A.wav", "B.wav"):
         write_wav(tmp_path / name, sound(5.0, 16_000), 16_000)
     speech = [
-        first | {"audio": name, "start": start + later, "end": start + later + 1}
+        first | {"audio": name, "speaker": name[0], "start": start + later, "end": start + later + 1}
         for name, later in (("A.wav", 0), ("B.wav", 1))
         for start in (0, 2)
     ]
@@ -366,8 +366,26 @@ def test_what_dvc_does_not_see_is_named(tmp_path: Path) -> None:
     write_wav(elsewhere / "audio" / "a.wav", sound(0.2, 16_000), 16_000)
     (root / "linked").symlink_to(elsewhere / "audio")
     rows = [row | {"audio": "linked/a.wav"} for row in labelled("joy")]
-    assert "note: linked lies outside of dataset.root, where DVC does not see that it" in summary(found(root, rows))
+    assert "note: linked lies outside dataset.root, so DVC does not notice" in summary(found(root, rows))
     write_rows(elsewhere / "table.csv", labelled("joy"))
     params = DatasetParams(name="table", root=str(root), table=str(elsewhere / "table.csv"))
-    assert f"note: {params.table} lies outside of dataset.root" in summary(prepare(params))
+    assert f"note: {params.table} lies outside dataset.root" in summary(prepare(params))
     assert "lies outside" not in summary(found(root, labelled("joy")))
+
+
+def test_parts_of_a_conversation_whose_clocks_begin_anew_are_in_order(tmp_path: Path) -> None:
+    first, *rows = labelled("joy")
+    for name in ("p1.wav", "p2.wav"):
+        write_wav(tmp_path / name, sound(4.0, 16_000), 16_000)
+    speech = [
+        first | {"audio": name, "speaker": speaker, "start": start, "end": start + 1}
+        for name in ("p1.wav", "p2.wav")
+        for start, speaker in enumerate(("Ann", "Ben", "Ann"))
+    ]
+    assert "begin before" not in summary(found(tmp_path, [*speech, *rows]))
+
+
+def test_turns_of_one_recording_may_spell_it_in_several_ways(tmp_path: Path) -> None:
+    rows = one_recording(tmp_path, start=[0, 2], end=[2, 4])
+    rows[1]["audio"] = "Long.wav"
+    assert {one.status for one in found(tmp_path, rows).utterances if one.audio} == {"ok"}

@@ -110,7 +110,7 @@ def test_an_override_that_no_section_of_the_command_is_for_is_refused(tmp_path: 
         section = override.split(".")[0]
         assert done.exit_code == 2
         assert done.stderr.startswith(
-            f"error: --set '{override}': no command of this package reads section '{section}', they read "
+            f"error: --set '{override}': section '{section}' has no effect on these commands, which take"
         )
 
 
