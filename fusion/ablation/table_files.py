@@ -286,11 +286,12 @@ def _explain(comparison: Comparison) -> str:
             f" Pooled over {ablation.count} folds (whole {ablation.folds.hold_out}s held out): each seed's predictions "
             "for the test utterances of all folds are scored as one set; validation is the mean over folds."
         )
+    corrected = f"corrected for the number of rows that are compared ({compared})" if compared else "none is compared"
     less = f" Of {', '.join(lower)} less is better." * bool(lower)
     return (
         f"{int(counted.sum())} {ablation.task.counted_are} of {conversations} conversations, "
         f"mean ± standard deviation of {number_of(len(ablation.seeds), 'seed')}. {drawn} p: paired permutation "
-        f"test of no difference; p (Holm): corrected for the {compared} rows that are compared; a difference is bold "
+        f"test of no difference; p (Holm): {corrected}; a difference is bold "
         f"where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs beside it or not."
         + pooled
         + less
