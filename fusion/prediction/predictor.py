@@ -183,6 +183,7 @@ class Predictor:
         for model in self._models:
             check_encoders(model, features)
         there = [name for name in SPLITS if name in features.utterances.splits]
+        split = None if split == "all" else split
         if split and split not in there:
             raise FeatureError(f"{features.path}: there is no split {split!r}; it has {', '.join(there)}")
         predictions = []

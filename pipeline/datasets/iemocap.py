@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import HIDDEN_FILES, Repairs, read_lines, repair_controls
+from pipeline.datasets.repairs import HIDDEN_FILES, SOUNDS, Repairs, read_lines, repair_controls
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
 
@@ -196,11 +196,17 @@ def read(params: DatasetParams) -> Corpus:
         for described in _read_dialogue(root, session, dialogue, repaired)
     ]
     notes = [*_notes(root, found), *[SIX_NOTE] * (target_of(params) == "six")]
-    folders = (root / f"Session{number}" / "sentences" / "wav" for number in found)
-    if not any(path.suffix.lower() == ".wav" for folder in folders for path in folder.glob("*/[!.]*")):
+    if not _has_recordings(root, found):
         notes.append("no recordings in Session*/sentences/wav of dataset.root: every turn is its text alone")
         turns = [replace(turn, audio=None) for turn in turns]
     return Corpus(turns, repaired, notes, published(codes, chosen if params.split == "given" else {}))
+
+
+def _has_recordings(root: Path, found: list[int]) -> bool:
+    """Whether there is any file with sound where sentences lie, however the disk spells its folder or ending."""
+    folders = (folder for number in found for folder in (root / f"Session{number}").iterdir())
+    sentences = (folder for folder in folders if folder.name.lower() == "sentences")
+    return any(path.suffix.lower() in SOUNDS for folder in sentences for path in folder.rglob("[!.]*"))
 
 
 def _notes(root: Path, found: list[int]) -> Iterator[str]:

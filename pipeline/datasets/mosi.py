@@ -22,13 +22,13 @@ features (`text_train.csv`, `text_test.csv` and `transcripts.csv` of declare-lab
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import HIDDEN_FILES, Repairs, read_lines, repair_controls
+from pipeline.datasets.repairs import HIDDEN_FILES, SOUNDS, Repairs, read_lines, repair_controls
 from pipeline.datasets.table import SPLIT_NAMES, parse_number, read_rows
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
@@ -80,7 +80,6 @@ LABELS = ("Labels/OpinionLevelSentiment.csv", "labels/OpinionLevelSentiment.csv"
 TRANSCRIPTS = "Transcript/Segmented"
 TABLE = "label.csv"
 COLUMNS = ("video_id", "clip_id", "text", "label")
-SUFFIXES = (".wav", ".flac", ".mp4")
 LARGEST = 3.0  # score, positive or negative
 CONTRADICTIONS = "annotations that are not the sign of their score, which is what counts"
 SIGNS = {"negative": -1, "neutral": 0, "positive": 1}
@@ -118,9 +117,10 @@ def read(params: DatasetParams) -> Corpus:
             "dataset.root to the folder with one of them"
         )
     target = target_of(params)
-    segments = [replace(one, audio=_recording(root, str(one.audio))) for one in segments]
+    files = _recordings(root)
+    segments = [replace(one, audio=_recording(str(one.audio), files)) for one in segments]
     notes = []
-    if segments and not _has_recordings(root):
+    if segments and not files:
         notes = [f"no recordings such as {segments[0].audio} in dataset.root: every turn is its text alone"]
         segments = [replace(one, audio=None) for one in segments]
     turns = [_turn(segment, target, params.protocol) for segment in segments]
@@ -141,16 +141,18 @@ def _turn(segment: Segment, target: str, protocol: str) -> Turn:
     )
 
 
-def _has_recordings(root: Path) -> bool:
-    """Whether there is any, however the disk spells its folder or ending."""
+def _recordings(root: Path) -> dict[str, str]:
+    """Files with sound below Raw or Audio, relative to the root: in small letters -> as the disk spells them."""
     folders = [path for path in root.iterdir() if path.name.lower() in ("raw", "audio")]
-    return any(path.suffix.lower() in SUFFIXES for folder in folders for path in folder.rglob("[!.]*"))
+    found = (path for folder in folders for path in folder.rglob("[!.]*") if path.suffix.lower() in SOUNDS)
+    names = sorted(path.relative_to(root).as_posix() for path in found)
+    return {name.lower(): name for name in names}
 
 
-def _recording(root: Path, audio: str) -> str:
+def _recording(audio: str, files: Mapping[str, str]) -> str:
     """Of a segment: as the release has it, or converted to another kind under the same stem."""
-    others = (Path(audio).with_suffix(suffix) for suffix in SUFFIXES)
-    return next((one.as_posix() for one in (Path(audio), *others) if (root / one).is_file()), audio)
+    others = (Path(audio).with_suffix(suffix).as_posix() for suffix in SOUNDS)
+    return next((files[name.lower()] for name in (audio, *others) if name.lower() in files), audio)
 
 
 def label_of(score: float, target: str) -> str | None:

@@ -25,6 +25,7 @@ ALL = "all"
 COLUMNS = [*SPLITS, ALL]
 ANSWERS = ("label", "labels", "emotion", "emotions", "sentiment", "class", "category", "target", "affect", "mood")
 ABSENT = 0.1  # share of turns without a modality, above which something is probably wrong
+OF_LABELS = ("other-label", "undecided", "unevaluated", "no-score", "zero", "out-of-range", "unlisted", "other-split")
 QUOTES = "'\"`´“”„‘’«»"
 NEAR = 0.8  # share of letters in which two spellings agree, from which on one is probably a mistake
 NAMED = 8  # groups of labels that are written out
@@ -157,20 +158,20 @@ def split_warnings(utterances: Sequence[Utterance]) -> list[str]:
 
 
 def share_warnings(utterances: Sequence[Utterance], params: DatasetParams) -> list[str]:
-    """That a split which was made here has less than half of what was asked for."""
+    """That a split which was made here has less than half, or more than twice, of what was asked for."""
     if params.split == "given":
         return []
     counts = Counter(utterance.split for utterance in utterances)
     asked = {"validation": params.validation_share, "test": params.test_share}
     found = {split: counts[split] / len(utterances) for split in asked}  # type: ignore[index]
     labelled = any(utterance.label is not None for utterance in utterances)
-    why = "whole groups and rare labels left no more; merge or drop labels of a few turns (dataset.labels), or take "
+    why = "whole groups and the shares of labels come first; merge or drop labels of a few turns (dataset.labels), "
     return [
         f"{split} has {found[split]:.0%} of the turns, and dataset.{split}_share is {share:g}: "
-        + (why if labelled else "whole groups left no more; take ")
-        + "another dataset.split_seed"
+        + (why if labelled else "whole groups come first; ")
+        + "take another dataset.split_seed, or give the splits in the table"
         for split, share in asked.items()
-        if found[split] < share / 2
+        if not share / 2 <= found[split] <= 2 * share
     ]
 
 
@@ -183,7 +184,7 @@ def missing_name_warnings(utterances: Sequence[Utterance]) -> list[str]:
         if repeated:
             warnings.append(
                 f"{field} that looks like a missing value, and is taken as it is written: {_listed([repeated])}; if it "
-                "is missing, leave the cell empty"
+                + ("is missing, name it" if field == "conversation" else "is missing, leave the cell empty")
             )
     return warnings
 
@@ -203,7 +204,8 @@ def repetition_notes(utterances: Sequence[Utterance]) -> list[str]:
 
 
 def sound_warnings(utterances: Sequence[Utterance]) -> list[str]:
-    """That several turns are given one and the same sound, or sound that goes on into the turns behind."""
+    """That many turns are silent, several are given one and the same sound, or one that goes on into those behind."""
+    silent = [one for one in utterances if "silent" in reasons(one.status)]
     stretches: dict[tuple[str, float | None, float | None], list[Utterance]] = defaultdict(list)
     open_ended: dict[str, list[Utterance]] = defaultdict(list)
     for one in utterances:
@@ -214,6 +216,11 @@ def sound_warnings(utterances: Sequence[Utterance]) -> list[str]:
     shared = [group for group in stretches.values() if len({(one.text, one.speaker, one.label) for one in group}) > 1]
     on = [group for group in open_ended.values() if len({one.start for one in group}) > 1]
     warnings = []
+    if len(silent) > ABSENT * len(utterances):
+        warnings.append(
+            f"{len(silent)} of {len(utterances)} turns are silent, such as '{silent[0].id}': every sample is zero; "
+            "where each speaker has a channel, see dataset.channels"
+        )
     if shared:
         warnings.append(
             f"{sum(map(len, shared))} turns have the very same sound as another one, such as '{shared[0][0].id}' and "
@@ -337,21 +344,17 @@ def modality_warnings(utterances: Sequence[Utterance]) -> list[str]:
     """That more than a tenth of the turns lack audio, or text, and why; not of a corpus that has none of it."""
     warnings = []
     for modality, absent, given in (
-        ("audio", [one for one in utterances if not _sounds(one)], any(one.audio for one in utterances)),
+        ("audio", [one for one in utterances if not one.samples], any(one.audio for one in utterances)),
         ("text", [one for one in utterances if not one.text], any(one.text for one in utterances)),
     ):
         if given and len(absent) > ABSENT * len(utterances):
-            own = {"no-text"} if modality == "text" else set(statuses(absent)) - {"no-text", OK}
+            own = {"no-text"} if modality == "text" else set(statuses(absent)) - {"no-text", OK, *OF_LABELS}
             why = ", ".join(f"{status} {count}" for status, count in statuses(absent).most_common() if status in own)
             warnings.append(
                 f"{len(absent)} of {len(utterances)} turns have no {modality} ({why}); they are learned from the other "
                 "modality alone"
             )
     return warnings
-
-
-def _sounds(utterance: Utterance) -> bool:
-    return utterance.samples > 0 and "silent" not in reasons(utterance.status)
 
 
 def _alike(counts: Mapping[str, int], spelling: Callable[[str], str]) -> list[Counter[str]]:

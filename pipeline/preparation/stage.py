@@ -478,6 +478,8 @@ def _check_recordings(utterances: Sequence[Utterance], params: DatasetParams) ->
                 f"fix start and end, which are seconds of a recording (here from {first.start:g})"
                 if times
                 else "fix dataset.root or dataset.columns.audio (leave the column out for text only)"
+                if params.source != params.root
+                else "name and lay them out as the release does (docs/data-sets.md), or take them away for text only"
             )
         )
 

@@ -367,3 +367,14 @@ def test_a_release_without_recordings_is_its_texts_and_that_is_said(tmp_path: Pa
     found = iemocap.read(params(release))
     assert found.notes == ["no recordings in Session*/sentences/wav of dataset.root: every turn is its text alone"]
     assert {turn.audio for turn in found.turns} == {None}
+
+
+def test_recordings_in_a_folder_of_another_spelling_or_of_another_kind_are_no_release_of_texts(tmp_path: Path) -> None:
+    release = write_release(tmp_path)
+    for session in SESSIONS:
+        (release / f"Session{session}" / "sentences").rename(release / f"Session{session}" / "Sentences")
+    assert iemocap.read(params(release)).notes == []
+    for path in release.rglob("*.wav"):
+        path.rename(path.with_suffix(".flac"))
+    with pytest.raises(DataError, match=r"none of the .* name and lay them out as the release does"):
+        prepare(params(release))

@@ -333,3 +333,12 @@ def test_recordings_of_another_kind_are_found_and_a_release_without_any_is_its_t
     (tmp_path / "Raw" / "a" / "1.wav").touch()
     found = mosi.read(params(tmp_path))
     assert ([turn.audio for turn in found.turns], found.notes) == (["Raw/a/1.wav", "Raw/a/2.mp4"], [])
+
+
+@pytest.mark.parametrize("name", ["Raw/a/1.WAV", "RAW/a/1.flac", "raw/A/1.MKV"])
+def test_recordings_are_found_however_the_disk_spells_them(tmp_path: Path, name: str) -> None:
+    (tmp_path / "label.csv").write_text("video_id,clip_id,text,label\na,1,t,1\n")
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).touch()
+    found = mosi.read(params(tmp_path))
+    assert ([turn.audio for turn in found.turns], found.notes) == ([name], [])
