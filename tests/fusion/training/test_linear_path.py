@@ -35,7 +35,7 @@ def test_the_linear_path_says_what_the_linear_reference_says(name: str, target: 
     model = fit(train, validation, recipe, 0, classes=3).model
     path = model.linear_path
     assert isinstance(path, LinearPath)
-    assert float(path.deep) > 0
+    assert float(path.deep) > 0 or target == "score"  # of which the linear model may know all
     for one in (*reference.fitted, reference):  # of audio, text and both; with and without neighbours; their mean
         alone = isinstance(one, Fitted)
         path.fit(one.weights(task) if alone else one.weights())
