@@ -39,7 +39,7 @@ STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
 MORE_OF_SCORES = (100.0, 1000.0)  # of scores, which may be exact sums of the columns
 # weaker penalties are left out after so many in a row that make validation no more likely than the best one, if the
 # last of them makes an utterance less likely by so much log-likelihood
-PATIENCE, HOPELESS = 3, 0.25
+PATIENCE, HOPELESS = 3, 0.1
 LIKELIHOOD = 0.1  # its weight in the choice, beside a metric
 TEMPERATURE = (
     8.0  # of the weights of variants: divides their log-likelihoods on validation, where penalties were chosen, too
