@@ -67,18 +67,7 @@ CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of control characters,
 NAMES = ("id", "conversation", "speaker", "label")
 UNSEEN = set("\u115f\u1160\u2800\u3164\uffa0")  # letters and signs that are drawn as nothing
 MISSING = {"nan", "none", "null", "(null)", "nil", "na", "n/a", "n.a.", "nat", "missing", "undefined"}
-MISSING |= {
-    "#nv",
-    "#n/a",
-    "#n/a!",
-    "#name?",
-    "#ref!",
-    "#value!",
-    "#div/0!",
-    "#null!",
-    "#num!",
-    "<na>",
-}  # of spreadsheets and pandas
+MISSING |= {"#nv", "#n/a", "#n/a!", "#name?", "#ref!", "#value!", "#div/0!", "#null!", "#num!", "<na>"}  # of programs
 DASHES = set("-_.?–—―−")
 OPTIONAL = ("recognised", "extra", "content", "group")  # not in the line of an utterance that has none
 SOURCES = {"audio": "recordings.jsonl", "text": "texts.jsonl"}  # beside the manifest, by the modality that they are for

@@ -10,22 +10,7 @@ from pipeline.errors import DataError, refuse_pipe
 BYTES = "lines that were not UTF-8, read as cp1252"
 CONTROLS = "texts with cp1252 punctuation that an earlier conversion had left as control characters"
 HIDDEN_FILES = "files of another system (._*), left out"
-SOUNDS = (
-    ".aac",
-    ".aiff",
-    ".avi",
-    ".flac",
-    ".m4a",
-    ".mkv",
-    ".mov",
-    ".mp3",
-    ".mp4",
-    ".ogg",
-    ".opus",
-    ".wav",
-    ".webm",
-    ".wma",
-)
+SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff", ".mp4", ".mkv", ".avi", ".mov", ".webm")
 SURROGATES = "cells with half a character (a lone surrogate), now '?'"
 
 

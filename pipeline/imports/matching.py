@@ -11,12 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from pipeline.datasets import Turn
+from pipeline.datasets import SOUNDS, Turn
 from pipeline.errors import DataError
 from pipeline.imports.entries import Source, is_list, value_of
 from pipeline.manifest import Utterance
-
-MEDIA = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mkv", ".avi", ".mov", ".webm")
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Match:
 def _without_ending(name: str) -> str:
     """A recording's name without its ending; other names may hold points, too."""
     path = PurePosixPath(name.replace("\\", "/"))
-    return path.with_suffix("").as_posix() if path.suffix.lower() in MEDIA and path.stem else path.as_posix()
+    return path.with_suffix("").as_posix() if path.suffix.lower() in SOUNDS and path.stem else path.as_posix()
 
 
 def _last(name: str) -> str:
