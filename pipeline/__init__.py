@@ -20,10 +20,7 @@ __all__ = ["encode", "prepare"]
 
 
 def prepare(
-    output: str | PathLike[str],
-    *,
-    dataset: Mapping[str, Any] | None = None,
-    params: str | PathLike[str] | None = None,
+    output: str | PathLike[str], *, dataset: Mapping[str, Any] | None = None, params: str | PathLike[str] | None = None
 ) -> "Prepared":
     """Read a corpus, settle its oddities, decode every recording once, and write the manifest `output`.
 

@@ -31,10 +31,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "degrade": ("pipeline.degradation:degrade", DECODER),
     "features": ("pipeline.join:join", "pipeline.datasets:describe_corpus"),
     "train": ("fusion.training:train_seeds", "fusion.params:read_recipe"),
-    "evaluate": (
-        "fusion.evaluation:evaluate_all",
-        "fusion.evaluation:write_report",
-    ),
+    "evaluate": ("fusion.evaluation:evaluate_all", "fusion.evaluation:write_report"),
     "report": ("fusion.report:write_page",),
 }
 

@@ -117,10 +117,7 @@ def test_an_installed_package_gives_its_corpus_a_name(folder: Path, monkeypatch:
         ),
         ("none.odd:read", "there is no module 'none' in "),
         ("letters.odd", "there is no module 'letters.odd' in "),
-        (
-            "letters:raed",
-            r"letters.py has no function 'raed'; it has read\. Name another one",
-        ),
+        ("letters:raed", r"letters.py has no function 'raed'; it has read\. Name another one"),
     ],
 )
 def test_what_is_missing_is_named(folder: Path, name: str, expected: str) -> None:

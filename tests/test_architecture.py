@@ -59,7 +59,7 @@ AT_THE_TOP = 8  # files, `__init__` among them
 PUBLISHED = ("pipeline.store", "pipeline.settings")  # what fusion may import of pipeline
 COMPOSED = {"fusion.prediction.recordings": "pipeline.recordings"}  # the one place that asks the pipeline to encode
 BESIDE_THE_DOOR = {  # (importer, file of another room): why
-    ("pipeline.imports.stage", "pipeline.datasets.table"): "the function of every adapter is called `read`",
+    ("pipeline.imports.stage", "pipeline.datasets.table"): "the function of every adapter is called `read`"
 }
 CORPORA = ("meld", "iemocap", "mosi", "nemo")
 HEAVY = {"transformers", "torchaudio", "dvc", "torch", "sklearn", "h5py", "av", "ray", "numpy", "pydantic", "rich"}

@@ -143,10 +143,7 @@ def test_an_edit_runs_only_what_depends_on_it(
 
 @pytest.mark.parametrize(
     "values",
-    [
-        {"split": "conversation", "test_share": 0.3},
-        {"fold": 2, "protocol": "62-31", "columns": {"label": "cue"}},
-    ],
+    [{"split": "conversation", "test_share": 0.3}, {"fold": 2, "protocol": "62-31", "columns": {"label": "cue"}}],
 )
 @pytest.mark.soak
 def test_another_split_fold_or_label_runs_no_encoder(project: Project, values: dict[str, object]) -> None:

@@ -25,10 +25,7 @@ from tests.demo import write_piece
 PAGE = (ROOT / "docs" / "from-python.md").read_text(encoding="utf-8")
 PROGRAM = "\n\n".join(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
 CHOSEN = {"train": 3, "validation": 1, "test": 2}  # conversations
-SMALL: dict[str, Any] = {
-    "model": {"dim": 8, "heads": 2, "audio_frames": 8},
-    "train": {"epochs": 1, "seeds": (3, 4)},
-}
+SMALL: dict[str, Any] = {"model": {"dim": 8, "heads": 2, "audio_frames": 8}, "train": {"epochs": 1, "seeds": (3, 4)}}
 FLAG = re.compile(r"(?<!\()--\w+")  # a flag that the message asks for, rather than names in passing: (--output)
 
 

@@ -233,11 +233,7 @@ def _time(variant: Variant, clips: Sequence[Tensor], batches: Sequence[Sequence[
 
 
 def _result(
-    variant: Variant,
-    lengths: Sequence[int],
-    batches: Sequence[Sequence[int]],
-    runs: Sequence[_Repeat],
-    work: _Work,
+    variant: Variant, lengths: Sequence[int], batches: Sequence[Sequence[int]], runs: Sequence[_Repeat], work: _Work
 ) -> VariantResult:
     name, rates = variant.name, [run.rates[variant.precision] for run in runs]
     taken = [run.took[name].seconds for run in runs]

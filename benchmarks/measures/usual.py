@@ -107,13 +107,7 @@ def _pad(utterances: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def train_usual(
-    features: Features,
-    recipe: Recipe,
-    seed: int,
-    device: str,
-    workers: int,
-    padding: bool,
-    audio_frames: int | None,
+    features: Features, recipe: Recipe, seed: int, device: str, workers: int, padding: bool, audio_frames: int | None
 ) -> Training:
     """All epochs of the recipe, without early stopping; each branch of a stage keeps the weights of its best one.
 

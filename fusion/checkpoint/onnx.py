@@ -154,9 +154,7 @@ def export_onnx(loaded: LoadedModel) -> bytes:
     axes = {"audio": {0: turns, 1: frames}, "text": {0: turns, 1: tokens}, "speakers": {0: turns}}
     with _quiet(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # other kernels' outputs lie otherwise in memory
         traced = torch.export.export(
-            model,
-            _example(loaded.stored),
-            dynamic_shapes={name: axes[name.removesuffix("_mask")] for name in INPUTS},
+            model, _example(loaded.stored), dynamic_shapes={name: axes[name.removesuffix("_mask")] for name in INPUTS}
         )
         program = torch.onnx.export(
             traced,

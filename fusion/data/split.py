@@ -233,12 +233,7 @@ def _mapped(split: Split) -> list[Mapped]:
 
 
 def _map_modality(
-    features: Features,
-    name: str,
-    here: Sequence[int],
-    modalities: Modalities,
-    limit: int | None,
-    device: torch.device,
+    features: Features, name: str, here: Sequence[int], modalities: Modalities, limit: int | None, device: torch.device
 ) -> Ragged:
     part: Part | None = getattr(features, name)
     if modalities not in ("both", name):

@@ -145,11 +145,7 @@ class _HeadLoss:
 
 
 def _head_losses(
-    output: Output,
-    truth: Tensor,
-    masks: Mapping[str, Tensor],
-    head_loss: HeadLoss,
-    terms: LossTerms,
+    output: Output, truth: Tensor, masks: Mapping[str, Tensor], head_loss: HeadLoss, terms: LossTerms
 ) -> dict[str, _HeadLoss]:
     """The loss of each head of `output`, without those of earlier stages."""
     losses = {}
@@ -185,11 +181,7 @@ def label_weights(labels: Tensor, classes: int) -> Tensor:
 
 
 def cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    mask: Tensor,
-    class_weights: Tensor | None = None,
-    label_smoothing: float = 0.0,
+    logits: Tensor, labels: Tensor, mask: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
     """Mean over the utterances of the mask, weighted by the class of each; zero when there are none.
 

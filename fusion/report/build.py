@@ -159,14 +159,7 @@ def _markup(drawn: Any) -> Any:
 
 
 def _ask_other(
-    folder: Path,
-    own: str,
-    features: Features,
-    task: Task,
-    split: str,
-    device: torch.device,
-    memory: Memory,
-    jobs: int,
+    folder: Path, own: str, features: Features, task: Task, split: str, device: torch.device, memory: Memory, jobs: int
 ) -> Beside:
     """What the models in `folder` say of the turns of `split`.
 

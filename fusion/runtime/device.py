@@ -33,11 +33,7 @@ def reproducible(seed: int, device: torch.device, strict: bool = False) -> Itera
     order anyway.
     """
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    with (
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-        full_float32(),
-        deterministic(strict),
-    ):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), full_float32(), deterministic(strict):
         torch.manual_seed(seed)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
         try:

@@ -48,10 +48,7 @@ def check_precision(module: nn.Module, split: Split) -> None:
 def _outputs(module: nn.Module, batch: Batch, reduced: bool) -> dict[str, Tensor]:
     """What each part gives for the batch, (..., width), in the order of computation; numbered where called again."""
     seen: dict[str, Tensor] = {}
-    with (
-        _watching(module, seen),
-        torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=reduced),
-    ):
+    with _watching(module, seen), torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=reduced):
         module(batch)
     return seen
 

@@ -172,13 +172,7 @@ class HiddenStates:
     """
 
     def __init__(
-        self,
-        model: Any,
-        layers: list[int],
-        normalise: bool,
-        sample_rate: int,
-        device: str,
-        params: AudioParams,
+        self, model: Any, layers: list[int], normalise: bool, sample_rate: int, device: str, params: AudioParams
     ) -> None:
         self.normalise, self.sample_rate = normalise, sample_rate
         self._convolutions = Convolutions.of(model.config)

@@ -30,16 +30,7 @@ from pipeline.manifest import Source, content_key, read_sources
 from pipeline.media import Channels, Clips, encoder_samples
 from pipeline.params import AudioParams, TextParams
 from pipeline.settings import Threads, advise_precision, sole_writer
-from pipeline.store import (
-    NO_ENCODER,
-    Columns,
-    Dtype,
-    Identity,
-    PartLayout,
-    SlotWriter,
-    is_damaged,
-    read_part,
-)
+from pipeline.store import NO_ENCODER, Columns, Dtype, Identity, PartLayout, SlotWriter, is_damaged, read_part
 
 if TYPE_CHECKING:
     import torch

@@ -224,14 +224,7 @@ def _finetune(
     hand_over(finished, output, work)
     named = Path(prepared.params.encoder).resolve() == output.resolve()
     return Outcome(
-        output,
-        f"{modality}.encoder",
-        named,
-        len(history),
-        best,
-        settings.metric,
-        floor[settings.metric],
-        chosen,
+        output, f"{modality}.encoder", named, len(history), best, settings.metric, floor[settings.metric], chosen
     )
 
 

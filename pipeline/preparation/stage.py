@@ -433,11 +433,7 @@ def after_probing(draft: Utterance, recording: Recording | None) -> Utterance:
 def _measures(recording: Recording | None) -> dict[str, int]:
     if recording is None or not len(recording.samples):
         return {}
-    return {
-        "samples": len(recording.samples),
-        "sample_rate": recording.sample_rate,
-        "channels": recording.channels,
-    }
+    return {"samples": len(recording.samples), "sample_rate": recording.sample_rate, "channels": recording.channels}
 
 
 def _check_labels(turns: Sequence[Turn], params: DatasetParams) -> None:

@@ -177,10 +177,7 @@ def _links(path: Path) -> bool:
 
 
 def _write_table(
-    file: h5py.File,
-    utterances: Utterances,
-    label_names: Sequence[str],
-    corpus: CorpusNote | None,
+    file: h5py.File, utterances: Utterances, label_names: Sequence[str], corpus: CorpusNote | None
 ) -> None:
     """All of a joint file but its digest and parts."""
     _write_header(file, "joint")

@@ -27,10 +27,7 @@ def make(name: str, **arguments: Any) -> Any:
         key: value for key, value in {"dim": DIM, "heads": HEADS}.items() if key in find_model(name).Params.model_fields
     }
     model = build(name, **(small | arguments)).eval()
-    for (
-        name,
-        buffer,
-    ) in model.named_buffers():  # as training leaves them: padding is not zero
+    for name, buffer in model.named_buffers():  # as training leaves them: padding is not zero
         if "standardise" in name:
             buffer.copy_({"mean": torch.randn, "scale": torch.rand}[name.rpartition(".")[2]](buffer.shape) + 0.5)
     return model

@@ -70,10 +70,7 @@ EVERY = [
 ]
 CASES = [
     pytest.param(
-        name,
-        json.dumps(setting),
-        id=f"{name} {name_of(setting)}",
-        marks=[] if name == "audio" else [pytest.mark.soak],
+        name, json.dumps(setting), id=f"{name} {name_of(setting)}", marks=[] if name == "audio" else [pytest.mark.soak]
     )
     for name, setting in (EVERY if os.environ.get("ERC_EVERY_ONNX") else A_FEW)
 ]

@@ -185,10 +185,7 @@ def edit_predictions(folder: Path, old: str, new: str, count: int = -1) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "parameters": (lambda f: edit_run(f, params="f00"), "fold-2 was run with params f00, but fold-1 with"),
     "model": (lambda f: edit_run(f, model="hcam"), "fold-2 was run with model hcam, but fold-1 with hbaf"),
-    "encoders": (
-        lambda f: edit_run(f, encoders="other"),
-        "run with encoders other, but fold-1 with made-audio",
-    ),
+    "encoders": (lambda f: edit_run(f, encoders="other"), "run with encoders other, but fold-1 with made-audio"),
     "seeds": (lambda f: edit_run(f, seeds="3"), "fold-2 was run with seeds 3, but fold-1 with 3,11"),
     "labels": (lambda f: edit_predictions(f, "joy", "glee"), "fold-2 has the labels anger, glee, neutral, but fold-1"),
     "conversation": (lambda f: edit_predictions(f, ",2/test/001,", ",1/test/001,"), "'1/test/001' is tested in fold-1"),

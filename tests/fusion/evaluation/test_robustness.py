@@ -25,14 +25,7 @@ from fusion.cli import evaluate_app
 from fusion.data import load_split
 from fusion.data.rows import Chosen
 from fusion.errors import FeatureError
-from fusion.evaluation import (
-    describe_run,
-    evaluate,
-    evaluate_all,
-    load_test,
-    measure_robustness,
-    read_degraded,
-)
+from fusion.evaluation import describe_run, evaluate, evaluate_all, load_test, measure_robustness, read_degraded
 from fusion.evaluation.robustness import CLEAN, MISSING_AUDIO, Level, Robustness, withhold
 from fusion.evaluation.robustness_files import robustness_files, scores_csv, table_md
 from fusion.inference import predict

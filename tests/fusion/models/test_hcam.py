@@ -9,17 +9,7 @@ from pydantic import ValidationError
 
 from fusion.batch import Batch
 from fusion.models import HCAMParams
-from tests.fusion.batches import (
-    CLASSES,
-    DIM,
-    changed,
-    influence,
-    make,
-    make_batch,
-    name_of,
-    tensors_in,
-    tensors_of,
-)
+from tests.fusion.batches import CLASSES, DIM, changed, influence, make, make_batch, name_of, tensors_in, tensors_of
 
 
 @pytest.mark.parametrize(

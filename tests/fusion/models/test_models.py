@@ -100,12 +100,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "audio": [{"conversation_encoder": "none"}, {"direction": "past"}],
     "text": [{"conversation_encoder": "none"}, {"direction": "past"}],
     "concat": [{"conversation_encoder": "none"}, {"direction": "past"}],
-    "crossmodal": [
-        {"conversation_encoder": "none"},
-        {"direction": "past"},
-        {"blocks": 1},
-        {"self_attention": False},
-    ],
+    "crossmodal": [{"conversation_encoder": "none"}, {"direction": "past"}, {"blocks": 1}, {"self_attention": False}],
     "tfn": [{"conversation_encoder": "none"}, {"direction": "past"}, {"width": 16}],
     "lmf": [{"conversation_encoder": "none"}, {"direction": "past"}, {"width": 16, "rank": 1}],
     "misa": [

@@ -191,8 +191,7 @@ def test_focal_loss_is_cross_entropy_that_hardly_counts_what_is_known(
         found = focal_loss(logits, labels, labels >= 0, gamma, **shared)
         assert float(found) == pytest.approx(total / share, abs=1e-5)
     torch.testing.assert_close(
-        focal_loss(logits, labels, labels >= 0, 0.0, **shared),
-        cross_entropy(logits, labels, labels >= 0, **shared),
+        focal_loss(logits, labels, labels >= 0, 0.0, **shared), cross_entropy(logits, labels, labels >= 0, **shared)
     )
     sure = torch.tensor([[1e4, 0.0, 0.0]], requires_grad=True)
     focal_loss(sure, torch.tensor([0]), everyone(1), 0.5).backward()

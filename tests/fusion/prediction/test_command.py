@@ -60,11 +60,7 @@ def test_a_table_gives_a_row_for_each_turn(recorded: Recorded, models: Path, tmp
 
 
 def test_columns_of_the_table_come_along_and_its_labels_are_scored(
-    recorded: Recorded,
-    models: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    recorded: Recorded, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = recorded.features.label_names[:2]
     rows = [

@@ -152,12 +152,7 @@ def test_audio_and_text_may_be_missing_anywhere(recorded: Recorded, predictor: P
         replace(whole[0], audio="nowhere.wav"),
     ]
     found = predictor.predict(turns)
-    assert [one.status for one in found] == [
-        "no-audio",
-        "no-text",
-        "no-audio+no-text+context-only",
-        "missing-file",
-    ]
+    assert [one.status for one in found] == ["no-audio", "no-text", "no-audio+no-text+context-only", "missing-file"]
     assert np.isfinite(answers(found)).all()
 
 

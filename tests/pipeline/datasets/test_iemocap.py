@@ -97,12 +97,7 @@ def test_texts_and_speakers_of_faulty_lines(faulty: list[Utterance]) -> None:
 
 
 def test_what_was_repaired_or_left_out_is_counted(four: Prepared) -> None:
-    assert four.repaired == {
-        iemocap.HIDDEN_FILES: 5,
-        iemocap.OVERLAPS: 2,
-        iemocap.UNKNOWN_LINES: 1,
-        repairs.BYTES: 1,
-    }
+    assert four.repaired == {iemocap.HIDDEN_FILES: 5, iemocap.OVERLAPS: 2, iemocap.UNKNOWN_LINES: 1, repairs.BYTES: 1}
     assert repairs.CONTROLS not in four.repaired
 
 

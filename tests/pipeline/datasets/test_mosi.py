@@ -205,11 +205,7 @@ BAD_FILES = {
     "label": ("label.csv", "video_id,clip_id,text,label\na,1,t,nan\n", "line 2: label 'nan' is not a number"),
     "mode": ("label.csv", "video_id,clip_id,text,label,mode\na,1,t,2,tset\n", "line 2: mode 'tset' is none of train"),
     "transcript": ("Transcript/Segmented/a.annotprocessed", "1 HELLO\n", "is not of the form '<segment>_DELIM_<text>'"),
-    "told twice": (
-        "Transcript/Segmented/a.annotprocessed",
-        "1_DELIM_A\n1_DELIM_B\n",
-        "line 2: segment 1 is repeated",
-    ),
+    "told twice": ("Transcript/Segmented/a.annotprocessed", "1_DELIM_A\n1_DELIM_B\n", "line 2: segment 1 is repeated"),
     "scores": (
         "Labels/OpinionLevelSentiment.csv",
         "0.5,1.0,a,1\n",

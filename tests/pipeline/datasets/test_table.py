@@ -201,8 +201,7 @@ def test_the_line_that_excel_asks_for_names_the_delimiter(tmp_path: Path, conten
 
 
 @pytest.mark.parametrize(
-    "content",
-    [",text\n0,x\n1,y\n", "Unnamed: 0,text\n7,x\n3,y\n", ",Unnamed: 0,text\n0,0,x\n1,1,y\n"],
+    "content", [",text\n0,x\n1,y\n", "Unnamed: 0,text\n7,x\n3,y\n", ",Unnamed: 0,text\n0,0,x\n1,1,y\n"]
 )
 def test_the_index_of_pandas_is_no_column(tmp_path: Path, content: str) -> None:
     corpus = read_text(tmp_path / "a.csv", content)
@@ -376,10 +375,7 @@ MALFORMED = {
         'start,text\n"00:01:02,5",x\n',
         "line 2: start '00:01:02,5' is not a number; write seconds, such as 62.5",
     ),
-    "decimal comma": (
-        'score,text\n"1,5",x\n',
-        "line 2: score '1,5' is not a number; use a decimal point: 62.5",
-    ),
+    "decimal comma": ('score,text\n"1,5",x\n', "line 2: score '1,5' is not a number; use a decimal point: 62.5"),
     "infinite end": ("end,text\ninf,x\n", "line 2: end 'inf' is not a number"),
     "unknown split": ("split,text\ntrian,x\n", "line 2: split 'trian' is none of train, validation,"),
     "after a long cell": ('score,text\n1,"two\nlines"\nx,y\n', "line 4: score 'x'"),

@@ -127,13 +127,7 @@ def same_bits(found: Sequence[Encoded], expected: Sequence[Encoded]) -> bool:
     pieces=st.sampled_from([1, 2, 8]),
 )
 def test_whatever_failed_first_a_batch_gets_the_bits_of_a_run_that_knew_its_pieces(
-    lengths: list[int],
-    budget: int,
-    largest: int,
-    from_call: int,
-    shortage: Exception,
-    at_fetching: bool,
-    pieces: int,
+    lengths: list[int], budget: int, largest: int, from_call: int, shortage: Exception, at_fetching: bool, pieces: int
 ) -> None:
     batches = batches_under_budget(lengths, budget)
     tight = engine(Tight(largest, from_call, shortage, at_fetching).start)

@@ -196,8 +196,7 @@ def test_the_flag_for_lengths_is_named_only_where_it_can_help(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("ids", "expected"),
-    [("u0-0\n" * COUNT, "id 'u0-0' is given twice"), ("u0-0\n", f"1 ids for {COUNT} utterances")],
+    ("ids", "expected"), [("u0-0\n" * COUNT, "id 'u0-0' is given twice"), ("u0-0\n", f"1 ids for {COUNT} utterances")]
 )
 def test_ids_must_be_unique_and_complete(tmp_path: Path, ids: str, expected: str) -> None:
     (tmp_path / "ids.txt").write_text(ids)

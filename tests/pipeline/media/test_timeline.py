@@ -275,10 +275,7 @@ def test_damage_costs_itself_and_is_named_with_its_length(tmp_path: Path, name: 
 @pytest.mark.parametrize("name", ["a.mp3", "a.aac", "a.flac", "a.ogg", "a.opus", "a.mka", "a.wav"])
 def test_recordings_joined_end_to_end_are_read_beyond_the_seam(tmp_path: Path, name: str) -> None:
     """Of several rates, too: the first one's is that of all."""
-    parts = [
-        encoded(tmp_path / f"1-{name}", 4, rate=48_000),
-        encoded(tmp_path / f"2-{name}", 4, rate=48_000, seed=1),
-    ]
+    parts = [encoded(tmp_path / f"1-{name}", 4, rate=48_000), encoded(tmp_path / f"2-{name}", 4, rate=48_000, seed=1)]
     if name != "a.mka":
         parts.append(encoded(tmp_path / f"3-{name}", 4, rate=24_000, seed=2))
     first, *others = (decode(part) for part in parts)

@@ -211,7 +211,7 @@ def test_seconds_of_a_status_are_in_the_manifest_and_its_reason_is_counted_in_th
     found = prepare(params(write_corpus(tmp_path, [*rows, *others])))
     assert [u.status for u in found.utterances if u.conversation == "a"] == ["damaged 1.0-1.1 s", "ok"]
     assert next(line for line in summary(found).splitlines() if "damaged" in line).split() == [
-        *("status", "damaged", "1", "0", "0", "1"),
+        *("status", "damaged", "1", "0", "0", "1")
     ]
 
 

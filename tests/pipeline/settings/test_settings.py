@@ -14,14 +14,7 @@ from typer.testing import CliRunner
 from fusion.cli import predict_app, train_app
 from pipeline.cli import audio_app
 from pipeline.params import AudioParams, DatasetParams, DegradeParams, FeaturesParams, TextParams
-from pipeline.settings import (
-    SECTION_NAMES,
-    Section,
-    SettingsError,
-    check_overrides,
-    check_section,
-    read_section,
-)
+from pipeline.settings import SECTION_NAMES, Section, SettingsError, check_overrides, check_section, read_section
 
 SECTIONS: dict[str, type[Section]] = {
     "dataset": DatasetParams,

@@ -19,15 +19,7 @@ import pytest
 from pipeline.errors import DataError, StoreError
 from pipeline.inspect import inspect_file
 from pipeline.join import failures
-from pipeline.store import (
-    Identity,
-    PartLayout,
-    SlotWriter,
-    Utterances,
-    read_features,
-    read_part,
-    write_joint,
-)
+from pipeline.store import Identity, PartLayout, SlotWriter, Utterances, read_features, read_part, write_joint
 from pipeline.store.seal import USER_BLOCK, check_seal, seal
 
 ROWS = [3, 0, 5, 2]
