@@ -11,7 +11,6 @@ if TYPE_CHECKING:
         AttentionAmongTurns,
         BranchedAttention,
         ConversationEncoder,
-        ConversationEncoding,
         ConversationLayers,
         EncodeBoth,
         MatchingAttention,

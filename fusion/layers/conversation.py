@@ -33,7 +33,6 @@ def gather_neighbours(x: Tensor, turns: Turns, offsets: Tensor) -> tuple[Tensor,
     return take_rows(x, index.clamp(0, x.shape[0] - 1)), exists
 
 
-ConversationEncoding = Literal["gru", "none"]
 REACH = 8  # turns
 
 

@@ -1,6 +1,6 @@
 """What several heads say to one answer, by weights that are fitted after training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -64,10 +64,6 @@ class Ensemble(nn.Module):
             truth: (utterances,), labels or scores, none missing
         """
         self.weights.copy_(self.mixing.fit(said, present, truth))
-
-    def by_head(self) -> Mapping[str, float]:
-        """The weights by name."""
-        return dict(zip(self.heads, self.weights.tolist(), strict=True))
 
 
 class _Posteriors:

@@ -49,6 +49,6 @@ if TYPE_CHECKING:
     )
     from pipeline.store.slot_writer import SlotWriter
     from pipeline.store.splits import count_labels, stratify, whole_groups
-    from pipeline.store.writer import PartLayout, is_damaged, write_features, write_joint, writing
+    from pipeline.store.writer import PartLayout, is_damaged, write_joint, writing
 else:
     __getattr__ = door(__name__, __file__)

@@ -12,9 +12,8 @@ from typing import Literal
 import h5py
 import numpy as np
 
-from pipeline.errors import DataError, ErcError, StoreError, reason_and_fix
+from pipeline.errors import ErcError, StoreError, reason_and_fix
 from pipeline.settings import sync
-from pipeline.store.guard import INSANE, checksum, is_sane
 from pipeline.store.identity import CorpusNote, Identity
 from pipeline.store.reader import (
     MODALITIES,
@@ -217,37 +216,6 @@ def part_size(ids: Sequence[str], values: int) -> int:
 def strings_size(strings: Sequence[str]) -> int:
     """Bytes of strings that all take the room of the longest."""
     return len(strings) * max((len(string.encode()) for string in strings), default=0)
-
-
-def write_features(
-    path: Path,
-    utterances: Utterances,
-    label_names: Sequence[str],
-    audio: tuple[Sequence[np.ndarray], Identity] | None,
-    text: tuple[Sequence[np.ndarray], Identity] | None,
-) -> None:
-    """Write one self-contained joint file from arrays in memory, one (rows, dim) array an utterance.
-
-    Raises:
-        DataError: an utterance has values that are not finite or absurdly large.
-        StoreError: as `write_joint`.
-    """
-    parts = {}
-    for name, given in (("audio", audio), ("text", text)):
-        if given is not None:
-            part = parts[name] = part_from_arrays(path, utterances.ids, *given)
-            if insane := [one for index, one in enumerate(part.ids) if not is_sane(part.rows(index))]:
-                raise DataError(f"{path}: {name} of '{insane[0]}' {INSANE}; fix or scale it where it is made")
-    write_joint(path, utterances, label_names, parts, copy=True)
-
-
-def part_from_arrays(path: Path, ids: Sequence[str], rows: Sequence[np.ndarray], identity: Identity) -> Part:
-    """A part in memory from one (rows, dim) array an utterance; float16 stays, all else becomes float32."""
-    dtype = "<f2" if rows[0].dtype == np.float16 else "<f4"
-    rows = [np.ascontiguousarray(array, dtype) for array in rows]
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in rows])]).astype(np.int64)
-    checksums = np.array([checksum(array) for array in rows], np.uint64)
-    return Part(np.concatenate(rows), offsets, checksums, list(ids), identity, "", path)
 
 
 def lay_out_part(group: h5py.Group, layout: PartLayout) -> h5py.Dataset:

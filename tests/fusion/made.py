@@ -12,8 +12,8 @@ import torch
 from fusion.checkpoint import Provenance
 from fusion.params import LossParams, ModelParams, Recipe, TrainParams
 from fusion.training import train_seeds
-from pipeline.store import Features, Identity, Part, Utterances, read_features, write_features
-from pipeline.store.writer import part_from_arrays
+from pipeline.store import Features, Identity, Part, Utterances, read_features
+from tests.pipeline.made import part_from_arrays, write_features
 
 LABELS = ["anger", "joy", "neutral"]
 AUDIO = Identity({"model": "made-audio", "weights": "a1", "layers": [2]})

@@ -1,4 +1,4 @@
-"""Fabricated recordings and corpora: real files of many formats, intact, odd and damaged.
+"""Fabricated recordings, corpora and features: real files of many formats, intact, odd and damaged.
 
 Sounds are (samples, channels) float64 in [-1, 1].
 """
@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow
 import yaml
 from pyarrow import parquet
+
+from pipeline.store import Identity, Part, Utterances, checksum, write_joint
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format tags of WAV
 GUID = bytes.fromhex("000000001000800000aa00389b71")  # what follows the format tag in an extensible header
@@ -158,3 +160,25 @@ def write_corpus(root: Path, rows: Sequence[Mapping[str, Any]] | None = None, ta
         if name and name.endswith(".wav") and not (root / name).exists():
             write_wav(root / name, sound(0.2, 16_000, seed=number), 16_000)
     return root
+
+
+def write_features(
+    path: Path,
+    utterances: Utterances,
+    label_names: Sequence[str],
+    audio: tuple[Sequence[np.ndarray], Identity] | None,
+    text: tuple[Sequence[np.ndarray], Identity] | None,
+) -> None:
+    """One self-contained joint file from arrays in memory, one (rows, dim) array an utterance."""
+    given = {"audio": audio, "text": text}
+    parts = {name: part_from_arrays(path, utterances.ids, *one) for name, one in given.items() if one}
+    write_joint(path, utterances, label_names, parts, copy=True)
+
+
+def part_from_arrays(path: Path, ids: Sequence[str], rows: Sequence[np.ndarray], identity: Identity) -> Part:
+    """A part in memory from one (rows, dim) array an utterance; float16 stays, all else becomes float32."""
+    dtype = "<f2" if rows[0].dtype == np.float16 else "<f4"
+    rows = [np.ascontiguousarray(array, dtype) for array in rows]
+    offsets = np.concatenate([[0], np.cumsum([len(array) for array in rows])]).astype(np.int64)
+    checksums = np.array([checksum(array) for array in rows], np.uint64)
+    return Part(np.concatenate(rows), offsets, checksums, list(ids), identity, "", path)

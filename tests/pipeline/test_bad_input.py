@@ -19,9 +19,19 @@ from typer.testing import CliRunner
 from pipeline.cli import audio_app, import_app, inspect_app, join_app, prepare_app, text_app
 from pipeline.errors import StoreError
 from pipeline.manifest import read_manifest, sole_manifest, write_manifest
-from pipeline.store import Identity, Utterances, read_features, read_part, write_features
+from pipeline.store import Identity, Utterances, read_features, read_part
 from tests.forked import at_most, exit_status, fork
-from tests.pipeline.made import cut, rows_of, sound, write_corpus, write_film, write_params, write_rows, write_wav
+from tests.pipeline.made import (
+    cut,
+    rows_of,
+    sound,
+    write_corpus,
+    write_features,
+    write_film,
+    write_params,
+    write_rows,
+    write_wav,
+)
 
 RATE = 16_000
 LONG = " ".join(f"word{number % 50}" for number in range(2_000))

@@ -34,6 +34,7 @@ from fusion.params import EvaluateParams
 from fusion.runtime import replace_files
 from pipeline.store import Features, Identity, Part, PartLayout, SlotWriter, read_features
 from tests.fusion.made import LABELS, Made, make_features, tiny_recipe, train_made, write_made
+from tests.pipeline.made import part_from_arrays
 
 TASK = LabelTask(len(LABELS))
 CPU = torch.device("cpu")
@@ -178,8 +179,6 @@ def test_models_and_the_test_split_are_read_once(
 def test_a_level_is_scored_on_its_own_part(robustness: Robustness, features: Features, models: Path) -> None:
     """Against a feature file whose whole text is the degraded one."""
     ids, rows = rows_of_test(features, "text")
-    from pipeline.store.writer import part_from_arrays
-
     assert features.text is not None
     changed = {
         name: noisy(2.0)(index, array).astype(np.float16)

@@ -20,8 +20,8 @@ from fusion.models.interface import whole
 from fusion.objective import find_task
 from fusion.training import fit, train_seeds
 from pipeline.store import Features
-from pipeline.store.writer import part_from_arrays
 from tests.fusion.made import Made, make_features, tiny_recipe, train_made, write_made
+from tests.pipeline.made import part_from_arrays
 
 CPU = torch.device("cpu")
 MADE = Made(conversations=(6, 3, 2), frames=(0, 12), layers=(1, 2), dtype=np.float32)

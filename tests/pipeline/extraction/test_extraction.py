@@ -40,9 +40,10 @@ from pipeline.manifest import (
 )
 from pipeline.media import Decoders, clips
 from pipeline.params import AudioParams, DatasetParams, ImportParams, TextParams
-from pipeline.store import Features, Identity, PartLayout, SlotWriter, read_features, read_part, write_features
+from pipeline.store import Features, Identity, PartLayout, SlotWriter, read_features, read_part
 from tests.demo import DEMO, conversations, prepared
 from tests.forked import exit_status, fork
+from tests.pipeline.made import write_features
 from tests.pipeline.tight import Tight
 
 
