@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         conversation_offsets,
         encode_split,
         hold,
+        load_for,
         load_split,
         number_speakers,
         report_features,

@@ -147,6 +147,19 @@ def load_split(
     return hold([split], None)[0] if resident else split
 
 
+def load_for(features: Features, recipe: Recipe, name: str, device: torch.device) -> Split:
+    """The split `name` as models of `recipe` are given it, whose rows stay in the file; raises as `load_split`."""
+    return load_split(
+        features,
+        name,
+        modalities=recipe.model.modalities,
+        audio_frames=recipe.model.audio_frames,
+        target=recipe.train.target,
+        device=device,
+        resident=False,
+    )
+
+
 def _check_truth(split: Split, target: Target, path: Path) -> None:
     tasks = [find_task("label", 0), find_task("score", 0)]
     found = [task.target for task in tasks if bool(task.counted(task.truth(split)).any())]

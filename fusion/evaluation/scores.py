@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fusion.checkpoint import LoadedModel, Provenance, check_compatible, load_seeds, mark_conversations
-from fusion.data import Split, hold, load_split
+from fusion.data import Split, hold, load_for
 from fusion.errors import ModelError
 from fusion.inference import ensemble, predict_heads, split_tallies
 from fusion.linear import LinearReference, fit_linear
@@ -234,7 +234,7 @@ class Tested:
         """Fitted on train, weighted on validation, then fitted on both; None where the file lacks one of these."""
         if not {"train", "validation"} <= {*self.features.utterances.splits}:
             return None
-        train, validation = (_load(self.features, self.recipe, name, torch.device("cpu")) for name in FITTED)
+        train, validation = (load_for(self.features, self.recipe, name, torch.device("cpu")) for name in FITTED)
         return fit_linear(train, validation, self.recipe, len(self.features.label_names))
 
 
@@ -251,7 +251,7 @@ def load_test(features: Features, models: Path, device: torch.device, memory: Me
         check_compatible(one, features)
         _refuse_known(one, features)
     recipe = loaded[0].provenance.recipe
-    split = _load(features, recipe, "test", device)
+    split = load_for(features, recipe, "test", device)
     task = find_task(recipe.train.target, len(features.label_names))
     return Tested(features, loaded, task, hold([split], memory_for_features(memory, device))[0])
 
@@ -267,19 +267,6 @@ def _refuse_known(loaded: LoadedModel, features: Features) -> None:
             f"split of {features.path}, such as '{known[0]}', so scores on it would say nothing of others; evaluate it "
             "on the feature file (and split) that it was trained on, or train on this one"
         )
-
-
-def _load(features: Features, recipe: Recipe, name: str, device: torch.device) -> Split:
-    """A split as models of `recipe` are given it, whose rows stay in the file."""
-    return load_split(
-        features,
-        name,
-        modalities=recipe.model.modalities,
-        audio_frames=recipe.model.audio_frames,
-        target=recipe.train.target,
-        device=device,
-        resident=False,
-    )
 
 
 def evaluate(

@@ -4,7 +4,6 @@ import base64
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from fusion.checkpoint import LoadedModel, Provenance, check_compatible, load_seeds
-from fusion.data import Split, hold, load_split
+from fusion.data import Split, hold, load_for
 from fusion.errors import FeatureError, ModelError, OutputError
 from fusion.evaluation import Record, read_records
 from fusion.objective import Task, find_task
@@ -177,21 +176,12 @@ def _ask_other(
 
 
 def _load(features: Features, model: LoadedModel, name: str, device: torch.device, memory: Memory) -> list[Split]:
-    recipe = model.provenance.recipe
-    load = partial(
-        load_split,
-        modalities=recipe.model.modalities,
-        audio_frames=recipe.model.audio_frames,
-        target=recipe.train.target,
-        device=device,
-        resident=False,
-    )
     here = [split for split in SPLITS if split in features.utterances.splits]
     if name != "all" and name not in SPLITS:
         raise FeatureError(f"--split {name}: expected one of {', '.join(SPLITS)} or all")
-    return hold(
-        [load(features, one) for one in (here if name == "all" else [name])], memory_for_features(memory, device)
-    )
+    asked = here if name == "all" else [name]
+    splits = [load_for(features, model.provenance.recipe, one, device) for one in asked]
+    return hold(splits, memory_for_features(memory, device))
 
 
 def _order(splits: Sequence[Split], said: Said) -> list[int]:

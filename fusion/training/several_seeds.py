@@ -29,7 +29,7 @@ from fusion.checkpoint import (
     save_model,
     score_intervals,
 )
-from fusion.data import Split, hold, load_split, report_features
+from fusion.data import Split, hold, load_for, report_features
 from fusion.errors import ModelError, OutputError
 from fusion.linear import LinearReference, fit_linear
 from fusion.models import model_source
@@ -51,7 +51,7 @@ from fusion.training.resume import KEEP_SECONDS, StateFile
 from pipeline.settings import closure_digest, publish, sole_writer
 from pipeline.store import MODALITIES, Features, Identity
 
-CODE = ("fusion.training.loop:fit", "fusion.data:load_split")  # what decides the weights of a model
+CODE = ("fusion.training.loop:fit", "fusion.data:load_for")  # what decides the weights of a model
 
 TRY = (
     "try another train.learning_rate (a tenth, or three times as much), more train.epochs and train.patience, and "
@@ -151,16 +151,7 @@ def _warn(trained: Sequence[Provenance]) -> None:
 
 def _load(features: Features, recipe: Recipe, device: torch.device) -> Held[tuple[Split, Split]]:
     """Train and validation."""
-    load = partial(
-        load_split,
-        features,
-        modalities=recipe.model.modalities,
-        audio_frames=recipe.model.audio_frames,
-        target=recipe.train.target,
-        device=device,
-        resident=False,
-    )
-    train, validation = load("train"), load("validation")
+    train, validation = (load_for(features, recipe, name, device) for name in ("train", "validation"))
     held = hold([train, validation], memory_for_features(recipe.train.memory, device))
     report_features(held[0], [recipe])
     for name in recipe.model.looks_at:

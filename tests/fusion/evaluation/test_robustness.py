@@ -158,19 +158,19 @@ def test_models_and_the_test_split_are_read_once(
         original = getattr(fusion.evaluation.scores, name)
 
         def count(*arguments: Any, **options: Any) -> Any:
-            read.append((name, arguments[1] if name == "load_split" else arguments[0]))
+            read.append((name, arguments[2] if name == "load_for" else arguments[0]))
             return original(*arguments, **options)
 
         monkeypatch.setattr(fusion.evaluation.scores, name, count)
 
     counting("load_seeds")
-    counting("load_split")
+    counting("load_for")
     for module in (fusion.evaluation.robustness, fusion.evaluation.result_files):
-        assert not {"load_seeds", "load_split"} & set(vars(module))  # nor does another one read by itself
+        assert not {"load_seeds", "load_for", "load_split"} & set(vars(module))  # nor does another one read by itself
     evaluation, again = evaluate_all(features, models, PARAMS, read_degraded(degraded, features), CPU)
-    assert [one for one in read if one != ("load_split", "train") and one != ("load_split", "validation")] == [
+    assert [one for one in read if one != ("load_for", "train") and one != ("load_for", "validation")] == [
         ("load_seeds", models),
-        ("load_split", "test"),
+        ("load_for", "test"),
     ]
     assert again.levels == robustness.levels
     assert evaluation.summaries == evaluate(features, models, PARAMS, CPU).summaries
