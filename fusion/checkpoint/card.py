@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fusion.checkpoint.provenance import CONFIDENCE, RESAMPLES, Provenance
 from fusion.errors import ResultError
-from fusion.models import find_model
+from fusion.models import MODELS, find_model
 from fusion.objective import METRICS, Calibration, Interval
 from fusion.tables import bounds, escape_markdown, is_whole, isolated, mean_std, rounded
 from pipeline.settings import refuse_pipe
@@ -175,10 +175,8 @@ class Method:
 
     title: str
     summary: str
-    class_name: str
     reading: str = OWN  # how the paper, if there is one, relates to the code
     paper: str | None = None
-    module: str = "fusion.models"
 
 
 METHODS = {
@@ -186,73 +184,63 @@ METHODS = {
         "HBAF",
         "Heterogeneous bimodal attention fusion: frames and tokens meet by gated attention on two levels, with what "
         "the conversation says around them.",
-        "HBAF",
         ABSTRACTS,
         "Heterogeneous bimodal attention fusion, arXiv 2503.06405",
     ),
     "hcam": Method(
         "HCAM",
         "Hierarchical cross-attention model: each modality alone, along the conversation, then both by co-attention.",
-        "HCAM",
         ABSTRACTS,
         "Hierarchical cross-attention model, arXiv 2304.06910",
     ),
-    "audio": Method("Audio baseline", "Recordings alone, with a recurrent encoder of the turns.", "AudioAlone"),
-    "text": Method("Text baseline", "Transcripts alone, with a recurrent encoder of the turns.", "TextAlone"),
-    "concat": Method("Late fusion baseline", "Audio and text side by side, into one classifier.", "Concat"),
+    "audio": Method("Audio baseline", "Recordings alone, with a recurrent encoder of the turns."),
+    "text": Method("Text baseline", "Transcripts alone, with a recurrent encoder of the turns."),
+    "concat": Method("Late fusion baseline", "Audio and text side by side, into one classifier."),
     "crossmodal": Method(
         "Cross-modal baseline",
         "Directional cross-modal transformers between audio and text.",
-        "CrossModal",
         "After the idea of this paper; widths and depths are erc-fusion's.",
         "MulT, Tsai et al., arXiv 1906.00295",
     ),
     "tfn": Method(
         "TFN",
         "Tensor fusion network: every product of an audio and a text feature.",
-        "TFN",
         REFERENCE,
         "Zadeh et al., arXiv 1707.07250",
     ),
     "lmf": Method(
         "LMF",
         "Low-rank multimodal fusion: tensor fusion whose weights are a sum of few products.",
-        "LMF",
         REFERENCE,
         "Liu et al., arXiv 1806.00064",
     ),
     "misa": Method(
         "MISA",
         "Modality-invariant and -specific representations, in spaces that losses hold apart.",
-        "MISA",
         REFERENCE,
         "Hazarika et al., arXiv 2005.03545",
     ),
     "mult": Method(
         "MulT",
         "Multimodal transformer: the positions of each modality look at those of the other, then at each other.",
-        "MulT",
         REFERENCE,
         "Tsai et al., arXiv 1906.00295",
     ),
     "dialoguernn": Method(
         "DialogueRNN",
         "Recurrent states of the conversation, of each speaker and of the emotion, along the turns.",
-        "DialogueRNN",
         REFERENCE,
         "Majumder et al., arXiv 1811.00405",
     ),
     "dialoguegcn": Method(
         "DialogueGCN",
         "A graph of turns whose edges know whether one person speaks and which turn comes first.",
-        "DialogueGCN",
         REFERENCE,
         "Ghosal et al., arXiv 1908.11540",
     ),
     "experts": Method(
         "Gated experts",
         "A learned gate over an expert for audio, one for text and one for both.",
-        "Experts",
         "After the abstract of this paper; the form of gate, experts and losses is erc-fusion's.",
         "MiSTER-E, Dutta et al., arXiv 2602.23300",
     ),
@@ -260,22 +248,24 @@ METHODS = {
 HUB_METRICS = {"weighted_f1": "f1", "macro_f1": "f1", "uar": "recall", "correlation": "pearsonr"}  # others: their own
 
 
-def _method(name: str) -> Method:
+def _method(name: str, model: type) -> Method:
     """Of a model without an entry here, such as a user's own, what its class says of itself."""
     if name in METHODS:
         return METHODS[name]
-    own = find_model(name)
-    summary = (inspect.getdoc(own) or f"{own.__name__}.").split("\n\n")[0]
-    return Method(name, " ".join(summary.split()), own.__name__, UNNAMED, module=own.__module__)
+    summary = (inspect.getdoc(model) or f"{model.__name__}.").split("\n\n")[0]
+    return Method(name, " ".join(summary.split()), UNNAMED)
 
 
 def model_card(provenance: Provenance, scores: SharedScores | None = None, onnx: bool = False) -> str:
     """The text of the card; `scores` are those of the test split, `onnx`: there is a model.onnx beside it."""
     parts = {"audio": provenance.audio, "text": provenance.text}
     recipe = provenance.recipe
+    name, model = recipe.model.name, find_model(recipe.model.name)
     return _template().render(
         front_matter=_front_matter(provenance, scores),
-        method=_method(recipe.model.name),
+        method=_method(name, model),
+        module="fusion.models" if name in MODELS else model.__module__,
+        class_name=model.__name__,
         corpus=provenance.corpus,
         labels=provenance.labels,
         target=recipe.train.target,
