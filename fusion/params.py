@@ -24,6 +24,7 @@ from pipeline.settings import (
     Precision,
     Section,
     SettingsError,
+    UserPath,
     check_plugin_name,
     check_section,
     installed_plugins,
@@ -461,18 +462,12 @@ def _own_losses(name: str, target: Target) -> set[str]:
     return losses_of(target) - ({key for keys in LOSSES.values() for key in keys} - taken)
 
 
-class _Corpus(Section):
-    """Of section `dataset`, which the pipeline owns, where recordings lie."""
+class _Place(Section):
+    """Where recordings (section `dataset`) or an encoder (`text`) lie, of the sections that the pipeline owns."""
 
     model_config = ConfigDict(extra="ignore")
-    root: str | None = None
-
-
-class _TextEncoder(Section):
-    """Of section `text`, which the pipeline owns, where the encoder lies."""
-
-    model_config = ConfigDict(extra="ignore")
-    encoder: str | None = None
+    root: UserPath | None = None
+    encoder: UserPath | None = None
 
 
 def read_places(path: Path | None) -> tuple[Path | None, Path | None]:
@@ -483,13 +478,6 @@ def read_places(path: Path | None) -> tuple[Path | None, Path | None]:
     Raises:
         SettingsError: as `read_section`.
     """
-    root = read_section(path, "dataset", _Corpus).root
-    encoder = read_section(path, "text", _TextEncoder).encoder
-    return (_at_home(root) if root else None), (_at_home(encoder) if encoder else None)
-
-
-def _at_home(path: str) -> Path:
-    """With the folder that a leading `~` or `~name` stands for; as it is where there is no such user."""
-    with suppress(RuntimeError):
-        return Path(path).expanduser()
-    return Path(path)
+    root = read_section(path, "dataset", _Place).root
+    encoder = read_section(path, "text", _Place).encoder
+    return (Path(root) if root else None), (Path(encoder) if encoder else None)

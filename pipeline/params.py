@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from pipeline.settings import MODULE, PLACE, Precision, Section, check_plugin_name
+from pipeline.settings import MODULE, PLACE, Precision, Section, UserPath, check_plugin_name
 
 
 def _last_few(layers: object) -> object:
@@ -26,17 +26,6 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 NoiseKind = Literal["white", "speech"]
 Normalise = Literal["clip-band", "clip", "speaker", "none"]
 Context = Literal["full", "clip"]
-
-
-def _expand_home(path: str) -> str:
-    """`path` with the folder that a leading `~` or `~name` stands for; as it is where there is no such user."""
-    try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    except RuntimeError:
-        return path
-
-
-UserPath = Annotated[str, AfterValidator(_expand_home)]
 
 OwnCorpus = Literal["demo", "table", "meld", "iemocap", "mosi"]  # `pipeline.datasets.registry` has the adapters
 CORPORA: tuple[str, ...] = get_args(OwnCorpus)

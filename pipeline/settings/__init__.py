@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         SECTION_NAMES,
         Section,
         SettingsError,
+        UserPath,
         as_overrides,
         check_overrides,
         check_section,

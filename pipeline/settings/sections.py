@@ -24,10 +24,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import ErcError, refuse_pipe
 
@@ -56,6 +56,17 @@ class Section(BaseModel):
 
 
 SectionType = TypeVar("SectionType", bound=Section)
+
+
+def _expand_home(path: str) -> str:
+    """`path` with the folder that a leading `~` or `~name` stands for; as it is where there is no such user."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        return path
+
+
+UserPath = Annotated[str, AfterValidator(_expand_home)]
 
 
 def read_section(
