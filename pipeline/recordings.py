@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from pipeline.datasets import Turn, fix_surrogates, read_table, repair_controls, unused_columns
-from pipeline.encoders import NamedSpeech, NamedText, Passage, load_speech, load_text, passages
+from pipeline.encoders import Named, Passage, load_speech, load_text, passages
 from pipeline.errors import DataError
 from pipeline.extraction import collect, plan_clips, plan_text
 from pipeline.manifest import OK, Utterance
 from pipeline.media import SAMPLE_RATES, Channels, Decoders, Recording, Stretch, judge, resample
-from pipeline.params import DatasetParams
+from pipeline.params import AudioParams, DatasetParams, TextParams
 from pipeline.preparation import after_probing, by_conversation, draft_utterance, leave_to_others, relative_path
 from pipeline.settings import DEFAULT_PARAMS, Threads, read_section
 from pipeline.store import Identity
@@ -32,6 +32,7 @@ from pipeline.store import Identity
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.encoders import SpeechEncoder, TextEncoder
 
 log = logging.getLogger(__name__)
 UNREAD = ("split", "label", "score", "recognised")  # columns that say nothing to a model
@@ -231,12 +232,12 @@ class TurnEncoder:
         ]
 
     @cached_property
-    def _speech(self) -> NamedSpeech:
+    def _speech(self) -> "Named[SpeechEncoder, AudioParams]":
         assert self._audio is not None
         return load_speech(self._audio, self._audio_folder, self._device)
 
     @cached_property
-    def _words(self) -> NamedText:
+    def _words(self) -> "Named[TextEncoder, TextParams]":
         assert self._text is not None
         return load_text(self._text, self._text_folder, self._device)
 

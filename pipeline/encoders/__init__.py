@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         weights_hash,
         write_note,
     )
-    from pipeline.encoders.named import NamedSpeech, NamedText, load_speech, load_text
+    from pipeline.encoders.named import Named, load_speech, load_text
     from pipeline.encoders.precision import PROBE_FRAMES, Probe, noise_and_tones, reduce_precision
     from pipeline.encoders.speech import LOG_MEL, SpeechEncoder, load_speech_encoder, preprocessing
     from pipeline.encoders.text import (

@@ -6,10 +6,10 @@ weights that the identity states.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pipeline.encoders.context import TextContext
 from pipeline.errors import EncoderError
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pipeline.encoders.speech import SpeechEncoder
     from pipeline.encoders.text import TextEncoder
 
+EncoderType = TypeVar("EncoderType")
+ParamsType = TypeVar("ParamsType")
 
 BUILT_IN = {"audio": ("tiny", "log-mel", "egemaps", "egemaps-functionals"), "text": ("tiny",)}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
@@ -35,22 +37,14 @@ NOT_OF_THE_ENCODER = ("channels",)
 
 
 @dataclass(frozen=True)
-class NamedSpeech:
-    """The speech encoder of an identity, and the parameters that make it so."""
+class Named(Generic[EncoderType, ParamsType]):
+    """The encoder of an identity, and the parameters that make it so."""
 
-    encoder: "SpeechEncoder"
-    params: AudioParams
-
-
-@dataclass(frozen=True)
-class NamedText:
-    """The text encoder of an identity, and the parameters that make it so."""
-
-    encoder: "TextEncoder"
-    params: TextParams
+    encoder: EncoderType
+    params: ParamsType
 
 
-def load_speech(identity: Identity, folder: Path | None, device: str) -> NamedSpeech:
+def load_speech(identity: Identity, folder: Path | None, device: str) -> "Named[SpeechEncoder, AudioParams]":
     """The speech encoder that `identity` names, or that lies in `folder`, which has to be the same.
 
     Raises:
@@ -58,20 +52,41 @@ def load_speech(identity: Identity, folder: Path | None, device: str) -> NamedSp
     """
     from pipeline.encoders.speech import load_speech_encoder
 
-    params = _checked(_settings("audio", identity, folder), "audio", AudioParams)
-    encoder = _explaining("audio", folder, lambda: load_speech_encoder(params, device))
-    _check_same("audio", identity, encoder.identity, folder)
-    return NamedSpeech(encoder, params)
+    return _load("audio", identity, folder, AudioParams, lambda params: load_speech_encoder(params, device))
 
 
-def load_text(identity: Identity, folder: Path | None, device: str) -> NamedText:
+def load_text(identity: Identity, folder: Path | None, device: str) -> "Named[TextEncoder, TextParams]":
     """The text encoder that `identity` names; raises as `load_speech` does."""
     from pipeline.encoders.text import load_text_encoder
 
-    params = _checked(_settings("text", identity, folder), "text", TextParams)
-    encoder = _explaining("text", folder, lambda: load_text_encoder(params, device))
-    _check_same("text", identity, encoder.identity, folder)
-    return NamedText(encoder, params)
+    return _load("text", identity, folder, TextParams, lambda params: load_text_encoder(params, device))
+
+
+def _load(modality: str, identity: Identity, folder: Path | None, section: Any, load: Callable[[Any], Any]) -> Any:
+    """What `load` makes of the section; errors say what to do for a model that was trained already."""
+    content = _settings(modality, identity, folder)
+    try:
+        params = check_section(content, modality, section, "the model's config.json")
+    except SettingsError as error:
+        raise EncoderError(
+            f"{error}: no encoder can be made as the model asks; take the model from its source"
+        ) from None
+    try:
+        encoder = load(params)
+    except PrecisionError as error:
+        raise PrecisionError(
+            f"{error}: the model was trained on such {modality} features, so use it on another machine, or extract and "
+            "train again in float32"
+        ) from None
+    except EncoderError as error:
+        if folder is not None:
+            raise
+        raise EncoderError(
+            f"{error} (it is the {modality} encoder of the model; if it lies in a folder here, name that with "
+            f"--{modality}-encoder)"
+        ) from None
+    _check_same(modality, identity, encoder.identity, folder)
+    return Named(encoder, params)
 
 
 def _settings(modality: str, identity: Identity, folder: Path | None) -> dict[str, Any]:
@@ -106,33 +121,6 @@ def _settings(modality: str, identity: Identity, folder: Path | None) -> dict[st
         f"the model was trained on {modality} features of an encoder folder called {name!r} (weights {weights}), which "
         f"it does not hold; say where the folder lies (--{modality}-encoder)"
     )
-
-
-def _checked(content: Mapping[str, Any], modality: str, section: Any) -> Any:
-    try:
-        return check_section(content, modality, section, "the model's config.json")
-    except SettingsError as error:
-        raise EncoderError(
-            f"{error}: no encoder can be made as the model asks; take the model from its source"
-        ) from None
-
-
-def _explaining(modality: str, folder: Path | None, load: Any) -> Any:
-    """What `load` returns; its error says what to do for a model that was trained already."""
-    try:
-        return load()
-    except PrecisionError as error:
-        raise PrecisionError(
-            f"{error}: the model was trained on such {modality} features, so use it on another machine, or extract and "
-            "train again in float32"
-        ) from None
-    except EncoderError as error:
-        if folder is not None:
-            raise
-        raise EncoderError(
-            f"{error} (it is the {modality} encoder of the model; if it lies in a folder here, name that with "
-            f"--{modality}-encoder)"
-        ) from None
 
 
 def _check_same(modality: str, wanted: Identity, found: Identity, folder: Path | None) -> None:
