@@ -380,40 +380,25 @@ def load_speech_encoder(params: AudioParams, device: str = "auto") -> SpeechEnco
     """
     device = choose_device(device)
     if params.encoder == LOG_MEL:
-        return _log_mel_encoder(params, device)
+        log_mel = LogMel(device, params.normalise or "speaker")
+        return _weightless_encoder(log_mel, params, normalise=log_mel.how)
     if params.encoder in EGEMAPS:
-        return _egemaps_encoder(params)
+        egemaps, stated = Egemaps(params.encoder), {"frames": "speaker"} if params.normalise else {}
+        return _weightless_encoder(egemaps, params, opensmile=egemaps.version, normalise="none", **stated)
     source = find_model(params.encoder, params.revision, {"tiny": TINY_SPEECH})
     return _hidden_state_encoder(source, params, device)
 
 
-def _log_mel_encoder(params: AudioParams, device: str) -> SpeechEncoder:
-    frontend = LogMel(device, params.normalise or "speaker")
-    identity = Identity(
-        {
-            "modality": "audio",
-            "model": LOG_MEL,
-            "frame_rate": frontend.sample_rate / frontend.hop,
-            "sample_rate": frontend.sample_rate,
-            "normalise": frontend.how,
-            "dtype": params.dtype,
-            "version": VERSION,
-        }
-    )
-    return SpeechEncoder(frontend, identity, (frontend.dim,), params.model_copy(update={"mix": "mean"}))
-
-
-def _egemaps_encoder(params: AudioParams) -> SpeechEncoder:
-    frontend = Egemaps(params.encoder)
+def _weightless_encoder(frontend: LogMel | Egemaps, params: AudioParams, **stated: Any) -> SpeechEncoder:
+    """Of frames that are computed; `stated` is what the identity says of this front end alone."""
+    one_row = params.encoder == "egemaps-functionals"
     identity = Identity(
         {
             "modality": "audio",
             "model": params.encoder,
-            "opensmile": frontend.version,
-            "frame_rate": None if params.encoder == "egemaps-functionals" else frontend.sample_rate / frontend.hop,
+            "frame_rate": None if one_row else frontend.sample_rate / frontend.hop,
             "sample_rate": frontend.sample_rate,
-            "normalise": "none",
-            **({"frames": "speaker"} if params.normalise else {}),
+            **stated,
             "dtype": params.dtype,
             "version": VERSION,
         }
