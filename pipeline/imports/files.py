@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from pipeline.errors import DataError
@@ -87,21 +88,15 @@ class Files:
         return formats.read_npz(path, archive)
 
     def _hdf5(self, path: Path) -> dict[str, Any]:
-        import h5py
-
-        from pipeline.imports.formats import tree_of
-
         with reading(str(path)):
             try:
                 file = self._open.enter_context(h5py.File(path, "r"))
             except OSError:  # perhaps open or locked elsewhere, which a Python file gets around
                 file = self._open.enter_context(h5py.File(self._open.enter_context(path.open("rb")), "r"))
-        return tree_of(file, path)
+        return formats.tree_of(file, path)
 
     def _vectors(self, path: Path, key: str | None) -> dict[str, np.ndarray] | np.ndarray:
-        from pipeline.imports.formats import read_vectors
-
-        vectors = read_vectors(path, key)
+        vectors = formats.read_vectors(path, key)
         if vectors.left_out:
             self.notes.append(f"{path}: columns that are not features: {', '.join(vectors.left_out)}")
         return vectors.rows

@@ -26,8 +26,8 @@ class Given:
 
     @property
     def flags(self) -> list[str]:
-        """The options that describe a padded array."""
-        return [f"--{self.modality}-lengths", f"--{self.modality}-mask"]
+        """The options that describe the features; all but the last are of a padded array."""
+        return [f"--{self.modality}-{what}" for what in ("lengths", "mask", "ids")]
 
 
 def given_parts(
@@ -54,7 +54,7 @@ def read_source(given: Given, params: ImportParams, files: Files) -> Source:
     where = given.features
     tree, key = files.tree(given.features)
     tree = named(tree, params.layout, where)
-    beside = [flag for flag, value in zip(_flags(given), (given.lengths, given.mask, given.ids), strict=True) if value]
+    beside = [flag for flag, value in zip(given.flags, (given.lengths, given.mask, given.ids), strict=True) if value]
     if are_dialogues(tree) or are_splits(tree):
         if beside:
             raise DataError(f"{where}: tells lengths and ids itself; leave {beside[0]} out")
@@ -111,10 +111,6 @@ def _kinds(entries: Sequence[Any]) -> str:
         size = f" of {len(element)}" if shape is None and hasattr(element, "__len__") else ""
         said.append(f"{place}: " + (f"{type(element).__name__}{size}" if shape is None else f"array {tuple(shape)}"))
     return ", ".join(said)
-
-
-def _flags(given: Given) -> list[str]:
-    return [*given.flags, f"--{given.modality}-ids"]
 
 
 def _select(tree: Any, key: str | None, where: str) -> Any:
@@ -186,7 +182,7 @@ def _of_array(array: Any, given: Given, params: ImportParams, files: Files, beyo
             "or (utterances, positions, dim); several layers are not read: mix them first"
         )
     if given.lengths and given.mask:
-        raise DataError(f"{where}: {' and '.join(given.flags)} are both given; leave one out")
+        raise DataError(f"{where}: {' and '.join(given.flags[:2])} are both given; leave one out")
     if given.lengths:
         lengths = cutting.whole_numbers(_beside(given.lengths, files), given.lengths)
         return cutting.flat(array, lengths, where) if axes == 2 else cutting.by_lengths(array, lengths, where, beyond)
@@ -194,7 +190,7 @@ def _of_array(array: Any, given: Given, params: ImportParams, files: Files, beyo
         return cutting.by_mask(array, _beside(given.mask, files), given.mask, params.holes)
     if given.mask:
         raise DataError(f"{where}: a mask is for (utterances, positions, dim), this array is {tuple(array.shape)}")
-    return cutting.vectors(array) if axes == 2 else cutting.padded(array, params.padding, where, given.flags)
+    return cutting.vectors(array) if axes == 2 else cutting.padded(array, params.padding, where, given.flags[:2])
 
 
 def _beside(given: str, files: Files) -> Any:
