@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fusion.errors import ModelError, OutputError
-from pipeline.settings import reason_and_fix, sole_writer, sync, sync_folder
+from pipeline.settings import reason_and_fix, sole_writer, sync, sync_folder, write_whole
 
 GONE = ".gone"  # ends the name of a file that is to go when its fellows are replaced
 
@@ -31,19 +31,8 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         OutputError: disk full, no permission, or a folder in the way.
     """
-    partial = path.with_name(path.name + ".tmp")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.unlink(missing_ok=True)  # of a killed run, or a link or pipe of somebody else
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)  # what did not fit should not go on filling the disk
-            raise
+        write_whole(path, content)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from pipeline.finetuning.folder import HEADING, check_replaceable, hand_over, is
 from pipeline.manifest import Utterance, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, FinetuneParams, TextParams
-from pipeline.settings import closure_digest, sole_writer
+from pipeline.settings import closure_digest, sole_writer, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -259,9 +259,7 @@ def _take_up(work: Path, fingerprint: str) -> None:
         log.warning("%s: of other parameters, utterances, weights or versions; fine-tuning starts afresh", work)
     for path in work.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    partial = work / "fingerprint.tmp"
-    partial.write_text(fingerprint, encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, fingerprint.encode())
 
 
 def _card(

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         ran_out_of_memory,
         settle_libraries,
     )
-    from pipeline.settings.output import exchange, publish, restore, sole_writer, sync, sync_folder
+    from pipeline.settings.output import exchange, publish, restore, sole_writer, sync, sync_folder, write_whole
     from pipeline.settings.precision import (
         Precision,
         PrecisionError,

@@ -8,16 +8,15 @@ purpose takes its `check` out, and that of the last line to add lines or take so
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import DataError, refuse_pipe
+from pipeline.settings.output import write_whole
 
 CHECKED = re.compile(r'({"id":.*), ?"check": ?"([0-9a-f]{8})(?: of (\d+))?"}')
 
@@ -27,21 +26,11 @@ Record = TypeVar("Record", bound=BaseModel)
 def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Write JSON objects, a line each; the file appears whole or not at all."""
     checks = [*map(_check, lines[:-1]), *(f"{_check(line)} of {len(lines)}" for line in lines[-1:])]
-    partial = path.with_name(path.name + ".partial")
+    content = "".join(f'{line[:-1]},"check":"{check}"}}\n' for line, check in zip(lines, checks, strict=True))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # of a killed run, or a link or pipe of somebody else
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f'{line[:-1]},"check":"{check}"}}\n' for line, check in zip(lines, checks, strict=True))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink()  # what did not fit should not go on filling the disk
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk tells no name
-        raise
+        write_whole(path, content.encode(), ".partial")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk tells no name
 
 
 def read_lines(path: Path) -> list[str]:

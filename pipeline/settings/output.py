@@ -200,6 +200,25 @@ def exchange(one: Path, other: Path) -> bool:
     return done == 0
 
 
+def write_whole(path: Path, content: bytes, ending: str = ".tmp") -> None:
+    """Write `content` to `path` with its folder, by way of a file whose name has this `ending` more: whoever reads
+    meanwhile finds the old file or the new one.
+    """
+    partial = path.with_name(path.name + ending)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.unlink(missing_ok=True)  # of a killed run, or a link or pipe of somebody else
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()  # what did not fit should not go on filling the disk
+        raise
+
+
 def sync(path: Path) -> None:
     """Have a file, or the names in a folder, on disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
