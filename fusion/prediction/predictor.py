@@ -24,7 +24,7 @@ from fusion.errors import FeatureError, RecordingError
 from fusion.inference import ensemble, predict
 from fusion.objective import compute_all, find_task
 from fusion.prediction.inputs import Heard, Known, cached_turns, load_cached, split_of
-from fusion.prediction.recordings import EncoderFolders, Recordings, read_table, speak
+from fusion.prediction.recordings import Recordings, read_table, speak
 from fusion.prediction.records import Prediction, Turn
 from fusion.runtime import pick_device
 from fusion.tables import number_of
@@ -81,8 +81,8 @@ class Predictor:
         folder, chosen = Path(model), pick_device(device)
         one = (folder / "config.json").is_file()
         models = [load_model(folder, chosen)] if one else load_seeds(folder, chosen)
-        places = EncoderFolders(*(None if path is None else Path(path) for path in (audio_encoder, text_encoder)))
-        return cls(models, Recordings(models[0].provenance, places, str(chosen)), chosen)
+        audio, text = (None if path is None else Path(path) for path in (audio_encoder, text_encoder))
+        return cls(models, Recordings(models[0].provenance, audio, text, str(chosen)), chosen)
 
     def __enter__(self) -> "Predictor":
         return self

@@ -4,7 +4,7 @@ Conversations are encoded some at a time, so that memory holds a few hundred tur
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,25 +23,17 @@ if TYPE_CHECKING:
 TURNS = 512  # of whole conversations that are encoded at a time
 
 
-@dataclass(frozen=True)
-class EncoderFolders:
-    """Where a model's encoders lie, if they are neither built in nor on the hub."""
-
-    audio: Path | None = None
-    text: Path | None = None
-
-
 class Recordings:
     """The encoders of a model, which are loaded when they are needed.
 
     Args:
         provenance: of the model.
-        folders: see `EncoderFolders`.
+        audio, text: the folders of its encoders, where they are neither built in nor on the hub.
         device: cpu, cuda or cuda:<n>.
     """
 
-    def __init__(self, provenance: Provenance, folders: EncoderFolders, device: str) -> None:
-        self._model, self._folders, self._device = provenance.recipe.model, folders, device
+    def __init__(self, provenance: Provenance, audio: Path | None, text: Path | None, device: str) -> None:
+        self._model, self._folders, self._device = provenance.recipe.model, (audio, text), device
         self._identities = {"audio": provenance.audio, "text": provenance.text}
         self._started: TurnEncoder | None = None
 
@@ -111,7 +103,7 @@ class Recordings:
 
         if self._started is None:
             audio, text = self._identity("audio"), self._identity("text")
-            self._started = TurnEncoder(audio, text, self._folders.audio, self._folders.text, self._device)
+            self._started = TurnEncoder(audio, text, *self._folders, self._device)
         return self._started
 
     def _identity(self, name: str) -> Identity | None:
