@@ -29,6 +29,7 @@ from pipeline.settings import (
     check_section,
     installed_plugins,
     read_section,
+    suggest,
 )
 
 if TYPE_CHECKING:
@@ -303,9 +304,8 @@ class TrainParams(Section):
 
         target: Target = info.data.get("target", "label")
         if metric not in METRICS_OF[target]:
-            close = difflib.get_close_matches(metric, METRICS_OF[target], n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise ValueError(f"expected one of {', '.join(METRICS_OF[target])} for train.target {target}{hint}")
+            known = METRICS_OF[target]
+            raise ValueError(f"expected one of {', '.join(known)} for train.target {target}{suggest(metric, known)}")
         return metric
 
 

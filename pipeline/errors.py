@@ -1,9 +1,11 @@
 """The errors of the project: their root, and those of the pipeline."""
 
+import difflib
 import errno
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -55,6 +57,12 @@ class ClipError(DataError):
 
 class EncoderError(ErcError):
     """A model cannot be found, loaded or run as asked."""
+
+
+def suggest(word: str, known: Iterable[str], group: str = "") -> str:
+    """The end of a message: the one of `known` that is most like `word`, with the dotted `group` that they are in."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{'.'.join([*filter(None, [group]), close[0]])}'?" if close else ""
 
 
 def refuse_pipe(path: Path) -> None:

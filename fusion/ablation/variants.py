@@ -10,7 +10,6 @@ linear reference on what the base row sees (`fusion.linear`). A combination of a
 row is in the table already.
 """
 
-import difflib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from fusion.params import (
     own_params,
     read_recipe,
 )
-from pipeline.settings import SettingsError, check_section, read_section
+from pipeline.settings import SettingsError, check_section, read_section, suggest
 
 BASE = "base"
 LINEAR = "linear"  # the row of the linear reference, which is compared with the base row
@@ -116,9 +115,8 @@ def _lineage(row: _Row, rows: Mapping[str, _Row], source: str) -> list[_Row]:
     lineage = [row]
     while (base := lineage[-1].base) != BASE:
         if base not in rows:
-            raise SettingsError(
-                f"{source}: 'ablations.{lineage[-1].set_name}.base' is '{base}': no row is called so{_hint(base, rows)}"
-            )
+            key = f"ablations.{lineage[-1].set_name}.base"
+            raise SettingsError(f"{source}: '{key}' is '{base}': no row is called so{suggest(base, rows)}")
         if rows[base] in lineage:
             circle = " -> ".join([*(one.name for one in lineage), base])
             raise SettingsError(f"{source}: 'ablations.{row.set_name}.base' leads back to itself: {circle}")
@@ -133,7 +131,7 @@ def _override(recipe: Recipe, overrides: Mapping[str, Any], source: str) -> Reci
         section, *names = key.split(".")
         if section not in contents or not all([*names, names]):
             expected = f"expected a key of {', '.join(SECTIONS)}, such as model.dropout, or base, or grid"
-            raise SettingsError(f"{source}: unknown key '{key}': {expected}{_hint(section, contents)}")
+            raise SettingsError(f"{source}: unknown key '{key}': {expected}{suggest(section, contents)}")
         if key in SHARED:
             raise SettingsError(f"{source}: {key} cannot be set here: all rows share the {names[0]} of section train")
         _put(contents[section], names, value, f"{source}: '{key}'")
@@ -163,7 +161,7 @@ def _choose(variants: Mapping[str, Variant], rows: Mapping[str, _Row], only: Seq
     known = {*variants, *(row.set_name for row in rows.values())}
     for name in only:
         if name not in known:
-            raise SettingsError(f"--only {name!r}: no set or row of ablations in {source}{_hint(name, known)}")
+            raise SettingsError(f"--only {name!r}: no set or row of ablations in {source}{suggest(name, known)}")
     chosen = {row.name for row in rows.values() if not only or row.name in only or row.set_name in only}
     return {BASE} | {ancestor.name for name in chosen for ancestor in _lineage(rows[name], rows, source)}
 
@@ -197,8 +195,3 @@ def _check_differ(variants: Mapping[str, Variant], source: str) -> None:
         first = seen.setdefault((one.base, one.recipe.digest), name)
         if first != name:
             raise SettingsError(f"{source}: rows '{first}' and '{name}' of ablations are the same; take one out")
-
-
-def _hint(word: str, known: Mapping[str, Any] | set[str]) -> str:
-    close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""

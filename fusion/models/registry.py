@@ -2,7 +2,6 @@
 (docs/adding-a-model.md).
 """
 
-import difflib
 from typing import Any
 
 from fusion.models.baselines import AudioAlone, Concat, CrossModal, TextAlone
@@ -17,7 +16,7 @@ from fusion.models.misa import MISA
 from fusion.models.mult import MulT
 from fusion.models.shared import EVERYTHING, MODEL_PLUGINS, SharedParams, Sizes, Wanted
 from fusion.models.tfn import TFN
-from pipeline.settings import PLACE, SettingsError, installed_plugins, is_trusted, load_plugin, plugin_digest
+from pipeline.settings import PLACE, SettingsError, installed_plugins, is_trusted, load_plugin, plugin_digest, suggest
 
 MODELS: dict[str, type[HubModel]] = {
     "hbaf": HBAF,
@@ -51,9 +50,7 @@ def find_model(name: str, trusted: bool = True) -> type[HubModel]:
     if name in MODELS:
         return MODELS[name]
     if not (PLACE.fullmatch(name) or name in installed_plugins(MODEL_PLUGINS)):
-        close = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise SettingsError(f"model.name is '{name}': expected one of {', '.join(MODELS)}{hint}")
+        raise SettingsError(f"model.name is '{name}': expected one of {', '.join(MODELS)}{suggest(name, MODELS)}")
     if not (trusted or is_trusted(name, MODEL_PLUGINS)):
         raise SettingsError(
             f"its model is {name}, code from outside erc-fusion, which is run only if you name it yourself: "

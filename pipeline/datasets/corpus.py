@@ -2,11 +2,11 @@
 what is known of the corpora besides their files: licences, and scores that were published on their test splits.
 """
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pipeline.errors import suggest
 from pipeline.params import CORPORA, DatasetParams
 from pipeline.settings import SettingsError
 from pipeline.store import CorpusNote, Reference
@@ -66,8 +66,7 @@ def check_target(params: DatasetParams) -> None:
     accepted = TARGETS.get(params.name, ())
     if params.name in CORPORA and params.target is not None and params.target not in accepted:
         kinds = " | ".join(accepted) or "null only: its label is the column of dataset.columns.label"
-        close = difflib.get_close_matches(params.target, accepted, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
+        hint = suggest(params.target, accepted)
         raise SettingsError(f"'dataset.target' is '{params.target}'; {params.name} accepts {kinds}{hint}")
 
 

@@ -10,7 +10,6 @@ become JSON, for columns that are only carried along.
 """
 
 import csv
-import difflib
 import io
 import json
 import math
@@ -28,7 +27,7 @@ from typing import Any
 
 from pipeline.datasets.corpus import Corpus, Turn
 from pipeline.datasets.repairs import Repairs, decode, fix_surrogates, repair_controls
-from pipeline.errors import DataError, refuse_pipe
+from pipeline.errors import DataError, refuse_pipe, suggest
 from pipeline.manifest import LARGEST_SCORE
 from pipeline.params import Columns, DatasetParams
 from pipeline.settings import take_check
@@ -331,8 +330,7 @@ def _resolve_columns(found: list[str], columns: Columns, path: Path, optional: C
         if name in optional and column not in found:
             column = None
         if column is not None and column not in found:
-            close = difflib.get_close_matches(column, found, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            hint = suggest(column, found)
             raise DataError(
                 f"{path}: no column '{column}' (dataset.columns.{name}); it has {', '.join(found) or 'none'}{hint}"
             )

@@ -1,6 +1,5 @@
 """The `prepare` stage: a corpus as people have it -> a manifest in which every oddity is settled and named."""
 
-import difflib
 import os
 import unicodedata
 from collections import Counter, defaultdict
@@ -12,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from pipeline.datasets import Counts, Turn, read_corpus, unused_key_warnings
-from pipeline.errors import DataError
+from pipeline.errors import DataError, suggest
 from pipeline.manifest import (
     OK,
     SPLITS,
@@ -441,8 +440,7 @@ def _check_labels(turns: Sequence[Turn], params: DatasetParams) -> None:
     known = {turn.label for turn in turns if turn.label is not None}
     for name in params.labels:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            hint = suggest(name, known)
             if name in ("True", "False"):
                 hint = "; YAML takes yes, no, on and off without quotes for true and false: write 'yes': in quotes"
             found = ", ".join(sorted(known)[:NAMED]) + (", ..." if len(known) > NAMED else "")

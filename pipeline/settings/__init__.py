@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.errors import ErcError, reason_and_fix, refuse_pipe
+    from pipeline.errors import ErcError, reason_and_fix, refuse_pipe, suggest
     from pipeline.settings.closure import (
         MODULE,
         PLACE,

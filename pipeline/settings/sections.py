@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import ErcError, refuse_pipe
+from pipeline.errors import ErcError, refuse_pipe, suggest
 
 SECTION_NAMES = (
     *("dataset", "audio", "text", "features", "import", "evaluate", "cluster"),
@@ -284,7 +284,7 @@ def read_document(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: must hold sections such as 'dataset:', found {type(document).__name__}")
     for section in document:
         if section not in SECTION_NAMES:  # else a misspelt section would silently mean its defaults
-            hint = _suggest(str(section), SECTION_NAMES) or f"; sections are {', '.join(SECTION_NAMES)}"
+            hint = suggest(str(section), SECTION_NAMES) or f"; sections are {', '.join(SECTION_NAMES)}"
             raise SettingsError(f"{path}: no section is called '{section}'{hint}")
     return document
 
@@ -296,7 +296,7 @@ def _parse_override(override: str, document: Mapping[str, Any]) -> tuple[list[st
         hint = _suggest_section(keys[0], document) if len(keys) == 1 else ""
         raise SettingsError(f"override {override!r}: expected section.key=value, such as train.seeds=[0,1]{hint}")
     if keys[0] not in SECTION_NAMES:
-        raise SettingsError(f"override {override!r}: no section '{keys[0]}'{_suggest(keys[0], SECTION_NAMES)}")
+        raise SettingsError(f"override {override!r}: no section '{keys[0]}'{suggest(keys[0], SECTION_NAMES)}")
     try:
         return keys, _parse(text)
     except yaml.YAMLError as error:
@@ -341,7 +341,7 @@ def _describe(problems: Sequence[Any], name: str, section: type[Section]) -> str
     location, key = _location(problem), _key_of(problem, name)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(section, location[:-1])
-        hint = _suggest(str(location[-1]), known, key.rpartition(".")[0]) or f"; known here: {', '.join(known)}"
+        hint = suggest(str(location[-1]), known, key.rpartition(".")[0]) or f"; known here: {', '.join(known)}"
         return f"unknown key '{key}'{hint}"
     if problem["type"] == "missing":
         return f"key '{key}' is required"
@@ -354,7 +354,7 @@ def _describe(problems: Sequence[Any], name: str, section: type[Section]) -> str
     if problem["type"] == "literal_error" and isinstance(found, str):
         accepted = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         close = difflib.get_close_matches(found, accepted)
-        hint = _suggest(found, accepted) if len(close) == 1 else ""  # of two, the list says as much
+        hint = suggest(found, accepted) if len(close) == 1 else ""  # of two, the list says as much
     if problem["type"] == "string_type" and isinstance(found, bool | int | float):
         hint = "; put it in quotes"  # YAML takes a bare no for False
     return f"'{key}' is {_short(found)}: {message}{hint}"
@@ -387,12 +387,6 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     elif get_origin(annotation) is not Literal:
         for argument in get_args(annotation):
             yield from _models_in(argument)
-
-
-def _suggest(word: str, known: Sequence[str], group: str = "") -> str:
-    """The one of `known` that is like `word`, with the dotted `group` that they are in."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean '{'.'.join([*filter(None, [group]), close[0]])}'?" if close else ""
 
 
 def _suggest_section(key: str, document: Mapping[str, Any]) -> str:
