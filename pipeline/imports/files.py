@@ -38,8 +38,9 @@ IN_FOLDERS = (".npy", ".npz", *TENSORS, *PICKLES)  # what a folder may hold, an 
 class Files:
     """Source files, each opened once and closed together; `notes` say what was passed over."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: formats.Known | None = None) -> None:
         self.notes: list[str] = []
+        self._known = known or formats.Known()  # of the utterances
         self._open = ExitStack()
         self._trees: dict[Path, Any] = {}
 
@@ -96,7 +97,9 @@ class Files:
         return formats.tree_of(file, path)
 
     def _vectors(self, path: Path, key: str | None) -> dict[str, np.ndarray] | np.ndarray:
-        vectors = formats.read_vectors(path, key)
+        vectors = formats.read_vectors(path, key, self._known)
+        if vectors.named_by:
+            self.notes.append(f"{path}: utterances are named by {vectors.named_by}")
         if vectors.left_out:
             self.notes.append(f"{path}: columns that are not features: {', '.join(vectors.left_out)}")
         return vectors.rows

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -12,9 +12,19 @@ from pipeline.datasets.table import read
 from pipeline.errors import DataError
 from pipeline.imports.entries import Source, value_of
 from pipeline.imports.files import Files, split_key
+from pipeline.imports.formats import Known
 from pipeline.imports.layout import Given, read_source
 from pipeline.imports.matching import Match, Row, match
-from pipeline.imports.values import Survey, as_rows, check_finite, not_finite, stored_dtype, survey, write_values
+from pipeline.imports.values import (
+    LabelCheck,
+    Survey,
+    as_rows,
+    check_finite,
+    not_finite,
+    stored_dtype,
+    survey,
+    write_values,
+)
 from pipeline.join import table_of
 from pipeline.manifest import Utterance, label_names
 from pipeline.params import Columns, DatasetParams, ImportParams
@@ -75,9 +85,10 @@ def import_features(
         raise DataError(f"{table}: no such table; fix --table")
     _check_output(table, given, output)
     with sole_writer(output):
-        with Files() as files:
+        settled = None if table is None else _corpus_of(table, dataset)
+        with Files(Known() if settled is None else _known(settled[0])) as files:
             sources = [read_source(part, params, files) for part in given]
-            corpus, dataset = _corpus(table, sources, dataset)
+            corpus, dataset = settled or _told_by(sources, dataset)
             rows = _rows(corpus, dataset)
             modalities = [
                 _look_through(part.modality, match(source, rows), rows)
@@ -130,14 +141,25 @@ def _check_output(table: Path | None, given: Sequence[Given], output: Path) -> N
         raise DataError(f"{output}: is one of the files to import; name another --output")
 
 
-def _corpus(table: Path | None, sources: Sequence[Source], dataset: DatasetParams) -> tuple[Corpus, DatasetParams]:
-    """The turns, and the parameters that settle them."""
-    if table is not None:
-        at = dataset.model_copy(update={"name": "table", "root": str(table.parent), "table": table.name})
-        if _is_manifest(table):  # whose columns are its own, and whose labels and splits are settled
-            at = at.model_copy(update={"columns": Columns(), "labels": {}, "split": "given"})
-            return replace(read(at, to_encode=False), notes=[]), at
-        return read(at, to_encode=False), at
+def _corpus_of(table: Path, dataset: DatasetParams) -> tuple[Corpus, DatasetParams]:
+    """The turns of a table, and the parameters that settle them."""
+    at = dataset.model_copy(update={"name": "table", "root": str(table.parent), "table": table.name})
+    if _is_manifest(table):  # whose columns are its own, and whose labels and splits are settled
+        at = at.model_copy(update={"columns": Columns(), "labels": {}, "split": "given"})
+        return replace(read(at, to_encode=False), notes=[]), at
+    return read(at, to_encode=False), at
+
+
+def _known(corpus: Corpus) -> Known:
+    """What a CSV of vectors may call the columns and the utterances of a table."""
+    ids = [turn.id for turn in corpus.turns if turn.id is not None]
+    recordings = [PurePosixPath(turn.audio).stem for turn in corpus.turns if turn.audio is not None]
+    names = [names for names in (ids, recordings) if len(names) == len(corpus.turns)]
+    return Known(corpus.columns, names)
+
+
+def _told_by(sources: Sequence[Source], dataset: DatasetParams) -> tuple[Corpus, DatasetParams]:
+    """The same, where the features' own files hold the turns."""
     for source in sources:
         if source.turns is not None:
             path = split_key(source.where)[0]
@@ -174,7 +196,10 @@ def _rows(corpus: Corpus, dataset: DatasetParams) -> list[Row]:
 
 def _look_through(name: str, found: Match, rows: Sequence[Row]) -> _Modality:
     ids = [row.utterance.id for row in rows]
-    return _Modality(name, found, survey(lambda index: _read(found, index, name), ids, name))
+    labels = LabelCheck([row.utterance.label for row in rows])
+    seen = survey(lambda index: labels.see(index, _read(found, index, name)), ids, name)
+    labels.check(f"{name}: {found.source.where}")
+    return _Modality(name, found, seen)
 
 
 def _read(found: Match, index: int, modality: str) -> np.ndarray:

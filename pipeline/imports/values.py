@@ -6,6 +6,7 @@ came; the second narrows them to the dtype that is stored. Neither holds more th
 
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,49 @@ def _count_not_finite(rows: np.ndarray, index: int, found: Survey) -> None:
     found.nan += int(np.isnan(rows).sum())
     found.infinite += int(np.isinf(rows).sum())
     found.not_finite.append(index)
+
+
+LABELLED, OF_A_LABEL = 20, 5  # utterances that a likeness to the label takes: in all, and of each label
+
+
+class LabelCheck:
+    """Finds a column of vectors that is the label itself: a whole number for each label, and another for every one.
+
+    Args:
+        labels: of the utterances; None where there is none.
+    """
+
+    def __init__(self, labels: Sequence[str | None]) -> None:
+        self._labels = labels
+        self._first: dict[str, np.ndarray] = {}  # the vector (dim,) that was seen first of each label
+        self._counts = Counter[str]()
+        self._same: np.ndarray | None = None  # (dim,) boolean: whether every vector has the number of its label's first
+
+    def see(self, index: int, rows: np.ndarray) -> np.ndarray:
+        """Take the rows of an utterance into account, and return them."""
+        label = self._labels[index]
+        if label is not None and len(rows) == 1:
+            vector = rows[0].astype(np.float64)
+            first = self._first.setdefault(label, vector)
+            if vector.shape == first.shape:  # else they are refused
+                same = (vector == first) & (vector == np.floor(vector))
+                self._same = same if self._same is None or self._same.shape != same.shape else self._same & same
+                self._counts[label] += 1
+        return rows
+
+    def check(self, where: str) -> None:
+        """Raise DataError if there was such a column."""
+        often = [self._first[label] for label, count in self._counts.items() if count >= OF_A_LABEL]
+        if self._same is None or len(often) < 2 or self._counts.total() < LABELLED:
+            return
+        numbers = np.sort(np.stack(often), axis=0)
+        found = np.flatnonzero(self._same & (np.diff(numbers, axis=0) > 0).all(0))
+        if len(found):
+            raise DataError(
+                f"{where}: dimension {found[0] + 1} of {len(self._same)} looks like the label: in all "
+                f"{self._counts.total()} labelled utterances it is the same whole number for the same label, and "
+                "another for every other; take it out of the features"
+            )
 
 
 def check_finite(found: Survey, ids: Sequence[str], modality: str, params: ImportParams) -> None:
