@@ -63,6 +63,11 @@ def read_source(given: Given, params: ImportParams, files: Files) -> Source:
     node, beyond = _select(tree, key, where), set[int]()
     node = value_of(_only(node) if beside and isinstance(node, dict) else node)
     if isinstance(node, dict):
+        if beside:
+            raise DataError(
+                f"{where}: holds an array for each utterance, by name, and {beside[0]} describes one array of all "
+                f"utterances; leave {beside[0]} out, or name one array: PATH:KEY"
+            )
         found = _of_names(node, where)
         return replace(found, hint=_lengths_hint(given, node) or found.hint)
     hint = "" if given.lengths else _lengths_hint(given, node)

@@ -195,6 +195,20 @@ def test_the_flag_for_lengths_is_named_only_where_it_can_help(tmp_path: Path) ->
             run(tmp_path, given, rows=ROWS)
 
 
+@pytest.mark.parametrize("name", ["x.npz", "x.csv", "x.pkl"])
+@pytest.mark.parametrize("what", ["lengths", "mask", "ids"])
+def test_what_describes_one_array_is_refused_beside_an_array_for_each_utterance(
+    tmp_path: Path, name: str, what: str
+) -> None:
+    """Even where that file does not exist."""
+    save(tmp_path / "x.npz", **arrays())
+    write_pickle(tmp_path / "x.pkl", arrays())
+    text(tmp_path, "x.csv", "\n".join(["id,a", *(f"{row['id']},0.5" for row in ROWS)]))
+    given = Given("text", str(tmp_path / name), **{what: str(tmp_path / "nowhere.npy")})
+    with pytest.raises(DataError, match=f"{name}: holds an array for each utterance.* leave --text-{what} out"):
+        run(tmp_path, given, rows=ROWS)
+
+
 @pytest.mark.parametrize(
     ("ids", "expected"), [("u0-0\n" * COUNT, "id 'u0-0' is given twice"), ("u0-0\n", f"1 ids for {COUNT} utterances")]
 )
