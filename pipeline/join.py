@@ -19,6 +19,7 @@ from pipeline.store import (
     Identity,
     Part,
     Utterances,
+    kind_of,
     read_features,
     read_part,
     write_joint,
@@ -107,6 +108,7 @@ def _arrange(part: Part, records: Sequence[Utterance], modality: str, manifest: 
     ids = [record.id for record in records]
     if part.identity.imported:
         _check_turns(part, records, manifest)
+        _check_told(part, records, manifest)
         _name_missing(part, [name for name in ids if name not in known], modality)
         return part.take(np.array([known.get(name, -1) for name in ids]), ids)
     if known.keys() >= {*ids}:
@@ -144,13 +146,68 @@ def _check_turns(part: Part, records: Sequence[Utterance], manifest: Path) -> No
             f"'{records[0].id}'; {again}"
         )
     imported = Counter(name.rpartition("/")[0] for name in part.ids)
-    made = [record for record in records if record.id == f"{record.conversation}/{record.turn}"]
+    made = [record for record in records if _is_place(record)]
     for conversation, turns in Counter(record.conversation for record in made).items():
         if imported.get(conversation, turns) != turns:
             raise StoreError(
                 f"{part.path}: has {imported[conversation]} turns of conversation '{conversation}', and {manifest} has "
                 f"{turns}; their ids are no more than places, so it is not certain which is which; {again}"
             )
+
+
+def _check_told(part: Part, records: Sequence[Utterance], manifest: Path) -> None:
+    """See that an utterance is the same in an import and in the manifest, by what both say of it.
+
+    Ids that are made of places are the same in tables whose rows lie in another order. Words that one of the two never
+    uses, such as labels of another kind, are not compared.
+
+    Raises:
+        StoreError: utterances differ that have such an id.
+    """
+    if kind_of(part.path) != "joint":
+        return
+    features = read_features(part.path)
+    table, compared = features.utterances, 0
+    labels = [features.label_names[label] if label != UNLABELLED else None for label in table.labels]
+    scores = [None if np.isnan(score) else float(score) for score in table.scores]
+    ours = {record.id: record for record in records}
+    for what, told in (("label", labels), ("score", scores), ("speaker", table.speakers)):
+        theirs = {name: value for name, value in zip(table.ids, told, strict=True) if value not in (None, "")}
+        known = {name: _told(record, what) for name, record in ours.items()}
+        common = {*theirs.values()} & {*known.values()}
+        both = [name for name in theirs if theirs[name] in common and known.get(name) in common]
+        differ = [name for name in both if theirs[name] != known[name]]
+        compared += len(both)
+        if not differ:
+            continue
+        first = differ[0]
+        found = (
+            f"{part.path}: {len(differ)} of {len(both)} utterances have another {what} than in {manifest}, the first "
+            f"'{first}': '{theirs[first]}' there, '{known[first]}' in the manifest"
+        )
+        if any(_is_place(ours[name]) for name in differ):
+            raise StoreError(
+                f"{found}; their ids are no more than places, and rows seem to lie in another order: give both tables "
+                "a column id, then run pipeline-prepare and pipeline-import again"
+            )
+        log.warning("%s; the manifest's is taken", found)
+    if not compared and all(_is_place(record) and record.conversation.isdecimal() for record in records):
+        log.warning(
+            "%s: its ids are the numbers of rows, and nothing in it shows that they count the same rows as %s; a "
+            "column id in both tables would",
+            part.path,
+            manifest,
+        )
+
+
+def _told(record: Utterance, what: str) -> str | float | None:
+    value = getattr(record, what)
+    return float(np.float32(value)) if isinstance(value, float) else value
+
+
+def _is_place(record: Utterance) -> bool:
+    """Whether an id says no more than where a turn stands."""
+    return record.id == f"{record.conversation}/{record.turn}"
 
 
 def _keys(identity: Identity, records: Sequence[Utterance], modality: str) -> list[str | None]:

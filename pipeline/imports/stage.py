@@ -102,6 +102,11 @@ def import_features(
                 check_finite(modality.survey, ids, modality.name, params)
                 if strict:
                     _check_complete(modality, ids)
+                if modality.found.source.names is None and table is not None and _is_manifest(table):
+                    notes.append(
+                        f"{modality.found.source.where}: has no names, so it is taken to be in the order of {table}, "
+                        "which is sorted by split, conversation and turn"
+                    )
             _write(output, [row.utterance for row in rows], modalities, params, dataset.source, overwrite)
         lines = [f"repaired: {count} {what}" for what, count in corpus.repaired.most_common()]
         lines += [f"note: {note}" for note in notes]

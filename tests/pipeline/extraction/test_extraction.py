@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -510,6 +510,30 @@ def test_an_import_is_joined_by_id_and_what_it_lacks_is_named(
         join_imported([*records[:-1]])
     with pytest.raises(StoreError, match=r"none of its utterances, such as 'x/\S+', is one of \S+manifest"):
         join_imported([record.model_copy(update={"id": f"x/{record.id}"}) for record in records])
+
+
+def test_an_import_whose_ids_are_places_is_refused_where_its_turns_are_other_ones(
+    manifest: Path, joined: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As tables without ids give them whose rows lie in another order; other ids say what they mean."""
+    records, text = read_manifest(manifest), Path(shutil.copy(joined.parent / "text.h5", tmp_path))
+
+    def join_told(**changed: Callable[[Utterance], Any]) -> Features:
+        table = [
+            record.model_copy(update={key: change(record) for key, change in changed.items()}) for record in records
+        ]
+        write_manifest(tmp_path / "table.jsonl", table)
+        np.savez(tmp_path / "vectors.npz", **{record.id: np.ones((1, 3)) for record in table})  # type: ignore[arg-type]
+        given, imported = [Given("audio", str(tmp_path / "vectors.npz"))], tmp_path / "imported.h5"
+        import_features(tmp_path / "table.jsonl", given, imported, ImportParams(), DatasetParams(), overwrite=True)
+        return join(manifest, imported, text, tmp_path / "feats.h5", overwrite=True)
+
+    turned = {record.id: other for record, other in zip(records, records[::-1], strict=True)}
+    for what in ("label", "speaker"):
+        with pytest.raises(StoreError, match=rf"utterances have another {what} than in .* column id, then run"):
+            join_told(**{what: lambda record, what=what: getattr(turned[record.id], what)})  # type: ignore[misc]
+    join_told(label=lambda record: f"another {record.label}", speaker=lambda _: None)  # of another kind
+    assert not caplog.messages
 
 
 def test_swapped_parts_are_refused(manifest: Path, joined: Path, tmp_path: Path) -> None:
