@@ -339,8 +339,8 @@ def _numbers(
         except ValueError:
             if re.fullmatch(r"[-+]?\d+[,;]\d+", cells[index].strip()):
                 raise DataError(
-                    f"{where}: '{header[index]}' is {cells[index]!r:.40}, a number with a decimal comma or cells that "
-                    "are divided by another sign; write numbers with points, and cells with commas between them"
+                    f"{where}: '{header[index]}' is {cells[index]!r:.40}, it seems with a decimal comma; "
+                    "write numbers with points"
                 ) from None
             raise DataError(
                 f"{where}: '{header[index]}' is {cells[index]!r:.40}, not a number; {fix} the column out of the table"

@@ -2,7 +2,8 @@
 
 Names are compared under the rules below; the one that fits most utterances is taken for the whole source, the first of
 them if several fit as many. Turns may be counted from 0 or as the table numbers them: where both fit alike and differ,
-or a name counts beyond the last turn, the source is refused, since features could shift to a neighbour. A source
+or a name counts beyond the last turn, the source is refused, since features could shift to a neighbour. Names that are
+those of conversations are taken for these where that leaves fewer utterances without an entry. A source
 without names must have an entry for each row of the table.
 """
 
@@ -85,9 +86,10 @@ def match(source: Source, rows: Sequence[Row]) -> Match:
             )
         return Match(source, [row.place for row in rows], "the order of the table", [])
     best = _best(source, rows)
-    if best is None and not source.whole and _are_conversations(source, rows):
-        source = _by_turns(source)
-        best = _best(source, rows)
+    if not source.whole and (best is None or best.entries.count(None)) and _are_conversations(source, rows):
+        by_conversation = _as_conversations(source, best, rows)
+        if by_conversation is not None:
+            source, best = by_conversation, _best(by_conversation, rows)
     if best is None:
         names = source.names or []
         named = ", ".join(f"'{name}'" for name in names[:3])
@@ -98,6 +100,7 @@ def match(source: Source, rows: Sequence[Row]) -> Match:
         )
     if best.by_turn:
         _check_turns(source, rows)
+    _check_first(best, rows)
     return best
 
 
@@ -167,6 +170,46 @@ def _check_unique(found: Match, rows: Sequence[Row]) -> None:
 
 def _are_conversations(source: Source, rows: Sequence[Row]) -> bool:
     return bool({row.utterance.conversation for row in rows} & set(source.names or ()))
+
+
+def _as_conversations(source: Source, best: Match | None, rows: Sequence[Row]) -> Source | None:
+    """The source by conversation, if its names fit the table's conversations better than its utterances (`best`).
+
+    Raises:
+        DataError: they do, but name utterances, too, and not every entry has as many turns as its conversation.
+    """
+    named = set(source.names or ())
+    missing = sum(row.utterance.conversation not in named for row in rows)
+    unused = named - {row.utterance.conversation for row in rows}
+    if best is not None and missing + len(unused) >= sum(_misfit(best)):
+        return None
+    found = _by_turns(source)
+    if best is None:
+        return found
+    expected = Counter(row.utterance.conversation for row in rows)
+    turns = Counter(name.rpartition("/")[0] for name in found.names or ())
+    if any(turns[name] != expected[name] for name in named - unused):
+        raise DataError(
+            f"{source.where}: names such as '{source.name(0)}' are conversations of the table and its utterances, too, "
+            f"compared by {best.rule}, and not every entry has as many turns as its conversation; name the entries by "
+            "<conversation>/<turn>, or give the table a column id of other names (dataset.columns.id)"
+        )
+    return found
+
+
+def _check_first(best: Match, rows: Sequence[Row]) -> None:
+    """Refuse numbers that count from 0 where the table counts from 1, or the other way round: all would be shifted."""
+    names, ids = best.source.names or [], [row.utterance.id for row in rows]
+    if best.rule != "id" or not (best.unused and None in best.entries and all(map(str.isdecimal, [*names, *ids]))):
+        return
+    numbers, expected = {int(name) for name in names}, {int(name) for name in ids}
+    for shift in (1, -1):
+        if {number + shift for number in numbers} == expected:
+            raise DataError(
+                f"{best.source.where}: its names are the numbers from {min(numbers)} to {max(numbers)}, the table's "
+                f"ids those from {min(expected)} to {max(expected)}, so features seem to be shifted by one; count both "
+                "from the same number"
+            )
 
 
 def _by_turns(source: Source) -> Source:

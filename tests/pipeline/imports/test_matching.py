@@ -83,3 +83,42 @@ def test_turns_that_come_unsorted_are_sorted(tmp_path: Path) -> None:
     _, features = run(tmp_path, in_npz(tmp_path, arrays), rows=rows[::-1])
     assert features.audio is not None
     assert features.audio.values[:, 0].tolist() == [0, 1, 2] * 3
+
+
+def numbered(first: int = 0) -> list[dict[str, Any]]:
+    """Nine utterances and three conversations, all called by numbers from 0."""
+    return [
+        {**row, "id": str(first + place), "conversation": row["conversation"][1:]} for place, row in enumerate(table(0))
+    ]
+
+
+def test_numbers_of_conversations_are_not_taken_for_those_of_utterances(tmp_path: Path) -> None:
+    """Three turns of conversation 1 would be three frames of utterance 1 otherwise."""
+    whole = {conversation: [[conversation, turn] for turn in range(3)] for conversation in range(3)}
+    _, features = run(tmp_path, Given("audio", str(write_pickle(tmp_path / "x.pkl", whole))), rows=numbered())
+    assert {name: rows.tolist() for name, rows in by_id(features).items()} == {
+        str(place): [[place // 3, place % 3]] for place in range(9)
+    }
+
+
+def test_numbers_that_may_be_conversations_or_utterances_are_refused(tmp_path: Path) -> None:
+    frames = {number: np.ones((number + 1, 2)) for number in range(3)}
+    with pytest.raises(DataError, match="names such as '0' are conversations of the table and its utterances, too"):
+        run(tmp_path, Given("audio", str(write_pickle(tmp_path / "x.pkl", frames))), rows=numbered())
+
+
+def test_numbers_of_all_utterances_are_theirs_though_conversations_are_numbered_too(tmp_path: Path) -> None:
+    frames = {number: np.full((3, 2), number) for number in range(9)}
+    _, features = run(tmp_path, Given("audio", str(write_pickle(tmp_path / "x.pkl", frames))), rows=numbered())
+    assert by_id(features)["7"].tolist() == [[7, 7]] * 3
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_ids_that_count_from_another_number_than_the_table_are_refused(tmp_path: Path, first: int) -> None:
+    frames = {first + number: np.ones((1, 2)) for number in range(9)}
+    given = Given("audio", str(write_pickle(tmp_path / "x.pkl", frames)))
+    with pytest.raises(DataError, match=f"numbers from {first} to {first + 8}, the table's ids those from 1 to 9"):
+        run(tmp_path, given, rows=numbered(1))
+    frames = {number: np.ones((1, 2)) for number in range(12)}  # of which the table has some
+    imported, _ = run(tmp_path, Given("audio", str(write_pickle(tmp_path / "x.pkl", frames))), rows=numbered(1))
+    assert "3 of its entries are no utterance" in imported.summary()
