@@ -21,6 +21,7 @@ from pipeline.imports.values import (
     as_rows,
     check_finite,
     not_finite,
+    small,
     stored_dtype,
     survey,
     write_values,
@@ -100,6 +101,7 @@ def import_features(
             notes += [*label_warnings(drafts, dataset), *split_warnings(drafts)]
             for modality in modalities:
                 check_finite(modality.survey, ids, modality.name, params)
+                notes += filter(None, [small(modality.survey, modality.name, params)])
                 if strict:
                     _check_complete(modality, ids)
                 if modality.found.source.names is None and table is not None and _is_manifest(table):

@@ -32,6 +32,8 @@ class Survey:
     dtypes: set[str] = field(default_factory=set)
     nan: int = 0  # values
     infinite: int = 0
+    not_zero: int = 0
+    small: int = 0  # of those, which float16 cannot tell from zero or from each other
     not_finite: list[int] = field(default_factory=list)  # utterances
     values: str = ""  # hash (hex) of all values, their shapes and dtypes
 
@@ -87,10 +89,38 @@ def survey(read: Read, ids: Sequence[str], modality: str) -> Survey:
         digest.update(rows.data.cast("B"))
         digests.append(digest.digest())
         _count_not_finite(rows, index, found)
+        _count_small(rows, found)
     if not found.dim:
         raise DataError(f"{modality}: no utterance has any features; leave --{modality} out, or fix its source")
     found.values = hashlib.sha256(b"".join(sorted(digests))).hexdigest()
     return found
+
+
+SMALL = 2.0**-21  # below it float16, whose numbers lie 2 ** -24 apart there, is off by more than 1 in 16
+FEW_SMALL = 0.01  # of the values that are not zero; so many are no concern
+
+
+def _count_small(rows: np.ndarray, found: Survey) -> None:
+    if rows.dtype.kind == "f" and rows.dtype.itemsize > 2:
+        found.not_zero += int(np.count_nonzero(rows))
+        found.small += int(((rows != 0) & (np.abs(rows) < SMALL)).sum())
+
+
+def small(found: Survey, modality: str, params: ImportParams) -> str:
+    """What is lost of values that are too small for float16, in a sentence; "" where that is next to nothing.
+
+    Raises:
+        DataError: it is most of them.
+    """
+    if params.dtype != "float16" or found.small <= FEW_SMALL * found.not_zero:
+        return ""
+    lost = (
+        f"{modality}: {found.small} of {found.not_zero} values that are not zero are smaller than {SMALL:.1g}, which "
+        "float16 rounds to zero or nearly so"
+    )
+    if 2 * found.small > found.not_zero:
+        raise DataError(f"{lost}; set import.dtype: float32")
+    return lost
 
 
 def _count_not_finite(rows: np.ndarray, index: int, found: Survey) -> None:

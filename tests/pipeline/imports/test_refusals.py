@@ -96,6 +96,19 @@ def test_an_array_that_cannot_be_stored_is_named(
     assert not list(tmp_path.glob("out.h5*"))
 
 
+def test_values_that_float16_cannot_hold_apart_from_zero_are_refused_or_said(tmp_path: Path) -> None:
+    tiny, some, few = (np.ones((3, 100)) for _ in range(3))
+    tiny[:], some[:, :30], few[0, 0] = 1e-8, 1e-8, 1e-8
+    zeros = np.where(np.arange(100) < 90, 0, tiny)
+    for values in (tiny, zeros):
+        with pytest.raises(DataError, match=r"audio: \d+ of \d+ values .* float16 rounds to zero .*: float32"):
+            run(tmp_path, in_npz(tmp_path, dict.fromkeys(arrays(), values)), rows=ROWS, dtype="float16")
+        run(tmp_path, in_npz(tmp_path, dict.fromkeys(arrays(), values)), rows=ROWS)  # float32
+    for values, count in ((some, 1080), (few, 0), (np.zeros((3, 100)) + 1, 0)):
+        imported, _ = run(tmp_path, in_npz(tmp_path, dict.fromkeys(arrays(), values)), rows=ROWS, dtype="float16")
+        assert (f"note: audio: {count} of 3600 values" in imported.summary()) == bool(count)
+
+
 def test_a_batch_of_one_is_one_utterance(tmp_path: Path) -> None:
     array = np.arange(3.0 * DIM).reshape(1, 3, DIM)
     _, features = run(tmp_path, in_npz(tmp_path, arrays(u0_0=array)), rows=ROWS)
