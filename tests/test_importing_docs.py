@@ -71,6 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values, mask = pad(list(arrays.values()))
     np.savez(root / "padded.npz", text=values, lengths=lengths, mask=mask)
     np.save(root / "vectors.npy", np.stack([array[0] for array in arrays.values()]))
+    np.savez(root / "vectors.npz", np.load(root / "vectors.npy"))
     for file_name, naming, delimiter in (("opensmile.csv", "name", ";"), ("named.csv", "clip", ",")):
         lines = [delimiter.join([name, *map(str, array[0])]) for name, array in arrays.items()]
         (root / file_name).write_text("\n".join([delimiter.join([naming, "a", "b", "c", "d"]), *lines]))

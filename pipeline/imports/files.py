@@ -119,7 +119,11 @@ class Files:
             found = ", ".join(f"{count} of {ending}" for ending, count in sorted(others.items()))
             self.notes.append(f"{folder}: files that hold no features: {found}")
         if not names:
-            raise DataError(f"{folder}: no file of {', '.join(IN_FOLDERS)} lies in it; fix the path")
+            there = f"it holds {found}" if others else "it is empty"
+            raise DataError(
+                f"{folder}: no file of {', '.join(IN_FOLDERS)} lies in it, which are read from a folder; {there}: "
+                "convert these, or fix the path"
+            )
         return names
 
 

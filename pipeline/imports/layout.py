@@ -61,7 +61,8 @@ def read_source(given: Given, params: ImportParams, files: Files) -> Source:
         read = read_dialogues if are_dialogues(tree) else read_splits
         return read(tree, key or given.modality, params, where)
     node, beyond = _select(tree, key, where), set[int]()
-    node = value_of(_only(node) if beside and isinstance(node, dict) else node)
+    alone = isinstance(node, dict) and (beside or [*node] == [NUMPYS_NAME])
+    node = value_of(_only(node) if alone else node)
     if isinstance(node, dict):
         if beside:
             raise DataError(
@@ -73,6 +74,7 @@ def read_source(given: Given, params: ImportParams, files: Files) -> Source:
     hint = "" if given.lengths else _lengths_hint(given, node)
     if isinstance(node, list | tuple) or (isinstance(node, np.ndarray) and node.dtype == object):
         entries = list(node)
+        _refuse_records(entries, where)
         hint = _elements_hint(entries, where, unnamed=node is tree)
         if given.lengths or given.mask:
             raise DataError(f"{where}: is a list of {len(entries)} arrays; lengths and masks are for one array of all")
@@ -85,9 +87,16 @@ def read_source(given: Given, params: ImportParams, files: Files) -> Source:
 
 def _lengths_hint(given: Given, node: Any) -> str:
     """For one array that no lengths describe: its rows may be frames or tokens instead of utterances."""
-    one = len(node) == 1 if isinstance(node, dict) else len(getattr(node, "shape", ())) == 2
-    return f"; if one array holds the rows of all utterances, give {given.flags[0]}" if one else ""
+    rows = f"; if one array holds the rows of all utterances, give {given.flags[0]}"
+    if isinstance(node, dict):
+        if len(node) != 1 or isinstance(_only(node), dict):
+            return ""
+        name = f"{given.features}{'/' if ':' in given.features else ':'}{next(iter(node))}"
+        return f"; if it is one array with a vector for each utterance, name it: {name}{rows}"
+    return rows if len(getattr(node, "shape", ())) == 2 else ""
 
+
+NUMPYS_NAME = "arr_0"  # of an array that savez was given without a name
 
 FEW = 30  # elements that a tuple of no known layout may have
 
@@ -106,6 +115,20 @@ def _elements_hint(entries: list[Any], where: str, unnamed: bool) -> str:
     if any(isinstance(value_of(entry), dict | set | frozenset | str | bytes) for entry in entries):
         raise DataError(f"{where}: holds no array an utterance and no known layout; {found}")
     return f"; if these are no utterances, {found}"
+
+
+def _refuse_records(entries: Sequence[Any], where: str) -> None:
+    """Raise DataError for a list of dicts that hold texts or numbers: one an utterance, with all that is known."""
+    first = entries[0] if entries else None
+    if not isinstance(first, dict) or not all(
+        isinstance(entry, dict) and entry.keys() == first.keys() for entry in entries
+    ):
+        return
+    if any(isinstance(value, str | int | float) for value in first.values()):
+        raise DataError(
+            f"{where}: is a list of {len(entries)} dicts with {', '.join(map(cutting.shown, first))}; expected an "
+            "array for each utterance: save a dict instead, from the id of each to its array"
+        )
 
 
 def _kinds(entries: Sequence[Any]) -> str:
@@ -158,12 +181,16 @@ def _of_names(branch: Mapping[Any, Any], where: str) -> Source:
 
 
 def _groups_hint(branch: Mapping[Any, Any], where: str) -> str:
-    """For a group an utterance, whose data sets have one name."""
-    if not all(isinstance(one, dict) and one for one in branch.values()):
+    """For a group an utterance, whose data sets have one name; perhaps in a group of others, as in .csd files."""
+    lead = f"{where}{'/' if ':' in where else ':'}"
+    inside = [(f"{lead}{name}", one) for name, one in branch.items() if isinstance(one, dict) and one]
+    if not inside:
         return ""
-    common = set.intersection(*(set(one) for one in branch.values()))
-    key = f"{where}{'/' if ':' in where else ':'}*/"
-    return "".join(f"; with * for the ids, '{name}' of each is named by {key}{name}" for name in sorted(common)[:1])
+    if len(inside) == len(branch):
+        leaves = [{name for name, leaf in one.items() if not isinstance(leaf, dict)} for _, one in inside]
+        for name in sorted(set.intersection(*leaves))[:1]:
+            return f"; with * for the ids, '{name}' of each is named by {lead}*/{name}"
+    return next(filter(None, (_groups_hint(one, deeper) for deeper, one in inside)), "")
 
 
 def _flatten(branch: Mapping[Any, Any], lead: str, leaves: dict[str, Any], where: str, depth: int) -> None:

@@ -146,6 +146,34 @@ def test_groups_of_one_utterance_each_are_named_by_the_key_that_reads_them(tmp_p
     assert by_id(features).keys() == {row["id"] for row in ROWS}
 
 
+def test_the_key_of_groups_in_groups_is_named_too(tmp_path: Path) -> None:
+    """As in .csd files."""
+    path = tmp_path / "COVAREP.csd"
+    with h5py.File(path, "w") as file:
+        file["COVAREP/metadata/creator"] = [b"x"]
+        for name, array in arrays().items():
+            file[f"COVAREP/data/{name}/features"] = array
+            file[f"COVAREP/data/{name}/intervals"] = np.zeros((len(array), 2))
+    with pytest.raises(DataError, match="none of its") as error:
+        run(tmp_path, Given("audio", str(path)), rows=ROWS)
+    assert str(error.value).endswith(f" is named by {path}:COVAREP/data/*/features")
+
+
+@pytest.mark.parametrize("name", ["arr_0", "features"])
+def test_the_only_array_of_an_npz_is_taken_where_numpy_named_it_and_advised_otherwise(
+    tmp_path: Path, name: str
+) -> None:
+    vectors = np.random.default_rng(0).normal(size=(COUNT, DIM)).astype(np.float32)
+    path = save(tmp_path / "x.npz", **{name: vectors})
+    if name != "arr_0":
+        with pytest.raises(DataError, match=rf"a vector for each utterance, name it: {path}:{name}; if"):
+            run(tmp_path, Given("audio", path), rows=ROWS)
+        path = f"{path}:{name}"
+    found = by_id(run(tmp_path, Given("audio", path), rows=ROWS)[1])
+    for row, vector in zip(ROWS, vectors, strict=True):
+        np.testing.assert_array_equal(found[row["id"]], vector[None])
+
+
 def save(path: Path, **content: Any) -> str:
     np.savez(path, **content)
     return str(path)
@@ -313,7 +341,14 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "cut npz": (cut_npz, "cannot be read"),
     "damaged member": (damaged_member, "cannot be read"),
     "empty folder": (lambda root: folder_of(root, ".hidden"), "no file of .npy"),
-    "folder of text": (lambda root: folder_of(root, "a.txt"), "no file of .npy"),
+    "folder of text": (
+        lambda root: folder_of(root, "a.csv", "b.csv", "c.txt"),
+        r"no file of \.npy.* it holds 2 of \.csv, 1 of \.txt: convert these",
+    ),
+    "a list of dicts": (
+        lambda root: str(write_pickle(root / "x.pkl", [{"id": row["id"], "audio": [1.0]} for row in ROWS])),
+        "is a list of 12 dicts with 'id', 'audio'; .* save a dict instead, from the id of each to its array",
+    ),
     "folder with a name twice": (lambda root: folder_of(root, "a.npy", "a.pt"), "'a' is there twice"),
     "folder with text as npy": (lambda root: folder_of(root, "u0-0.npy"), "cannot be read"),
     "links": (linked, "'/u0-0' is a link, which is not followed"),
