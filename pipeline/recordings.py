@@ -202,10 +202,15 @@ class TurnEncoder:
     def load(self) -> None:
         """Load both encoders now, rather than with the first turn.
 
+        Imported features have none, which is an error of the turns that need it, and here if all features are imported.
+
         Raises:
             EncoderError: one is not available, cannot be loaded, or is not the one that the model was trained with.
         """
-        _ = self._audio and self._speech, self._text and self._words
+        asked = [one for one in (self._audio, self._text) if one]
+        if not all(one.imported for one in asked):
+            asked = [one for one in asked if not one.imported]
+        _ = self._audio in asked and self._speech, self._text in asked and self._words
 
     def encode(self, turns: Sequence[Spoken], since: int = 0) -> list[EncodedTurn]:
         """Features of the turns, in their order; where a recording cannot be used, the status says why.

@@ -233,10 +233,15 @@ def check_encoders(loaded: LoadedModel, features: Features) -> None:
         trained, part = getattr(provenance, name), getattr(features, name)
         seen = name in provenance.recipe.model.looks_at  # of the other one nothing reaches the model
         if seen and trained is not None and part is not None and trained != part.identity:
+            fix = (
+                "a model of imported features answers for the utterances of that import alone: import others together "
+                "with those it is to learn from, and train anew"
+                if trained.imported
+                else "extract with the same encoder, or train anew"
+            )
             raise ModelError(
                 f"{loaded.folder}: trained on {name} features of {_difference(trained, part.identity)}, but "
-                f"{features.path} has {_difference(part.identity, trained)}; "
-                f"{'import the same values' if trained.imported else 'extract with the same encoder'}, or train anew"
+                f"{features.path} has {_difference(part.identity, trained)}; {fix}"
             )
 
 

@@ -113,8 +113,9 @@ def _settings(modality: str, identity: Identity, folder: Path | None) -> dict[st
         return {"encoder": name, "revision": revision} | found
     if identity.imported:
         raise EncoderError(
-            f"the model was trained on {modality} features that were imported, so there is no encoder for recordings; "
-            "give it features of the same kind (--features)"
+            f"the model was trained on {modality} features that were imported, which no encoder can make of others: it "
+            f"answers for the utterances of that import (--features); for new ones, train on features of "
+            f"pipeline-{modality}"
         )
     weights = str(identity.fields.get("weights"))[:12]
     raise EncoderError(

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from typer.testing import CliRunner, Result
 from fusion.cli import predict_app
 from fusion.prediction import Predictor, Turn
 from fusion.prediction.stream import LONGEST_LINE
+from pipeline.store import Identity
+from tests.fusion.made import tiny_recipe, train_made
 from tests.fusion.recorded import Recorded
 from tests.pipeline.made import write_params, write_rows
 
@@ -244,6 +247,31 @@ def test_a_line_that_cannot_be_answered_is_told_and_the_stream_goes_on(models: P
     assert not [one for one in found if one.get("error", "").startswith("line")]  # the number has its own key
     assert done.stderr == "2 lines answered, 10 refused\n"
     assert done.exit_code == 0
+
+
+def test_a_model_of_one_imported_modality_answers_turns_of_the_other_alone(recorded: Recorded, tmp_path: Path) -> None:
+    """Typed and streamed; where all it learned from was imported there is nothing that a stream could ask."""
+    audio, text = recorded.features.audio, recorded.features.text
+    assert audio is not None
+    assert text is not None
+    imported = {
+        name: replace(part, identity=Identity({"model": "imported", "modality": name, "values": "0"}))
+        for name, part in (("audio", audio), ("text", text))
+    }
+    one, both = replace(recorded.features, audio=imported["audio"]), replace(recorded.features, **imported)  # type: ignore[arg-type]
+    for name, features in (("one", one), ("both", both)):
+        train_made(features, tmp_path / name, tiny_recipe(epochs=1))
+    typed = run("--model", tmp_path / "one", "--text", "Hello.")
+    sound = str(recorded.utterances[0].audio)
+    lines = [json.dumps(line) for line in ({"text": "Hello."}, {"text": "Hello.", "audio": sound})]
+    streamed = run("--model", tmp_path / "one", "--stream", "--root", recorded.root, stdin="\n".join(lines))
+    assert streamed.stderr == "1 lines answered, 1 refused\n"
+    first, second = records(streamed.stdout)
+    assert first["probabilities"] == records(typed.stdout)[0]["probabilities"]
+    assert "audio features that were imported" in second["error"]
+    refused = run("--model", tmp_path / "both", "--stream", "--root", recorded.root, stdin=lines[0])
+    assert refused.exit_code == 2
+    assert "it answers for the utterances of that import (--features)" in refused.stderr
 
 
 def test_conversations_of_a_stream_are_told_apart_and_the_last_turn_ends_one(models: Path) -> None:

@@ -1,9 +1,14 @@
 """An imported feature file trains like any other."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from fusion.errors import ModelError
+from fusion.prediction import Predictor, Turn
+from pipeline.errors import EncoderError
 from pipeline.imports import import_features
 from pipeline.imports.layout import Given
 from pipeline.params import DatasetParams, ImportParams
@@ -60,3 +65,14 @@ def test_it_trains_to_the_same_weights(tmp_path: Path) -> None:
     ]
     assert weights[0] == weights[1]
     assert "imported" in (tmp_path / "models" / "imported" / "seed-0" / "config.json").read_text()
+
+
+def test_its_model_says_that_it_answers_for_the_utterances_of_its_import_alone(tmp_path: Path) -> None:
+    train_made(imported(tmp_path, make_features(MADE)), tmp_path / "models", tiny_recipe(epochs=1))
+    (tmp_path / "others").mkdir()
+    others = imported(tmp_path / "others", make_features(replace(MADE, seed=1)))
+    with Predictor.load(tmp_path / "models", "cpu") as predictor:
+        with pytest.raises(ModelError, match="answers for the utterances of that import alone: import others together"):
+            predictor.predict_features(others)
+        with pytest.raises(EncoderError, match="imported, which no encoder can make of others"):
+            predictor.predict([Turn("Hello.")])
