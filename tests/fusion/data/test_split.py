@@ -205,6 +205,14 @@ def test_pooling_does_not_touch_utterances_within_the_limit() -> None:
     np.testing.assert_array_equal(pooled.values[-4:].numpy(), values[-4:])
 
 
+def test_pooled_frames_are_rounded_to_the_type_in_which_features_are_stored() -> None:
+    """As docs/sharing.md says, for those who make the input of `model.onnx`."""
+    values = np.random.default_rng(0).normal(size=(22, 4)).astype(np.float16)
+    pooled = pool(values, torch.tensor([22]), 4).values
+    assert pooled.dtype == torch.float16
+    torch.testing.assert_close(pooled, torch.from_numpy(pooled_slowly(values, 4)), rtol=2**-10, atol=2**-24)
+
+
 def test_pooling_piece_by_piece_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float16)
     lengths = torch.tensor([20, 0, 3, 27])
