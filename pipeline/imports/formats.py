@@ -241,7 +241,9 @@ def _read_unnamed(header: list[str], lines: list[tuple[int, list[str]]], path: P
     counted = _find_key(header, [cells for _, cells in lines], path, known)
     if isinstance(counted, int):
         vectors = _read_named(header, lines, [counted], path, known)
-        return replace(vectors, named_by=header[counted] or "the first column, which has no name")
+        return replace(
+            vectors, named_by=f"column '{header[counted]}'" if header[counted] else "the column without a name"
+        )
     kept, left_out = _features(header, counted, path, known)
     if not lines:
         raise DataError(f"{path}: no column of numbers (it has {', '.join(header)}); expected one column a dimension")

@@ -65,9 +65,10 @@ def read_source(given: Given, params: ImportParams, files: Files) -> Source:
     node = value_of(_only(node) if alone else node)
     if isinstance(node, dict):
         if beside:
+            fix = "" if beside[0] == given.flags[-1] else "save each without its padding, and "
             raise DataError(
                 f"{where}: holds an array for each utterance, by name, and {beside[0]} describes one array of all "
-                f"utterances; leave {beside[0]} out, or name one array: PATH:KEY"
+                f"utterances; {fix}leave {beside[0]} out"
             )
         found = _of_names(node, where)
         return replace(found, hint=_lengths_hint(given, node) or found.hint)

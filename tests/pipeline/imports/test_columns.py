@@ -90,7 +90,7 @@ def test_a_column_that_holds_the_ids_names_the_utterances_whatever_it_is_called(
 
 def test_the_column_that_was_taken_for_the_names_is_said(tmp_path: Path) -> None:
     given = write_csv(tmp_path / "x.csv", "clip", [row["id"] for row in NUMBERED], SHUFFLED)
-    assert f"note: {tmp_path / 'x.csv'}: utterances are named by clip" in check(tmp_path, given, NUMBERED)
+    assert f"note: {tmp_path / 'x.csv'}: utterances are named by column 'clip'" in check(tmp_path, given, NUMBERED)
 
 
 def test_a_column_that_holds_the_recordings_names_the_utterances(tmp_path: Path) -> None:
