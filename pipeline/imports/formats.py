@@ -262,17 +262,18 @@ def _find_key(header: Sequence[str], rows: Sequence[Sequence[str]], path: Path, 
         DataError: a column names most of the utterances, but not all, or counts rows in another order.
     """
     found: dict[str, list[int]] = {KEY: [], ORDER: [], SHUFFLED: [], MOST: []}
+    called = {name for names in known.names for name in names}
     for nameless, index in sorted((bool(NAMELESS.fullmatch(_plain(name))), at) for at, name in enumerate(header)):
         first = _name_in(rows[0][index]) if rows else ""
-        if first and (nameless or first.isdecimal() or any(first in names for names in known.names)):
+        if first and (nameless or first.isdecimal() or first in called):
             found.setdefault(_role([_name_in(cells[index]) for cells in rows], nameless, known), []).append(index)
     if found[KEY]:
         return found[KEY][0]
     for index in (*found[MOST], *found[SHUFFLED]):
-        called = f"column '{header[index]}'" if header[index] else "the column without a name"
+        column = f"column '{header[index]}'" if header[index] else "the column without a name"
         such = ", ".join(_name_in(cells[index]) for cells in rows[:3])
         raise DataError(
-            f"{path}: {called} holds {such} .., a number for each row that is not its place, so it is not certain "
+            f"{path}: {column} holds {such} .., a number for each row that is not its place, so it is not certain "
             "which row belongs to which utterance; give the file a column id with the ids of the table, or take this "
             "column out if rows are in the order of the table"
         )

@@ -203,7 +203,7 @@ def _rows(corpus: Corpus, dataset: DatasetParams) -> list[Row]:
 
 def _look_through(name: str, found: Match, rows: Sequence[Row]) -> _Modality:
     ids = [row.utterance.id for row in rows]
-    labels = LabelCheck([row.utterance.label for row in rows])
+    labels = LabelCheck([row.utterance.label for row in rows], [row.utterance.score for row in rows])
     seen = survey(lambda index: labels.see(index, _read(found, index, name)), ids, name)
     labels.check(f"{name}: {found.source.where}")
     return _Modality(name, found, seen)

@@ -131,46 +131,55 @@ def _count_not_finite(rows: np.ndarray, index: int, found: Survey) -> None:
     found.not_finite.append(index)
 
 
-LABELLED, OF_A_LABEL = 20, 5  # utterances that a likeness to the label takes: in all, and of each label
+ENOUGH, OF_A_LABEL, SCORES = 20, 5, 3  # utterances in all, and of each label, and different scores
 
 
 class LabelCheck:
-    """Finds a column of vectors that is the label itself: a whole number for each label, and another for every one.
+    """Finds a dimension of vectors that is what a model is to learn.
+
+    That is the score, or a whole number which is the same for the same label and another for every other label.
 
     Args:
-        labels: of the utterances; None where there is none.
+        labels, scores: of the utterances; None where there is none.
     """
 
-    def __init__(self, labels: Sequence[str | None]) -> None:
-        self._labels = labels
+    def __init__(self, labels: Sequence[str | None], scores: Sequence[float | None]) -> None:
+        self._labels, self._scores = labels, scores
+        self._of_label, self._of_score = Counter[str](), Counter[float]()  # vectors
         self._first: dict[str, np.ndarray] = {}  # the vector (dim,) that was seen first of each label
-        self._counts = Counter[str]()
-        self._same: np.ndarray | None = None  # (dim,) boolean: whether every vector has the number of its label's first
+        self._alike, self._equal = np.array(True), np.array(True)  # (dim,) boolean: as the label's first, as the score
+        self._dim = 0
 
     def see(self, index: int, rows: np.ndarray) -> np.ndarray:
         """Take the rows of an utterance into account, and return them."""
-        label = self._labels[index]
-        if label is not None and len(rows) == 1:
-            vector = rows[0].astype(np.float64)
+        label, score = self._labels[index], self._scores[index]
+        if len(rows) != 1 or rows.shape[1] != (self._dim or rows.shape[1]):  # other dimensions are refused
+            return rows
+        self._dim, vector = rows.shape[1], rows[0].astype(np.float64)
+        if label is not None:
             first = self._first.setdefault(label, vector)
-            if vector.shape == first.shape:  # else they are refused
-                same = (vector == first) & (vector == np.floor(vector))
-                self._same = same if self._same is None or self._same.shape != same.shape else self._same & same
-                self._counts[label] += 1
+            self._alike = self._alike & (vector == first) & (vector == np.floor(vector))
+            self._of_label[label] += 1
+        if score is not None:
+            self._equal = self._equal & np.isclose(vector, score, rtol=1e-6, atol=0)
+            self._of_score[score] += 1
         return rows
 
     def check(self, where: str) -> None:
-        """Raise DataError if there was such a column."""
-        often = [self._first[label] for label, count in self._counts.items() if count >= OF_A_LABEL]
-        if self._same is None or len(often) < 2 or self._counts.total() < LABELLED:
-            return
-        numbers = np.sort(np.stack(often), axis=0)
-        found = np.flatnonzero(self._same & (np.diff(numbers, axis=0) > 0).all(0))
-        if len(found):
+        """Raise DataError if there was such a dimension."""
+        often = [self._first[label] for label, count in self._of_label.items() if count >= OF_A_LABEL]
+        if len(often) > 1 and self._of_label.total() >= ENOUGH:
+            differ = (np.diff(np.sort(np.stack(often), axis=0), axis=0) > 0).all(0)
+            told = "the same whole number for the same label, and another for every other"
+            self._refuse(self._alike & differ, "label", f"{told}, in all {self._of_label.total()} utterances", where)
+        if len(self._of_score) >= SCORES and self._of_score.total() >= ENOUGH:
+            self._refuse(self._equal, "score", f"equal to it in all {self._of_score.total()} utterances", where)
+
+    def _refuse(self, found: np.ndarray, what: str, told: str, where: str) -> None:
+        if found.any():
             raise DataError(
-                f"{where}: dimension {found[0] + 1} of {len(self._same)} looks like the label: in all "
-                f"{self._counts.total()} labelled utterances it is the same whole number for the same label, and "
-                "another for every other; take it out of the features"
+                f"{where}: dimension {int(np.argmax(found)) + 1} of {self._dim} looks like the {what}: it is {told} "
+                f"that have one; take it out of the features"
             )
 
 

@@ -178,14 +178,17 @@ def test_a_manifest_is_a_table(tmp_path: Path) -> None:
     ]
     write_manifest(tmp_path / "manifest.jsonl", records)
     np.savez(tmp_path / "x.npz", **{record.id: np.ones((2, 3)) for record in records})  # type: ignore[arg-type]
-    import_features(
-        tmp_path / "manifest.jsonl",
-        [Given("text", str(tmp_path / "x.npz"))],
-        tmp_path / "out.h5",
-        ImportParams(),
-        DatasetParams(),
-    )
-    assert read_features(tmp_path / "out.h5").utterances.ids == [record.id for record in records]
+    np.save(tmp_path / "x.npy", np.ones((3, 3)))  # without names, so their order is all there is
+    for name in ("x.npz", "x.npy"):
+        imported = import_features(
+            tmp_path / "manifest.jsonl",
+            [Given("text", str(tmp_path / name))],
+            tmp_path / f"{name}.h5",
+            ImportParams(),
+            DatasetParams(),
+        )
+        assert read_features(tmp_path / f"{name}.h5").utterances.ids == [record.id for record in records]
+        assert ("which is sorted by split, conversation and turn" in imported.summary()) == (name == "x.npy")
 
 
 def test_padding_of_zeros_at_both_ends_is_taken_off_when_asked_for(tmp_path: Path) -> None:
