@@ -64,11 +64,10 @@ def compare(ablation: Ablation) -> Comparison:
     """
     params, metric = ablation.params, ablation.variants[0].recipe.train.metric
     tallies = {
-        name: np.stack([split_tallies(ablation.task, ablation.test, one.answers) for one in results])
-        for name, results in ablation.results.items()
-    }  # by row: (seeds, conversations, sums)
+        name: np.stack([_tally(ablation, one.answers) for one in results]) for name, results in ablation.results.items()
+    }  # by row: (seeds, units, sums)
     variants = [*ablation.variants, Variant(LINEAR, BASE, {}, ablation.variants[0].recipe)]
-    tallies[LINEAR] = split_tallies(ablation.task, ablation.test, ablation.linear.answers)[None]
+    tallies[LINEAR] = _tally(ablation, ablation.linear.answers)[None]
     samples = {name: draw_sample(one, METRICS[metric], params.resamples, params.seed) for name, one in tallies.items()}
     differences = _differences(ablation, variants, metric, tallies, samples)
     return Comparison(
@@ -79,6 +78,14 @@ def compare(ablation: Ablation) -> Comparison:
             for one in variants
         ],
     )
+
+
+def _tally(ablation: Ablation, answers: np.ndarray) -> np.ndarray:
+    """(units, sums)."""
+    by_conversation = split_tallies(ablation.task, ablation.test, answers)
+    tally = np.zeros((ablation.units.max() + 1, by_conversation.shape[1]), by_conversation.dtype)
+    np.add.at(tally, ablation.units, by_conversation)
+    return tally
 
 
 def _differences(
@@ -101,9 +108,8 @@ def _differences(
         seeds = np.broadcast_to(tallies[one.name], tallies[one.base].shape)  # the linear reference has no seeds
         p = permutation_test(seeds, tallies[one.base], METRICS[metric], spread, params.permutations, params.seed)
         found[one.name] = mean, estimate_interval(mean, spread, params.confidence, (-reach, reach)), p
-    sets = [name for name in found if name != LINEAR]  # which is no set of the study, but what all are held against
-    corrected = dict(zip(sets, holm(np.array([found[name][-1] for name in sets])).tolist(), strict=True))
-    return {name: Difference(*one, corrected.get(name, one[-1])) for name, one in found.items()}
+    corrected = holm(np.array([p for *_, p in found.values()])).tolist()
+    return {name: Difference(*one, p) for (name, one), p in zip(found.items(), corrected, strict=True)}
 
 
 def _row(

@@ -115,6 +115,20 @@ def pool_splits(tests: Sequence[Split]) -> Split:
     )
 
 
+def number_units(features: Features, test: Split, params: FoldParams | None) -> np.ndarray:
+    """(conversations of `test`,) what intervals and tests draw each with: alone, or with all of its group of speakers.
+
+    Turns of one speaker depend on each other over conversations, too. Where whole speakers are held out, what is asked
+    for is the score of other speakers, so they are what is drawn.
+    """
+    names = [test.conversation_ids[start] for start in test.conversations[:-1].tolist()]
+    if params is None or params.hold_out == "conversation":
+        return np.arange(len(names))
+    groups = whole_groups(features.utterances.conversations, features.utterances.speakers)
+    unit_of = {name: number for number, group in enumerate(groups) for name in group}
+    return np.array([unit_of[name] for name in names])
+
+
 def pool_results(results: Sequence[Result]) -> Result:
     """What the models of all folds say, as of one model: answers behind each other, the rest by its mean."""
     seconds = [one.seconds for one in results]

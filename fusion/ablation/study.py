@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fusion.ablation.folds import make_folds, pool_results, pool_splits
+from fusion.ablation.folds import make_folds, number_units, pool_results, pool_splits
 from fusion.ablation.single_run import (
     Place,
     Result,
@@ -40,7 +40,7 @@ from fusion.ablation.single_run import (
     train_run,
 )
 from fusion.ablation.variants import Variant
-from fusion.data import Split
+from fusion.data import Split, refuse_taught
 from fusion.errors import TrainingError
 from fusion.models import model_source
 from fusion.objective import METRICS, Task, find_task
@@ -57,7 +57,7 @@ from fusion.runtime import (
 )
 from fusion.training import build_split_model, fingerprint
 from pipeline.settings import Cluster, ClusterError, SettingsError
-from pipeline.store import Features
+from pipeline.store import MODALITIES, Features
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ class Ablation:
     device: str  # its type
     linear: Result  # the linear reference of the base row, of all folds together
     floors: Mapping[str, float]  # of `train.metric`, by what gives them
+    units: np.ndarray  # (conversations of test,) the number of the unit that each is drawn with, see `number_units`
     folds: FoldParams | None = None  # how they were made
     count: int = 1  # of the folds
 
@@ -191,7 +192,8 @@ def ablate(
 
     Raises:
         SettingsError: a model refuses its parameters; nothing was trained.
-        FeatureError: the features lack what a row needs, or cannot be divided into such folds.
+        FeatureError: the features lack what a row needs, or cannot be divided into such folds, or their encoder was
+            fine-tuned on what would be tested.
         TrainingError: runs failed, after all others were done; or a process was killed.
         ClusterError: actors cannot be started.
         OutputError: a result cannot be written.
@@ -202,6 +204,7 @@ def ablate(
     with writing(folder):  # now, rather than after the first run
         folder.mkdir(parents=True, exist_ok=True)
     kept = RunFolder(folder)
+    _refuse_taught(features, variants, folds)
     with single_thread(jobs) as threads:
         parts = make_folds(features, folds, variants[0].recipe.train.target) if folds else [features]
         splits = _load_splits(parts, variants, device, cluster)
@@ -223,11 +226,11 @@ def ablate(
         references = [fit_reference(base, splits, classes, fold) for fold in range(len(parts))]
         notes = {one.note for one in references}
         linear = replace(pool_results(references), note=notes.pop() if len(notes) == 1 else "another in each fold")
-    task = find_task(base.train.target, classes)
+    task, test = find_task(base.train.target, classes), pool_splits([one.test for one in given])
     return Ablation(
         features=features.digest,
         task=task,
-        test=pool_splits([one.test for one in given]),
+        test=test,
         seeds=base.train.seeds,
         variants=variants,
         results={
@@ -237,9 +240,22 @@ def ablate(
         device=device.type,
         linear=linear,
         floors=_floors(task, given, base.train.metric),
+        units=number_units(features, test, folds),
         folds=folds,
         count=len(parts),
     )
+
+
+def _refuse_taught(features: Features, variants: Sequence[Variant], folds: FoldParams | None) -> None:
+    """Over folds every utterance is tested."""
+    wanted = {one.recipe.model.modalities for one in variants}
+    given = [name for name in MODALITIES if wanted & {name, "both"}]
+    if folds:
+        fix = "make folds from the encoder as it was before, or compare on the split that it learned with fusion-ablate"
+        refuse_taught(features, given, np.ones(len(features.utterances), bool), fix)
+    else:
+        tested = np.array(features.utterances.splits) == "test"
+        refuse_taught(features, given, tested, "fine-tune it again on this split, then encode again")
 
 
 def _floors(task: Task, folds: Sequence[Splits], metric: str) -> dict[str, float]:

@@ -272,13 +272,17 @@ def _folds(run: Mapping[str, Any]) -> str:
 
 def _explain(comparison: Comparison) -> str:
     ablation = comparison.ablation
-    conversations = len(ablation.test.conversations) - 1
-    if len(ablation.seeds) > 1:
-        drawn = "Intervals and tests count both what other conversations and what other seeds would change."
-    else:
-        drawn = "With a single seed, intervals and tests count other conversations only, not other seeds."
     counted = ablation.task.counted(ablation.task.truth(ablation.test))
-    compared = sum(row.difference is not None and row.model != LINEAR for row in comparison.rows)
+    ids = ablation.test.conversation_ids
+    conversations = len({one for one, counts in zip(ids, counted.tolist(), strict=True) if counts})
+    units = "conversations"
+    if ablation.folds and ablation.folds.hold_out == "speaker":
+        units = f"speakers (here {len(set(ablation.units.tolist()))}, or groups of them that talk to each other)"
+    if len(ablation.seeds) > 1:
+        drawn = f"Intervals and tests count both what other {units} and what other seeds would change."
+    else:
+        drawn = f"With a single seed, intervals and tests count other {units} only, not other seeds."
+    compared = sum(row.difference is not None for row in comparison.rows)
     lower = [metric.title for metric in ablation.task.metrics.values() if metric.lower_is_better]
     pooled = ""
     if ablation.folds:
@@ -286,15 +290,13 @@ def _explain(comparison: Comparison) -> str:
             f" Pooled over {ablation.count} folds (whole {ablation.folds.hold_out}s held out): each seed's predictions "
             "for the test utterances of all folds are scored as one set; validation is the mean over folds."
         )
-    corrected = f"corrected for the number of rows that are compared ({compared})" if compared else "none is compared"
     less = f" Of {', '.join(lower)} less is better." * bool(lower)
     return (
         f"{int(counted.sum())} {ablation.task.counted_are} of {conversations} conversations, "
         f"mean ± standard deviation of {number_of(len(ablation.seeds), 'seed')}. {drawn} p: paired permutation "
-        f"test of no difference; p (Holm): {corrected}; a difference is bold "
-        f"where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs beside it or not."
-        + pooled
-        + less
+        f"test of no difference; p (Holm): corrected for the number of rows that are compared ({compared}); a "
+        f"difference is bold where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs "
+        "beside it or not." + pooled + less
     )
 
 
@@ -345,7 +347,9 @@ def _is_sure(row: Row, level: float) -> bool:
 
 
 def _confidence(comparison: Comparison) -> str:
-    drawn = "conversations and seeds" if len(comparison.ablation.seeds) > 1 else "conversations alone"
+    held = comparison.ablation.folds
+    units = "speakers" if held and held.hold_out == "speaker" else "conversations"
+    drawn = f"{units} and seeds" if len(comparison.ablation.seeds) > 1 else f"{units} alone"
     return f"{comparison.ablation.params.confidence:.0%} intervals over {drawn}"
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         load_for,
         load_split,
         number_speakers,
+        refuse_taught,
         report_features,
         withhold,
     )

@@ -5,7 +5,7 @@ Axes: utterances, conversations, turns, frames (audio) or tokens (text), layers,
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -145,6 +145,24 @@ def load_split(
     if target:
         _check_truth(split, target, features.path)
     return hold([split], None)[0] if resident else split
+
+
+def refuse_taught(features: Features, modalities: Collection[str], tested: np.ndarray, fix: str) -> None:
+    """See that no encoder was fine-tuned on what is `tested` (utterances,) boolean.
+
+    Short texts come again in other conversations, so that half of them may be known.
+
+    Raises:
+        FeatureError: one was, by the marks that `pipeline-finetune` leaves; the message ends with `fix`.
+    """
+    for name in modalities:
+        part, known = getattr(features, name), features.taught(name, tested)
+        there = 0 if part is None else int((np.diff(part.offsets) > 0)[tested].sum())
+        if known > (0 if name == "audio" else there / 2):
+            raise FeatureError(
+                f"{features.path}: the encoder of its {name} was fine-tuned on the labels of {known} of the {there} "
+                f"utterances that would be tested, so scores would say nothing of others; {fix}"
+            )
 
 
 def load_for(features: Features, recipe: Recipe, name: str, device: torch.device) -> Split:

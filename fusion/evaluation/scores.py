@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fusion.checkpoint import LoadedModel, Provenance, check_compatible, load_seeds, mark_conversations
-from fusion.data import Split, hold, load_for
+from fusion.data import Split, hold, load_for, refuse_taught
 from fusion.errors import ModelError
 from fusion.inference import ensemble, predict_heads, split_tallies
 from fusion.linear import LinearReference, fit_linear
@@ -244,12 +244,15 @@ def load_test(features: Features, models: Path, device: torch.device, memory: Me
     Raises:
         ModelError: a model cannot be loaded, was trained on other encoders or labels, or learned from conversations of
             the test split.
-        FeatureError: there is no test split, or nothing in it has a label, or a score.
+        FeatureError: there is no test split, or nothing in it has a label, or a score, or an encoder was fine-tuned on
+            it.
     """
     loaded = load_seeds(models, device)
     for one in loaded:
         check_compatible(one, features)
         _refuse_known(one, features)
+    tested = np.array(features.utterances.splits) == "test"
+    refuse_taught(features, loaded[0].provenance.given, tested, "fine-tune it again on this split, then encode again")
     recipe = loaded[0].provenance.recipe
     split = load_for(features, recipe, "test", device)
     task = find_task(recipe.train.target, len(features.label_names))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.encoders.front_end import Prepared
     from pipeline.encoders.loading import (
         FINGERPRINT,
+        LEARNED,
         NOTE,
         Source,
         choose_device,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         is_whole,
         load_config,
         load_pretrained,
+        read_learned,
         read_note,
         weights_hash,
         write_note,

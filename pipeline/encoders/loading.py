@@ -49,6 +49,15 @@ def read_note(folder: Path) -> str | None:
 FINGERPRINT = "fingerprint"  # file of a fine-tuned encoder: of all that decided its weights; then, of what it holds
 
 
+LEARNED = "learned.txt"  # of the same: a line for each recording or text whose label it learned, `content_key`
+
+
+def read_learned(folder: str) -> frozenset[str]:
+    """Whose labels the encoder in `folder` has learned, by `pipeline.manifest.content_key`; none unless it is ours."""
+    file = Path(folder) / LEARNED
+    return frozenset(file.read_text(encoding="utf-8").split()) if file.is_file() else frozenset()
+
+
 def hash_files(folder: Path, *without: str) -> str:
     """Hash (hex) of the names and bytes of the files in `folder`, but for hidden ones and those `without`."""
     digest = hashlib.sha256()

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.encoders import batches_under_budget
+from pipeline.encoders import batches_under_budget, read_learned
 from pipeline.errors import ClipError, DataError, StoreError
 from pipeline.extraction.engine import Encoded, Engine, LocalEngine
 from pipeline.extraction.progress import Progress, Unit
-from pipeline.manifest import Source, content_key, read_sources
+from pipeline.manifest import Source, content_key, key_of, read_sources
 from pipeline.media import Channels, Clips, encoder_samples
 from pipeline.params import AudioParams, TextParams
 from pipeline.settings import Threads, advise_precision, sole_writer
@@ -175,10 +175,12 @@ def plan_audio(recordings: Recordings, encoder: "SpeechEncoder", scratch: Path, 
         return alter(utterances[index], clip) if alter else clip
 
     work = plan_clips(utterances, encoder, params, channels, load)
+    learned = read_learned(params.encoder)
     inputs = [
         [content_key(u, "audio"), u.audio, u.start, u.end, u.samples, file_size(recordings.root, u)] for u in utterances
     ]
-    return replace(work, layout=_made_from([channels, *inputs], altered, work.layout), close=clips.close)
+    layout = replace(work.layout, learned=[content_key(utterance, "audio") in learned for utterance in utterances])
+    return replace(work, layout=_made_from([channels, *inputs], altered, layout), close=clips.close)
 
 
 def plan_clips(
@@ -271,6 +273,8 @@ def plan_text(
     inputs = [[passage.id, passage.own.text, *context] for passage, context in zip(said, around, strict=True)]
     ids, names = [passage.id for passage in said], [passage.name for passage in said]
     layout = PartLayout(ids, rows, encoder.row_shape, params.dtype, encoder.identity, plan="", names=names)
+    known = read_learned(params.encoder)
+    layout = replace(layout, learned=[key_of([passage.own.text]) in known for passage in said])
     engine = LocalEngine(
         readings.__getitem__,
         partial(encoder.start, dtype=params.dtype),

@@ -9,6 +9,8 @@ A *part* (`data/audio.h5`, `data/text.h5`, or a group of a self-contained file) 
                (`pipeline.manifest.content_key`); in a self-contained joint file the utterances in its order
     failed     one JSON object, id -> status, of the utterances that could not be encoded; only where there are any.
                They have no rows, as those without this modality.
+    learned    (utterances,) uint8: 1 where the encoder was fine-tuned on the label of this utterance (by
+               `pipeline-finetune`, train and validation); only where there are any
     attributes `format`, `version`, `kind`, `identity` (JSON: which encoder made it), `plan` (hash of its inputs)
 
 A *joint file* (`data/feats.h5`) holds the table `/utterances` with one column an array, the label names, and the

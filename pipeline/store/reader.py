@@ -41,6 +41,7 @@ class Part:
     file_starts: np.ndarray | None = None  # (utterances,) int64, with `slots`
     guard: Guard | None = None  # of the file; None: these rows are of no file
     sources: list[str] | None = None  # what each is called in the file, "" where it has none of it; None: its ids
+    learned: np.ndarray | None = None  # (utterances,) boolean: the encoder was fine-tuned on its label; None: on none
 
     @property
     def starts(self) -> np.ndarray:
@@ -73,6 +74,7 @@ class Part:
         return replace(
             self,
             sources=[called[place] for place in places],
+            learned=None if self.learned is None else np.append(self.learned, False)[places],
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             checksums=checksums[places],
             ids=ids,
@@ -145,6 +147,11 @@ class Features:
         """Hash (hex) that changes with any id, split, label, identity or feature: the feature-file hash."""
         parts = {name: part for name in MODALITIES if (part := getattr(self, name)) is not None}
         return _digest(self.utterances, self.label_names, {name: _fingerprint(part) for name, part in parts.items()})
+
+    def taught(self, modality: str, tested: np.ndarray) -> int:
+        """How many of the utterances marked in `tested` (utterances,) taught the encoder of `modality` their label."""
+        part = getattr(self, modality)
+        return 0 if part is None or part.learned is None else int((part.learned & tested).sum())
 
     def resplit(self, splits: Mapping[str, str]) -> "Features":
         """The same utterances with other splits, by conversation, as the file would be; features are shared."""
@@ -345,7 +352,10 @@ def _read_part_group(group: h5py.Group, path: Path) -> Part:
     failed = dict(json.loads(_read_strings(group["failed"])[0])) if "failed" in group else {}
     identity, plan = Identity.from_json(group.attrs["identity"]), str(group.attrs["plan"])
     guard = Guard.of(path, values, offsets, checksums, ids)
-    return Part(values, offsets, checksums, ids, identity, plan, path, failed, guard=guard)
+    learned = group["learned"][()].astype(bool) if "learned" in group else None
+    if learned is not None and learned.shape != (len(ids),):
+        raise StoreError(f"{path}: its marks of what the encoder learned do not fit its ids; {MAKE}")
+    return Part(values, offsets, checksums, ids, identity, plan, path, failed, guard=guard, learned=learned)
 
 
 def _map_values(values: h5py.Dataset, path: Path) -> np.ndarray:

@@ -46,6 +46,7 @@ class PartLayout:
     plan: str  # hash of the inputs
     failed: Mapping[str, str] = field(default_factory=dict)  # id -> status of the utterances that could not be encoded
     names: Sequence[str] = ()  # of the utterances, for messages; without: their ids
+    learned: Sequence[bool] = ()  # whether the encoder was fine-tuned on the label of each; without: on none
 
     def name(self, index: int) -> str:
         """How messages call an utterance."""
@@ -210,7 +211,7 @@ def _joint_size(utterances: Utterances, parts: Mapping[str, Part], copy: bool) -
 
 def part_size(ids: Sequence[str], values: int) -> int:
     """Bytes of a part with so many bytes of values, rounded up."""
-    return STRUCTURE + strings_size(ids) + 16 * len(ids) + values  # offsets, checksums
+    return STRUCTURE + strings_size(ids) + 17 * len(ids) + values  # offsets, checksums, learned
 
 
 def strings_size(strings: Sequence[str]) -> int:
@@ -232,6 +233,8 @@ def lay_out_part(group: h5py.Group, layout: PartLayout) -> h5py.Dataset:
     _write_strings(group, "ids", layout.ids)
     if layout.failed:  # no attribute: HDF5 gives those 64 KB
         _write_strings(group, "failed", [json.dumps(dict(layout.failed), sort_keys=True, ensure_ascii=False)])
+    if any(layout.learned):
+        group.create_dataset("learned", data=np.array(layout.learned, "u1"), track_times=False)
     return _reserve(group, "values", (int(offsets[-1]), *layout.row_shape), layout.dtype)
 
 
@@ -251,9 +254,9 @@ def _copy_part(group: h5py.Group, part: Part) -> tuple[int, int]:
     """Copy a part into `group`, in the order of its ids; returns (offset, bytes) of its values."""
     dtype: Dtype = "float16" if part.values.dtype.itemsize == 2 else "float32"
     rows, shape = np.diff(part.offsets), part.values.shape[1:]
-    values = lay_out_part(
-        group, PartLayout(part.ids, rows.tolist(), shape, dtype, part.identity, part.plan, part.failed)
-    )
+    learned = [] if part.learned is None else part.learned.tolist()
+    layout = PartLayout(part.ids, rows.tolist(), shape, dtype, part.identity, part.plan, part.failed, learned=learned)
+    values = lay_out_part(group, layout)
     group["checksums"][...] = part.checksums
     pieces = (part.offsets[1:] * part.row_bytes - 1) // PIECE
     for piece in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(pieces)) + 1):

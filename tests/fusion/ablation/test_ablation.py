@@ -312,10 +312,10 @@ def made_comparison(folder: Path, shares: dict[str, float], seeds: str = "[0, 1,
     results["base"][-1] = replace(results["base"][-1], unlearned=("the loss never fell",))
     linear = replace(results["base"][0], note="mean of 6 linear models: 62 % text")
     floors = {"always the majority label": 0.2, "labels by their shares": 0.5}
+    units = np.arange(len(test.conversations) - 1)
+    seeds, task = recipe.train.seeds, LabelTask(3)
     return compare(
-        Ablation(
-            features.digest, LabelTask(3), test, recipe.train.seeds, variants, results, section, "cpu", linear, floors
-        )
+        Ablation(features.digest, task, test, seeds, variants, results, section, "cpu", linear, floors, units)
     )
 
 
@@ -336,11 +336,11 @@ def test_a_row_holds_the_scores_of_its_runs(tmp_path: Path) -> None:
     assert worse.difference.mean == pytest.approx(worse.mean - base.mean)
     assert worse.difference.interval.high < 0 < alike.difference.interval.high
     assert worse.difference.p == pytest.approx(0.001)
-    corrected = holm(np.array([worse.difference.p, alike.difference.p]))
-    assert [worse.difference.p_holm, alike.difference.p_holm] == corrected.tolist()
     assert linear.difference
     assert linear.difference.mean == pytest.approx(linear.mean - base.mean)
-    assert linear.difference.p == linear.difference.p_holm
+    differences = [worse.difference, alike.difference, linear.difference]
+    corrected = holm(np.array([one.p for one in differences]))
+    assert [one.p_holm for one in differences] == corrected.tolist()
 
 
 def test_the_table_says_which_rows_are_not_above_the_linear_reference_and_the_floors(tmp_path: Path) -> None:

@@ -81,6 +81,42 @@ def test_each_is_tested_once_and_is_in_no_other_split_of_that_fold(
         assert [one.digest for one in make_folds(features, params.model_copy(update={"seed": 1}))] != other
 
 
+def test_folds_of_what_an_encoder_learned_are_refused(tmp_path: Path) -> None:
+    features = make_features(MADE)
+    assert features.audio is not None
+    train = np.array(features.utterances.splits) == "train"
+    tuned = replace(features, audio=replace(features.audio, learned=train))
+    settings = ["model.dim=4", "model.heads=2", "train.epochs=1", "train.seeds=[0]"]
+    variants = read_variants(None, settings, ["base"])
+    with pytest.raises(FeatureError, match=r"its audio was fine-tuned on the labels of \d+ of the \d+ utterances that"):
+        ablate(tuned, variants, SECTION, tmp_path / "folds", CPU, folds=FoldParams(count=3))
+    words = read_variants(None, [*settings, "model.name=text", "model.modalities=text"], ["base"])
+    ablate(tuned, words, SECTION, tmp_path / "words", CPU, folds=FoldParams(count=3))  # which never hear it
+    ablate(tuned, variants, SECTION, tmp_path / "split", CPU)  # whose test split it did not learn
+    whole = replace(features, audio=replace(features.audio, learned=~train))
+    with pytest.raises(FeatureError, match="fine-tune it again on this split"):
+        ablate(whole, variants, SECTION, tmp_path / "test", CPU)
+
+
+def test_where_speakers_are_held_out_they_are_what_is_drawn(tmp_path: Path) -> None:
+    features = with_speakers(make_features(MADE), 5)
+    settings = ["model.dim=4", "model.heads=2", "train.epochs=1", "train.seeds=[0]"]
+    variants = read_variants(None, settings, ["base"])
+    done = ablate(features, variants, SECTION, tmp_path, CPU, folds=FoldParams(count=5, hold_out="speaker"))
+    table = features.utterances
+    speaker = dict(zip(table.conversations, table.speakers, strict=True))
+    names = [done.test.conversation_ids[start] for start in done.test.conversations[:-1].tolist()]
+    assert len(names) == 16
+    together = {(speaker[name], unit) for name, unit in zip(names, done.units.tolist(), strict=True)}
+    assert len(together) == len(set(done.units.tolist())) == 5
+    comparison = compare(done)
+    write_table(comparison, tmp_path / "table", None)
+    assert "other speakers (here 5, or groups" in (tmp_path / "table" / "ablations.md").read_text()
+    alone = replace(done, units=np.arange(16))
+    assert compare(alone).rows[0].interval != comparison.rows[0].interval
+    assert compare(alone).rows[0].mean == pytest.approx(comparison.rows[0].mean)
+
+
 def test_the_splits_of_the_file_make_no_difference() -> None:
     features = make_features(MADE)
     moved = features.resplit(dict.fromkeys(features.utterances.conversations, "train"))

@@ -27,14 +27,17 @@ from fusion.objective.tasks import LabelTask
 from pipeline.encoders import is_whole, load_speech_encoder, load_text_encoder, shuffled_batches
 from pipeline.encoders.tiny import build_speech, build_text
 from pipeline.errors import BusyError, DataError, EncoderError, StoreError
+from pipeline.extraction import extract_audio, extract_text
 from pipeline.finetuning import finetune_audio, finetune_text, turn_off
 from pipeline.finetuning.examples import Example, choose, majority, scores
 from pipeline.finetuning.learners import load_speech_learner
 from pipeline.finetuning.stage import Outcome, only_device
-from pipeline.manifest import Utterance, manifest_order, read_manifest, write_manifest
+from pipeline.join import join
+from pipeline.manifest import Utterance, content_key, manifest_order, read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, FinetuneAudioParams, TextParams
 from pipeline.preparation import prepare
 from pipeline.settings import sole_writer, sync_folder
+from pipeline.store import read_part
 from tests.forked import exit_status, fork
 from tests.pipeline.encoders.test_speech import noise, toy_folder
 from tests.pipeline.made import sound, write_rows, write_wav
@@ -147,6 +150,42 @@ def test_the_folder_is_an_encoder_with_other_features(corpus: Corpus, tuned: Pat
     tokens = [before.tokenize("run to the lake")]
     assert tokens == [after.tokenize("run to the lake")]
     assert not np.allclose(before.encode(tokens)[0], after.encode(tokens)[0], atol=1e-3)
+
+
+def test_the_folder_lists_whose_labels_it_learned(corpus: Corpus, tuned: Path) -> None:
+    for modality, chosen in (("audio", "mute"), ("text", "silent")):
+        learned = [one for one in read_manifest(corpus.manifest) if one.label and one.split != "test"]
+        expected = {content_key(one, modality) for one in learned if one.id != chosen}
+        assert set((tuned / modality / "learned.txt").read_text().split()) == expected
+
+
+def test_features_are_marked_where_the_encoder_learned_the_label_also_in_a_copy(corpus: Corpus, tmp_path: Path) -> None:
+    said = read_manifest(corpus.manifest)
+    taught = {one.id for one in said if one.id in {"train3", "train7", "validation9"}}
+    places = []
+    for modality, encoder in (("audio", corpus.speech), ("text", corpus.text)):
+        shutil.copytree(encoder, tmp_path / modality)
+        lines = sorted(str(content_key(one, modality)) for one in said if one.id in taught)
+        (tmp_path / modality / "learned.txt").write_text("\n".join(lines))
+        places.append(tmp_path / f"{modality}.h5")
+    speech, words = AudioParams(encoder=str(tmp_path / "audio")), TextParams(encoder=str(tmp_path / "text"))
+    extract_audio(corpus.manifest, places[0], speech, corpus.root, "downmix", "cpu")
+    extract_text(corpus.manifest, places[1], words, "cpu")
+    for name, copied in (("linked.h5", False), ("whole.h5", True)):
+        features = join(corpus.manifest, *places, tmp_path / name, copy_parts=copied)
+        table = features.utterances
+        for modality in ("audio", "text"):
+            keys = {content_key(one, modality) for one in said if one.id in taught}
+            expected = {one.id for one in said if content_key(one, modality) in keys}  # the same again is known, too
+            assert taught < expected < {*table.ids}
+            part = getattr(features, modality)
+            assert {name for name, known in zip(part.ids, part.learned, strict=True) if known} == expected
+            tested = np.array(table.splits) == "test"
+            assert features.taught(modality, tested) == sum(name.startswith("test") for name in expected)
+            again = features.resplit(dict.fromkeys(table.conversations, "test"))
+            assert again.taught(modality, np.ones(len(table), bool)) == len(expected)
+    extract_text(corpus.manifest, tmp_path / "frozen.h5", TextParams(encoder=str(corpus.text)), "cpu")
+    assert read_part(tmp_path / "frozen.h5").learned is None
 
 
 def test_the_folder_names_weights_as_its_start_does_and_no_place(corpus: Corpus, tuned: Path) -> None:
