@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,8 +30,20 @@ def rounded(value: float) -> float:
 
 def spread(mean: float, std: float | None, interval: Interval | None = None) -> dict[str, float | None]:
     """A mean as JSON files give it: with its deviation, which a single seed lacks, and its interval."""
-    ends = {} if interval is None else {"low": rounded(interval.low), "high": rounded(interval.high)}
+    ends = {} if interval is None else ends_of(interval)
     return {"mean": rounded(mean), "std": None if std is None else rounded(std), **ends}
+
+
+def ends_of(interval: Interval) -> dict[str, float | None]:
+    """An interval as JSON files give it: they know no infinity, which a single conversation gives."""
+    ends = {"low": interval.low, "high": interval.high}
+    return {name: rounded(end) if math.isfinite(end) else None for name, end in ends.items()}
+
+
+def interval_of(content: Mapping[str, Any]) -> Interval:
+    """The inverse of `ends_of`."""
+    low, high = content["low"], content["high"]
+    return Interval(-math.inf if low is None else float(low), math.inf if high is None else float(high))
 
 
 def json_text(content: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from fusion.checkpoint.provenance import CONFIDENCE, RESAMPLES, Provenance
 from fusion.errors import ResultError
 from fusion.models import MODELS, find_model
 from fusion.objective import METRICS, Calibration, Interval
-from fusion.tables import bounds, escape_markdown, is_whole, isolated, mean_std, rounded
+from fusion.tables import bounds, escape_markdown, interval_of, is_whole, isolated, mean_std, rounded
 from pipeline.settings import refuse_pipe
 from pipeline.store import Identity
 
@@ -112,10 +112,10 @@ def read_scores(results: Path, provenance: Provenance) -> SharedScores:
 def _score(own: Mapping[str, float], summary: Mapping[str, Any]) -> SharedScore:
     return SharedScore(
         value=own["value"],
-        interval=Interval(own["low"], own["high"]),
+        interval=interval_of(own),
         mean=summary["mean"],
         std=summary["std"],
-        mean_interval=Interval(summary["low"], summary["high"]),
+        mean_interval=interval_of(summary),
         floor=summary["floor"],
         chance=summary["chance"],
     )
@@ -127,7 +127,7 @@ def _reference(content: Mapping[str, Any], metric: str) -> SharedReference:
         name=content["name"],
         scores={name: one["value"] for name, one in content["test"].items()},
         change=change["mean"],
-        interval=Interval(change["low"], change["high"]),
+        interval=interval_of(change),
     )
 
 

@@ -40,7 +40,7 @@ from fusion.evaluation.result_files import (
     other_results,
     read_result,
 )
-from fusion.evaluation.scores import sample_std
+from fusion.evaluation.scores import FEW_CONVERSATIONS, sample_std
 from fusion.objective import (
     LABEL_METRICS,
     ClassScores,
@@ -62,6 +62,7 @@ from fusion.tables import (
     json_text,
     markdown_table,
     mean_std,
+    number_of,
     rounded,
     spread,
 )
@@ -85,6 +86,7 @@ class Fold:
     beside: Mapping[str, Mapping[str, float]]  # by name and metric: floor, chance, and linear where there is one
     header: tuple[str, ...]  # of predictions.csv
     rows: tuple[tuple[str, ...], ...]  # as they are there
+    warnings: tuple[str, ...]  # of its own table
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,30 @@ class Joined:
     params: EvaluateParams
     scores: Mapping[str, Score]
     classes: ClassScores  # pooled, arrays of (seeds, classes)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences on what a reader must not overlook: what has not learned in a fold, then of all folds together."""
+        name, own = next(iter(self.scores.items()))
+        found = [f"{one.name}: {line}" for one in self.folds for line in one.warnings if "has not learned" in line]
+        scored = [(one.name, of) for one in self.folds for of, true in zip(one.conversations, one.true, strict=True)
+                  if true != UNLABELLED]  # fmt: skip
+        if (count := len(set(scored))) < FEW_CONVERSATIONS:
+            found.append(
+                f"Only {number_of(count, 'conversation')} can be scored: intervals are too narrow with so few."
+            )
+        floor = max(own.beside["floor"], own.beside["chance"])
+        if own.interval.low <= floor:
+            found.append(
+                f"The interval of the pooled {name}, {bounds(own.interval)}, does not exclude the better floor, "
+                f"{floor:.3f}: nothing shows that more was learned."
+            )
+        if own.mean <= own.beside.get("linear", -np.inf):
+            found.append(
+                f"The models are no better than the linear reference: {name} {own.mean:.3f} against "
+                f"{own.beside['linear']:.3f}, over folds."
+            )
+        return found
 
 
 def join_folds(folders: Sequence[Path], params: EvaluateParams) -> Joined:
@@ -161,6 +187,7 @@ def read_fold(folder: Path) -> Fold:
         beside=_references(details),
         header=header,
         rows=tuple(rows),
+        warnings=tuple(map(str, details["warnings"])),
     )
     check_files(folder, details["files"])  # last: what can be said more closely is
     check_whole(folder / "details.json", details)
@@ -170,7 +197,7 @@ def read_fold(folder: Path) -> Fold:
 def _read_details(path: Path) -> Mapping[str, Any]:
     try:
         details: Mapping[str, Any] = json.loads(read_result(path))
-        str(details["run"]["id"]), dict(details["files"])
+        str(details["run"]["id"]), dict(details["files"]), list(details["warnings"])
         _references(details)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ResultError(
@@ -383,6 +410,7 @@ def table_md(joined: Joined) -> str:
     lines = [
         f"# {run['model']} on the test splits of {len(joined.folds)} folds",
         "",
+        *(line for warning in joined.warnings for line in (f"**{escape_markdown(warning)}**", "")),
         f"Seeds {run['seeds']}. Over folds: mean ± standard deviation of the folds, each the mean over its seeds. "
         "Pooled: the utterances of all folds as one set, mean ± standard deviation over seeds; the interval resamples "
         "whole conversations; the ensemble takes the mean of the seeds' probabilities. "

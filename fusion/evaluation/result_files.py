@@ -37,13 +37,13 @@ from fusion.evaluation.predictions import (
 from fusion.evaluation.robustness import Robustness
 from fusion.evaluation.robustness_files import robustness_files
 from fusion.evaluation.scores import Beside, Evaluation, SeedScores, Summary, sample_std
-from fusion.objective import Interval
 from fusion.params import EvaluateParams
 from fusion.runtime import replace_files
 from fusion.tables import (
     bounds,
     csv_text,
     digested,
+    ends_of,
     escape_markdown,
     identified,
     is_whole,
@@ -373,18 +373,14 @@ def _references(evaluation: Evaluation, confidence: str) -> list[str]:
 
 
 def _compared(one: Beside) -> dict[str, Any]:
-    test = {name: {"value": rounded(value), **_ends(one.intervals[name])} for name, value in one.scores.items()}
-    difference = {name: {"mean": rounded(own.mean), **_ends(own.interval)} for name, own in one.changes.items()}
+    test = {name: {"value": rounded(value), **ends_of(one.intervals[name])} for name, value in one.scores.items()}
+    difference = {name: {"mean": rounded(own.mean), **ends_of(own.interval)} for name, own in one.changes.items()}
     content: dict[str, Any] = {"name": one.name, "test": test, "difference": difference}
     if one.validation:
         content["validation"] = {name: rounded(value) for name, value in one.validation.items()}
     if one.calibration_error is not None:
         content["calibration_error"] = rounded(one.calibration_error)
     return content
-
-
-def _ends(interval: Interval) -> dict[str, float]:
-    return {"low": rounded(interval.low), "high": rounded(interval.high)}
 
 
 def _classes(evaluation: Evaluation) -> list[str]:
@@ -435,7 +431,7 @@ def _summary(summary: Summary) -> dict[str, float | None]:
 
 
 def _seed(seed: SeedScores) -> dict[str, Any]:
-    test = {name: {"value": rounded(value), **_ends(seed.intervals[name])} for name, value in seed.scores.items()}
+    test = {name: {"value": rounded(value), **ends_of(seed.intervals[name])} for name, value in seed.scores.items()}
     validation = {name: rounded(value) for name, value in seed.provenance.validation["fused"].items()}
     return {"test": test, "validation": validation, "epochs": dict(seed.provenance.selected)}
 

@@ -32,7 +32,7 @@ from fusion.objective.metrics import (
 )
 from pipeline.store import UNLABELLED
 
-DRAWN = 100  # scores
+DRAWN = 200  # scores at most that stand for those of train
 
 Truth = TypeVar("Truth", Tensor, np.ndarray)
 
@@ -91,16 +91,23 @@ class LabelTask:
         return np.eye(self.classes)[np.bincount(truth[self.counted(truth)], minlength=self.classes).argmax()]
 
     def constant_loss(self, truth: np.ndarray, loss: LabelLoss) -> float:
-        """The smallest `head_loss` of always giving the same probabilities: the entropy of the shares of labels."""
-        counts = np.bincount(truth[self.counted(truth)], minlength=self.classes).astype(float)
-        counts = (counts > 0).astype(float) if loss.balanced else counts
-        shares = (1 - loss.smoothing) * counts / counts.sum() + loss.smoothing / self.classes
+        """The smallest `head_loss` of always giving the same probabilities: the shares of labels, as it weighs them."""
+        labels = truth[self.counted(truth)]
+        counts = np.bincount(labels, minlength=self.classes).astype(float)
+        weights = (
+            label_weights(torch.as_tensor(labels), self.classes).numpy() if loss.balanced else np.ones(self.classes)
+        )
+        smoothed = (1 - loss.smoothing) * counts + loss.smoothing * counts.sum() / self.classes
+        wanted = (
+            weights * smoothed / (weights * counts).sum()
+        )  # of each class, for one utterance; they need not sum to 1
+        shares = wanted / wanted.sum()
         if not loss.gamma:
-            return float(scipy.special.entr(shares).sum())
+            return float(wanted.sum() * scipy.special.entr(shares).sum())
 
         def focal(logits: np.ndarray) -> float:
             log_p = scipy.special.log_softmax(logits)
-            return float(-(shares * (1 - np.exp(log_p)) ** loss.gamma * log_p).sum())
+            return float(-(wanted * (1 - np.exp(log_p)) ** loss.gamma * log_p).sum())
 
         return float(scipy.optimize.minimize(focal, np.log(shares + 1e-9)).fun)
 
@@ -167,11 +174,12 @@ class ScoreTask:
         return bool(answers[counted, 0].std() < 0.1 * truth[counted].std())
 
     def chance(self, truth: np.ndarray, train: np.ndarray) -> np.ndarray:
-        """The tally (sums,) of giving every utterance each of `DRAWN` quantiles of the scores of `train`, in turn."""
+        """The tally (sums,) of giving every utterance each score of `train` in turn, or `DRAWN` of them, evenly."""
         known = train[self.counted(train)].astype(float) if self.counted(train).any() else np.zeros(1)
-        drawn = np.quantile(known, (np.arange(DRAWN) + 0.5) / DRAWN)
+        count = min(len(known), DRAWN)
+        drawn = np.quantile(known, (np.arange(count) + 0.5) / count, method="inverted_cdf")
         true = truth[self.counted(truth)].astype(float)
-        return conversation_sums(np.repeat(true, DRAWN), np.tile(drawn, len(true)), np.array([0, len(true) * DRAWN]))[0]
+        return conversation_sums(np.repeat(true, count), np.tile(drawn, len(true)), np.array([0, len(true) * count]))[0]
 
 
 def score_scale(truth: np.ndarray) -> tuple[float, float]:

@@ -55,7 +55,7 @@ def group_tables(
     rows = [place[name] for name in answered.ids]
     here = [records.get(name) for name in answered.ids]
     groupings = {"speaker": _by_value([features.utterances.speakers[row] for row in rows])}
-    groupings["length"] = _by_length(rows, features, here)
+    groupings["length"] = by_length(rows, features, here)
     for name in dict.fromkeys(name for one in here if one for name in one.extra):
         groupings.setdefault(name, _by_value([one.extra.get(name, "") if one else "" for one in here]))
     title = METRICS[metric].title
@@ -87,7 +87,7 @@ def _by_value(values: Sequence[str]) -> dict[str, list[int]]:
     return groups if kept else {}
 
 
-def _by_length(rows: Sequence[int], features: Features, records: Sequence[Record | None]) -> dict[str, list[int]]:
+def by_length(rows: Sequence[int], features: Features, records: Sequence[Record | None]) -> dict[str, list[int]]:
     """About as many turns in each group: by seconds, else by tokens, else by frames, whichever is known and differs."""
     seconds = [one.seconds for one in records if one and one.seconds]
     known = [("s", np.array(seconds))] if len(seconds) == len(rows) else []
@@ -96,7 +96,8 @@ def _by_length(rows: Sequence[int], features: Features, records: Sequence[Record
     for unit, values in known:
         if len(values) and values.min() < values.max():
             style = ".2f" if unit == "s" else ".0f"
-            bounds = np.unique(np.quantile(values, SHARES))
+            bounds = np.quantile(values, SHARES)  # as they are printed, so that each group is what its name says
+            bounds = np.unique(bounds.round(2) if unit == "s" else np.floor(bounds))
             ends = [f"{bound:{style}}" for bound in bounds]
             names = [f"up to {ends[0]} {unit}", *(f"{low} to {high} {unit}" for low, high in pairwise(ends))]
             names.append(f"over {ends[-1]} {unit}")

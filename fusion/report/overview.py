@@ -14,7 +14,7 @@ from fusion.report import charts
 from fusion.report.groups import group_tables
 from fusion.report.results import Results, Row
 from fusion.report.turns import Beside, Said
-from fusion.tables import mean_std, number_of
+from fusion.tables import bounds, interval_of, mean_std, number_of
 from pipeline.store import UNLABELLED, Features
 
 Cells = list[list[str]]
@@ -138,9 +138,17 @@ def _beside(details: Mapping[str, Any], metric: str) -> Cells:
     rows = []
     for one in (details["ensemble"], *details["linear"]):
         own, change = one["test"][metric], one["difference"][metric]
-        ends = f"{change['low']:+.3f} to {change['high']:+.3f}"
         known = f"{one['validation'][metric]:.3f}" if one.get("validation") else ""
-        rows.append([one["name"], f"{own['value']:.3f}", _ends(own), known, f"{change['mean']:+.3f}", ends])
+        rows.append(
+            [
+                one["name"],
+                f"{own['value']:.3f}",
+                _ends(own),
+                known,
+                f"{change['mean']:+.3f}",
+                _ends(change, signed=True),
+            ]
+        )
     return rows
 
 
@@ -276,8 +284,8 @@ def _title(metric: str) -> str:
     return METRICS[metric].title if metric in METRICS else metric
 
 
-def _ends(own: Mapping[str, float]) -> str:
-    return f"{own['low']:.3f} to {own['high']:.3f}"
+def _ends(own: Mapping[str, Any], signed: bool = False) -> str:
+    return bounds(interval_of(own), signed)
 
 
 def _span(low: str, high: str, style: str = ".3f") -> str:

@@ -432,3 +432,6 @@ def test_chance_is_the_mean_of_many_draws() -> None:
     errors = np.mean([np.abs(random.choice(known, 200) - scores).mean() for _ in range(300)])
     assert of_scores["mae"] == pytest.approx(errors, abs=0.02)
     assert of_scores["correlation"] == pytest.approx(0, abs=1e-9)
+    few = np.append(known[:100], 40.0)  # one far away counts as often as any other
+    expected = np.abs(few[:, None] - scores[None]).mean()
+    assert chance_scores(ScoreTask(), scores, few)["mae"] == pytest.approx(expected, rel=1e-9)

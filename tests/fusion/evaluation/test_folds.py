@@ -112,7 +112,16 @@ def test_a_fold_without_a_linear_reference_joins_without_it(folders: list[Path])
     edit_details(folders[0], "linear", to=[])
     joined = join_folds(folders, PARAMS)
     assert [*joined.scores["accuracy"].beside] == ["floor", "chance"]
-    assert "linear" not in table_md(joined)
+    assert "linear reference" not in table_md(joined).lower()
+
+
+def test_joined_folds_say_what_has_not_learned_and_what_no_score_shows(folders: list[Path]) -> None:
+    idle = "Seed 11 has not learned: its loss never fell."
+    edit_details(folders[1], "warnings", to=[idle, "Only 5 conversations of the test split can be scored."])
+    table = table_md(join_folds(folders, PARAMS))
+    assert f"**{folders[1].name}: {idle}**" in table.replace("\\", "")
+    assert "of the test split can be scored" not in table
+    assert "The models are no better than the linear reference: weighted" in table
 
 
 def test_the_order_of_utterances_changes_nothing(folders: list[Path]) -> None:

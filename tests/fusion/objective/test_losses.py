@@ -200,8 +200,13 @@ def test_focal_loss_is_cross_entropy_that_hardly_counts_what_is_known(
     assert float(focal_loss(logits, labels, torch.zeros(7, dtype=torch.bool), 2.0)) == 0
 
 
-@pytest.mark.parametrize("loss", [LabelLoss(gamma=2.0), LabelLoss(balanced=True, gamma=3.0), LabelLoss(gamma=0.0)])
-def test_no_constant_answer_has_a_smaller_loss_than_the_constant_loss(loss: LabelLoss) -> None:
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_no_constant_answer_has_a_smaller_loss_than_the_constant_loss(
+    balanced: bool, gamma: float, smoothing: float
+) -> None:
+    loss = LabelLoss(balanced=balanced, gamma=gamma, smoothing=smoothing)
     task, labels = LabelTask(3), torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, -1])
     smallest = task.constant_loss(labels.numpy(), loss)
     head_loss = task.head_loss(labels, loss, torch.device("cpu"))

@@ -8,7 +8,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,14 +23,14 @@ from fusion.inference import predict_heads
 from fusion.objective import find_task
 from fusion.report import Sources
 from fusion.report.charts import robustness_charts
-from fusion.report.groups import group_tables
+from fusion.report.groups import by_length, group_tables
 from fusion.report.results import read_results
 from fusion.report.turns import ask, script_json
 from fusion.report.utterances import find_sounds, find_words
 from fusion.report.views import LONGEST, Viewer
 from pipeline.errors import DataError
 from pipeline.store import Identity
-from tests.fusion.made import Made, tiny_recipe, train_made, write_made
+from tests.fusion.made import Made, make_features, tiny_recipe, train_made, write_made
 from tests.fusion.paged import LABELS, Evaluated, evaluated, hostile_made, write_tone, written_predictions
 
 ROOT = Path(__file__).parents[3]
@@ -343,6 +344,26 @@ def test_groups_are_scored_as_sklearn_scores_them(tmp_path: Path) -> None:
     assert expected in tables["gender"]
     counted = len({row["utterance"] for row in results.predictions if row["true"]})
     assert all(sum(int(row[1]) for row in rows) == counted for rows in tables.values())
+
+
+@pytest.mark.parametrize("lengths", [[1, 2, 3, 4] * 20, [3] * 10 + [4] * 10 + [5] * 9 + [6] * 11])
+def test_a_group_of_lengths_is_what_its_name_says_and_none_is_lost(lengths: list[int]) -> None:
+    features = make_features(Made(conversations=(20, 5, 6)))
+    assert features.text is not None
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    part = replace(features.text, offsets=offsets, ids=list(map(str, lengths)))
+    rows = list(range(len(lengths)))
+    for seconds in (False, True):
+        records = [SimpleNamespace(seconds=0.5 + one / 1000) if seconds else None for one in lengths]
+        found = by_length(rows, replace(features, text=part), cast(Any, records))
+        assert sorted(place for members in found.values() for place in members) == (rows if found else [])
+        for name, members in found.items():
+            values = [lengths[place] for place in members]
+            if not seconds and name.startswith("up to"):
+                assert max(values) <= int(name.split()[2])
+            elif not seconds and " to " in name:
+                low, _, high, _ = name.split()
+                assert int(low) < min(values) <= max(values) <= int(high)
 
 
 def test_what_evaluation_warns_of_is_said_first(labelled: Evaluated, page: Path) -> None:
