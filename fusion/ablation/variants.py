@@ -129,6 +129,11 @@ def _override(recipe: Recipe, overrides: Mapping[str, Any], source: str) -> Reci
     contents = {name: getattr(recipe, name).model_dump(mode="json") for name in SECTIONS}
     for key, value in overrides.items():
         section, *names = key.split(".")
+        if section in contents and not names:
+            raise SettingsError(
+                f"{source}: '{key}' is a section, and a set names keys of sections, such as {{model.dropout: 0.1}}; on "
+                "the command line: --set 'ablations.NAME={model.dropout: 0.1}'"
+            )
         if section not in contents or not all([*names, names]):
             expected = f"expected a key of {', '.join(SECTIONS)}, such as model.dropout, or base, or grid"
             raise SettingsError(f"{source}: unknown key '{key}': {expected}{suggest(section, contents)}")

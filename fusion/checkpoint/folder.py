@@ -12,8 +12,10 @@ README.md           model card, which may be edited
 import hashlib
 import json
 import logging
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -149,6 +151,25 @@ def load_model(folder: Path, device: torch.device | str = "cpu", edited: bool = 
     Raises:
         ModelError: the folder is missing, incomplete or damaged, or holds a model that this version does not know.
     """
+    check_model_folder(folder)
+    with _kept(folder):
+        return _load_model(folder, device, edited)
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Raise ModelError where `folder` is another one in the end: a training that ends puts a new one in its place."""
+    before = folder.stat()
+    yield
+    try:
+        after = folder.stat()
+    except OSError as error:
+        raise _unread(folder, error) from error
+    if not os.path.samestat(before, after):
+        raise ModelError(f"{folder}: was replaced while it was read, by a training that ended; run the command again")
+
+
+def _load_model(folder: Path, device: torch.device | str, edited: bool) -> LoadedModel:
     provenance = read_provenance(folder, edited)
     if provenance.source != model_source(provenance.recipe.model.name):
         log.warning(
@@ -189,6 +210,11 @@ def load_seeds(folder: Path, device: torch.device | str = "cpu") -> list[LoadedM
         ModelError: as `load_model`, or there is none, or they are not of one training.
     """
     check_model_folder(folder)
+    with _kept(folder):
+        return _load_seeds(folder, device)
+
+
+def _load_seeds(folder: Path, device: torch.device | str) -> list[LoadedModel]:
     folders = [path for path in folder.iterdir() if path.name.startswith("seed-") and path.is_dir()]
     if not folders:
         raise ModelError(f"{folder}: holds no seed-<n> folder; name the folder that fusion-train wrote")

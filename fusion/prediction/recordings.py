@@ -3,6 +3,8 @@
 Conversations are encoded some at a time, so that memory holds a few hundred turns, however long the table is.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.recordings import Spoken, TurnEncoder, Waveform
 
 
+log = logging.getLogger(__name__)
+
 TURNS = 512  # of whole conversations that are encoded at a time
 
 
@@ -36,6 +40,7 @@ class Recordings:
         self._model, self._folders, self._device = provenance.recipe.model, (audio, text), device
         self._identities = {"audio": provenance.audio, "text": provenance.text}
         self._started: TurnEncoder | None = None
+        self._warned = False  # of clips alone
 
     @property
     def future_turns(self) -> int:
@@ -61,6 +66,7 @@ class Recordings:
             DataError: nothing can be decoded here.
         """
         encoded = self._encoder.encode(turns, since)
+        self._warn_of_clips_alone(turns[since:])
         return [
             Heard(
                 conversation=turn.utterance.conversation,
@@ -73,6 +79,23 @@ class Recordings:
             )
             for turn, found in zip(turns[since:], encoded, strict=True)
         ]
+
+    def _warn_of_clips_alone(self, turns: Sequence["Spoken"]) -> None:
+        """Once, where they are most: with others of its speaker, such a clip would have had other features."""
+        speakers = [turn.utterance.speaker for turn in turns if turn.sound is not None]
+        if self._warned or not speakers or not self._encoder.by_speaker:
+            return
+        clips = Counter(speakers)
+        alone = sum(speaker is None or clips[speaker] == 1 for speaker in speakers)
+        if 2 * alone > len(speakers):
+            self._warned = True
+            log.warning(
+                "%d of %d clips come without another clip of their speaker, over whose clips this model's features are "
+                "normalised (audio.normalise: speaker), so their answers differ from those among more clips; give all "
+                "turns of a speaker in one table, with the speaker's name",
+                alone,
+                len(speakers),
+            )
 
     def hear_next(self, said: Sequence["Spoken"], heard: Sequence[Heard]) -> list[Heard]:
         """What the model is given of one conversation up to now, all of which but the last turn was `heard` before.

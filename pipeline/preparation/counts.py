@@ -292,7 +292,10 @@ def note_unwatched(utterances: Sequence[Utterance], params: DatasetParams) -> li
     """What DVC does not look at: what lies behind a folder that is a link, and a table outside the root."""
     root = Path(params.root)
     folders = {parent for one in utterances if one.audio for parent in PurePosixPath(one.audio).parents}
-    found = [str(folder) for folder in sorted(folders) if folder.name and not _lies_inside(root / folder, root)]
+    outside = {folder for folder in folders if folder.name and not _lies_inside(root / folder, root)}
+    found = [
+        str(folder) for folder in sorted(outside) if outside.isdisjoint(folder.parents)
+    ]  # the link, not what is in it
     if params.source != params.root and not _lies_inside(Path(params.source), root):
         found.append(params.table)
     return [

@@ -88,6 +88,7 @@ REFUSED = [
     ("a: {model.contxt: none}", r"'ablations\.a': unknown key 'model\.contxt'; did you mean 'model\.hbaf\.context'\?"),
     ("a: {modle.context: none}", r"'ablations\.a': unknown key 'modle\.context': expected a key of .*'model'\?"),
     ("a: {context: none}", r"'ablations\.a': unknown key 'context': expected a key of model, loss, train"),
+    ("a: {train: {learning_rate: 0.1}}", r"'train' is a section, and a set names keys of sections, such as \{model\."),
     ("a: {evaluate.seed: 1}", r"'ablations\.a': unknown key 'evaluate\.seed'"),
     ("a: {model.hbaf.context: nonne}", r"'ablations\.a': 'model\.hbaf\.context' is 'nonne': .*did you mean 'none'\?"),
     ("a: {model.dim: 7}", r"'ablations\.a': 'model': heads is 2: must divide model\.dim, which is 7"),

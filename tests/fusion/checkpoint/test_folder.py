@@ -16,7 +16,8 @@ from fusion.checkpoint import check_compatible, load_model, load_seeds, read_pro
 from fusion.checkpoint.folder import write_hashes
 from fusion.data import load_split
 from fusion.errors import ModelError
-from fusion.models import HBAF
+from fusion.models import HBAF, model_source
+from pipeline.settings import publish
 from pipeline.store import Features, Identity
 from tests.fusion.made import AUDIO, LABELS, TEXT, Made, make_features, tiny_recipe, train_made
 
@@ -64,6 +65,22 @@ def test_a_folder_says_where_its_model_comes_from(trained: Path, features: Featu
     assert provenance.selected == {"fusion.fused": 1}
     assert provenance.validation["audio"] == loaded.history[0].heads["audio"]  # heads without a linear path
     assert set(provenance.validation) == {"fused", "audio", "text"}
+
+
+def test_models_that_are_replaced_while_they_are_read_are_not_mixed(
+    models: Path, tmp_path: Path, features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_made(features, tmp_path / "new", tiny_recipe(epochs=2, seeds=(0, 10)))
+
+    def replace_it(name: str) -> str | None:
+        if (tmp_path / "new" / "seed-0").exists():
+            publish(tmp_path / "new", models)
+        return model_source(name)
+
+    monkeypatch.setattr("fusion.checkpoint.folder.model_source", replace_it)
+    with pytest.raises(ModelError, match="was replaced while it was read"):
+        load_seeds(models)
+    assert [len(one.history) for one in load_seeds(models)] == [2, 2]
 
 
 def test_the_encoder_of_a_withheld_modality_is_not_recorded(tmp_path: Path, features: Features) -> None:

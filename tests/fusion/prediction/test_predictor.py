@@ -296,8 +296,8 @@ def test_words_are_read_with_the_turns_around_them_as_in_the_features_of_the_mod
         assert np.abs(answers(streamed) - answers(alone))[1].max() > TOLERANCE
 
 
-def test_speakers_are_listened_to_over_the_whole_table(
-    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_speakers_are_listened_to_over_the_whole_table_and_a_clip_alone_is_warned_of(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     log_mel = AudioParams(encoder="log-mel")  # by speaker, if nothing else is said
     folder = recorded.folder
@@ -312,4 +312,9 @@ def test_speakers_are_listened_to_over_the_whole_table(
     with Predictor.load(tmp_path / "models", "cpu") as predictor:
         cached = {one.id: one for one in predictor.predict_features(features)}
         found = predictor.predict(turns)
-    assert_same(found, [cached[one.id] for one in recorded.utterances])
+        assert_same(found, [cached[one.id] for one in recorded.utterances])
+        assert "without another clip of their speaker" not in caplog.text
+        conversation = predictor.conversation("a")
+        for turn in turns[:2]:
+            conversation.add(replace(turn, conversation="a"))
+    assert caplog.text.count("1 of 1 clips come without another clip of their speaker") == 1

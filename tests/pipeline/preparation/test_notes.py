@@ -365,10 +365,13 @@ def test_what_dvc_does_not_see_is_named(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
     (elsewhere / "audio").mkdir(parents=True)
     root.mkdir()
-    write_wav(elsewhere / "audio" / "a.wav", sound(0.2, 16_000), 16_000)
+    (elsewhere / "audio" / "deeper").mkdir()
+    write_wav(elsewhere / "audio" / "deeper" / "a.wav", sound(0.2, 16_000), 16_000)
     (root / "linked").symlink_to(elsewhere / "audio")
-    rows = [row | {"audio": "linked/a.wav"} for row in labelled("joy")]
-    assert "note: linked lies outside dataset.root, so DVC does not notice" in summary(found(root, rows))
+    rows = [row | {"audio": "linked/deeper/a.wav"} for row in labelled("joy")]
+    told = summary(found(root, rows))
+    assert "note: linked lies outside dataset.root, so DVC does not notice" in told
+    assert told.count("lies outside") == 1  # not of each folder in it
     write_rows(elsewhere / "table.csv", labelled("joy"))
     params = DatasetParams(name="table", root=str(root), table=str(elsewhere / "table.csv"))
     assert f"note: {params.table} lies outside dataset.root" in summary(prepare(params))
