@@ -21,6 +21,7 @@ Channels = Literal["downmix", "center", "first", "auto"]
 
 SAMPLE_RATES = range(1_000, 768_001)  # Hz; any other is a damaged header
 JITTER_SECONDS = 0.01  # of time stamps; the packets of usual codecs are longer, so that a lost one is more than this
+ROUNDED_SECONDS = 0.002  # of time stamps in milliseconds, as Matroska has them, and of their start
 RESTART_SECONDS = 1.0  # a jump back by more is another recording behind this one; by less, packets overlap
 LONGEST_GAP_SECONDS = 3 * 3600.0  # a longer one is a jump of the clock
 BROADCAST_GAP_SECONDS = 10.0  # as ffmpeg has it for formats whose clocks do jump
@@ -170,7 +171,7 @@ class Timeline:
         self.channel_count = max(self.channel_count, count)
         self.rate = self.rate or rate
         self.slack = max(self.slack, size / rate)
-        at = clock.place(frame.pts, size, self.position, self.rate)
+        at = clock.place(frame, self.position, self.rate)
         if at > self.position:
             yield self._silence(at - self.position, "damaged" if clock.accuse() else "gap")
         clock.placed(size)
@@ -221,6 +222,8 @@ class _Clock:
         self._stored = name == "matroska,webm"  # ffmpeg before version 8: blocks count from the first one
         # elsewhere FFmpeg makes the time stamps by adding up rounded durations
         self._stamped = not flags & Flags.generic_index.value or self._jumps or name in STAMPED
+        self._packet_seconds = 0.0  # as FFmpeg states it
+        self._vorbis = stream.codec_context.name == "vorbis"
         self._logged = logging.get_last_error
         self._errors = self._errors_at_frame = self._logged()[0]
         self._size: int = container.size  # bytes
@@ -262,6 +265,8 @@ class _Clock:
         if packet is not None and packet.size:
             self._follow(packet)
         self._packets += 1
+        if packet is not None and packet.time_base:
+            self._packet_seconds = float((packet.duration or 0) * packet.time_base)
         if packet is None:
             self.troubled = True
         elif frames is None:
@@ -317,14 +322,17 @@ class _Clock:
         samples = (self._lost_bytes + more) / self._mean_bytes * self._mean_samples
         return round(samples / max(self.frame_samples, 1)) * self.frame_samples
 
-    def place(self, stamp: int | None, samples: int, position: int, rate: int) -> int:
+    def place(self, frame: Any, position: int, rate: int) -> int:
         """The place of its first sample; `position` where it follows the frame before."""
+        stamp = frame.pts
         if not self._stamped:
             return position + self.lost_samples()
         if stamp is None or stamp == self._stamp:  # some writers stamp nothing, or everything alike
             return position
         self._stamp = stamp
-        at = self._base + round((stamp * self._tick - self._origin) * rate)
+        late = _late_samples(frame.samples) / frame.sample_rate if self._vorbis else 0.0
+        misjudged = late if 0 < self._packet_seconds < frame.samples / frame.sample_rate - late / 2 else 0.0
+        at = self._base + round((stamp * self._tick - misjudged - self._origin) * rate)
         if at < position == self._base:  # before the clock begins
             return at
         ahead = (at - position) / rate
@@ -333,8 +341,10 @@ class _Clock:
         if self._frames and (restarts or ahead > longest):
             self._origin += ahead
             return position
+        if late and abs(ahead - late) < ROUNDED_SECONDS:  # Matroska copied from Ogg states the right length with it
+            return position
         # the label of a first frame that lost its priming is rounded
-        second = self._frames == 1 and samples != self.frame_samples and at > position
+        second = self._frames == 1 and frame.samples != self.frame_samples and at > position
         return at if abs(ahead) > JITTER_SECONDS or not self._frames or second else position
 
     def placed(self, samples: int) -> None:
@@ -367,6 +377,21 @@ class _Clock:
             frame.sample_rate = rate
             flushed += self.resampler[1].resample(frame)
         return np.concatenate([np.empty(0, np.float32), *(frame.to_ndarray()[0] for frame in flushed)])
+
+
+def _late_samples(samples: int) -> int:
+    """By how many samples FFmpeg may stamp a Vorbis frame late; 0 where it stamps it right.
+
+    A frame is a quarter of its block and a quarter of the one before, which are of two sizes, powers of two. Of a short
+    block behind a long one FFmpeg counts back from the end as if both were short. The difference is an odd multiple of
+    a quarter of a short block, and less than such a frame, so no packets that are lost make it up.
+
+    >>> [_late_samples(size) for size in (576, 384, 128, 1024)]  # blocks of 256 and 2,048; of 512 and 1,024; alike
+    [448, 128, 0, 0]
+    """
+    half_of_short = 2 * samples & -2 * samples
+    half_of_long = 2 * samples - half_of_short
+    return samples - half_of_short if half_of_long and half_of_long & (half_of_long - 1) == 0 else 0
 
 
 @lru_cache(maxsize=1)

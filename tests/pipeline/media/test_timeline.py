@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -375,13 +376,61 @@ def test_a_fragmented_file_that_cannot_be_read_beyond_its_damage_is_truncated(tm
 
 @pytest.mark.parametrize("share", [0.1, 0.35, 0.6])
 def test_a_lost_ogg_page_is_a_gap(tmp_path: Path, share: float) -> None:
-    path = encoded(tmp_path / "a.opus", rate=48_000)
+    assert_lost_page_is_a_gap(encoded(tmp_path / "a.opus", rate=48_000), share)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("share", [0.25, 0.35, 0.6])
+@pytest.mark.parametrize("rate", [44_100, 32_000, 16_000])
+def test_a_lost_page_of_vorbis_is_a_gap(tmp_path: Path, rate: int, share: float) -> None:
+    assert_lost_page_is_a_gap(write_vorbis(tmp_path / "a.ogg", knocks(10, rate), rate), share)
+
+
+def assert_lost_page_is_a_gap(path: Path, share: float) -> None:
     intact, content = decode(path), path.read_bytes()
     page = content.index(b"OggS", int(share * len(content)))
     path.write_bytes(content[:page] + content[content.index(b"OggS", page + 4) :])
-    recording = decode(path)
+    recording, last = decode(path), 8 * intact.sample_rate
     assert [issue.split()[0] for issue in recording.issues] == ["gap"]
-    assert_same(recording.samples[8 * 48_000 :], intact.samples[8 * 48_000 :], 48_000)
+    assert_same(recording.samples[last:], intact.samples[last:], intact.sample_rate)
+
+
+def knocks(seconds: float, rate: int) -> np.ndarray:
+    """Tones that begin at once, for which Vorbis takes short blocks, and die away, no two alike."""
+    time, samples = np.arange(round(seconds * rate)) / rate, np.zeros(round(seconds * rate))
+    for number, first in enumerate(np.arange(0.15, seconds, 0.23)):
+        after = np.maximum(time - first, 0)
+        samples += (time >= first) * np.exp(-25 * after) * 0.4 * np.sin(2 * np.pi * (300 + 37 * number) * after)
+    return samples[:, None]
+
+
+def write_vorbis(path: Path, sound: np.ndarray, rate: int) -> Path:
+    source = write_wav(path.with_suffix(".wav"), sound, rate)
+    ffmpeg("-i", source, "-c:a", "libvorbis", path)
+    return path
+
+
+def frames_of(path: Path) -> np.ndarray:
+    """What the decoder gives, one frame behind the other."""
+    with av.open(str(path)) as container:
+        return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("kind", ["ogg", "mka"])
+@pytest.mark.parametrize("rate", [48_000, 44_100, 32_000, 24_000, 16_000])
+def test_vorbis_blocks_that_ffmpeg_stamps_late_are_no_gaps(tmp_path: Path, rate: int, kind: str) -> None:
+    path = write_vorbis(tmp_path / "a.ogg", knocks(3, rate), rate)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(audio=0) if packet.duration]
+    assert any(one.pts + one.duration < following.pts for one, following in pairwise(packets))  # by its own account
+    ffmpeg("-i", path, "-c", "copy", tmp_path / "copied.mka")
+    recording = decode(path if kind == "ogg" else tmp_path / "copied.mka")
+    frames = frames_of(path)
+    assert recording.issues == []
+    assert len(frames) == 3 * rate
+    assert len(recording.samples) - len(frames) <= (0 if kind == "ogg" else 0.03 * rate)  # its first packet is silent
+    np.testing.assert_array_equal(recording.samples[-len(frames) :], frames)
 
 
 PADDED = {  # bytes a sample, bits of it, whether these are the upper ones, whether the header is an extensible one
