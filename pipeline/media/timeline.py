@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
+from sys import maxsize
 from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.media.containers import Part, lacks_its_end, read_parts
+from pipeline.media.containers import Part, is_one_page, lacks_its_end, late_samples, read_parts
 
 Channels = Literal["downmix", "center", "first", "auto"]
 
@@ -96,6 +97,8 @@ class Timeline:
                 with container:
                     stream = self._choose(container)
                     clock = _Clock(self.path, container, stream, self.position, errors)
+                    if clock.vorbis and stream.duration and is_one_page(part):
+                        clock.take_one_page(stream)
                     self.expected = clock.end_seconds(container, stream, self.rate) if duration_is_known else None
                     yield from self._read(container, stream, clock, getattr(part, "gain", 1.0))
                     self._end(clock, part)
@@ -179,6 +182,7 @@ class Timeline:
             samples = clock.resample(samples, rate, self.rate)
         if at < self.position:
             samples = samples[self.position - at :]
+        samples = samples[: max(0, clock.last - self.position)]
         if len(samples):
             self.position += len(samples)
             yield Block(self.position - len(samples), len(samples), samples, energy, heard)
@@ -223,7 +227,9 @@ class _Clock:
         # elsewhere FFmpeg makes the time stamps by adding up rounded durations
         self._stamped = not flags & Flags.generic_index.value or self._jumps or name in STAMPED
         self._packet_seconds = 0.0  # as FFmpeg states it
-        self._vorbis = stream.codec_context.name == "vorbis"
+        self.vorbis = stream.codec_context.name == "vorbis"
+        self._page_seconds: float | None = None
+        self.last = maxsize  # the sample behind its end
         self._logged = logging.get_last_error
         self._errors = self._errors_at_frame = self._logged()[0]
         self._size: int = container.size  # bytes
@@ -257,6 +263,15 @@ class _Clock:
             end = end if whole is None else min(end, whole)
             return base + end * (AVI_SHARE if container.format.name == "avi" else 1.0)
         return None if whole is None or container.streams.video else base + whole
+
+    def take_one_page(self, stream: Any) -> None:
+        """The first block of Vorbis is no sound, but FFmpeg counts it where one page holds all: it stamps all others
+        late, and cuts off too much at the end, or nothing. Here both follow from the page's length.
+        """
+        from av.codec.context import Flags2
+
+        stream.codec_context.flags2 |= Flags2.skip_manual  # which would pass over the first block
+        self._page_seconds = float(stream.duration * stream.time_base)
 
     def see(self, packet: Any, frames: list[Any] | None) -> None:
         """Take note of a packet before its frames: None where it could not be decoded, or not read."""
@@ -330,9 +345,14 @@ class _Clock:
         if stamp is None or stamp == self._stamp:  # some writers stamp nothing, or everything alike
             return position
         self._stamp = stamp
-        late = _late_samples(frame.samples) / frame.sample_rate if self._vorbis else 0.0
-        misjudged = late if 0 < self._packet_seconds < frame.samples / frame.sample_rate - late / 2 else 0.0
-        at = self._base + round((stamp * self._tick - misjudged - self._origin) * rate)
+        late = late_samples(frame.samples) / frame.sample_rate if self.vorbis else 0.0
+        misjudged = frame.samples / frame.sample_rate - self._packet_seconds
+        misjudged = late if abs(misjudged - late) < self._tick else 0.0
+        seconds = stamp * self._tick - misjudged
+        if self._page_seconds and not self._frames:
+            self._origin = seconds + self._packet_seconds
+            self.last = self._base + round(self._page_seconds * rate)
+        at = self._base + round((seconds - self._origin) * rate)
         if at < position == self._base:  # before the clock begins
             return at
         ahead = (at - position) / rate
@@ -377,21 +397,6 @@ class _Clock:
             frame.sample_rate = rate
             flushed += self.resampler[1].resample(frame)
         return np.concatenate([np.empty(0, np.float32), *(frame.to_ndarray()[0] for frame in flushed)])
-
-
-def _late_samples(samples: int) -> int:
-    """By how many samples FFmpeg may stamp a Vorbis frame late; 0 where it stamps it right.
-
-    A frame is a quarter of its block and a quarter of the one before, which are of two sizes, powers of two. Of a short
-    block behind a long one FFmpeg counts back from the end as if both were short. The difference is an odd multiple of
-    a quarter of a short block, and less than such a frame, so no packets that are lost make it up.
-
-    >>> [_late_samples(size) for size in (576, 384, 128, 1024)]  # blocks of 256 and 2,048; of 512 and 1,024; alike
-    [448, 128, 0, 0]
-    """
-    half_of_short = 2 * samples & -2 * samples
-    half_of_long = 2 * samples - half_of_short
-    return samples - half_of_short if half_of_long and half_of_long & (half_of_long - 1) == 0 else 0
 
 
 @lru_cache(maxsize=1)

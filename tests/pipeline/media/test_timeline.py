@@ -433,6 +433,26 @@ def test_vorbis_blocks_that_ffmpeg_stamps_late_are_no_gaps(tmp_path: Path, rate:
     np.testing.assert_array_equal(recording.samples[-len(frames) :], frames)
 
 
+@needs_ffmpeg
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("seconds", [0.3, 0.61, 0.9])
+@pytest.mark.parametrize("rate", [44_100, 16_000, 8_000])
+def test_vorbis_of_a_single_page_begins_and_ends_where_it_was_written(
+    tmp_path: Path, rate: int, seconds: float, times: int
+) -> None:
+    written = knocks(seconds, rate)
+    path = write_vorbis(tmp_path / "a.ogg", written, rate)
+    content = path.read_bytes()
+    assert content.count(b"OggS") == 3  # two of them of headers
+    path.write_bytes(times * content)
+    recording = decode(path)
+    assert recording.issues == []
+    assert len(recording.samples) == times * len(written)
+    for found in np.split(recording.samples, times):
+        assert lag(found, written[:, 0]) == 0
+        assert difference(found, written[:, 0], 0) < 0.35  # a frame later: more than 1
+
+
 PADDED = {  # bytes a sample, bits of it, whether these are the upper ones, whether the header is an extensible one
     "24 in 32": (4, 24, True, True),
     "24 in 32, old header": (4, 24, True, False),
