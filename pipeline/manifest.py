@@ -18,6 +18,7 @@ A turn is never dropped: where a modality is absent or odd, `status` says why. R
     damaged 1.0-1.1 s  these seconds of the file cannot be decoded: they are silence; what follows keeps its time
     gap 0.0-2.0 s      the file has no sound in these seconds: it starts late, was muted, or packets are lost; silence
     stream 1 of 2      the file has several sound streams and names no default: which one is used
+    channel 1 of 4     dataset.channels is center, and the file does not say which of several it is: which one is used
     antiphase (channels: first)   the channels cancel in the mix; set dataset.channels to first, or auto
     first-channel      dataset.channels is auto, and the mix of the recording would cancel
     short              less than 25 ms, one frame of the encoders; it is padded to one frame

@@ -34,6 +34,7 @@ AVI_SHARE = 0.75  # of the length that AVI headers state, which counts chunks th
 STAMPED = ("flac", "wv")  # of the formats without an index, those whose frames say their time
 TAGS = (b"ID3", b"TAG", b"APETAGEX")  # not sound, where MP3 files are joined
 SUMMED = ("flac", "ac3", "eac3", "wavpack", "tta")  # codecs with checksums, which FFmpeg ignores unless it is asked
+SURROUND = ["FL", "FR", "FC", "LFE", "BL", "BR"]  # of 5.1
 # they have FFmpeg open other files (of a.mlv: a.m00 and so on); and pictures
 REFUSED = {"concat", "concatf", "hls", "applehttp", "dash", "imf", "webm_dash_manifest", "sdp", "rtp", "rtsp", "sap"}
 REFUSED |= {"image2", "image2pipe", "vobsub", "mlv"}
@@ -141,6 +142,10 @@ class Timeline:
         chosen = (defaults or known)[0]
         if len(streams) > 1 and len(defaults) != 1:
             self.issues = [f"stream {streams.index(chosen) + 1} of {len(streams)}"]
+        count = chosen.layout.nb_channels
+        issue = f"channel 1 of {count}"
+        if self.channels == "center" and count > 2 and _centre(chosen.layout) is None and issue not in self.issues:
+            self.issues.append(issue)
         return chosen
 
     def _read(self, container: Any, stream: Any, clock: "_Clock", gain: float) -> Iterator[Block]:
@@ -481,5 +486,12 @@ def _floats(plane: np.ndarray) -> np.ndarray:
 
 def _channel_index(frame: Any, channels: Channels) -> int:
     """The centre channel where there is one (dialogue in films), else the first."""
-    names = [channel.name for channel in frame.layout.channels]
-    return names.index("FC") if channels == "center" and "FC" in names else 0
+    return (channels == "center" and _centre(frame.layout)) or 0
+
+
+def _centre(layout: Any) -> int | None:
+    """The place of the centre channel, where it has one. Six channels without names are 5.1, as ffmpeg has it."""
+    names = [channel.name for channel in layout.channels]
+    if len(names) == len(SURROUND) and layout.name == f"{len(names)} channels":  # without names
+        names = SURROUND
+    return names.index("FC") if "FC" in names else None

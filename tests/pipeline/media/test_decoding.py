@@ -56,6 +56,28 @@ def test_six_channels_become_one_as_asked(
     np.testing.assert_allclose(values(recording), expected(as_stored(samples, kind)), rtol=0, atol=1e-7)
 
 
+def test_six_channels_without_names_are_those_of_5_1(tmp_path: Path) -> None:
+    samples = sound(0.2, 48_000, channels=6)
+    recordings = [
+        decode(write_wav(tmp_path / "bare.wav", samples, 48_000), "center"),
+        decode(write_encoded(tmp_path / "a.flac", samples, 48_000, "flac"), "center"),
+    ]
+    for recording in recordings:
+        assert (recording.channels, recording.issues) == (6, [])
+        np.testing.assert_allclose(values(recording), samples[:, 2], rtol=0, atol=2**-14)
+
+
+@pytest.mark.parametrize("count", [3, 4, 8])
+def test_a_centre_that_the_file_does_not_name_is_reported(tmp_path: Path, count: int) -> None:
+    samples = sound(0.2, RATE, channels=count)
+    path = write_wav(tmp_path / "bare.wav", samples, RATE)
+    path.write_bytes(2 * path.read_bytes())  # once of two that are joined
+    recording = decode(path, "center")
+    assert recording.issues == [f"channel 1 of {count}"]
+    np.testing.assert_array_equal(values(recording), np.tile(as_stored(samples, "s16")[:, 0], 2))
+    assert [decode(path, other).issues for other in ("first", "downmix")] == [[], []]
+
+
 def test_without_a_centre_channel_the_first_is_taken(tmp_path: Path) -> None:
     samples = sound(0.2, RATE, channels=2)
     recording = decode(write_wav(tmp_path / "two.wav", samples, RATE), "center")
