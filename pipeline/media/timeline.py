@@ -34,6 +34,7 @@ AVI_SHARE = 0.75  # of the length that AVI headers state, which counts chunks th
 STAMPED = ("flac", "wv")  # of the formats without an index, those whose frames say their time
 TAGS = (b"ID3", b"TAG", b"APETAGEX")  # not sound, where MP3 files are joined
 SUMMED = ("flac", "ac3", "eac3", "wavpack", "tta")  # codecs with checksums, which FFmpeg ignores unless it is asked
+INTEGERS_OF_64 = {"s64": "i8", "s64p": "i8"}  # which PyAV does not know
 SURROUND = ["FL", "FR", "FC", "LFE", "BL", "BR"]  # of 5.1
 # they have FFmpeg open other files (of a.mlv: a.m00 and so on); and pictures
 REFUSED = {"concat", "concatf", "hls", "applehttp", "dash", "imf", "webm_dash_manifest", "sdp", "rtp", "rtsp", "sap"}
@@ -457,7 +458,7 @@ def _mono(frame: Any, channels: Channels) -> tuple[np.ndarray, float, int]:
     """One decoded frame as (samples,) float32 in [-1, 1], and the energy of all channels and their number."""
     from av.audio.frame import format_dtypes
 
-    kind = np.dtype(format_dtypes[frame.format.name])
+    kind = np.dtype((format_dtypes | INTEGERS_OF_64)[frame.format.name])
     planes = [np.frombuffer(plane, kind) for plane in frame.planes]  # frame.to_ndarray() would copy them
     if not frame.format.is_planar:
         count = frame.layout.nb_channels

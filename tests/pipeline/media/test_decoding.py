@@ -38,6 +38,14 @@ def test_a_wav_file_decodes_to_what_was_written(tmp_path: Path, kind: str, rate:
     np.testing.assert_allclose(values(recording), as_stored(samples, kind)[:, 0], rtol=0, atol=0 if exact else 2**-25)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_integers_of_64_bits_are_read(tmp_path: Path, channels: int) -> None:
+    samples = sound(0.2, RATE, channels)
+    recording = decode(write_encoded(tmp_path / "a.wav", samples, RATE, "pcm_s64le"), "first")
+    assert recording.issues == []
+    np.testing.assert_allclose(values(recording), samples[:, 0], rtol=0, atol=2**-14)
+
+
 @pytest.mark.parametrize("kind", ["s16", "s24", "f32"])
 @pytest.mark.parametrize(
     ("channels", "expected"),
