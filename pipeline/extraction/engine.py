@@ -238,7 +238,8 @@ def _quoted(error: BaseException) -> str:
 def _counting(error: ClipError, futures: Sequence[Future[Any]]) -> ClipError:
     """The error with how many more utterances cannot be loaded, as far as is known, and how to go on without them."""
     done, _ = wait(futures, COUNT_SECONDS)
-    more = sum(isinstance(future.exception(), ClipError) for future in done) - 1
-    others = f" (and {more} more)" if more > 0 else ""
+    errors = (future.exception() for future in done)  # those of a speaker need one another, so several have the same
+    more = {each.utterance_id for each in errors if isinstance(each, ClipError)} - {error.utterance_id}
+    others = f" (and {len(more)} more)" if more else ""
     message = f"{error}{others}; to go on without such utterances, set audio.on_error: mark"
     return ClipError(message, error.utterance_id, error.status)

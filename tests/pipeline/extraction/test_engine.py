@@ -238,6 +238,16 @@ def test_the_error_counts_its_like_and_says_how_to_go_on() -> None:
     assert (told.value.utterance_id, told.value.status) == ("film/1", "missing-file")
 
 
+def test_the_error_counts_an_utterance_once_that_others_need() -> None:
+    def gone(index: int) -> int:  # as where the clips of a speaker are normalised together
+        raise ClipError(f"'film/{index % 2}': gone", f"film/{index % 2}", "missing-file")
+
+    with pytest.raises(ClipError, match=r"^'film/0': gone; to go on"):
+        list(engine(load=gone).run([[0, 2], [4]]))
+    with pytest.raises(ClipError, match=r"^'film/1': gone \(and 1 more\); to go on"):
+        list(engine(load=gone).run([[1, 2, 3, 4]]))
+
+
 @pytest.mark.soak
 def test_a_recording_that_hangs_does_not_hold_an_error_back() -> None:
     end = threading.Event()
