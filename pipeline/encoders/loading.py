@@ -175,7 +175,7 @@ def load_config(source: Source, modality: Modality, who: str, others: str = "") 
     """The model's configuration, without its weights, and what is known of its architecture.
 
     Raises:
-        EncoderError: it cannot be read, or `who` is of an architecture that is not supported.
+        EncoderError: it cannot be read, is of an architecture that is not supported, or its weights are quantised.
     """
     load_transformers()
     from transformers import AutoConfig, PretrainedConfig
@@ -194,7 +194,14 @@ def load_config(source: Source, modality: Modality, who: str, others: str = "") 
     layers = getattr(config, "num_hidden_layers", 0)
     if not isinstance(layers, int) or layers > MOST_LAYERS:  # they are laid out before weights are read
         raise EncoderError(f"encoder {source.location}: its config.json says {str(layers)[:20]} layers; fix it")
-    return Supported(config, check_supported(modality, config.model_type, who, others))
+    architecture = check_supported(modality, config.model_type, who, others)
+    if quantisation := getattr(config, "quantization_config", None):
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+        raise EncoderError(
+            f"encoder {source.location}: its weights are quantised{f' ({method})' if method else ''}, which is not "
+            "supported; name the model without quantisation"
+        )
+    return Supported(config, architecture)
 
 
 def load_pretrained(

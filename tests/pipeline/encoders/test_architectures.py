@@ -453,6 +453,33 @@ def test_other_architectures_are_refused_by_name(kind: str, load_encoder: Any, t
         load_encoder(tmp_path)
 
 
+QUANTISED: dict[str, dict[str, Any]] = {
+    "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "gptq": {"quant_method": "gptq", "bits": 4},
+    "awq": {"quant_method": "awq", "bits": 4, "version": "gemm"},
+}
+
+
+def with_quantisation(folder: Path, quantisation: dict[str, Any] | None) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantisation}))
+    return folder
+
+
+@pytest.mark.parametrize("method", QUANTISED)
+def test_quantised_weights_are_refused_by_their_method(method: str, tmp_path: Path) -> None:
+    text = with_quantisation(text_folder("bert", tmp_path / "text"), QUANTISED[method])
+    speech = with_quantisation(speech_folder("hubert", tmp_path / "speech"), QUANTISED[method])
+    for load_encoder, folder in ((load, text), (finetune_text, text), (load_audio, speech), (finetune_audio, speech)):
+        with pytest.raises(EncoderError, match=rf"weights are quantised \({method}\), .*; name the model without"):
+            load_encoder(folder)
+
+
+def test_a_model_that_states_no_quantisation_is_loaded(tmp_path: Path) -> None:
+    assert encoded(load(with_quantisation(text_folder("bert", tmp_path), None)), ["a"])
+
+
 def test_a_text_encoder_without_a_classifier_is_not_fine_tuned(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match=r"is a 't5' model, which encodes but .* expected one of albert, .*, xlnet"):
         finetune_text(text_folder("t5", tmp_path))
