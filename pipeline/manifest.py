@@ -134,6 +134,16 @@ def content_key(source: Source, modality: str) -> str | None:
     return key_of([source.content or source.audio, *stretch, source.speaker]) if source.samples else None
 
 
+def learned_key(source: Source, modality: str) -> str | None:
+    """Hash (hex) of the text, or of the recording and its times, whoever speaks; None where there is nothing.
+
+    By it an encoder knows again what it was fine-tuned on, also where the table has learned who speaks.
+    """
+    if modality == "text":
+        return content_key(source, "text")
+    return key_of([source.content or source.audio, source.start, source.end]) if source.samples else None
+
+
 def key_of(read: Sequence[object]) -> str:
     """Hash (hex) of everything that an encoder reads for an utterance."""
     return hashlib.sha256(json.dumps(read, ensure_ascii=False).encode()).hexdigest()[:KEY_DIGITS]

@@ -19,7 +19,7 @@ from typing import Any
 from fusion.ablation.comparison import Comparison, Row
 from fusion.ablation.variants import BASE, LINEAR, Variant, format_value
 from fusion.checkpoint import VERSION
-from fusion.evaluation import BLUE, ORANGE, draw_png, draw_svg, find_run, hash_files, other_results
+from fusion.evaluation import BLUE, FEW_CONVERSATIONS, ORANGE, draw_png, draw_svg, find_run, hash_files, other_results
 from fusion.objective import METRICS
 from fusion.params import EvaluateParams, FoldParams
 from fusion.runtime import replace_files
@@ -275,9 +275,12 @@ def _explain(comparison: Comparison) -> str:
     counted = ablation.task.counted(ablation.task.truth(ablation.test))
     ids = ablation.test.conversation_ids
     conversations = len({one for one, counts in zip(ids, counted.tolist(), strict=True) if counts})
-    units = "conversations"
+    units, few = "conversations", ""
     if ablation.folds and ablation.folds.hold_out == "speaker":
-        units = f"speakers (here {len(set(ablation.units.tolist()))}, or groups of them that talk to each other)"
+        count = len(set(ablation.units.tolist()))
+        units = f"speakers ({count} groups of speakers who share conversations)"
+        if count < FEW_CONVERSATIONS:
+            few = f" With so few of them intervals are wide, and no p is below {2 ** (1 - count):.2g}."
     if len(ablation.seeds) > 1:
         drawn = f"Intervals and tests count both what other {units} and what other seeds would change."
     else:
@@ -293,7 +296,7 @@ def _explain(comparison: Comparison) -> str:
     less = f" Of {', '.join(lower)} less is better." * bool(lower)
     return (
         f"{int(counted.sum())} {ablation.task.counted_are} of {conversations} conversations, "
-        f"mean ± standard deviation of {number_of(len(ablation.seeds), 'seed')}. {drawn} p: paired permutation "
+        f"mean ± standard deviation of {number_of(len(ablation.seeds), 'seed')}. {drawn}{few} p: paired permutation "
         f"test of no difference; p (Holm): corrected for the number of rows that are compared ({compared}); a "
         f"difference is bold where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs "
         "beside it or not." + pooled + less

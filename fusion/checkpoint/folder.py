@@ -166,7 +166,7 @@ def _kept(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise _unread(folder, error) from error
     if not os.path.samestat(before, after):
-        raise ModelError(f"{folder}: was replaced while it was read, by a training that ended; run the command again")
+        raise ModelError(f"{folder}: was replaced while it was read, by a training run that finished; run it again")
 
 
 def _load_model(folder: Path, device: torch.device | str, edited: bool) -> LoadedModel:

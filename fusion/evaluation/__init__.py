@@ -24,6 +24,6 @@ if TYPE_CHECKING:
     )
     from fusion.evaluation.robustness import evaluate_all, measure_robustness, read_degraded
     from fusion.evaluation.robustness_files import AXES, TITLES, level_name
-    from fusion.evaluation.scores import Evaluation, evaluate, load_test, sample_std
+    from fusion.evaluation.scores import FEW_CONVERSATIONS, Evaluation, evaluate, load_test, sample_std
 else:
     __getattr__ = door(__name__, __file__)

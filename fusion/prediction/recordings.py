@@ -90,7 +90,7 @@ class Recordings:
         if 2 * alone > len(speakers):
             self._warned = True
             log.warning(
-                "%d of %d clips come without another clip of their speaker, over whose clips this model's features are "
+                "%d of %d clips are the only clip of their speaker, over whose clips this model's features are "
                 "normalised (audio.normalise: speaker), so their answers differ from those among more clips; give all "
                 "turns of a speaker in one table, with the speaker's name",
                 alone,

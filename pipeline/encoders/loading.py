@@ -7,6 +7,7 @@ fine-tuning off, its command must cost nothing.
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from pipeline.settings import load_transformers
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
 
 NOTE = "README.md"
 OFF = "Fine-tuning is off"
@@ -49,12 +51,18 @@ def read_note(folder: Path) -> str | None:
 FINGERPRINT = "fingerprint"  # file of a fine-tuned encoder: of all that decided its weights; then, of what it holds
 
 
-LEARNED = "learned.txt"  # of the same: a line for each recording or text whose label it learned, `content_key`
+LEARNED = "learned.txt"  # of the same: a line for each recording or text whose label it learned, `learned_key`
 
 
 def read_learned(folder: str) -> frozenset[str]:
-    """Whose labels the encoder in `folder` has learned, by `pipeline.manifest.content_key`; none unless it is ours."""
+    """Whose labels the encoder in `folder` has learned, by `pipeline.manifest.learned_key`; none unless it is ours."""
     file = Path(folder) / LEARNED
+    if not file.is_file() and (Path(folder) / FINGERPRINT).is_file():
+        log.warning(
+            "%s: was fine-tuned by an earlier version, which did not list whose labels it learned, so nothing stops a "
+            "test on them; fine-tune it again",
+            folder,
+        )
     return frozenset(file.read_text(encoding="utf-8").split()) if file.is_file() else frozenset()
 
 

@@ -26,7 +26,7 @@ from pipeline.encoders import batches_under_budget, read_learned
 from pipeline.errors import ClipError, DataError, StoreError
 from pipeline.extraction.engine import Encoded, Engine, LocalEngine
 from pipeline.extraction.progress import Progress, Unit
-from pipeline.manifest import Source, content_key, key_of, read_sources
+from pipeline.manifest import Source, content_key, key_of, learned_key, read_sources
 from pipeline.media import Channels, Clips, encoder_samples
 from pipeline.params import AudioParams, TextParams
 from pipeline.settings import Threads, advise_precision, sole_writer
@@ -179,7 +179,7 @@ def plan_audio(recordings: Recordings, encoder: "SpeechEncoder", scratch: Path, 
     inputs = [
         [content_key(u, "audio"), u.audio, u.start, u.end, u.samples, file_size(recordings.root, u)] for u in utterances
     ]
-    layout = replace(work.layout, learned=[content_key(utterance, "audio") in learned for utterance in utterances])
+    layout = replace(work.layout, learned=[learned_key(utterance, "audio") in learned for utterance in utterances])
     return replace(work, layout=_made_from([channels, *inputs], altered, layout), close=clips.close)
 
 
@@ -291,6 +291,8 @@ def _made_from(inputs: list[Any], altered: Altered | None, layout: PartLayout) -
     if altered:
         inputs = [*inputs, altered.code]
         layout = replace(layout, identity=Identity({**layout.identity.fields, "input": dict(altered.input)}))
+    if any(layout.learned):  # so that the same features without marks are made again
+        inputs = [*inputs, list(layout.learned)]
     plan = hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()
     return replace(layout, plan=plan)
 

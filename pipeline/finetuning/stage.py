@@ -24,7 +24,7 @@ from pipeline.encoders import FINGERPRINT, LEARNED, NOTE, hash_files, read_learn
 from pipeline.errors import EncoderError
 from pipeline.finetuning.examples import METRICS, Chosen, Modality, choose, lay_down, majority
 from pipeline.finetuning.folder import HEADING, check_replaceable, hand_over, is_there
-from pipeline.manifest import Utterance, content_key, read_manifest
+from pipeline.manifest import Utterance, learned_key, read_manifest
 from pipeline.media import Channels
 from pipeline.params import AudioParams, FinetuneParams, TextParams
 from pipeline.settings import closure_digest, sole_writer, write_whole
@@ -219,7 +219,7 @@ def _finetune(
     finished = work / "finished"
     shutil.rmtree(finished, ignore_errors=True)
     learner.save(finished)
-    learned = {str(content_key(utterance, modality)) for utterance in (*chosen.train, *chosen.validation)}
+    learned = {str(learned_key(utterance, modality)) for utterance in (*chosen.train, *chosen.validation)}
     lines = sorted(learned | read_learned(settings.encoder))
     (finished / LEARNED).write_text("\n".join([*lines, ""]), encoding="utf-8")
     (finished / FINGERPRINT).write_text(f"{fingerprint}\n{hash_files(finished, NOTE)}", encoding="utf-8")

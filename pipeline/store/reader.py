@@ -413,8 +413,11 @@ def _read_strings(dataset: h5py.Dataset) -> list[str]:
 
 
 def _fingerprint(part: Part) -> str:
-    """What a joint file remembers of a part: its identity and digest, as one JSON line."""
-    return json.dumps({"identity": part.identity.to_json(), "digest": part.digest}, sort_keys=True)
+    """What a joint file remembers of a part, as one JSON line: identity, digest, what its encoder learned, if any."""
+    content = {"identity": part.identity.to_json(), "digest": part.digest}
+    if part.learned is not None and part.learned.any():
+        content["learned"] = hashlib.sha256(part.learned.tobytes()).hexdigest()
+    return json.dumps(content, sort_keys=True)
 
 
 def _digest(utterances: Utterances, label_names: Sequence[str], fingerprints: Mapping[str, str]) -> str:

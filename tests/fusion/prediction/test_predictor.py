@@ -313,8 +313,8 @@ def test_speakers_are_listened_to_over_the_whole_table_and_a_clip_alone_is_warne
         cached = {one.id: one for one in predictor.predict_features(features)}
         found = predictor.predict(turns)
         assert_same(found, [cached[one.id] for one in recorded.utterances])
-        assert "without another clip of their speaker" not in caplog.text
+        assert "are the only clip of their speaker" not in caplog.text
         conversation = predictor.conversation("a")
         for turn in turns[:2]:
             conversation.add(replace(turn, conversation="a"))
-    assert caplog.text.count("1 of 1 clips come without another clip of their speaker") == 1
+    assert caplog.text.count("1 of 1 clips are the only clip of their speaker") == 1

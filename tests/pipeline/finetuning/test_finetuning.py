@@ -33,7 +33,7 @@ from pipeline.finetuning.examples import Example, choose, majority, scores
 from pipeline.finetuning.learners import load_speech_learner
 from pipeline.finetuning.stage import Outcome, only_device
 from pipeline.join import join
-from pipeline.manifest import Utterance, content_key, manifest_order, read_manifest, write_manifest
+from pipeline.manifest import Utterance, learned_key, manifest_order, read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, FinetuneAudioParams, TextParams
 from pipeline.preparation import prepare
 from pipeline.settings import sole_writer, sync_folder
@@ -155,7 +155,7 @@ def test_the_folder_is_an_encoder_with_other_features(corpus: Corpus, tuned: Pat
 def test_the_folder_lists_whose_labels_it_learned(corpus: Corpus, tuned: Path) -> None:
     for modality, chosen in (("audio", "mute"), ("text", "silent")):
         learned = [one for one in read_manifest(corpus.manifest) if one.label and one.split != "test"]
-        expected = {content_key(one, modality) for one in learned if one.id != chosen}
+        expected = {learned_key(one, modality) for one in learned if one.id != chosen}
         assert set((tuned / modality / "learned.txt").read_text().split()) == expected
 
 
@@ -165,7 +165,7 @@ def test_features_are_marked_where_the_encoder_learned_the_label_also_in_a_copy(
     places = []
     for modality, encoder in (("audio", corpus.speech), ("text", corpus.text)):
         shutil.copytree(encoder, tmp_path / modality)
-        lines = sorted(str(content_key(one, modality)) for one in said if one.id in taught)
+        lines = sorted(str(learned_key(one, modality)) for one in said if one.id in taught)
         (tmp_path / modality / "learned.txt").write_text("\n".join(lines))
         places.append(tmp_path / f"{modality}.h5")
     speech, words = AudioParams(encoder=str(tmp_path / "audio")), TextParams(encoder=str(tmp_path / "text"))
@@ -175,8 +175,8 @@ def test_features_are_marked_where_the_encoder_learned_the_label_also_in_a_copy(
         features = join(corpus.manifest, *places, tmp_path / name, copy_parts=copied)
         table = features.utterances
         for modality in ("audio", "text"):
-            keys = {content_key(one, modality) for one in said if one.id in taught}
-            expected = {one.id for one in said if content_key(one, modality) in keys}  # the same again is known, too
+            keys = {learned_key(one, modality) for one in said if one.id in taught}
+            expected = {one.id for one in said if learned_key(one, modality) in keys}  # the same again is known, too
             assert taught < expected < {*table.ids}
             part = getattr(features, modality)
             assert {name for name, known in zip(part.ids, part.learned, strict=True) if known} == expected
@@ -184,6 +184,11 @@ def test_features_are_marked_where_the_encoder_learned_the_label_also_in_a_copy(
             assert features.taught(modality, tested) == sum(name.startswith("test") for name in expected)
             again = features.resplit(dict.fromkeys(table.conversations, "test"))
             assert again.taught(modality, np.ones(len(table), bool)) == len(expected)
+    (tmp_path / "text" / "learned.txt").unlink()  # with the same weights other marks are other work
+    outcome = extract_text(corpus.manifest, places[1], words, "cpu", overwrite=True)
+    assert not outcome.there
+    join(corpus.manifest, *places, tmp_path / "whole.h5", copy_parts=True, overwrite=True)
+    assert read_part(tmp_path / "whole.h5", "text").learned is None
     extract_text(corpus.manifest, tmp_path / "frozen.h5", TextParams(encoder=str(corpus.text)), "cpu")
     assert read_part(tmp_path / "frozen.h5").learned is None
 
