@@ -226,7 +226,7 @@ def test_a_strange_name_is_neither_opened_nor_asked_for(
         ({"layers": [10**30]}, r"'text\.layers'|asked for layer"),
         ({"dtype": "object"}, r"'text\.dtype' is 'object'"),
         ({"overlap_tokens": -1}, r"'text\.overlap_tokens' is -1"),
-        ({"model": "imported"}, "were imported, so there is no encoder for recordings"),
+        ({"model": "imported"}, "were imported, which no encoder can make of others"),
     ],
 )
 def test_an_identity_that_no_encoder_has_is_refused(text: Part, fields: dict[str, Any], message: str) -> None:
