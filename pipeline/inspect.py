@@ -27,6 +27,7 @@ class PartReport:
     digest: str
     encoder: dict[str, Any]
     failed: dict[str, str]  # id -> status of the utterances that could not be encoded
+    learned: int  # utterances whose label the encoder was fine-tuned on
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Report:
             )
             if part.failed:
                 lines.append(f"    {len(part.failed)} of these could not be encoded: {_named(part.failed)}")
+            if part.learned:
+                lines.append(f"    the encoder was fine-tuned on the labels of {part.learned} of these")
             lines.append(f"    digest {part.digest}")
             lines += [f"    {key}: {value}" for key, value in part.encoder.items()]
         return "\n".join(lines)
@@ -141,4 +144,5 @@ def _describe(part: Part) -> PartReport:
         digest=part.digest,
         encoder=dict(part.identity.fields),
         failed=dict(part.failed),
+        learned=0 if part.learned is None else int(part.learned.sum()),
     )

@@ -32,6 +32,7 @@ from pipeline.finetuning import finetune_audio, finetune_text, turn_off
 from pipeline.finetuning.examples import Example, choose, majority, scores
 from pipeline.finetuning.learners import load_speech_learner
 from pipeline.finetuning.stage import Outcome, only_device
+from pipeline.inspect import inspect_file
 from pipeline.join import join
 from pipeline.manifest import Utterance, learned_key, manifest_order, read_manifest, write_manifest
 from pipeline.params import AudioParams, DatasetParams, FinetuneAudioParams, TextParams
@@ -180,6 +181,8 @@ def test_features_are_marked_where_the_encoder_learned_the_label_also_in_a_copy(
             assert taught < expected < {*table.ids}
             part = getattr(features, modality)
             assert {name for name, known in zip(part.ids, part.learned, strict=True) if known} == expected
+            found = inspect_file(tmp_path / name).to_text()
+            assert f"the encoder was fine-tuned on the labels of {len(expected)} of these" in found
             tested = np.array(table.splits) == "test"
             assert features.taught(modality, tested) == sum(name.startswith("test") for name in expected)
             again = features.resplit(dict.fromkeys(table.conversations, "test"))
