@@ -74,15 +74,13 @@ def read_variants(path: Path | None, overrides: Sequence[str] = (), only: Sequen
         if row.name in rows or row.name in (BASE, LINEAR):
             raise SettingsError(f"{source}: 'ablations.{row.set_name}': a row called '{row.name}' is there already")
         rows[row.name] = row
-    base = Variant(BASE, None, {}, recipe)
-    variants = {BASE: base} | {name: _build(row, rows, recipe, source) for name, row in rows.items()}
-    chosen = _choose(variants, rows, only, source)
-    variants = {name: one for name, one in variants.items() if name in chosen}
-    for row in rows.values():
-        if row.name in chosen:
-            place = f"{source}: 'ablations.{row.set_name}'"
-            check_model_named(variants[row.name].recipe.model.name, variants[row.name].overrides, place)
-    kept = _drop_grid_bases(variants, [row for row in rows.values() if row.name in chosen], source)
+    chosen = _choose(rows, only, source)
+    variants = {BASE: Variant(BASE, None, {}, recipe)}
+    for row in chosen:
+        variants[row.name] = _build(row, rows, recipe, source)
+        place = f"{source}: 'ablations.{row.set_name}'"
+        check_model_named(variants[row.name].recipe.model.name, variants[row.name].overrides, place)
+    kept = _drop_grid_bases(variants, chosen, source)
     _check_differ(kept, source)
     return list(kept.values())
 
@@ -161,14 +159,15 @@ def _put(content: dict[str, Any], names: Sequence[str], value: Any, what: str) -
     content[last] = value
 
 
-def _choose(variants: Mapping[str, Variant], rows: Mapping[str, _Row], only: Sequence[str], source: str) -> set[str]:
-    """Names of the rows that `only` asks for, of all that they are based on, and the base row's."""
-    known = {*variants, *(row.set_name for row in rows.values())}
+def _choose(rows: Mapping[str, _Row], only: Sequence[str], source: str) -> list[_Row]:
+    """The rows that `only` asks for, and all that they are based on; others may be of no use to the model named."""
+    known = {BASE, *rows, *(row.set_name for row in rows.values())}
     for name in only:
         if name not in known:
             raise SettingsError(f"--only {name!r}: no set or row of ablations in {source}{suggest(name, known)}")
-    chosen = {row.name for row in rows.values() if not only or row.name in only or row.set_name in only}
-    return {BASE} | {ancestor.name for name in chosen for ancestor in _lineage(rows[name], rows, source)}
+    chosen = [row for row in rows.values() if not only or row.name in only or row.set_name in only]
+    needed = {ancestor.name for row in chosen for ancestor in _lineage(row, rows, source)}
+    return [row for row in rows.values() if row.name in needed]
 
 
 def _drop_grid_bases(variants: Mapping[str, Variant], rows: Sequence[_Row], source: str) -> dict[str, Variant]:

@@ -131,6 +131,13 @@ def test_a_set_that_changes_nothing_is_no_matter_where_it_is_not_asked_for(tmp_p
     assert len(read(tmp_path, sets, "model.hbaf.gate=false", only=("b",))) == 2
 
 
+def test_sets_that_are_not_asked_for_need_not_suit_the_model(tmp_path: Path) -> None:
+    sets = "withheld: {model.modalities: audio}\nb: {model.name: concat}\nc: {base: b, model.dim: 16}"
+    assert [one.name for one in read(tmp_path, sets, "model.name=text", only=("c",))] == ["base", "b", "c"]
+    with pytest.raises(SettingsError, match="withholds all that model 'text' looks at"):
+        read(tmp_path, sets, "model.name=text")
+
+
 SWITCHES = {"context", "direction", "levels", "self_attention", "cross_attention", "gate", "relevance", "residual"}
 SWITCHES |= {"conversation_encoder", "modalities"}
 
