@@ -98,10 +98,7 @@ class Files:
 
     def _vectors(self, path: Path, key: str | None) -> dict[str, np.ndarray] | np.ndarray:
         vectors = formats.read_vectors(path, key, self._known)
-        if vectors.named_by:
-            self.notes.append(f"{path}: utterances are named by {vectors.named_by}")
-        if vectors.left_out:
-            self.notes.append(f"{path}: columns that are not features: {', '.join(vectors.left_out)}")
+        self.notes += vectors.notes
         return vectors.rows
 
     def _folder(self, folder: Path, key: str | None) -> dict[str, Any]:

@@ -38,12 +38,10 @@ def check(root: Path, given: Given, rows: Sequence[dict[str, Any]], **columns: s
 
 
 @pytest.mark.parametrize(
-    "beside", ["label", "Emotion", "emotion_id", "sentiment", "fold", "split", "speaker", "Unnamed: 0", "", "file"]
+    "beside", ["label", "Emotion", "emotion_id", "sentiment", "fold", "split", "speaker", "Unnamed: 0", ""]
 )
 @pytest.mark.parametrize("named", [True, False])
 def test_columns_that_describe_utterances_are_no_features(tmp_path: Path, beside: str, named: bool) -> None:
-    if beside == "file" and not named:
-        return  # which then names them
     names = [f"{row['id']},{label}" if named else f"{label}" for row, label in zip(ROWS, LABELS, strict=True)]
     summary = check(tmp_path, write_csv(tmp_path / "x.csv", f"id,{beside}" if named else beside, names), ROWS)
     assert f"columns that are not features: {beside or '(a column without a name)'}" in summary
@@ -174,3 +172,127 @@ def test_decimal_commas_are_named(tmp_path: Path, delimiter: str) -> None:
     (tmp_path / "x.csv").write_text("\n".join([delimiter.join(["name", "f0", "f1"]), *lines]))
     with pytest.raises(DataError, match="line 2: 'f0' is '0,5', it seems with a decimal comma; write"):
         run(tmp_path, Given("audio", str(tmp_path / "x.csv")), rows=ROWS)
+
+
+def write_cells(path: Path, header: str, lines: Iterable[Sequence[Any]]) -> Given:
+    path.write_text("\n".join([header, *(",".join(map(str, cells)) for cells in lines)]) + "\n")
+    return Given("audio", str(path))
+
+
+def dimensions(root: Path, given: Given, rows: Sequence[dict[str, Any]] = ROWS) -> int:
+    """How many columns are features."""
+    _, features = run(root, given, rows=rows)
+    assert features.audio is not None
+    return int(features.audio.values.shape[1])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "#,%,f",  # signs are names
+        "level_0,level_1,level_2",  # wavelets
+        "audio,text,visual",  # scores of models to be fused
+        "name,file,zoo",  # words
+        "index,recognised,Level 0",
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_numbers_under_a_name_that_may_be_a_features_are_features(tmp_path: Path, header: str, named: bool) -> None:
+    counts = np.random.default_rng(5).integers(0, 4, VALUES.shape)
+    for values in (VALUES, counts):
+        lines = [[row["id"], *cells] if named else cells for row, cells in zip(ROWS, values.tolist(), strict=True)]
+        assert dimensions(tmp_path, write_cells(tmp_path / "x.csv", f"id,{header}" if named else header, lines)) == 3
+
+
+@pytest.mark.parametrize("counted", ["index", "level_0", "Sr No.", "#"])
+@pytest.mark.parametrize("order", [IN_ORDER, SHUFFLED, [place % 8 for place in IN_ORDER]])
+def test_an_index_is_left_out_where_it_counts_rows(tmp_path: Path, counted: str, order: Sequence[int]) -> None:
+    lines = [[row["id"], number, 0.5] for row, number in zip(ROWS, order, strict=True)]
+    assert dimensions(tmp_path, write_cells(tmp_path / "x.csv", f"id,{counted},f0", lines)) == 1
+
+
+def test_a_file_whose_columns_all_describe_utterances_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    given = write_cells(tmp_path / "x.csv", "id,score", ([row["id"], 0.5] for row in ROWS))
+    with pytest.raises(DataError, match="a feature: id, score describe the utterance; rename those that are features"):
+        run(tmp_path, given, rows=ROWS)
+
+
+@pytest.mark.parametrize("written", ["{}", "{}.0"])
+def test_ids_with_zeros_in_front_are_found_by_their_number(tmp_path: Path, written: str) -> None:
+    for first, header in ((0, ""), (1, "no"), (1, "id")):
+        rows = [{**row, "id": f"{number:03d}"} for number, row in enumerate(ROWS, start=first)]
+        names = [written.format(int(row["id"])) for row in rows]
+        for order in (IN_ORDER, SHUFFLED):
+            check(tmp_path, write_csv(tmp_path / "x.csv", header, names, order), rows)
+
+
+@pytest.mark.parametrize("ids", [range(1001, 1025), range(7, 150, 6)])
+@pytest.mark.parametrize("written", ["{}", "{}.0"])
+def test_an_index_that_can_only_be_the_ids_names_the_utterances(tmp_path: Path, ids: range, written: str) -> None:
+    rows = [{**ROWS[place], "id": str(ids[place])} for place in SHUFFLED]
+    names = [written.format(row["id"]) for row in rows]
+    growing = sorted(IN_ORDER, key=lambda place: int(rows[place]["id"]))
+    for header in ("", "clip"):
+        summary = check(tmp_path, write_csv(tmp_path / "x.csv", header, names, growing), rows)
+        assert "utterances are named by" in summary
+
+
+def test_an_index_that_does_not_grow_is_named(tmp_path: Path) -> None:
+    summary = check(tmp_path, write_csv(tmp_path / "x.csv", "", [3 * place for place in SHUFFLED]), ROWS)
+    assert "the column without a name does not grow, so look whether rows are in the order" in summary
+
+
+def test_whole_numbers_behind_the_first_column_are_features(tmp_path: Path) -> None:
+    """A rank, and durations in milliseconds that are like ids."""
+    durations = [*range(1, 23), 40, 50]
+    lines = [[0.5, rank, durations[place]] for rank, place in enumerate(SHUFFLED[::-1])]
+    given = write_cells(tmp_path / "x.csv", "f0,rank,ms", ([f, SHUFFLED[rank], ms] for f, rank, ms in lines))
+    assert dimensions(tmp_path, given) == 3
+    given = write_cells(tmp_path / "x.csv", "f0,ms", ([f, ms] for f, _, ms in lines))
+    assert dimensions(tmp_path, given, NUMBERED) == 2
+
+
+def test_ranks_that_may_be_the_ids_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    lines = [[0.5, place + 1] for place in SHUFFLED]
+    given = write_cells(tmp_path / "x.csv", "f0,rank", lines)
+    with pytest.raises(DataError, match=r"name it if it does \(\S+x.csv:rank\), give the file a column id"):
+        run(tmp_path, given, rows=NUMBERED)
+    assert dimensions(tmp_path, Given("audio", f"{given.features}:rank"), NUMBERED) == 1
+
+
+def test_the_name_that_most_utterances_have_is_taken(tmp_path: Path) -> None:
+    unknown = [["unknown", row["id"], "/a/all.wav", "0.5"] for row in ROWS]
+    for header in ("name,id,file,f0", "name,clip,file,f0", "name,Utterance ID,file,f0"):
+        assert dimensions(tmp_path, write_cells(tmp_path / "x.csv", header, unknown)) == 1
+    rows = [{**row, "audio": f"wav/{row['id']}.wav"} for row in ROWS]
+    counted = [[number, f"/data/{row['id']}.wav", 0.5] for number, row in enumerate(ROWS)]
+    assert dimensions(tmp_path, write_cells(tmp_path / "x.csv", "id,file,f0", counted), rows) == 1
+
+
+def test_one_name_in_all_rows_is_none(tmp_path: Path) -> None:
+    summary = check(tmp_path, write_csv(tmp_path / "x.csv", "name", ["'unknown'"] * len(ROWS)), ROWS)
+    assert "columns that are not features: name" in summary
+    assert "matched by the order of the table" in summary
+
+
+def test_commas_at_the_end_of_lines_are_no_columns(tmp_path: Path) -> None:
+    given = write_cells(tmp_path / "x.csv", "id,f0,f1,,", ([row["id"], 0.5, 1, "", ""] for row in ROWS))
+    assert dimensions(tmp_path, given) == 2
+
+
+def test_turns_may_be_written_as_floats(tmp_path: Path) -> None:
+    rows = [{name: cell for name, cell in row.items() if name != "id"} for row in ROWS]
+    names = [f"{row['conversation']},{row['turn']}.0" for row in rows]
+    check(tmp_path, write_csv(tmp_path / "x.csv", "conversation,turn", names, SHUFFLED), rows)
+
+
+def test_true_and_false_are_numbers(tmp_path: Path) -> None:
+    lines = [[row["id"], place % 3 == 0, "FALSE"] for place, row in enumerate(ROWS)]
+    _, features = run(tmp_path, write_cells(tmp_path / "x.csv", "id,smile,cry", lines), rows=ROWS)
+    assert by_id(features)[ROWS[0]["id"]].tolist() == [[1, 0]]
+    assert by_id(features)[ROWS[1]["id"]].tolist() == [[0, 0]]
+
+
+def test_names_of_numbers_with_a_line_between_are_texts(tmp_path: Path) -> None:
+    rows = [{**row, "id": f"{row['conversation'][1:]}_{row['turn']}"} for row in ROWS]
+    check(tmp_path, write_csv(tmp_path / "x.csv", "", [row["id"] for row in rows], SHUFFLED), rows)

@@ -370,14 +370,17 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
         r"'clip' is 'u0-0', not a number; name the column that names the utterances \(.*:COLUMN\)",
     ),
     "csv without names with short rows": (lambda root: text(root, "x.csv", "1,2\n1\n"), "line 2: 1 cells, expected 2"),
-    "csv without numbers": (lambda root: text(root, "x.csv", "id\nu0-0\n"), "no column of numbers"),
+    "csv without numbers": (
+        lambda root: text(root, "x.csv", "id\nu0-0\n"),
+        "no column is left that is a feature: id desc",
+    ),
     "csv with words": (lambda root: text(root, "x.csv", "id,a\nu0-0,b\n"), "line 2: 'a' is 'b', not a number"),
     "csv with short rows": (lambda root: text(root, "x.csv", "id,a,b\nu0-0,1\n"), "line 2: 2 cells, expected 3"),
     "csv with a name twice": (lambda root: text(root, "x.csv", "id,a\nu,1\nu,2\n"), "line 3: 'u' is given twice"),
     "csv with a column twice": (lambda root: text(root, "x.csv", "id,a,a\nu,1,2\n"), "'a' is given twice"),
     "csv with an open quote": (lambda root: text(root, "x.csv", 'id,a\n"u,1\n'), "quote is not closed"),
     "csv with an empty name": (lambda root: text(root, "x.csv", "id,a\n,1\n"), "column 'id' is empty"),
-    "csv without anything": (lambda root: text(root, "x.csv", ""), "no column of numbers"),
+    "csv without anything": (lambda root: text(root, "x.csv", ""), "holds no rows"),
     "csv with an empty cell": (lambda root: text(root, "x.csv", "id,a\nu0-0,\n"), "1 NaN and 0 infinite"),
 }
 
