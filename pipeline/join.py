@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from pipeline.store import (
 log = logging.getLogger(__name__)
 
 NAMED = 5  # utterances that are named in a line
+FEW = 3  # utterances that differ: so few may have been corrected
 
 
 def join(
@@ -155,43 +157,85 @@ def _check_turns(part: Part, records: Sequence[Utterance], manifest: Path) -> No
             )
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """What an import and the manifest say of the utterances of which both say something."""
+
+    what: str  # label, score or speaker
+    imported: dict[str, str | float]  # by id
+    ours: dict[str, str | float]  # of the same ids
+
+    @property
+    def differ(self) -> list[str]:
+        """The utterances of which they do not say the same."""
+        return [name for name, value in self.imported.items() if value != self.ours[name]]
+
+    @property
+    def by_chance(self) -> float:
+        """How many would differ if rows were in any order."""
+        ours = Counter(self.ours.values())
+        alike = sum(count * ours[value] for value, count in Counter(self.imported.values()).items())
+        return len(self.ours) - alike / max(1, len(self.ours))
+
+    @property
+    def is_of_other_rows(self) -> bool:
+        """Whether it differs as that of other rows would, and not since words are coded otherwise, one for another."""
+        pairs = {(value, self.ours[name]) for name, value in self.imported.items()}
+        coded = len(pairs) == len({*self.imported.values()}) == len({*self.ours.values()}) <= len(self.ours) / 2
+        return len(self.differ) >= FEW and 2 * len(self.differ) >= self.by_chance and not coded
+
+    @property
+    def is_of_the_same_rows(self) -> bool:
+        """Whether far more is alike than by chance."""
+        return self.by_chance >= FEW and 2 * len(self.differ) < self.by_chance
+
+
+def _compare(table: Utterances, label_names: Sequence[str], records: Sequence[Utterance]) -> list[_Compared]:
+    """Words that one of the two never uses, such as labels of another kind, are not compared."""
+    labels = [label_names[label] if label != UNLABELLED else None for label in table.labels]
+    scores = [None if np.isnan(score) else float(score) for score in table.scores]
+    found = []
+    for what, told in (("label", labels), ("score", scores), ("speaker", table.speakers)):
+        theirs = {name: value for name, value in zip(table.ids, told, strict=True) if value not in (None, "")}
+        ours = {record.id: _told(record, what) for record in records}
+        common = {*theirs.values()} & {*ours.values()}
+        both = [name for name, value in theirs.items() if value in common and ours.get(name) in common]
+        found.append(_Compared(what, {name: theirs[name] for name in both}, {name: ours[name] for name in both}))  # type: ignore[misc]
+    return found
+
+
 def _check_told(part: Part, records: Sequence[Utterance], manifest: Path) -> None:
     """See that an utterance is the same in an import and in the manifest, by what both say of it.
 
-    Ids that are made of places are the same in tables whose rows lie in another order. Words that one of the two never
-    uses, such as labels of another kind, are not compared.
+    Ids that are made of places are the same in tables whose rows lie in another order. Speakers may be called by the
+    order in which they appear, so they are a sign of that only where nothing else orders the rows.
 
     Raises:
-        StoreError: utterances differ that have such an id.
+        StoreError: utterances with such ids differ as those of other rows would.
     """
     if kind_of(part.path) != "joint":
         return
     features = read_features(part.path)
-    table, compared = features.utterances, 0
-    labels = [features.label_names[label] if label != UNLABELLED else None for label in table.labels]
-    scores = [None if np.isnan(score) else float(score) for score in table.scores]
-    ours = {record.id: record for record in records}
-    for what, told in (("label", labels), ("score", scores), ("speaker", table.speakers)):
-        theirs = {name: value for name, value in zip(table.ids, told, strict=True) if value not in (None, "")}
-        known = {name: _told(record, what) for name, record in ours.items()}
-        common = {*theirs.values()} & {*known.values()}
-        both = [name for name in theirs if theirs[name] in common and known.get(name) in common]
-        differ = [name for name in both if theirs[name] != known[name]]
-        compared += len(both)
-        if not differ:
+    compared = _compare(features.utterances, features.label_names, records)
+    places = {record.id for record in records if _is_place(record)}
+    turns = Counter(record.conversation for record in records)
+    are_numbers = len(places) == len(records) == len(turns) and all(map(str.isdecimal, turns))
+    same = any(one.is_of_the_same_rows for one in compared if one.what != "speaker")
+    for one in compared:
+        if not (differ := one.differ):
             continue
-        first = differ[0]
         found = (
-            f"{part.path}: {len(differ)} of {len(both)} utterances have another {what} than in {manifest}, the first "
-            f"'{first}': '{theirs[first]}' there, '{known[first]}' in the manifest"
+            f"{part.path}: {len(differ)} of {len(one.ours)} utterances have another {one.what} than in {manifest}, the "
+            f"first '{differ[0]}': '{one.imported[differ[0]]}' there, '{one.ours[differ[0]]}' in the manifest"
         )
-        if any(_is_place(ours[name]) for name in differ):
+        if not same and one.is_of_other_rows and places & {*differ} and (one.what != "speaker" or are_numbers):
             raise StoreError(
-                f"{found}; their ids are no more than places, and rows seem to lie in another order: give both tables "
-                "a column id, then run pipeline-prepare and pipeline-import again"
+                f"{found}; their ids are no more than places, and rows seem to lie in another order: import it again "
+                f"with --table {manifest} if its features have names, else give both tables a column id, then run "
+                "pipeline-prepare and pipeline-import again"
             )
         log.warning("%s; the manifest's is taken", found)
-    if not compared and all(_is_place(record) and record.conversation.isdecimal() for record in records):
+    if are_numbers and not any(one.ours for one in compared):
         log.warning(
             "%s: its ids are the numbers of rows, and nothing in it shows that they count the same rows as %s; a "
             "column id in both tables would",

@@ -512,27 +512,100 @@ def test_an_import_is_joined_by_id_and_what_it_lacks_is_named(
         join_imported([record.model_copy(update={"id": f"x/{record.id}"}) for record in records])
 
 
-def test_an_import_whose_ids_are_places_is_refused_where_its_turns_are_other_ones(
+class Told:
+    """A manifest, and an import whose table says something else of the same ids."""
+
+    def __init__(self, manifest: Path, text: Path, root: Path, in_rows: bool = False) -> None:
+        self.records, self.root, self.manifest = read_manifest(manifest), root, root / "told.jsonl"
+        self.text = Path(shutil.copy(text, root))
+        if in_rows:  # a table without conversations: ids are the numbers of its rows
+            self.records = [
+                record.model_copy(update={"id": f"{row:03d}/0", "conversation": f"{row:03d}", "turn": 0})
+                for row, record in enumerate(self.records)
+            ]
+        write_manifest(self.manifest, self.records)
+
+    def join(self, **changed: Callable[[Utterance], Any]) -> Features:
+        table = [
+            record.model_copy(update={key: change(record) for key, change in changed.items()})
+            for record in self.records
+        ]
+        write_manifest(self.root / "table.jsonl", table)
+        np.savez(self.root / "vectors.npz", **{record.id: np.ones((1, 3)) for record in table})  # type: ignore[arg-type]
+        given, imported = [Given("audio", str(self.root / "vectors.npz"))], self.root / "imported.h5"
+        import_features(self.root / "table.jsonl", given, imported, ImportParams(), DatasetParams(), overwrite=True)
+        return join(self.manifest, imported, self.text, self.root / "feats.h5", overwrite=True)
+
+    def turned(self, what: str) -> Callable[[Utterance], Any]:
+        """What another row says: the last of the first, and so on."""
+        other = dict(zip([record.id for record in self.records], self.records[::-1], strict=True))
+        return lambda record: getattr(other[record.id], what)
+
+
+@pytest.fixture(params=[False, True], ids=["conversations", "rows"])
+def told(request: pytest.FixtureRequest, manifest: Path, joined: Path, tmp_path: Path) -> Told:
+    return Told(manifest, joined.parent / "text.h5", tmp_path, in_rows=request.param)
+
+
+def nothing(_: Utterance) -> None:
+    return None
+
+
+def test_an_import_whose_ids_are_places_is_refused_where_its_turns_are_other_ones(told: Told) -> None:
+    """As tables without ids give them whose rows lie in another order; other ids say what they mean."""
+    with pytest.raises(StoreError, match=r"have another label than in .*: import it again with --table \S+told.jsonl"):
+        told.join(label=told.turned("label"), speaker=told.turned("speaker"))
+
+
+def test_labels_that_were_corrected_or_coded_otherwise_are_the_manifests(
+    told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = sorted({record.label for record in told.records if record.label})
+    following = dict(zip(names, [*names[1:], names[0]], strict=True))
+    first = next(record for record in told.records if record.label)
+    corrected = told.join(label=lambda record: following[record.label] if record is first else record.label)
+    coded = told.join(label=lambda record: record.label and following[record.label])
+    assert len(caplog.messages) == 2
+    assert all("another label than in" in said and "the manifest's is taken" in said for said in caplog.messages)
+    for features in (corrected, coded):
+        labels = [None if label < 0 else features.label_names[label] for label in features.utterances.labels]
+        assert labels == [record.label for record in told.records]
+
+
+def test_words_of_another_kind_are_not_compared(told: Told, caplog: pytest.LogCaptureFixture) -> None:
+    told.join(label=lambda record: f"another {record.label}")
+    assert not caplog.messages
+
+
+def test_speakers_show_another_order_only_where_nothing_else_orders_the_rows(
+    told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    told.join(speaker=told.turned("speaker"))  # labels are the same
+    assert "utterances have another speaker than in" in caplog.text
+    if told.records[0].conversation.isdecimal():
+        with pytest.raises(StoreError, match="have another speaker than in"):
+            told.join(speaker=told.turned("speaker"), label=nothing)
+    else:
+        told.join(speaker=told.turned("speaker"), label=nothing)
+
+
+def test_numbers_of_rows_are_named_where_nothing_shows_that_they_are_the_same(
+    told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    told.join(speaker=nothing, label=nothing)
+    assert ("its ids are the numbers of rows" in caplog.text) == told.records[0].conversation.isdecimal()
+
+
+def test_conversations_that_are_numbered_are_no_rows(
     manifest: Path, joined: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As tables without ids give them whose rows lie in another order; other ids say what they mean."""
-    records, text = read_manifest(manifest), Path(shutil.copy(joined.parent / "text.h5", tmp_path))
-
-    def join_told(**changed: Callable[[Utterance], Any]) -> Features:
-        table = [
-            record.model_copy(update={key: change(record) for key, change in changed.items()}) for record in records
-        ]
-        write_manifest(tmp_path / "table.jsonl", table)
-        np.savez(tmp_path / "vectors.npz", **{record.id: np.ones((1, 3)) for record in table})  # type: ignore[arg-type]
-        given, imported = [Given("audio", str(tmp_path / "vectors.npz"))], tmp_path / "imported.h5"
-        import_features(tmp_path / "table.jsonl", given, imported, ImportParams(), DatasetParams(), overwrite=True)
-        return join(manifest, imported, text, tmp_path / "feats.h5", overwrite=True)
-
-    turned = {record.id: other for record, other in zip(records, records[::-1], strict=True)}
-    for what in ("label", "speaker"):
-        with pytest.raises(StoreError, match=rf"utterances have another {what} than in .* column id, then run"):
-            join_told(**{what: lambda record, what=what: getattr(turned[record.id], what)})  # type: ignore[misc]
-    join_told(label=lambda record: f"another {record.label}", speaker=lambda _: None)  # of another kind
+    told = Told(manifest, joined.parent / "text.h5", tmp_path)
+    told.records = [
+        record.model_copy(update={"id": record.id.lstrip("c"), "conversation": record.conversation.lstrip("c")})
+        for record in told.records
+    ]
+    write_manifest(told.manifest, told.records)
+    told.join(speaker=nothing, label=nothing)
     assert not caplog.messages
 
 
