@@ -260,7 +260,7 @@ def check_encoders(loaded: LoadedModel, features: Features) -> None:
         seen = name in provenance.recipe.model.looks_at  # of the other one nothing reaches the model
         if seen and trained is not None and part is not None and trained != part.identity:
             fix = (
-                "a model of imported features answers for the utterances of that import alone: import others together "
+                "a model of imported features can only predict the utterances of that import: import others together "
                 "with those it is to learn from, and train anew"
                 if trained.imported
                 else "extract with the same encoder, or train anew"

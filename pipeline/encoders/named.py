@@ -114,7 +114,7 @@ def _settings(modality: str, identity: Identity, folder: Path | None) -> dict[st
     if identity.imported:
         raise EncoderError(
             f"the model was trained on {modality} features that were imported, which no encoder can make of others: it "
-            f"answers for the utterances of that import (--features); for new ones, train on features of "
+            f"can only predict the utterances of that import (--features); for new ones, train on features of "
             f"pipeline-{modality}"
         )
     weights = str(identity.fields.get("weights"))[:12]

@@ -57,7 +57,7 @@ def read_source(given: Given, params: ImportParams, files: Files) -> Source:
     beside = [flag for flag, value in zip(given.flags, (given.lengths, given.mask, given.ids), strict=True) if value]
     if are_dialogues(tree) or are_splits(tree):
         if beside:
-            raise DataError(f"{where}: tells lengths and ids itself; leave {beside[0]} out")
+            raise DataError(f"{where}: already has lengths and ids; leave {beside[0]} out")
         read = read_dialogues if are_dialogues(tree) else read_splits
         return read(tree, key or given.modality, params, where)
     node, beyond = _select(tree, key, where), set[int]()

@@ -271,7 +271,7 @@ def test_a_model_of_one_imported_modality_answers_turns_of_the_other_alone(recor
     assert "audio features that were imported" in second["error"]
     refused = run("--model", tmp_path / "both", "--stream", "--root", recorded.root, stdin=lines[0])
     assert refused.exit_code == 2
-    assert "it answers for the utterances of that import (--features)" in refused.stderr
+    assert "it can only predict the utterances of that import (--features)" in refused.stderr
 
 
 def test_conversations_of_a_stream_are_told_apart_and_the_last_turn_ends_one(models: Path) -> None:

@@ -72,7 +72,7 @@ def test_its_model_says_that_it_answers_for_the_utterances_of_its_import_alone(t
     (tmp_path / "others").mkdir()
     others = imported(tmp_path / "others", make_features(replace(MADE, seed=1)))
     with Predictor.load(tmp_path / "models", "cpu") as predictor:
-        with pytest.raises(ModelError, match="answers for the utterances of that import alone: import others together"):
+        with pytest.raises(ModelError, match="can only predict the utterances of that import: import others together"):
             predictor.predict_features(others)
         with pytest.raises(EncoderError, match="imported, which no encoder can make of others"):
             predictor.predict([Turn("Hello.")])

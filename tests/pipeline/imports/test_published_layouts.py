@@ -322,5 +322,5 @@ def test_what_holds_no_features_is_not_taken_for_them(tmp_path: Path, key: str) 
 def test_lengths_beside_a_published_pickle_are_refused(tmp_path: Path) -> None:
     path = write_pickle(tmp_path / "x.pkl", MMSA)
     table = write_rows(tmp_path / "t.csv", [{"id": "x"}])
-    with pytest.raises(DataError, match="tells lengths and ids itself; leave --audio-lengths out"):
+    with pytest.raises(DataError, match="already has lengths and ids; leave --audio-lengths out"):
         run(tmp_path, Given("audio", str(path), lengths=str(table)))
