@@ -258,7 +258,7 @@ def _plain(name: str) -> str:
 
 
 def _name_in(cell: str) -> str:
-    return cell.strip().strip("'\"")
+    return re.sub(r"""^(['"])(.*)\1$""", r"\2", cell.strip())
 
 
 def _is_index(name: str) -> bool:
@@ -375,12 +375,14 @@ def _by_content(sheet: _Sheet, known: Known) -> tuple[list[int], list[int]]:
     if found[UNSURE] and not found[KEY]:
         index = found[UNSURE][0]
         name, such = sheet.header[index], ", ".join(sheet.columns[index][:3])
-        named = f" name it if it does ({sheet.path}:{name})," if name else ""
-        behind = ", or, if it is a feature, put it behind another" if name and index == 0 else ""
+        called = bool(name) and name != f"column {index}"  # as columns without a header are
         raise DataError(
             f"{sheet.path}: {sheet.shown(index)} holds {such} .., a number for each row that is not its place, so it "
-            f"is not certain which row belongs to which utterance;{named} give the file a column id with the ids of "
-            f"the table, or take this column out if rows are in the order of the table{behind}"
+            f"is not certain which row belongs to which utterance; "
+            + f"if these are the ids, name the column ({sheet.path}:{name}); if not, "
+            * called
+            + "give the file a column id with the ids of the table, or take this column out if rows are in the order "
+            "of the table" + ", or put it behind another if it is a feature" * (called and index == 0)
         )
     return found[KEY][:1], found[ORDER]
 
@@ -413,9 +415,9 @@ def _note_order(sheet: _Sheet) -> list[str]:
     """What an index says against the order of the table, short of being certain."""
     numbers = {index: _whole_numbers(cells) for index, cells in sheet.columns.items()}
     return [
-        f"{sheet.path}: {sheet.shown(index)} does not grow, so look whether rows are in the order of the table"
+        f"{sheet.path}: {sheet.shown(index)} does not count the rows, so see that they are in the order of the table"
         for index in numbers
-        if _is_index(sheet.header[index]) and numbers[index] and not _counts_pieces(numbers[index])
+        if _is_index(sheet.header[index]) and any(sheet.columns[index]) and not _counts_pieces(numbers[index])
     ]
 
 

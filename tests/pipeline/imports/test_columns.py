@@ -237,9 +237,10 @@ def test_an_index_that_can_only_be_the_ids_names_the_utterances(tmp_path: Path, 
         assert "utterances are named by" in summary
 
 
-def test_an_index_that_does_not_grow_is_named(tmp_path: Path) -> None:
-    summary = check(tmp_path, write_csv(tmp_path / "x.csv", "", [3 * place for place in SHUFFLED]), ROWS)
-    assert "the column without a name does not grow, so look whether rows are in the order" in summary
+def test_an_index_that_neither_names_nor_counts_rows_is_named(tmp_path: Path) -> None:
+    for index in ([3 * place for place in SHUFFLED], [row["conversation"] for row in ROWS]):
+        summary = check(tmp_path, write_csv(tmp_path / "x.csv", "", index), ROWS)
+        assert "the column without a name does not count the rows, so see that they are in the order" in summary
 
 
 def test_whole_numbers_behind_the_first_column_are_features(tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_whole_numbers_behind_the_first_column_are_features(tmp_path: Path) -> N
 def test_ranks_that_may_be_the_ids_are_refused_with_what_to_do(tmp_path: Path) -> None:
     lines = [[0.5, place + 1] for place in SHUFFLED]
     given = write_cells(tmp_path / "x.csv", "f0,rank", lines)
-    with pytest.raises(DataError, match=r"name it if it does \(\S+x.csv:rank\), give the file a column id"):
+    with pytest.raises(DataError, match=r"if these are the ids, name the column \(\S+x.csv:rank\); if not, give the"):
         run(tmp_path, given, rows=NUMBERED)
     assert dimensions(tmp_path, Given("audio", f"{given.features}:rank"), NUMBERED) == 1
 
@@ -291,6 +292,11 @@ def test_true_and_false_are_numbers(tmp_path: Path) -> None:
     _, features = run(tmp_path, write_cells(tmp_path / "x.csv", "id,smile,cry", lines), rows=ROWS)
     assert by_id(features)[ROWS[0]["id"]].tolist() == [[1, 0]]
     assert by_id(features)[ROWS[1]["id"]].tolist() == [[0, 0]]
+
+
+def test_quotes_around_a_name_are_no_part_of_it(tmp_path: Path) -> None:
+    rows = [{**row, "id": f"{row['id']}'"} for row in ROWS]
+    check(tmp_path, write_csv(tmp_path / "x.csv", "'clip'", [f"'{row['id']}'" for row in rows], SHUFFLED), rows)
 
 
 def test_names_of_numbers_with_a_line_between_are_texts(tmp_path: Path) -> None:
