@@ -375,7 +375,7 @@ def _by_content(sheet: _Sheet, known: Known) -> tuple[list[int], list[int]]:
     if found[UNSURE] and not found[KEY]:
         index = found[UNSURE][0]
         name, such = sheet.header[index], ", ".join(sheet.columns[index][:3])
-        called = bool(name) and name != f"column {index}"  # as columns without a header are
+        called = ":" not in (name or ":") and name != f"column {index}"  # else PATH:COLUMN cannot say it
         raise DataError(
             f"{sheet.path}: {sheet.shown(index)} holds {such} .., a number for each row that is not its place, so it "
             f"is not certain which row belongs to which utterance; "
@@ -393,8 +393,7 @@ def _role(sheet: _Sheet, index: int, known: Known) -> str:
     if len({*cells}) < len(cells) or not all(cells):
         return ""
     numbers = _whole_numbers(cells)
-    counts, grows = _counts(numbers), _grows(numbers)
-    most = False
+    counts, grows, most = _counts(numbers), _grows(numbers), False
     for names in known.names:
         spelled = _spelled(cells, names)
         common = len({*spelled}.intersection(names))
@@ -406,6 +405,7 @@ def _role(sheet: _Sheet, index: int, known: Known) -> str:
         return KEY
     if not numbers or not (bare or len(numbers) >= FEW_ROWS):
         return ""
+    counts &= bare or all(map(str.isdecimal, cells))  # 3.0 is a rank rather than a row
     if counts and grows:
         return ORDER
     return UNSURE if (bare or index == 0) and (counts or (most and not (bare and grows))) else ""

@@ -129,8 +129,10 @@ def test_conversations_of_other_names_than_the_tables_are_refused(tmp_path: Path
 def test_rows_that_were_shuffled_are_refused(tmp_path: Path, header: str, first: int) -> None:
     given = write_csv(tmp_path / "x.csv", header, [first + place for place in IN_ORDER], SHUFFLED)
     called = f"column '{header}'" if header else "the column without a name"
-    with pytest.raises(DataError, match=f"{called} holds .*, a number for each row that is not its place.* column id"):
+    expected = f"{called} holds .*, a number for each row that is not its place.* column id"
+    with pytest.raises(DataError, match=expected) as refused:
         run(tmp_path, given, rows=ROWS)
+    assert (f"name the column ({given.features}:{header})" in str(refused.value)) == (header in ("index", "segment"))
 
 
 @pytest.mark.parametrize("header", ["", "Unnamed: 0", "segment"])
@@ -251,6 +253,12 @@ def test_whole_numbers_behind_the_first_column_are_features(tmp_path: Path) -> N
     assert dimensions(tmp_path, given) == 3
     given = write_cells(tmp_path / "x.csv", "f0,ms", ([f, ms] for f, _, ms in lines))
     assert dimensions(tmp_path, given, NUMBERED) == 2
+
+
+@pytest.mark.parametrize("order", [IN_ORDER, SHUFFLED])
+def test_ranks_written_as_floats_are_features(tmp_path: Path, order: Sequence[int]) -> None:
+    given = write_cells(tmp_path / "x.csv", "rank,f0", ([float(place), 0.5] for place in order))
+    assert dimensions(tmp_path, given) == 2
 
 
 def test_ranks_that_may_be_the_ids_are_refused_with_what_to_do(tmp_path: Path) -> None:
