@@ -447,8 +447,8 @@ def _describes(sheet: _Sheet, index: int, known: Known) -> bool:
     if _is_index(name) or _plain(name) in NOT_FEATURES or fields - MAY_BE_FEATURES:
         return True
     if fields or _plain(name) in MAY_BE_FEATURES:
-        names = len({*cells}) == len(cells) and known.called.issuperset(cells)
-        return names or not all(map(_is_number, cells))
+        may_be_names = len({*cells}) == len(cells) and bool(_whole_numbers(cells))
+        return may_be_names or not all(map(_is_number, cells))
     return _may_be_index(name) and _counts_pieces(_whole_numbers(cells))
 
 

@@ -278,6 +278,12 @@ def test_the_name_that_most_utterances_have_is_taken(tmp_path: Path) -> None:
     assert dimensions(tmp_path, write_cells(tmp_path / "x.csv", "id,file,f0", counted), rows) == 1
 
 
+@pytest.mark.parametrize("beside", ["name", "file", "audio", "text"])
+def test_a_number_for_each_utterance_is_no_feature_under_a_name_that_may_be_its(tmp_path: Path, beside: str) -> None:
+    lines = [[row["id"], 1000 + place, 0.5] for row, place in zip(ROWS, SHUFFLED, strict=True)]
+    assert dimensions(tmp_path, write_cells(tmp_path / "x.csv", f"id,{beside},f0", lines)) == 1
+
+
 def test_one_name_in_all_rows_is_none(tmp_path: Path) -> None:
     summary = check(tmp_path, write_csv(tmp_path / "x.csv", "name", ["'unknown'"] * len(ROWS)), ROWS)
     assert "columns that are not features: name" in summary
