@@ -57,7 +57,8 @@ def group_tables(
     groupings = {"speaker": _by_value([features.utterances.speakers[row] for row in rows])}
     groupings["length"] = by_length(rows, features, here)
     for name in dict.fromkeys(name for one in here if one for name in one.extra):
-        groupings.setdefault(name, _by_value([one.extra.get(name, "") if one else "" for one in here]))
+        own = f"{name} (column)" if name in groupings else name
+        groupings[own] = _by_value([one.extra.get(name, "") if one else "" for one in here])
     title = METRICS[metric].title
     return [
         {

@@ -61,7 +61,7 @@ def describe_results(
         "calibration": _calibration(details.get("calibration") or {}),
         "reliability_chart": charts.reliability_chart(results) if details.get("calibration") else None,
         **_errors(results, features.label_names),
-        **_ablations(results.ablations, f"{results.ablation_confidence:.0%}"),
+        **_ablations(results.ablations, f"{results.ablation_confidence:.0%}", results.ablation_own),
         **_robustness(results, recipe.train.metric, confidence),
         "group_tables": group_tables(results, features, records, task, recipe.train.metric),
         "curve_charts": charts.curve_charts(results, recipe.train.metric),
@@ -217,7 +217,7 @@ def _confusion_cells(
     return cells
 
 
-def _ablations(rows: Sequence[Row], confidence: str) -> dict[str, Any]:
+def _ablations(rows: Sequence[Row], confidence: str, own: bool) -> dict[str, Any]:
     if not rows:
         return {}
     score = _title(rows[0]["metric"])
@@ -235,6 +235,8 @@ def _ablations(rows: Sequence[Row], confidence: str) -> dict[str, Any]:
     caption = (
         f"fusion-ablate, run {rows[0]['run']}, seeds {rows[0].get('seeds', '').replace(',', ', ')}: intervals over "
         "conversations and seeds; p of paired permutation tests, corrected for the rows that are compared"
+        + f". Its base row is another model than that of this page: {rows[0].get('model', '')}"
+        * (not own)
     )
     return {
         "ablations": {"header": header, "rows": cells, "caption": caption},

@@ -31,6 +31,7 @@ class Results:
     predictions: Sequence[Row]  # one an utterance of each seed
     ablations: Sequence[Row]  # none where there is no table of these features
     ablation_confidence: float  # of its intervals
+    ablation_own: bool  # whether its base row is the model of these results
     robustness: Sequence[Row]  # none where nothing was degraded
 
     @property
@@ -54,7 +55,7 @@ def read_results(folder: Path, models: Sequence[LoadedModel], features: Features
     details = _read_details(folder / "details.json")
     _check_same(folder, details["run"], models, features)
     run = str(details["run"]["id"])
-    ablations, confidence = _read_table(folder, features)
+    ablations, confidence, own = _read_table(folder, features, models[0].provenance.recipe.digest)
     results = Results(
         details=details,
         curves=_read_rows(folder / "curves.csv", ("seed", "stage", "epoch", "train_loss", "validation_metric"), run),
@@ -62,6 +63,7 @@ def read_results(folder: Path, models: Sequence[LoadedModel], features: Features
         predictions=_read_rows(folder / "predictions.csv", ("seed", "utterance", "true", "predicted"), run),
         ablations=ablations,
         ablation_confidence=confidence,
+        ablation_own=own,
         robustness=_read_optional(folder / "robustness" / "scores.csv", ("study", "level"), run),
     )
     check_files(folder, details["files"])  # last: what can be said more closely is
@@ -69,25 +71,28 @@ def read_results(folder: Path, models: Sequence[LoadedModel], features: Features
     return results
 
 
-def _read_table(folder: Path, features: Features) -> tuple[list[Row], float]:
-    """The ablation table, where there is one of these features, and the confidence of its intervals."""
+def _read_table(folder: Path, features: Features, recipe: str) -> tuple[list[Row], float, bool]:
+    """The ablation table, where there is one of these features, the confidence of its intervals, and whether its base
+    row is of this `recipe`.
+    """
     path = folder / "ablations.json"
     if not path.exists():
         if (folder / "ablations.csv").exists():
             log.warning("%s: missing, so ablations.csv is left out; run fusion-ablate again", path)
-        return [], EvaluateParams().confidence
+        return [], EvaluateParams().confidence, True
     try:
         content = json.loads(read_result(path))
         hashes, digest = dict(content["files"]), str(content["run"]["features"])
         confidence = float(content["run"]["evaluate"]["confidence"])
+        own = [None, recipe] in content["run"]["rows"].values()  # a row's base, and what it was trained with
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ResultError(f"{path}: damaged ({error!r}); run fusion-ablate again") from None
     if digest != features.digest:
         log.warning("%s: of other features than %s, and left out; run fusion-ablate again", path, features.path)
-        return [], confidence
+        return [], confidence, True
     check_files(folder, hashes, "run fusion-ablate again")
     rows = _read_optional(folder / "ablations.csv", ("run", "name", "metric", "mean", "low", "high"), None)
-    return rows, confidence
+    return rows, confidence, own
 
 
 def _read_details(path: Path) -> Mapping[str, Any]:

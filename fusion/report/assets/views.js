@@ -25,13 +25,16 @@ async function inflate(base64) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-function lengthsOf(turn) {
+// How many positions there are of each kind, and how many stand along an axis.
+function wholeOf(turn) {
   const conversation = turns.conversation[turn];
   return {
-    frames: Math.min(turns.frames[turn], LONGEST),
-    tokens: Math.min(turns.tokens[turn], LONGEST),
-    turns: Math.min(turns.starts[conversation + 1] - turns.starts[conversation], LONGEST),
+    frames: turns.frames[turn], tokens: turns.tokens[turn], turns: turns.starts[conversation + 1] - turns.starts[conversation],
   };
+}
+
+function lengthsOf(turn) {
+  return Object.fromEntries(Object.entries(wholeOf(turn)).map(([kind, count]) => [kind, Math.min(count, LONGEST)]));
 }
 
 // By name: {axes, sizes, values}, values from 0 to 1 as they are.
@@ -140,10 +143,10 @@ function helpOf(views) {
 // that get nothing from anyone, such as turns before the first one, are not there.
 function evenShare(turn, view) {
   const axis = view.axes.at(-1);
-  const conversation = turns.conversation[turn];
-  const whole = {
-    frames: turns.frames[turn], tokens: turns.tokens[turn], turns: turns.starts[conversation + 1] - turns.starts[conversation],
-  }[axis.kind];
+  const whole = wholeOf(turn)[axis.kind];
+  if (axis.kind === "turns" && whole <= LONGEST) { // a turn may look at some of them alone
+    return 1 / Math.max(view.values.filter((value) => value > 0).length, 1);
+  }
   const keys = view.sizes.at(-1);
   let extra = 0;
   for (let key = keys - axis.extra; key < keys; key++) {
@@ -154,17 +157,21 @@ function evenShare(turn, view) {
   return 1 / Math.max(whole + extra, 1);
 }
 
-// What stands along an axis: words, seconds or turns.
+// What stands along an axis: words, seconds or turns; of several positions that were averaged, the first and the last.
 function labelsOf(turn, axis, size) {
-  const lengths = lengthsOf(turn);
+  const lengths = lengthsOf(turn), whole = wholeOf(turn)[axis.kind];
   const words = page.views.words[turn];
+  const numbered = (name, index) => {
+    const [first, last] = [index, index + 1].map((edge) => Math.floor((edge * whole) / lengths[axis.kind]));
+    return last - first > 1 ? `${name}s ${first + 1}\u2013${last}` : `${name} ${first + 1}`;
+  };
   const labels = [];
   for (let index = 0; index < size; index++) {
     if (index >= lengths[axis.kind]) labels.push(`turn near ${index - lengths[axis.kind] + 1}`);
-    else if (axis.kind === "tokens") labels.push(words ? words[index] : `token ${index + 1}`);
-    else if (axis.kind === "turns") labels.push(`turn ${index + 1}`);
+    else if (axis.kind === "tokens") labels.push(words ? words[index] : numbered("token", index));
+    else if (axis.kind === "turns") labels.push(numbered("turn", index));
     else if (turns.seconds[turn] > 0) labels.push(`${(((index + 0.5) / size) * turns.seconds[turn]).toFixed(2)} s`);
-    else labels.push(`frame ${index + 1}`);
+    else labels.push(numbered("frame", index));
   }
   return labels;
 }

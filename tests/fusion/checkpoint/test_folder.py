@@ -146,6 +146,16 @@ def test_an_edit_on_purpose_can_be_accepted(models: Path, tmp_path: Path) -> Non
     assert "delight" in load_model(tmp_path / "shared").provenance.labels
 
 
+def test_a_label_that_was_renamed_in_one_place_keeps_its_counts_in_the_card(models: Path, tmp_path: Path) -> None:
+    def rename(config: dict[str, Any]) -> None:
+        config["erc"]["labels"][0] = "delight"
+
+    edit_config(models / "seed-0", rename)
+    before = load_model(models / "seed-0").provenance.data["train"].labels[LABELS[0]]
+    share_model(models / "seed-0", tmp_path / "shared", accept_edits=True)
+    assert f"| delight | {before} |" in (tmp_path / "shared" / "README.md").read_text()
+
+
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "not ours": (lambda config: config.pop("erc"), "damaged, or not of erc-fusion"),
     "unknown model": (

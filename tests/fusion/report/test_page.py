@@ -24,6 +24,7 @@ from fusion.objective import find_task
 from fusion.report import Sources
 from fusion.report.charts import robustness_charts
 from fusion.report.groups import by_length, group_tables
+from fusion.report.overview import describe_results
 from fusion.report.results import read_results
 from fusion.report.turns import ask, script_json
 from fusion.report.utterances import find_sounds, find_words
@@ -326,14 +327,16 @@ def test_groups_are_scored_as_sklearn_scores_them(tmp_path: Path) -> None:
     one = evaluated(tmp_path, hostile_made(), {})
     results = read_results(one.results, load_seeds(one.models), one.features)
     records = {
-        name: record.model_copy(update={"extra": {"gender": "f" if index % 3 else "m", "same": "x"}})
+        name: record.model_copy(
+            update={"extra": {"gender": "f" if index % 3 else "m", "same": "x", "length": "ab"[index % 2]}}
+        )
         for index, (name, record) in enumerate(read_records(tmp_path / "manifest.jsonl", one.features).items())
     }
     task = find_task("label", len(LABELS))
     tables = {
         table["header"][0]: table["rows"] for table in group_tables(results, one.features, records, task, "weighted_f1")
     }
-    assert set(tables) == {"length", "gender"}  # of its speakers none has ten turns
+    assert {"length", "gender", "length (column)"} == set(tables)  # of its speakers none has ten turns
     rows = [row for row in results.predictions if row["true"] and records[row["utterance"]].extra["gender"] == "m"]
     scores = []
     for seed in ("0", "1"):
@@ -420,10 +423,17 @@ def test_ablations_of_other_features_are_left_out_and_their_own_confidence_is_sh
 ) -> None:
     folder = shutil.copytree(labelled.results, tmp_path / "results")
     (folder / "ablations.csv").write_text("run,name,metric,mean,low,high\n0,base,weighted_f1,0.5,0.4,0.6\n")
-    run = {"features": labelled.features.digest, "evaluate": {"confidence": 0.8}}
     loaded = load_seeds(labelled.models)
-    for digest, rows in ((labelled.features.digest, 1), ("0" * 64, 0)):
-        (folder / "ablations.json").write_text(json.dumps({"run": run | {"features": digest}, "files": {}}))
+    recipe = loaded[0].provenance.recipe.digest
+    run = {"features": labelled.features.digest, "evaluate": {"confidence": 0.8}, "rows": {"base": [None, recipe]}}
+    for changed, rows, own in (
+        ({}, 1, True),
+        ({"rows": {"base": [None, "another"], "set": ["base", recipe]}}, 1, False),
+        ({"features": "0" * 64}, 0, True),
+    ):
+        (folder / "ablations.json").write_text(json.dumps({"run": run | changed, "files": {}}))
         results = read_results(folder, loaded, labelled.features)
-        assert (len(results.ablations), results.ablation_confidence) == (rows, 0.8)
+        assert (len(results.ablations), results.ablation_confidence, results.ablation_own) == (rows, 0.8, own)
+        caption = describe_results(results, loaded, labelled.features, {}).get("ablations", {}).get("caption", "")
+        assert ("base row is another model than that of this page" in caption) == (not own)
     assert "ablations.json: of other features than" in caplog.text

@@ -256,6 +256,20 @@ def test_the_views_of_a_turn_are_drawn_and_read_by_keyboard(opened: Opened) -> N
     assert "tokens (rows) look at tokens (columns)" in opened.page.inner_text("#views")
 
 
+def test_a_position_of_several_turns_is_named_by_the_first_and_the_last(browser: Browser, tmp_path: Path) -> None:
+    one = evaluated(tmp_path, Made(conversations=(4, 2, 2), turns=(40, 40), frames=(1, 2)), {"name": "hcam"})
+    one.write(one.results / "report")
+    opened = Opened(browser, one.results / "report" / "index.html")
+    opened.page.wait_for_selector("#views summary")
+    opened.page.click("#views summary")
+    opened.page.wait_for_selector("#views details .words b")
+    labels = [name for name in opened.page.locator("#views .words b").all_inner_texts() if name.startswith("turn")]
+    assert len(labels) % 32 == 0
+    assert labels[:5] == ["turn 1", "turn 2", "turn 3", "turns 4\u20135", "turn 6"]
+    assert labels[31] == "turns 39\u201340"
+    opened.context.close()
+
+
 def test_sound_and_maps_share_one_time_axis_with_the_player_on_it(opened: Opened, labelled: Evaluated) -> None:
     opened.page.locator(".row").nth(opened.ids().index(turn_with_sound(labelled))).click()
     opened.page.wait_for_selector("#views .map canvas")
