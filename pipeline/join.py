@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -172,10 +173,14 @@ class _Compared:
 
     @property
     def by_chance(self) -> float:
-        """How many would differ if rows were in any order."""
+        """How many would differ if rows were in any order, or if all were shifted by one, which in a sorted table are
+        fewer.
+        """
         ours = Counter(self.ours.values())
         alike = sum(count * ours[value] for value, count in Counter(self.imported.values()).items())
-        return len(self.ours) - alike / max(1, len(self.ours))
+        in_order = [self.ours[name] for name in sorted(self.ours)]
+        shifted = sum(one != other for one, other in pairwise(in_order))
+        return min(len(self.ours) - alike / max(1, len(self.ours)), shifted)
 
     @property
     def is_of_other_rows(self) -> bool:

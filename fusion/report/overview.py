@@ -235,8 +235,8 @@ def _ablations(rows: Sequence[Row], confidence: str, own: bool) -> dict[str, Any
     caption = (
         f"fusion-ablate, run {rows[0]['run']}, seeds {rows[0].get('seeds', '').replace(',', ', ')}: intervals over "
         "conversations and seeds; p of paired permutation tests, corrected for the rows that are compared"
-        + f". Its base row is another model than that of this page: {rows[0].get('model', '')}"
-        * (not own)
+        + f". Its base row, {rows[0].get('model', 'a model')}, is another model than that of this page, or has other "
+        "parameters" * (not own)
     )
     return {
         "ablations": {"header": header, "rows": cells, "caption": caption},

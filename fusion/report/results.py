@@ -84,7 +84,7 @@ def _read_table(folder: Path, features: Features, recipe: str) -> tuple[list[Row
         content = json.loads(read_result(path))
         hashes, digest = dict(content["files"]), str(content["run"]["features"])
         confidence = float(content["run"]["evaluate"]["confidence"])
-        own = [None, recipe] in content["run"]["rows"].values()  # a row's base, and what it was trained with
+        own = [None, recipe] in content["run"].get("rows", {}).values()  # a row's base, and what it was trained with
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ResultError(f"{path}: damaged ({error!r}); run fusion-ablate again") from None
     if digest != features.digest:

@@ -145,7 +145,8 @@ def _encode(view: np.ndarray, axes: Sequence[Axis], lengths: dict[str, int], wid
         view = np.concatenate([own, extra], number)
     largest = float(view.max(initial=0.0))
     steps = np.rint(view * (255 / largest)) if largest > 0 else np.zeros_like(view)
-    return np.float32(largest).tobytes() + steps.astype(np.uint8).tobytes()
+    seen = np.maximum(steps, view > 0)  # the page counts what could be looked at
+    return np.float32(largest).tobytes() + seen.astype(np.uint8).tobytes()
 
 
 def _shorten(view: np.ndarray, axis: int) -> np.ndarray:

@@ -36,10 +36,11 @@ class Transcripts:
 
     def plan(self, device: str, scratch: Path) -> Work:
         """Load the encoder, and plan."""
-        from pipeline.encoders import due, load_text_encoder
+        from pipeline.encoders import due, load_text_encoder, read_learned
 
         encoder = load_text_encoder(self.params, device)
-        return plan_text(due(self.utterances, encoder.context), encoder, self.params)
+        learned = read_learned(self.params.encoder)
+        return plan_text(due(self.utterances, encoder.context), encoder, self.params, learned=learned)
 
     def missing(self) -> list[Path]:
         """Transcripts come along with the utterances."""

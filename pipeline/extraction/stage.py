@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -160,7 +160,9 @@ def extract_text(
     if not any(utterance.text for utterance in utterances):
         return leave_empty(target, utterances, "text", params.dtype, overwrite)
     encoder = load_text_encoder(params, device)
-    outcome = fill(target, plan_text(due(utterances, encoder.context), encoder, params), "text", overwrite)
+    learned = read_learned(params.encoder)
+    work = plan_text(due(utterances, encoder.context), encoder, params, learned=learned)
+    outcome = fill(target, work, "text", overwrite)
     return replace(outcome, advice=advise_precision(params.precision, encoder.device, "text.precision"))
 
 
@@ -263,9 +265,13 @@ def _warn_of_zeros(utterances: Sequence[Source], rows: Sequence[int]) -> None:
 
 
 def plan_text(
-    said: "Sequence[Passage]", encoder: "TextEncoder", params: TextParams, altered: Altered | None = None
+    said: "Sequence[Passage]",
+    encoder: "TextEncoder",
+    params: TextParams,
+    altered: Altered | None = None,
+    learned: Collection[str] = (),
 ) -> Work:
-    """The work of encoding the utterances of the passages."""
+    """The work of encoding the utterances of the passages, of which the encoder has `learned` some (`learned_key`)."""
     readings = [encoder.read(passage) for passage in said]
     lengths = [encoder.length(one) if passage.own.text else 0 for passage, one in zip(said, readings, strict=True)]
     rows = [encoder.tokens(one.own) if length else 0 for one, length in zip(readings, lengths, strict=True)]
@@ -273,8 +279,7 @@ def plan_text(
     inputs = [[passage.id, passage.own.text, *context] for passage, context in zip(said, around, strict=True)]
     ids, names = [passage.id for passage in said], [passage.name for passage in said]
     layout = PartLayout(ids, rows, encoder.row_shape, params.dtype, encoder.identity, plan="", names=names)
-    known = read_learned(params.encoder)
-    layout = replace(layout, learned=[key_of([passage.own.text]) in known for passage in said])
+    layout = replace(layout, learned=[key_of([passage.own.text]) in learned for passage in said])
     engine = LocalEngine(
         readings.__getitem__,
         partial(encoder.start, dtype=params.dtype),

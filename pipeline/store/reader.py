@@ -212,8 +212,8 @@ def read_features(path: Path) -> Features:
     for name, part in parts.items():
         if _fingerprint(part) != fingerprints[name] or part.ids != utterances.ids:
             raise StoreError(
-                f"{path}: its {name} part {part.path} is not the one that it was joined with (other features or "
-                "another encoder); run pipeline-join again, or dvc repro"
+                f"{path}: its {name} part {part.path} is not the one that it was joined with (other features, "
+                "another encoder, or an earlier version); run pipeline-join again, or dvc repro"
             )
     features = Features(path, utterances, label_names, parts.get("audio"), parts.get("text"), corpus)
     if features.digest != digest:

@@ -435,5 +435,5 @@ def test_ablations_of_other_features_are_left_out_and_their_own_confidence_is_sh
         results = read_results(folder, loaded, labelled.features)
         assert (len(results.ablations), results.ablation_confidence, results.ablation_own) == (rows, 0.8, own)
         caption = describe_results(results, loaded, labelled.features, {}).get("ablations", {}).get("caption", "")
-        assert ("base row is another model than that of this page" in caption) == (not own)
+        assert ("is another model than that of this page" in caption) == (not own)
     assert "ablations.json: of other features than" in caplog.text

@@ -572,6 +572,23 @@ def test_labels_that_were_corrected_or_coded_otherwise_are_the_manifests(
         assert labels == [record.label for record in told.records]
 
 
+def test_rows_that_are_shifted_by_one_are_noticed_in_a_sorted_table(
+    manifest: Path, joined: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where labels differ only at the ends of their blocks."""
+    told = Told(manifest, joined.parent / "text.h5", tmp_path, in_rows=True)
+    count = len(told.records)
+    told.records = [
+        record.model_copy(update={"label": f"label {12 * row // count % 4}"}) for row, record in enumerate(told.records)
+    ]
+    write_manifest(told.manifest, told.records)
+    following = dict(zip([record.id for record in told.records[:-1]], told.records[1:], strict=True))
+    with pytest.raises(StoreError, match=r"11 of \d+ utterances have another label than in"):
+        told.join(label=lambda record: following.get(record.id, record).label)
+    told.join()
+    assert not caplog.messages
+
+
 def test_words_of_another_kind_are_not_compared(told: Told, caplog: pytest.LogCaptureFixture) -> None:
     told.join(label=lambda record: f"another {record.label}")
     assert not caplog.messages
