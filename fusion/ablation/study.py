@@ -40,7 +40,7 @@ from fusion.ablation.single_run import (
     train_run,
 )
 from fusion.ablation.variants import Variant
-from fusion.data import Split, refuse_taught
+from fusion.data import Split, refuse_learned
 from fusion.errors import TrainingError
 from fusion.models import model_source
 from fusion.objective import METRICS, Task, find_task
@@ -204,7 +204,7 @@ def ablate(
     with writing(folder):  # now, rather than after the first run
         folder.mkdir(parents=True, exist_ok=True)
     kept = RunFolder(folder)
-    _refuse_taught(features, variants, folds)
+    _refuse_learned(features, variants, folds)
     with single_thread(jobs) as threads:
         parts = make_folds(features, folds, variants[0].recipe.train.target) if folds else [features]
         splits = _load_splits(parts, variants, device, cluster)
@@ -246,16 +246,16 @@ def ablate(
     )
 
 
-def _refuse_taught(features: Features, variants: Sequence[Variant], folds: FoldParams | None) -> None:
+def _refuse_learned(features: Features, variants: Sequence[Variant], folds: FoldParams | None) -> None:
     """Over folds every utterance is tested."""
     wanted = {one.recipe.model.modalities for one in variants}
     given = [name for name in MODALITIES if wanted & {name, "both"}]
     if folds:
         fix = "make folds from the encoder as it was before, or compare on the split that it learned with fusion-ablate"
-        refuse_taught(features, given, np.ones(len(features.utterances), bool), fix)
+        refuse_learned(features, given, np.ones(len(features.utterances), bool), fix)
     else:
         tested = np.array(features.utterances.splits) == "test"
-        refuse_taught(features, given, tested, "fine-tune it again on this split, then encode again")
+        refuse_learned(features, given, tested, "fine-tune it again on this split, then encode again")
 
 
 def _floors(task: Task, folds: Sequence[Splits], metric: str) -> dict[str, float]:

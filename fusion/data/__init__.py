@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         load_for,
         load_split,
         number_speakers,
-        refuse_taught,
+        refuse_learned,
         report_features,
         withhold,
     )

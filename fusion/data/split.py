@@ -148,7 +148,7 @@ def load_split(
     return hold([split], None)[0] if resident else split
 
 
-def refuse_taught(features: Features, modalities: Collection[str], tested: np.ndarray, fix: str) -> None:
+def refuse_learned(features: Features, modalities: Collection[str], tested: np.ndarray, fix: str) -> None:
     """See that no encoder was fine-tuned on what is `tested` (utterances,) boolean.
 
     Short texts come again in other conversations, so that half of them may be known; of recordings hardly any does, and
@@ -158,7 +158,7 @@ def refuse_taught(features: Features, modalities: Collection[str], tested: np.nd
         FeatureError: one was, by the marks that `pipeline-finetune` leaves; the message ends with `fix`.
     """
     for name in modalities:
-        part, known = getattr(features, name), features.taught(name, tested)
+        part, known = getattr(features, name), features.count_learned(name, tested)
         there = 0 if part is None else int((np.diff(part.offsets) > 0)[tested].sum())
         said = f"its {name} encoder was fine-tuned on the labels of {known} of the {there} utterances that are tested"
         if known > max(1 if name == "audio" else 0, SHARED[name] * there):

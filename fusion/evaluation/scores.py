@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fusion.checkpoint import LoadedModel, Provenance, check_compatible, load_seeds, mark_conversations
-from fusion.data import Split, hold, load_for, refuse_taught
+from fusion.data import Split, hold, load_for, refuse_learned
 from fusion.errors import ModelError
 from fusion.inference import ensemble, predict_heads, split_tallies
 from fusion.linear import LinearReference, fit_linear
@@ -252,7 +252,7 @@ def load_test(features: Features, models: Path, device: torch.device, memory: Me
         check_compatible(one, features)
         _refuse_known(one, features)
     tested = np.array(features.utterances.splits) == "test"
-    refuse_taught(features, loaded[0].provenance.given, tested, "fine-tune it again on this split, then encode again")
+    refuse_learned(features, loaded[0].provenance.given, tested, "fine-tune it again on this split, then encode again")
     recipe = loaded[0].provenance.recipe
     split = load_for(features, recipe, "test", device)
     task = find_task(recipe.train.target, len(features.label_names))

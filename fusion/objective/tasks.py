@@ -94,13 +94,11 @@ class LabelTask:
         """The smallest `head_loss` of always giving the same probabilities: the shares of labels, as it weighs them."""
         labels = truth[self.counted(truth)]
         counts = np.bincount(labels, minlength=self.classes).astype(float)
-        weights = (
-            label_weights(torch.as_tensor(labels), self.classes).numpy() if loss.balanced else np.ones(self.classes)
-        )
+        weights = np.ones(self.classes)
+        if loss.balanced:
+            weights = label_weights(torch.as_tensor(labels), self.classes).numpy()
         smoothed = (1 - loss.smoothing) * counts + loss.smoothing * counts.sum() / self.classes
-        wanted = (
-            weights * smoothed / (weights * counts).sum()
-        )  # of each class, for one utterance; they need not sum to 1
+        wanted = weights * smoothed / (weights * counts).sum()  # of each class; they need not sum to 1
         shares = wanted / wanted.sum()
         if not loss.gamma:
             return float(wanted.sum() * scipy.special.entr(shares).sum())

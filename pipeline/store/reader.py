@@ -148,8 +148,8 @@ class Features:
         parts = {name: part for name in MODALITIES if (part := getattr(self, name)) is not None}
         return _digest(self.utterances, self.label_names, {name: _fingerprint(part) for name, part in parts.items()})
 
-    def taught(self, modality: str, tested: np.ndarray) -> int:
-        """How many of the utterances marked in `tested` (utterances,) taught the encoder of `modality` their label."""
+    def count_learned(self, modality: str, tested: np.ndarray) -> int:
+        """Of how many utterances marked in `tested` (utterances,) the encoder of `modality` learned the label."""
         part = getattr(self, modality)
         return 0 if part is None or part.learned is None else int((part.learned & tested).sum())
 

@@ -184,9 +184,9 @@ def test_features_are_marked_where_the_encoder_learned_the_label_also_in_a_copy(
             found = inspect_file(tmp_path / name).to_text()
             assert f"the encoder was fine-tuned on the labels of {len(expected)} of these" in found
             tested = np.array(table.splits) == "test"
-            assert features.taught(modality, tested) == sum(name.startswith("test") for name in expected)
+            assert features.count_learned(modality, tested) == sum(name.startswith("test") for name in expected)
             again = features.resplit(dict.fromkeys(table.conversations, "test"))
-            assert again.taught(modality, np.ones(len(table), bool)) == len(expected)
+            assert again.count_learned(modality, np.ones(len(table), bool)) == len(expected)
     (tmp_path / "text" / "learned.txt").unlink()  # with the same weights other marks are other work
     outcome = extract_text(corpus.manifest, places[1], words, "cpu", overwrite=True)
     assert not outcome.there
