@@ -274,10 +274,12 @@ def _explain(comparison: Comparison) -> str:
     ablation = comparison.ablation
     counted = ablation.task.counted(ablation.task.truth(ablation.test))
     ids = ablation.test.conversation_ids
-    conversations = len({one for one, counts in zip(ids, counted.tolist(), strict=True) if counts})
+    scored = {one for one, counts in zip(ids, counted.tolist(), strict=True) if counts}
     units, few = "conversations", ""
     if ablation.folds and ablation.folds.hold_out == "speaker":
-        count = len(set(ablation.units.tolist()))
+        count = len(
+            {unit for one, unit in zip(dict.fromkeys(ids), ablation.units.tolist(), strict=True) if one in scored}
+        )
         units = f"speakers ({count} groups of speakers who share conversations)"
         if count < FEW_CONVERSATIONS:
             few = f" With so few of them intervals are wide, and no p is below {2 ** (1 - count):.2g}."
@@ -295,7 +297,7 @@ def _explain(comparison: Comparison) -> str:
         )
     less = f" Of {', '.join(lower)} less is better." * bool(lower)
     return (
-        f"{int(counted.sum())} {ablation.task.counted_are} of {conversations} conversations, "
+        f"{int(counted.sum())} {ablation.task.counted_are} of {len(scored)} conversations, "
         f"mean ± standard deviation of {number_of(len(ablation.seeds), 'seed')}. {drawn}{few} p: paired permutation "
         f"test of no difference; p (Holm): corrected for the number of rows that are compared ({compared}); a "
         f"difference is bold where it is below {_level(comparison):.2g}. Seconds: training of one seed, other runs "
