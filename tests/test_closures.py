@@ -69,6 +69,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def forget() -> None:
     closures.read_source.cache_clear()
     closures.find_source.cache_clear()
+    closures.reached.cache_clear()
 
 
 def edit(path: Path) -> None:

@@ -55,7 +55,7 @@ def closure(*entries: str) -> list[Path]:
         if place in seen:
             continue
         seen.add(place)
-        waiting += _reached(*place)
+        waiting += reached(*place)
     return sorted({read_source(module).path for module, _ in seen})
 
 
@@ -67,26 +67,28 @@ def closure_digest(*entries: str) -> str:
     return digest.hexdigest()
 
 
-def _reached(module: str, name: str | None) -> Iterator[tuple[str, str | None]]:
-    """What a definition, or with None a module as a whole, uses directly."""
+@cache
+def reached(module: str, name: str | None) -> frozenset[tuple[str, str | None]]:
+    """What a definition, or with None a module as a whole, uses directly; found once a process."""
     source = read_source(module)
-    yield module, ""  # what importing the module runs
+    found: set[tuple[str, str | None]] = {(module, "")}  # what importing the module runs
     if name == "":
         nodes = source.always
     elif name is None:
         nodes = [node for group in source.definitions.values() for node in group]
-        yield from (_resolved(*place) for place in source.imports.values())
+        found.update(_resolved(*place) for place in source.imports.values())
     else:
         nodes = source.definitions[name]
     for node in nodes:
         inner = _imports(node, module)
         for used in _names(node):
             if used in inner:
-                yield _resolved(*inner[used])
+                found.add(_resolved(*inner[used]))
             elif used in source.imports:
-                yield _resolved(*source.imports[used])
+                found.add(_resolved(*source.imports[used]))
             elif used in source.definitions and used != name:
-                yield module, used
+                found.add((module, used))
+    return frozenset(found)
 
 
 def _resolved(module: str, name: str | None = None) -> tuple[str, str | None]:
