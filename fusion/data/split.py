@@ -297,11 +297,19 @@ class FeatureItem(NamedTuple):
 
 
 class FeatureDataset(Dataset[FeatureItem]):
-    """The utterances of a `split`, or of all (None), in the order of the file; rows are read when asked for."""
+    """The utterances of a `split`, or of all (None), in the order of the file; rows are read when asked for.
+
+    Raises:
+        FeatureError: the file has no such split.
+    """
 
     def __init__(self, features: Features, split: str | None = None) -> None:
         self.features = features
         splits = features.utterances.splits
+        if split is not None and split not in splits:
+            raise FeatureError(
+                f"{features.path}: no utterance is of the split '{split}'; there are {', '.join(dict.fromkeys(splits))}"
+            )
         self.indices = [index for index, name in enumerate(splits) if split in (None, name)]
 
     def __len__(self) -> int:

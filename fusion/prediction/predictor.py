@@ -28,13 +28,11 @@ from fusion.prediction.recordings import Recordings, read_table, speak
 from fusion.prediction.records import Prediction, Turn
 from fusion.runtime import pick_device
 from fusion.tables import number_of
-from pipeline.store import Features, read_features
+from pipeline.store import SPLITS, Features, read_features
 
 if TYPE_CHECKING:
     from fusion.prediction.recordings import Spoken
 
-
-SPLITS = ("train", "validation", "test")
 
 __all__ = ["Conversation", "Prediction", "Predictor", "Turn"]
 

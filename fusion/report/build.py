@@ -24,9 +24,8 @@ from fusion.report.views import LONGEST, Viewer
 from fusion.runtime import Memory, count_jobs, memory_for_features, write_file, writing
 from fusion.tables import isolated
 from pipeline.settings import refuse_pipe, sole_writer
-from pipeline.store import Features
+from pipeline.store import SPLITS, Features
 
-SPLITS = ("train", "validation", "test")
 PAGE_BYTES = 4_800_000  # views are added while the page stays below
 SOUND_BYTES = 1_500_000  # for recordings inside the page
 FEW = 2000  # turns, of which models speak one after the other: starting processes takes longer

@@ -15,10 +15,9 @@ from fusion.report.groups import group_tables
 from fusion.report.results import Results, Row
 from fusion.report.turns import Beside, Said
 from fusion.tables import bounds, interval_of, mean_std, number_of
-from pipeline.store import UNLABELLED, Features
+from pipeline.store import SPLITS, UNLABELLED, Features
 
 Cells = list[list[str]]
-SPLITS = ("train", "validation", "test")
 NO_LICENCE = "the feature file names none"
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pipeline.store.identity import IMPORTED, NO_ENCODER, CorpusNote, Identity, Reference
     from pipeline.store.reader import (
         MODALITIES,
+        SPLITS,
         UNLABELLED,
         Dtype,
         Features,

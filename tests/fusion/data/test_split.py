@@ -284,3 +284,8 @@ def test_damaged_rows_stop_a_split_before_they_are_used(tmp_path: Path, modality
     list(load(features, "validation", resident=resident).batches(3))
     other = "text" if modality == "audio" else "audio"
     list(load(features, modalities=other, resident=resident).batches(3))
+
+
+def test_a_dataset_of_a_split_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(FeatureError, match=r"no utterance is of the split 'dev'; there are train, validation, test"):
+        FeatureDataset(make_features(Made()), "dev")
