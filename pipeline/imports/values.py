@@ -135,9 +135,10 @@ ENOUGH, OF_A_LABEL, SCORES = 20, 5, 3  # utterances in all, and of each label, a
 
 
 class LabelCheck:
-    """Finds a dimension of vectors that is what a model is to learn.
+    """Finds dimensions of vectors that are what a model is to learn.
 
-    That is the score, or a whole number which is the same for the same label and another for every other label.
+    That is the score, or whole numbers which are the same for the same label and others for every other label: the
+    label's number, or zeros and a one.
 
     Args:
         labels, scores: of the utterances; None where there is none.
@@ -169,18 +170,22 @@ class LabelCheck:
         """Raise DataError if there was such a dimension."""
         often = [self._first[label] for label, count in self._of_label.items() if count >= OF_A_LABEL]
         if len(often) > 1 and self._of_label.total() >= ENOUGH:
-            differ = (np.diff(np.sort(np.stack(often), axis=0), axis=0) > 0).all(0)
-            told = "the same whole number for the same label, and another for every other"
-            self._refuse(self._alike & differ, "label", f"{told}, in all {self._of_label.total()} utterances", where)
-        if len(self._of_score) >= SCORES and self._of_score.total() >= ENOUGH:
-            self._refuse(self._equal, "score", f"equal to it in all {self._of_score.total()} utterances", where)
+            values = np.stack(often)
+            found = np.flatnonzero(self._alike & (values.max(0) > values.min(0)))
+            if len(np.unique(values[:, found], axis=0)) == len(often):
+                alone = [index for index in found if len(np.unique(values[:, index])) == len(often)]
+                told = "the same whole number for the same label, and another for every other"
+                self._refuse(alone[:1] or found, "label", f"{told}, in all {self._of_label.total()} utterances", where)
+        if len(self._of_score) >= SCORES and self._of_score.total() >= ENOUGH and self._equal.any():
+            told = f"equal to it in all {self._of_score.total()} utterances"
+            self._refuse(np.flatnonzero(self._equal)[:1], "score", told, where)
 
-    def _refuse(self, found: np.ndarray, what: str, told: str, where: str) -> None:
-        if found.any():
-            raise DataError(
-                f"{where}: dimension {int(np.argmax(found)) + 1} of {self._dim} looks like the {what}: it is {told} "
-                f"that have one; take it out of the features"
-            )
+    def _refuse(self, found: Sequence[int] | np.ndarray, what: str, told: str, where: str) -> None:
+        named = ", ".join(str(index + 1) for index in found[:10]) + ", .." * (len(found) > 10)
+        one, several = "dimension {} of {} looks like the {}: it is", "dimensions {} of {} together look like the {}:"
+        which = (one if len(found) == 1 else several).format(named, self._dim, what)
+        them = "it" if len(found) == 1 else "them"
+        raise DataError(f"{where}: {which} {told} that have one; take {them} out of the features")
 
 
 def check_finite(found: Survey, ids: Sequence[str], modality: str, params: ImportParams) -> None:

@@ -16,6 +16,7 @@ VALUES = np.random.default_rng(0).normal(size=(len(ROWS), 3)).astype(np.float32)
 NUMBERED = [{**row, "id": str(number)} for number, row in enumerate(ROWS, start=1)]
 SHUFFLED = [int(place) for place in np.random.default_rng(1).permutation(len(ROWS))]
 IN_ORDER = list(range(len(ROWS)))
+THREE = [place % 3 for place in IN_ORDER]
 LABELS = [("anger", "joy").index(row["label"]) for row in ROWS]
 
 
@@ -66,6 +67,20 @@ def test_a_dimension_that_is_the_label_is_refused_in_every_form(tmp_path: Path) 
         with pytest.raises(DataError, match=f"{place} looks like the label: .* in all 24 utterances"):
             run(tmp_path, given, rows=ROWS)
     assert not (tmp_path / "out.h5").exists()
+
+
+def test_a_one_for_each_label_is_refused(tmp_path: Path) -> None:
+    rows = [{**row, "label": ("anger", "joy", "fear")[label]} for label, row in zip(THREE, ROWS, strict=True)]
+    for classes, place in (
+        (np.eye(3), "dimensions 3, 5, 6 of 6 together look"),
+        (np.eye(3)[:, :2], "dimensions 3, 5 of 5 together"),
+    ):
+        ones = classes[THREE]
+        np.save(tmp_path / "x.npy", np.column_stack([VALUES[:, :2], ones[:, 0], VALUES[:, 2], ones[:, 1:]]))
+        with pytest.raises(DataError, match=f"{place}.* in all 24 utterances that have one; take them out"):
+            run(tmp_path, Given("audio", str(tmp_path / "x.npy")), rows=rows)
+    np.save(tmp_path / "x.npy", np.column_stack([VALUES, np.eye(3)[THREE, 0]]))  # two look the same
+    run(tmp_path, Given("audio", str(tmp_path / "x.npy")), rows=rows)
 
 
 def test_a_dimension_that_is_the_score_is_refused(tmp_path: Path) -> None:
