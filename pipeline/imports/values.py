@@ -171,16 +171,16 @@ class LabelCheck:
         often = [self._first[label] for label, count in self._of_label.items() if count >= OF_A_LABEL]
         if len(often) > 1 and self._of_label.total() >= ENOUGH:
             values = np.stack(often)
-            found = np.flatnonzero(self._alike & (values.max(0) > values.min(0)))
+            found: list[int] = np.flatnonzero(self._alike & (values.max(0) > values.min(0))).tolist()
             if len(np.unique(values[:, found], axis=0)) == len(often):
                 alone = [index for index in found if len(np.unique(values[:, index])) == len(often)]
                 told = "the same whole number for the same label, and another for every other"
                 self._refuse(alone[:1] or found, "label", f"{told}, in all {self._of_label.total()} utterances", where)
         if len(self._of_score) >= SCORES and self._of_score.total() >= ENOUGH and self._equal.any():
             told = f"equal to it in all {self._of_score.total()} utterances"
-            self._refuse(np.flatnonzero(self._equal)[:1], "score", told, where)
+            self._refuse([int(np.argmax(self._equal))], "score", told, where)
 
-    def _refuse(self, found: Sequence[int] | np.ndarray, what: str, told: str, where: str) -> None:
+    def _refuse(self, found: Sequence[int], what: str, told: str, where: str) -> None:
         named = ", ".join(str(index + 1) for index in found[:10]) + ", .." * (len(found) > 10)
         one, several = "dimension {} of {} looks like the {}: it is", "dimensions {} of {} together look like the {}:"
         which = (one if len(found) == 1 else several).format(named, self._dim, what)
