@@ -109,6 +109,7 @@ class Evaluation:
     heads: Mapping[str, Mapping[str, Summary]]  # of the heads inside them, by head and metric
     ensemble: Beside  # the seeds together
     linear: Sequence[Beside]  # *the* linear reference, and what it is the mean of; none without train and validation
+    constant: Beside  # the one answer that suits train best, whose scores are the floor
 
     @property
     def warnings(self) -> list[str]:
@@ -151,9 +152,17 @@ class Evaluation:
     def _at_the_floor(self) -> list[str]:
         name, one, lower = self.metric, self.summaries[self.metric], METRICS[self.metric].lower_is_better
         best = (min if lower else max)(one.floor, one.chance)
+        gain = self.constant.changes[self.metric]
+        if best == one.floor:  # held against it on the same draws: an outlier is one for both
+            if gain.interval.high < 0 if lower else gain.interval.low > 0:
+                return []
+            return [
+                f"The interval of {name} minus that of always giving {self.task.floor_is}, "
+                f"{bounds(gain.interval, signed=True)}, does not exclude 0: nothing shows that more was learned."
+            ]
         if one.interval.high < best if lower else one.interval.low > best:
             return []
-        what = self.task.floor_is if best == one.floor else self.task.chance_is
+        what = self.task.chance_is
         return [
             f"The interval of {name}, {bounds(one.interval)}, does not exclude {best:.3f}, which {what} would give: "
             "nothing shows that more was learned."
@@ -212,6 +221,11 @@ class Tested:
             head: np.stack([split_tallies(self.task, self.split, answers[head]) for answers in self.answers])
             for head in self.answers[0]
         }
+
+    @cached_property
+    def constant(self) -> np.ndarray:
+        """The answer that suits train best, for every utterance: (utterances, classes), or (utterances, 1)."""
+        return np.tile(self.task.constant(self._train_truth), (len(self.split.ids), 1))
 
     @cached_property
     def floor(self) -> Mapping[str, float]:
@@ -306,6 +320,7 @@ def score_test(tested: Tested, params: EvaluateParams) -> Evaluation:
         heads=summaries,
         ensemble=_beside(tested, "ensemble", together, {}, fused, params),
         linear=_score_linear(tested, fused, params),
+        constant=_beside(tested, "constant", tested.constant, {}, fused, params),
     )
 
 

@@ -409,6 +409,24 @@ def test_the_table_holds_the_models_against_linear_ones_in_numbers_and_words(tmp
     assert (found.argmax(1) == chosen.answers.argmax(1)).mean() > 0.95
 
 
+def test_outliers_that_no_model_could_know_do_not_hide_that_it_learned(tmp_path: Path) -> None:
+    """A few test scores are far off, for the model as for the median: their difference knows nothing of it."""
+    features = make_features(Made(conversations=(30, 10, 30), scored=True, unlabelled=0))
+    table = features.utterances
+    test = np.flatnonzero(np.array(table.splits) == "test")
+    scores = table.scores.copy()
+    scores[test[[3, 50, 70]]] += 60
+    features = replace(features, utterances=replace(table, scores=scores))
+    train_made(features, tmp_path / "models", tiny_recipe({"name": "audio"}, target="score", metric="mae", epochs=1))
+    evaluation = evaluate(features, tmp_path / "models", EvaluateParams(resamples=200), CPU)
+    error, gain = evaluation.summaries["mae"], evaluation.constant.changes["mae"]
+    assert evaluation.constant.scores["mae"] == pytest.approx(error.floor)
+    assert gain.mean == pytest.approx(error.mean - error.floor)
+    assert error.interval.high > error.floor
+    assert gain.interval.high < 0
+    assert "nothing shows that more was learned" not in " ".join(evaluation.warnings)
+
+
 def test_of_one_linear_model_the_table_says_no_mean(tmp_path: Path) -> None:
     features = make_features(Made(conversations=(30, 10, 12), turns=(1, 1), frames=(2, 4), unlabelled=0))
     train_made(features, tmp_path / "models", tiny_recipe({"name": "audio"}, epochs=1))
