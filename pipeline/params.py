@@ -222,6 +222,7 @@ class ImportParams(Section):
     not_finite: Literal["refuse", "zero"] = "refuse"  # NaN and infinite values
     padding: Literal["refuse", "zeros", "keep"] = "refuse"  # padded arrays that come without lengths and without a mask
     holes: Literal["refuse", "close"] = "refuse"  # masks with a gap between real positions
+    normalise: Literal["none", "speaker"] = "none"  # audio; speaker: by mean and deviation of all rows of its speaker
     layout: tuple[str, ...] = ()  # names of the elements of a pickled tuple, where it is not a published one
     target: str = "labels"  # which element of a published pickle holds the labels
     label_names: tuple[str, ...] = ()  # of its label numbers 0, 1, 2 ..; without: the numbers themselves

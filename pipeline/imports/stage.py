@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,8 +18,10 @@ from pipeline.imports.layout import Given, read_source
 from pipeline.imports.matching import Match, Row, match
 from pipeline.imports.values import (
     LabelCheck,
+    Read,
     Survey,
     as_rows,
+    by_speaker,
     check_finite,
     not_finite,
     small,
@@ -56,10 +59,9 @@ class _Modality:
 
     name: str
     found: Match
-    survey: Survey
-
-    def read(self, index: int) -> np.ndarray:
-        return _read(self.found, index, self.name)
+    survey: Survey  # as the values came
+    read: Read
+    alone: int = 0  # utterances that are the only row of their speaker, where rows are normalised by speaker
 
 
 def import_features(
@@ -82,6 +84,8 @@ def import_features(
     """
     if not given:
         raise DataError("nothing to import: name features with --audio, --text or both")
+    if params.normalise == "speaker" and not any(part.modality == "audio" for part in given):
+        raise DataError("import.normalise is speaker: of audio, and there is none; set import.normalise=none")
     if table is not None and not table.exists():
         raise DataError(f"{table}: no such table; fix --table")
     _check_output(table, given, output)
@@ -92,7 +96,7 @@ def import_features(
             corpus, dataset = settled or _told_by(sources, dataset)
             rows = _rows(corpus, dataset)
             modalities = [
-                _look_through(part.modality, match(source, rows), rows)
+                _look_through(part.modality, match(source, rows), rows, params)
                 for part, source in zip(given, sources, strict=True)
             ]
             ids = [row.utterance.id for row in rows]
@@ -201,15 +205,19 @@ def _rows(corpus: Corpus, dataset: DatasetParams) -> list[Row]:
     return [Row(utterance, corpus.turns[places[id(turn)]], places[id(turn)]) for utterance, turn in settled]
 
 
-def _look_through(name: str, found: Match, rows: Sequence[Row]) -> _Modality:
+def _look_through(name: str, found: Match, rows: Sequence[Row], params: ImportParams) -> _Modality:
     ids = [row.utterance.id for row in rows]
+    read = partial(_read, found, name)
     labels = LabelCheck([row.utterance.label for row in rows], [row.utterance.score for row in rows])
-    seen = survey(lambda index: labels.see(index, _read(found, index, name)), ids, name)
-    labels.check(f"{name}: {found.source.where}")
-    return _Modality(name, found, seen)
+    seen = survey(lambda index: labels.see(index, read(index)), ids, name)
+    where = f"{name}: {found.source.where}"
+    labels.check(where)
+    if name == "audio" and params.normalise == "speaker":
+        return _Modality(name, found, seen, *by_speaker(read, [row.utterance.speaker for row in rows], where))
+    return _Modality(name, found, seen, read)
 
 
-def _read(found: Match, index: int, modality: str) -> np.ndarray:
+def _read(found: Match, modality: str, index: int) -> np.ndarray:
     entry = found.entries[index]
     where = f"{modality}: {found.source.where}" + ("" if entry is None else f": '{found.source.name(entry)}'")
     return as_rows(None if entry is None else value_of(found.source.entries[entry]), where)
@@ -245,6 +253,11 @@ def _describe(modality: _Modality, ids: Sequence[str], params: ImportParams) -> 
         lines.append(
             f"{name}: {len(found.source.beyond)} entries hold values behind their length, which are left out; if the "
             "padding is in front, give a mask"
+        )
+    if modality.alone:
+        lines.append(
+            f"{name}: zeros are all that import.normalise: speaker leaves of the only row of a speaker, here of "
+            f"{modality.alone}"
         )
     if seen.not_finite and params.not_finite == "zero":
         lines.append(f"{name}: zeros in place of {not_finite(seen, ids)}")

@@ -18,7 +18,18 @@ from tqdm import tqdm
 from pipeline.errors import DataError
 from pipeline.imports.entries import as_array, reading
 from pipeline.params import ImportParams
-from pipeline.store import ABSURD, IMPORTED, Identity, Part, checksum, is_sane, writing
+from pipeline.store import (
+    ABSURD,
+    IMPORTED,
+    Columns,
+    Identity,
+    Part,
+    checksum,
+    is_sane,
+    join_columns,
+    measure_columns,
+    writing,
+)
 
 Read = Callable[[int], np.ndarray]  # utterance -> (rows, dim); (0, 0) where there is nothing
 
@@ -131,6 +142,38 @@ def _count_not_finite(rows: np.ndarray, index: int, found: Survey) -> None:
     found.not_finite.append(index)
 
 
+def by_speaker(read: Read, speakers: Sequence[str | None], where: str) -> tuple[Read, int]:
+    """`read` with each column less its mean over all rows of the speaker, divided by their deviation, as float32; and
+    how many utterances are the only row of their speaker, of whom nothing but zeros is left.
+
+    Rows that are not finite have no part in mean and deviation.
+
+    Raises:
+        DataError: an utterance with features has no speaker.
+    """
+    found: dict[str, Columns] = {}
+    for index, speaker in enumerate(speakers):
+        rows = read(index)
+        if len(rows) and not speaker:
+            raise DataError(
+                f"{where}: import.normalise is speaker, but turn {index + 1} of {len(speakers)}, in the order of the "
+                "output, has no speaker; name all speakers in the table, or set import.normalise=none"
+            )
+        if len(rows) and speaker:
+            own = measure_columns(rows[np.isfinite(rows).all(axis=1)])
+            found[speaker] = join_columns(found[speaker], own) if speaker in found else own
+
+    def normalised(index: int) -> np.ndarray:
+        rows = read(index)
+        if not len(rows):
+            return rows
+        columns = found[str(speakers[index])]
+        changed: np.ndarray = (rows - columns.mean) / np.where(columns.constant, np.inf, columns.deviation)
+        return changed.astype(np.float32)
+
+    return normalised, sum(columns.rows == 1 for columns in found.values())
+
+
 ENOUGH, OF_A_LABEL, SCORES = 20, 5, 3  # utterances in all, and of each label, and different scores
 
 
@@ -240,6 +283,7 @@ def write_values(
             "values": found.values,
             "dtype": dtype.name,
             "not_finite": params.not_finite,
+            **({"normalise": params.normalise} if modality == "audio" and params.normalise != "none" else {}),
         }
     )
     return Part(values, offsets, checksums, list(ids), identity, "", target)

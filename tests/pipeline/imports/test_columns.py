@@ -102,6 +102,29 @@ def test_a_dimension_that_is_nearly_the_label_or_a_constant_is_a_feature(tmp_pat
     assert features.audio.values.shape == (24, 5)
 
 
+def test_audio_is_normalised_by_the_rows_of_its_speaker(tmp_path: Path) -> None:
+    rows = [{**row, "speaker": ("ann", "bob")[place % 2]} for place, row in enumerate(ROWS)]
+    rows[7]["speaker"] = "guest"
+    of = np.array([row["speaker"] for row in rows])
+    np.save(tmp_path / "x.npy", VALUES * np.where(of == "bob", 100, 1)[:, None] + 7)
+    given = Given("audio", str(tmp_path / "x.npy"))
+    imported, features = run(tmp_path, given, rows=rows, normalise="speaker")
+    assert "leaves of the only row of a speaker, here of 1" in imported.summary()
+    assert features.audio is not None
+    assert features.audio.identity.fields["normalise"] == "speaker"
+    found = dict(zip(features.utterances.ids, features.audio.values, strict=True))
+    values = np.stack([found[row["id"]] for row in rows])
+    for name in ("ann", "bob"):
+        own = VALUES[of == name].astype(float)
+        np.testing.assert_allclose(values[of == name], (own - own.mean(0)) / own.std(0), atol=1e-4)
+    assert not values[7].any()
+    rows[3]["speaker"] = ""
+    with pytest.raises(DataError, match=r"turn \d+ of 24, .* has no speaker; name all speakers"):
+        run(tmp_path, given, rows=rows, normalise="speaker")
+    with pytest.raises(DataError, match=r"import\.normalise is speaker: of audio, and there is none"):
+        run(tmp_path, Given("text", str(tmp_path / "x.npy")), rows=rows, normalise="speaker")
+
+
 @pytest.mark.parametrize(
     "header", ["clip", "segment", "utt", "video_id", "Sr No.", "wav_id", "utterance id", "ID ", "", "Unnamed: 0"]
 )
