@@ -24,8 +24,12 @@ DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
 def rounded(value: float) -> float:
-    """A number as JSON files give it."""
-    return round(value, DIGITS)
+    """A number as JSON files give it; zero has no sign, here and wherever numbers become text (`z` in their format).
+
+    >>> rounded(-1e-9), number(-1e-9), mean_std(-1e-9, None), bounds(Interval(-1e-9, 0.5), signed=True)
+    (0.0, '0.000000', '0.000', '+0.000 to +0.500')
+    """
+    return round(value, DIGITS) + 0.0  # -0.0 + 0.0 is 0.0
 
 
 def spread(mean: float, std: float | None, interval: Interval | None = None) -> dict[str, float | None]:
@@ -76,7 +80,7 @@ def number(value: float | None) -> str:
     >>> number(0.5), number(None)
     ('0.500000', '')
     """
-    return "" if value is None else f"{value:.{DIGITS}f}"
+    return "" if value is None else f"{value:z.{DIGITS}f}"
 
 
 def number_of(count: int, noun: str) -> str:
@@ -94,12 +98,12 @@ def mean_std(mean: float, std: float | None) -> str:
     >>> mean_std(0.5, 0.25), mean_std(0.5, None)
     ('0.500 ± 0.250', '0.500')
     """
-    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
+    return f"{mean:z.3f}" if std is None else f"{mean:z.3f} ± {std:.3f}"
 
 
 def bounds(interval: Interval, signed: bool = False, separator: str = " to ") -> str:
     """Both ends of an interval, with their signs where `signed`."""
-    style = "+.3f" if signed else ".3f"
+    style = "+z.3f" if signed else "z.3f"
     return f"{interval.low:{style}}{separator}{interval.high:{style}}"
 
 
@@ -153,8 +157,15 @@ def escape_latex(text: str) -> str:
 
 
 def latex_table(columns: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a booktabs tabular of cells that are LaTeX; `columns` are their alignments, such as "lr"."""
-    first, *others = [" & ".join(cells) + r" \\" for cells in (header, *rows)]
+    r"""The lines of a booktabs tabular of cells that are LaTeX; `columns` are their alignments, such as "lr".
+
+    A row that begins with `[` or `*` gets `{}` in front, for LaTeX takes these for options of the line end above it.
+
+    >>> latex_table("lr", ["a", "b"], [["[c]", "1"], ["*d", "2"]])[4:6] == [r"{}[c] & 1 \\", r"{}*d & 2 \\"]
+    True
+    """
+    lines = [" & ".join(cells) + r" \\" for cells in (header, *rows)]
+    first, *others = ["{}" + line if line.startswith(("[", "*")) else line for line in lines]
     begin = rf"\begin{{tabular}}{{{columns}}}"
     return [begin, r"\toprule", first, r"\midrule", *others, r"\bottomrule", r"\end{tabular}"]
 

@@ -136,7 +136,7 @@ def headline(comparison: Comparison) -> str:
     return (
         f"{number_of(len(comparison.rows) - 1, 'row')} of {number_of(len(comparison.ablation.seeds), 'seed')}"
         f"{_over(comparison)}, "
-        f"base test {comparison.metric} {score}, linear reference {comparison.rows[-1].mean:.3f}"
+        f"base test {comparison.metric} {score}, linear reference {comparison.rows[-1].mean:z.3f}"
         + (f"; {sure} of {len(rest)} differ from their base (Holm, {_level(comparison):.2g})" if rest else "")
         + (f"; not learned: {', '.join(idle)}" if idle else "")
     )
@@ -202,15 +202,15 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
     rows = []
     for row in comparison.rows:
         cells = [escape_markdown(row.variant.name), mean_std(row.mean, row.std), bounds(row.interval)]
-        cells.append(f"{row.ensemble:.3f}")
+        cells.append(f"{row.ensemble:z.3f}")
         if row.difference is None:
             cells += [""] * 5
         else:
-            change = f"{row.difference.mean:+.3f}"
+            change = f"{row.difference.mean:+z.3f}"
             cells += [escape_markdown(row.variant.base or ""), f"**{change}**" if _is_sure(row, level) else change]
             cells += [bounds(row.difference.interval, signed=True), _p(row.difference.p), _p(row.difference.p_holm)]
-        cells += [f"{row.scores[name]:.3f}" for name in others]
-        cells += [f"{row.validation:.3f}", f"{row.parameters:,}", "" if row.seconds is None else f"{row.seconds:.1f}"]
+        cells += [f"{row.scores[name]:z.3f}" for name in others]
+        cells += [f"{row.validation:z.3f}", f"{row.parameters:,}", "" if row.seconds is None else f"{row.seconds:.1f}"]
         rows.append(cells)
     changes = [
         f"- {escape_markdown(one.name)}: "
@@ -241,10 +241,11 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
 
 def table_tex(comparison: Comparison, run: Mapping[str, Any]) -> str:
     """A tabular; the differences that the corrected test confirms are bold."""
-    level = _level(comparison)
+    level, several = _level(comparison), len(comparison.ablation.seeds) > 1
     lines = [
         f"% erc-fusion {VERSION}, run {run['id']}, seeds {run['seeds']}, {comparison.metric} on {_tested(comparison)},",
-        f"% mean and standard deviation over seeds, {_confidence(comparison)}.",
+        f"% {'mean and standard deviation over seeds' if several else 'a single seed'}, {_confidence(comparison)};",
+        f"% a difference is bold where its corrected p is below {level:.2g}.",
         r"% Needs \usepackage{booktabs}.",
     ]
     header = ["Setting", METRICS[comparison.metric].title, "Interval", "Difference", "Interval", "$p$ (Holm)"]
@@ -255,7 +256,7 @@ def table_tex(comparison: Comparison, run: Mapping[str, Any]) -> str:
         if row.difference is None:
             cells += ["", "", ""]
         else:
-            change = f"{row.difference.mean:+.3f}"
+            change = f"{row.difference.mean:+z.3f}"
             cells.append(r"$\mathbf{%s}$" % change if _is_sure(row, level) else f"${change}$")  # noqa: UP031
             cells.append(f"$[{bounds(row.difference.interval, True, ', ')}]$")
             p = _p(row.difference.p_holm)
@@ -314,10 +315,10 @@ def _against_linear(comparison: Comparison) -> str:
     """What the rows are held against, and which of them are not above it."""
     ablation, metric = comparison.ablation, METRICS[comparison.metric]
     *rows, linear = comparison.rows
-    floors = ", ".join(f"{name} {score:.3f}" for name, score in ablation.floors.items())
+    floors = ", ".join(f"{name} {score:z.3f}" for name, score in ablation.floors.items())
     said = (
         f"Row {LINEAR} is the linear reference on what row {BASE} sees "
-        f"({escape_markdown(ablation.linear.note)}): {linear.mean:.3f}. Floors: {floors}. Ensemble: the "
+        f"({escape_markdown(ablation.linear.note)}): {linear.mean:z.3f}. Floors: {floors}. Ensemble: the "
         "mean of the calibrated answers of all seeds."
     )
     floor = (min if metric.lower_is_better else max)(ablation.floors.values())
@@ -359,4 +360,4 @@ def _confidence(comparison: Comparison) -> str:
 
 
 def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+    return f"{value:z.3f}" if value >= 0.001 else "< 0.001"

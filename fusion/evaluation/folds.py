@@ -127,12 +127,12 @@ class Joined:
         if own.interval.low <= floor:
             found.append(
                 f"The interval of the pooled {name}, {bounds(own.interval)}, does not exclude the better floor, "
-                f"{floor:.3f}: nothing shows that more was learned."
+                f"{floor:z.3f}: nothing shows that more was learned."
             )
         if own.mean <= own.beside.get("linear", -np.inf):
             found.append(
-                f"The models are no better than the linear reference: {name} {own.mean:.3f} against "
-                f"{own.beside['linear']:.3f}, over folds."
+                f"The models are no better than the linear reference: {name} {own.mean:z.3f} against "
+                f"{own.beside['linear']:z.3f}, over folds."
             )
         return found
 
@@ -347,9 +347,9 @@ def folds_headline(joined: Joined) -> str:
     """One line: the first metric, over folds and pooled."""
     name, score = next(iter(joined.scores.items()))
     return (
-        f"test {name} {mean_std(score.mean, score.std)} over {len(joined.folds)} folds, pooled {score.pooled:.3f} "
-        f"({joined.params.confidence:.0%} interval {bounds(score.interval)}), ensemble {score.ensemble:.3f}; "
-        "over folds " + ", ".join(f"{what} {value:.3f}" for what, value in score.beside.items())
+        f"test {name} {mean_std(score.mean, score.std)} over {len(joined.folds)} folds, pooled {score.pooled:z.3f} "
+        f"({joined.params.confidence:.0%} interval {bounds(score.interval)}), ensemble {score.ensemble:z.3f}; "
+        "over folds " + ", ".join(f"{what} {value:z.3f}" for what, value in score.beside.items())
     )
 
 
@@ -395,12 +395,12 @@ def table_md(joined: Joined) -> str:
     """A table of metrics, one of folds, one of classes."""
     run = describe_join(joined)
     metrics = [
-        [name, mean_std(score.mean, score.std), *(f"{value:.3f}" for value in score.beside.values()),
-         mean_std(score.pooled, score.pooled_std), bounds(score.interval), f"{score.ensemble:.3f}"]
+        [name, mean_std(score.mean, score.std), *(f"{value:z.3f}" for value in score.beside.values()),
+         mean_std(score.pooled, score.pooled_std), bounds(score.interval), f"{score.ensemble:z.3f}"]
         for name, score in joined.scores.items()
     ]  # fmt: skip
     folds = [
-        [escape_markdown(fold.name), *(f"{score.folds[index]:.3f}" for score in joined.scores.values()),
+        [escape_markdown(fold.name), *(f"{score.folds[index]:z.3f}" for score in joined.scores.values()),
          str(int((fold.true != UNLABELLED).sum())), str(len(set(fold.conversations)))]
         for index, fold in enumerate(joined.folds)
     ]  # fmt: skip

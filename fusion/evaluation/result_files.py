@@ -181,9 +181,9 @@ def headline(evaluation: Evaluation) -> str:
     beside = {one.name.split(",")[0]: one.scores[metric] for one in (evaluation.ensemble, *evaluation.linear[:1])}
     return (
         f"test {metric} {mean_std(summary.mean, summary.std)} over {number_of(len(evaluation.seeds), 'seed')} "
-        f"({evaluation.params.confidence:.0%} interval {bounds(summary.interval)}, floor {summary.floor:.3f}, "
-        f"chance {summary.chance:.3f}, "
-        f"{', '.join(f'{name} {score:.3f}' for name, score in beside.items())})"
+        f"({evaluation.params.confidence:.0%} interval {bounds(summary.interval)}, floor {summary.floor:z.3f}, "
+        f"chance {summary.chance:z.3f}, "
+        f"{', '.join(f'{name} {score:z.3f}' for name, score in beside.items())})"
     )
 
 
@@ -302,8 +302,8 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     """A table of metrics and, where there are labels, one of classes."""
     confidence = f"{evaluation.params.confidence:.0%} interval"
     rows = [
-        [name, mean_std(summary.mean, summary.std), bounds(summary.interval), f"{summary.floor:.3f}",
-         f"{summary.chance:.3f}", f"{summary.validation:.3f}"]
+        [name, mean_std(summary.mean, summary.std), bounds(summary.interval), f"{summary.floor:z.3f}",
+         f"{summary.chance:z.3f}", f"{summary.validation:z.3f}"]
         for name, summary in evaluation.summaries.items()
     ]  # fmt: skip
     task = evaluation.task
@@ -347,9 +347,9 @@ def _references(evaluation: Evaluation, confidence: str) -> list[str]:
     """A table of what the mean over seeds is held against: the seeds as an ensemble, and linear models."""
     metric = evaluation.metric
     rows = [
-        [one.name, f"{one.scores[metric]:.3f}", bounds(one.intervals[metric]),
-         f"{one.validation[metric]:.3f}" if one.validation else "",
-         f"{one.changes[metric].mean:+.3f}", bounds(one.changes[metric].interval, signed=True)]
+        [one.name, f"{one.scores[metric]:z.3f}", bounds(one.intervals[metric]),
+         f"{one.validation[metric]:z.3f}" if one.validation else "",
+         f"{one.changes[metric].mean:+z.3f}", bounds(one.changes[metric].interval, signed=True)]
         for one in (evaluation.ensemble, *evaluation.linear)
     ]  # fmt: skip
     said = "The ensemble is the mean of the calibrated answers of all seeds, as `fusion-predict` gives it."
@@ -396,7 +396,7 @@ def _heads(evaluation: Evaluation, confidence: str) -> list[str]:
     metric = evaluation.seeds[0].provenance.recipe.train.metric
     rows = [
         [head, mean_std(own[metric].mean, own[metric].std), bounds(own[metric].interval),
-         f"{own[metric].validation:.3f}"]
+         f"{own[metric].validation:z.3f}"]
         for head, own in evaluation.heads.items()
     ]  # fmt: skip
     return [

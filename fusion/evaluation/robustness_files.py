@@ -93,7 +93,7 @@ def table_md(robustness: Robustness, run: Mapping[str, Any]) -> str:
         f"Mean ± standard deviation of {metric} over seeds {run['seeds'].replace(',', ', ')}; "
         f"{robustness.confidence:.0%} intervals resample whole conversations, those of a change with the same draws on "
         "both sides. "
-        f"The floor, always {robustness.task.floor_is}, is {robustness.floor[metric]:.3f}.",
+        f"The floor, always {robustness.task.floor_is}, is {robustness.floor[metric]:z.3f}.",
         "",
     ]
     for study, title in TITLES.items():
@@ -116,8 +116,8 @@ def _study_table(levels: Sequence[Level], robustness: Robustness) -> list[str]:
     rows = []
     for level in levels:
         score, clean = level.scores[metric], level is levels[0]
-        errors = "" if level.word_error_rate is None else f"{level.word_error_rate:.3f}"
-        change = ["", ""] if clean else [f"{score.change:+.3f}", bounds(score.change_interval, signed=True)]
+        errors = "" if level.word_error_rate is None else f"{level.word_error_rate:z.3f}"
+        change = ["", ""] if clean else [f"{score.change:+z.3f}", bounds(score.change_interval, signed=True)]
         rows.append(
             [
                 level_name(level.study, level.level),

@@ -164,7 +164,7 @@ class Evaluation:
             return []
         what = self.task.chance_is
         return [
-            f"The interval of {name}, {bounds(one.interval)}, does not exclude {best:.3f}, which {what} would give: "
+            f"The interval of {name}, {bounds(one.interval)}, does not exclude {best:z.3f}, which {what} would give: "
             "nothing shows that more was learned."
         ]
 
@@ -181,8 +181,8 @@ class Evaluation:
         above = (change.mean < 0) if METRICS[self.metric].lower_is_better else (change.mean > 0)
         said = "is worse than" if worse else "is not clearly better than" if above else "is no better than"
         return [
-            f"The model {said} the linear reference: {self.metric} {own.mean:.3f} against "
-            f"{reference.scores[self.metric]:.3f}, difference {change.mean:+.3f} "
+            f"The model {said} the linear reference: {self.metric} {own.mean:z.3f} against "
+            f"{reference.scores[self.metric]:z.3f}, difference {change.mean:+z.3f} "
             f"({bounds(change.interval, signed=True)})."
         ]
 

@@ -238,7 +238,7 @@ def _tick(row: Row) -> str:
     name = level_of(row)
     if name == "clean" or not (measured := row.get("word_error_rate")):
         return name.removesuffix(" dB")
-    return f"{float(measured):.3f}"
+    return f"{float(measured):z.3f}"
 
 
 def truth_charts(results: Results) -> list[str]:

@@ -48,7 +48,7 @@ def describe_results(
         "beside_rows": _beside(details, recipe.train.metric),
         "score_chart": charts.score_chart(results, corpus),
         "reference_rows": [
-            [one.model, _title(one.metric), f"{one.value:.3f}", one.source]
+            [one.model, _title(one.metric), f"{one.value:z.3f}", one.source]
             for one in (corpus.references if corpus else ())
             if one.metric in results.metrics
         ],
@@ -66,7 +66,7 @@ def describe_results(
         "curve_charts": charts.curve_charts(results, recipe.train.metric),
         "epoch_rows": [
             [seed, ", ".join(f"{head} {epoch}" for head, epoch in one["epochs"].items()),
-             f"{one['validation'][recipe.train.metric]:.3f}"]
+             f"{one['validation'][recipe.train.metric]:z.3f}"]
             for seed, one in details["seeds"].items()
         ],
         "run_rows": _run(run, corpus.licence if corpus else NO_LICENCE),
@@ -92,7 +92,7 @@ def describe_beside(name: str, said: Said, beside: Beside) -> dict[str, Any]:
         "beside": {
             "own": name,
             "name": beside.name,
-            "score_rows": [[_title(one), *(f"{scores[one]:.3f}" for scores in both)] for one in task.metrics],
+            "score_rows": [[_title(one), *(f"{scores[one]:z.3f}" for scores in both)] for one in task.metrics],
             "scores_caption": f"{counted.sum()} {task.counted_are} shown on this page, mean probabilities of all seeds"
             if task.target == "label"
             else f"{counted.sum()} {task.counted_are} shown on this page, mean scores of all seeds",
@@ -128,7 +128,7 @@ def _headline(test: Mapping[str, Any], metric: str, confidence: str, floor_is: s
     return {
         "value": mean_std(own["mean"], own["std"]),
         "title": METRICS[metric].title,
-        "rest": f"{confidence} {_ends(own)}; {floor_is}: {own['floor']:.3f}",
+        "rest": f"{confidence} {_ends(own)}; {floor_is}: {own['floor']:z.3f}",
     }
 
 
@@ -137,14 +137,14 @@ def _beside(details: Mapping[str, Any], metric: str) -> Cells:
     rows = []
     for one in (details["ensemble"], *details["linear"]):
         own, change = one["test"][metric], one["difference"][metric]
-        known = f"{one['validation'][metric]:.3f}" if one.get("validation") else ""
+        known = f"{one['validation'][metric]:z.3f}" if one.get("validation") else ""
         rows.append(
             [
                 one["name"],
-                f"{own['value']:.3f}",
+                f"{own['value']:z.3f}",
                 _ends(own),
                 known,
-                f"{change['mean']:+.3f}",
+                f"{change['mean']:+z.3f}",
                 _ends(change, signed=True),
             ]
         )
@@ -158,9 +158,9 @@ def _scores(results: Results) -> Cells:
             _title(name),
             mean_std(own["mean"], own["std"]),
             _ends(own),
-            f"{own['floor']:.3f}",
-            f"{own['chance']:.3f}",
-            f"{validation[name]:.3f}",
+            f"{own['floor']:z.3f}",
+            f"{own['chance']:z.3f}",
+            f"{validation[name]:z.3f}",
         ]
         for name in results.metrics
         if (own := test[name])
@@ -226,8 +226,8 @@ def _ablations(rows: Sequence[Row], confidence: str, own: bool) -> dict[str, Any
         std = float(row["std"]) if row.get("std") else None
         cells.append([row["name"], mean_std(float(row["mean"]), std), _span(row["low"], row["high"])])
         if row.get("difference"):
-            change = _span(row["difference_low"], row["difference_high"], "+.3f")
-            cells[-1] += [row["base"], f"{float(row['difference']):+.3f}", change, f"{float(row['p_holm']):.3f}"]
+            change = _span(row["difference_low"], row["difference_high"], "+z.3f")
+            cells[-1] += [row["base"], f"{float(row['difference']):+z.3f}", change, f"{float(row['p_holm']):z.3f}"]
         else:
             cells[-1] += [""] * 4
         cells[-1].append(row.get("overrides", ""))
@@ -249,9 +249,9 @@ def _robustness(results: Results, metric: str, confidence: str) -> dict[str, Any
         return {}
     header = ["study", "level", _title(metric), confidence, "change"]
     cells = [
-        [TITLES.get(row["study"], row["study"]), charts.level_of(row), f"{float(row[metric]):.3f}",
+        [TITLES.get(row["study"], row["study"]), charts.level_of(row), f"{float(row[metric]):z.3f}",
          _span(row[f"{metric}_low"], row[f"{metric}_high"]),
-         f"{float(change):+.3f}" if (change := row[f"{metric}_change"]) else ""]
+         f"{float(change):+z.3f}" if (change := row[f"{metric}_change"]) else ""]
         for row in rows
     ]  # fmt: skip
     return {
@@ -289,10 +289,10 @@ def _ends(own: Mapping[str, Any], signed: bool = False) -> str:
     return bounds(interval_of(own), signed)
 
 
-def _span(low: str, high: str, style: str = ".3f") -> str:
+def _span(low: str, high: str, style: str = "z.3f") -> str:
     return f"{float(low):{style}} to {float(high):{style}}" if low and high else ""
 
 
 def constant_rows(constants: Mapping[str, Iterable[float]]) -> Cells:
     """Weights of the model as a whole."""
-    return [[name, ", ".join(f"{value:.3f}" for value in values)] for name, values in constants.items()]
+    return [[name, ", ".join(f"{value:z.3f}" for value in values)] for name, values in constants.items()]

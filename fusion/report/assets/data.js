@@ -54,7 +54,10 @@ const textOf = (turn) => (page.texts && page.texts[turn] !== null ? page.texts[t
 const speakerOf = (turn) => page.speakers.names[turns.speaker[turn]];
 // Of a label that is read from right to left, so that the number behind it stays behind it.
 const labelText = (label) => (/[\u0590-\u08ff\ufb1d-\ufefc]/.test(page.labels[label]) ? `\u2068${page.labels[label]}\u2069` : page.labels[label]);
-const scoreText = (value) => (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(2);
+function scoreText(value) {
+  const size = Math.abs(value).toFixed(2);
+  return (value < 0 && Number(size) > 0 ? "−" : "+") + size; // zero has a plus
+}
 
 // One answer as text: a share of the probability, or a score.
 function answerText(answers, turn, output) {

@@ -372,7 +372,7 @@ def test_a_table_of_one_seed_says_that_seeds_are_not_counted(tmp_path: Path) -> 
     table = table_md(comparison, run_of)
     assert "With a single seed, intervals and tests count other conversations only" in table
     assert " ± 0" not in table
-    assert "over conversations alone" in table_tex(comparison, run_of)
+    assert "% a single seed, 95% intervals over conversations alone;" in table_tex(comparison, run_of)
     row = list(csv.DictReader(io.StringIO(table_csv(comparison, run_of))))[1]
     assert (row["std"], row["seconds"], row["seeds"]) == ("", "", "3")
 
