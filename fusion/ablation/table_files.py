@@ -4,7 +4,7 @@ r"""Write an ablation table, its files together or not at all, the same bytes fo
     ablations.md      the same for readers
     ablations.tex     a booktabs tabular for papers: \usepackage{booktabs}, then \input{ablations}
     ablations.svg, ablations.png     bars with intervals
-    ablations.json    what was run, and the SHA-256 of the others
+    ablations.json    what was run, which rows prove little (`notes`), and the SHA-256 of the others
 
 Each names in `run` what was run: a hash of the rows' parameters, the seeds, the features, section `evaluate`, the
 version and the commit, which ablations.md spells out.
@@ -29,6 +29,7 @@ from fusion.tables import (
     escape_latex,
     escape_markdown,
     identified,
+    isolated,
     json_text,
     latex_table,
     markdown_table,
@@ -100,7 +101,9 @@ def write_table(comparison: Comparison, folder: Path, commit: str | None) -> Non
         "ablations.svg": draw_svg(chart),
         "ablations.png": draw_png(chart, run["id"]),
     }
-    contents["ablations.json"] = json_text({"run": run, "files": hash_files(contents)})
+    contents["ablations.json"] = json_text(
+        {"run": run, "notes": table_notes(comparison), "files": hash_files(contents)}
+    )
     replace_files(folder, contents, TABLE)
 
 
@@ -313,14 +316,21 @@ def _tested(comparison: Comparison) -> str:
 
 def _against_linear(comparison: Comparison) -> str:
     """What the rows are held against, and which of them are not above it."""
-    ablation, metric = comparison.ablation, METRICS[comparison.metric]
-    *rows, linear = comparison.rows
+    ablation, linear = comparison.ablation, comparison.rows[-1]
     floors = ", ".join(f"{name} {score:z.3f}" for name, score in ablation.floors.items())
     said = (
         f"Row {LINEAR} is the linear reference on what row {BASE} sees "
         f"({escape_markdown(ablation.linear.note)}): {linear.mean:z.3f}. Floors: {floors}. Ensemble: the "
         "mean of the calibrated answers of all seeds."
     )
+    return said + "".join(f" **{escape_markdown(note)}**" for note in table_notes(comparison))
+
+
+def table_notes(comparison: Comparison) -> list[str]:
+    """Sentences: which rows are not above what they are held against, and which have not learned."""
+    ablation, metric = comparison.ablation, METRICS[comparison.metric]
+    *rows, linear = comparison.rows
+    notes: list[str] = []
     floor = (min if metric.lower_is_better else max)(ablation.floors.values())
     for name, level, end in (
         ("above the linear reference", linear.mean, [row.mean for row in rows]),
@@ -328,14 +338,14 @@ def _against_linear(comparison: Comparison) -> str:
          [row.interval.high if metric.lower_is_better else row.interval.low for row in rows]),
     ):  # fmt: skip
         below = [
-            escape_markdown(row.variant.name)
+            isolated(row.variant.name)
             for row, reached in zip(rows, end, strict=True)
             if (reached >= level if metric.lower_is_better else reached <= level)
         ]
-        said += f" **Not {name}: {', '.join(below)}.**" if below else ""
+        notes += [f"Not {name}: {', '.join(below)}."] if below else []
     seeds = len(ablation.seeds)
-    idle = [f"{escape_markdown(row.variant.name)} ({signs})" for row in rows if (signs := unlearned(row, seeds))]
-    return said + (f" **Has not learned: {', '.join(idle)}.**" if idle else "")
+    idle = [f"{isolated(row.variant.name)} ({signs})" for row in rows if (signs := unlearned(row, seeds))]
+    return notes + ([f"Has not learned: {', '.join(idle)}."] if idle else [])
 
 
 def unlearned(row: Row, seeds: int) -> str:

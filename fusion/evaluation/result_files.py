@@ -306,7 +306,7 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
          f"{summary.chance:z.3f}", f"{summary.validation:z.3f}"]
         for name, summary in evaluation.summaries.items()
     ]  # fmt: skip
-    task = evaluation.task
+    task, has_path = evaluation.task, evaluation.seeds[0].provenance.recipe.own.linear_path
     lower = [name for name, metric in task.metrics.items() if metric.lower_is_better]
     lines = [
         f"# {run['model']} on the test split",
@@ -314,7 +314,9 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
         *(line for warning in evaluation.warnings for line in (f"**{warning}**", "")),
         f"{int(evaluation.counted.sum())} {task.counted_are}, seeds {run['seeds'].replace(',', ', ')}. Mean ± standard "
         f"deviation over seeds; intervals resample whole conversations; the floor always predicts {task.floor_is}, "
-        f"chance: {task.chance_is}." + f" Of {', '.join(lower)} less is better." * bool(lower),
+        f"chance: {task.chance_is}."
+        + " Validation scores are those with the linear path; `curves.csv` has those without it." * has_path
+        + f" Of {', '.join(lower)} less is better." * bool(lower),
         "",
         _settings(evaluation, run),
         "",

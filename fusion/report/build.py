@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fusion.report import overview
 from fusion.report.results import read_results
 from fusion.report.turns import Beside, Said, Views, ask, describe_turns, script_json
 from fusion.report.utterances import find_sounds, find_words, labels
-from fusion.report.views import LONGEST, Viewer
+from fusion.report.views import LONGEST, Viewer, weigh_parts
 from fusion.runtime import Memory, count_jobs, memory_for_features, write_file, writing
 from fusion.tables import isolated
 from pipeline.settings import refuse_pipe, sole_writer
@@ -94,20 +94,25 @@ def write_page(
         names = [record.audio for turn in order if (record := records.get(ids[turn])) and record.audio]
         sounds = find_sounds(names, sources.root, output, SOUND_BYTES) if sources.root else {}
         seeds = [one.provenance.seed for one in loaded]
-        described = overview.describe_results(found, loaded, features, records) | overview.describe_data(
-            features, records
+        parts = weigh_parts(loaded, splits, said.answers)
+        described = (
+            overview.describe_results(found, loaded, features, records)
+            | overview.describe_data(features, records, task.target)
+            | overview.describe_parts(parts, seeds, task.target)
         )
         if other:
-            described |= overview.describe_beside(name, said, other)
+            described |= overview.describe_beside(name, said, other, splits)
+        note = overview.views_note(parts, task.target)
 
         def draw(views: Views) -> bytes:
-            note = _note(split, len(ids), views, bool(records), len(sounds), loaded[0].provenance)
-            variables = {"constant_rows": overview.constant_rows(views.constants), "explorer_note": note}
+            shown = _note(split, len(ids), views, bool(records), len(sounds), loaded[0].provenance)
+            variables = {"constant_rows": overview.constant_rows(views.constants), "explorer_note": shown}
             turns = describe_turns(features, splits, said, seeds, records, views, sounds, name, other)
             return render(described | variables | {"view_seed": seeds[0]}, turns)
 
-        budget = PAGE_BYTES - len(draw(Views(seeds[0])))
+        budget = PAGE_BYTES - len(draw(Views(seeds[0], note=note)))
         views = _views(loaded[0], splits, order, records, features, sources.encoders, budget)
+        views = replace(views, note=note)
         content = draw(views)
         write_file(output / PAGE, content)
         return Page(len(ids), len(views.content), len(sounds), len(content))

@@ -84,8 +84,11 @@ def _has(rows: Sequence[Mapping[str, Any]], kind: str) -> bool:
     return any(row["kind"] == kind for row in rows)
 
 
-def curve_charts(results: Results, metric: str) -> list[str]:
-    """Of each stage of training: losses, and the validation `metric` that chooses epochs; a line for each seed."""
+def curve_charts(results: Results, metric: str, has_path: bool) -> list[str]:
+    """Of each stage of training: losses, and the validation `metric` that chooses epochs; a line for each seed.
+
+    The model learns alone: where it `has_path`, a linear path that is fitted afterwards, the titles say so.
+    """
     import altair as alt
 
     charts: list[str] = []
@@ -105,8 +108,10 @@ def curve_charts(results: Results, metric: str) -> list[str]:
             ]
             names = list(columns)
             colours, dashes = {"train": BLUE, "validation": VERMILION}, {"train": [1, 0], "validation": [5, 3]}
+            lines = [f"{title}{f', stage {stage}' if len(stages) > 1 else ''}{',' * has_path}"]
+            lines += ["without the linear path"] * has_path
             chart = (
-                alt.Chart(alt.Data(values=values), title=f"{title}{f', stage {stage}' if len(stages) > 1 else ''}")
+                alt.Chart(alt.Data(values=values), title=lines)
                 .mark_line(opacity=0.8, strokeWidth=1.5, point={"size": 12})
                 .encode(
                     x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(zero=False)),
@@ -117,7 +122,9 @@ def curve_charts(results: Results, metric: str) -> list[str]:
                 )
                 .properties(width=WIDTH + 30, height=150)
             )
-            charts.append(svg(chart, f"curve{number}{len(charts)}", f"{title} by epoch, a line for each seed"))
+            charts.append(
+                svg(chart, f"curve{number}{len(charts)}", f"{' '.join(lines)} by epoch, a line for each seed")
+            )
     return charts
 
 

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from fusion.checkpoint import LoadedModel
+from fusion.data import Split
 from fusion.evaluation import TITLES, Record, class_rows
 from fusion.objective import METRICS, compute_all, find_task
 from fusion.report import charts
 from fusion.report.groups import group_tables
-from fusion.report.results import Results, Row
+from fusion.report.results import Results
 from fusion.report.turns import Beside, Said
+from fusion.report.views import Parts
 from fusion.tables import bounds, interval_of, mean_std, number_of
 from pipeline.store import SPLITS, UNLABELLED, Features
 
@@ -28,7 +30,7 @@ def describe_results(
     details, run = results.details, results.run
     recipe = models[0].provenance.recipe
     task = find_task(recipe.train.target, len(features.label_names))
-    corpus = features.corpus
+    corpus, has_path = features.corpus, recipe.own.linear_path
     confidence = f"{float(run['intervals']['confidence']):.0%} interval"
     seeds = run["seeds"].replace(",", ", ")
     return {
@@ -44,7 +46,7 @@ def describe_results(
         "score_rows": _scores(results),
         "scores_caption": f"{details['test']['utterances']} {task.counted_are}; mean ± standard deviation over seeds; "
         f"intervals resample whole conversations; the floor always predicts {task.floor_is}, chance: "
-        f"{task.chance_is}" + _less_is_better(results),
+        f"{task.chance_is}" + "; validation: with the linear path" * has_path + _less_is_better(results),
         "beside_rows": _beside(details, recipe.train.metric),
         "score_chart": charts.score_chart(results, corpus),
         "reference_rows": [
@@ -60,10 +62,11 @@ def describe_results(
         "calibration": _calibration(details.get("calibration") or {}),
         "reliability_chart": charts.reliability_chart(results) if details.get("calibration") else None,
         **_errors(results, features.label_names),
-        **_ablations(results.ablations, f"{results.ablation_confidence:.0%}", results.ablation_own),
+        **_ablations(results),
         **_robustness(results, recipe.train.metric, confidence),
         "group_tables": group_tables(results, features, records, task, recipe.train.metric),
-        "curve_charts": charts.curve_charts(results, recipe.train.metric),
+        "curve_charts": charts.curve_charts(results, recipe.train.metric, has_path),
+        "epoch_metric": f"validation {_title(recipe.train.metric)}{', with the linear path' * has_path}",
         "epoch_rows": [
             [seed, ", ".join(f"{head} {epoch}" for head, epoch in one["epochs"].items()),
              f"{one['validation'][recipe.train.metric]:z.3f}"]
@@ -75,11 +78,17 @@ def describe_results(
     }  # fmt: skip
 
 
-def describe_beside(name: str, said: Said, beside: Beside) -> dict[str, Any]:
-    """Scores of both models on the turns shown, and how many of these each gets right; the cells list their turns."""
-    task, counted = said.task, said.counted
-    whole = np.array([0, len(said.true)])
-    both = [compute_all(task.metrics, task.tally(said.true, one.mean, whole)[0]) for one in (said, beside.said)]
+def describe_beside(name: str, said: Said, beside: Beside, splits: Sequence[Split]) -> dict[str, Any]:
+    """Scores of both models on the test turns shown (on all of them, where none is), and how many of these each gets
+    right; the cells list their turns. `splits` are those of the turns.
+    """
+    task = said.task
+    tested = np.repeat([split.name == "test" for split in splits], [len(split.ids) for split in splits])
+    here = tested if tested.any() else ~tested
+    scored = "test split" if tested.any() else f"{' and '.join(split.name for split in splits)} split"
+    counted = said.counted & here
+    true, whole = said.true[here], np.array([0, here.sum()])
+    both = [compute_all(task.metrics, task.tally(true, one.mean[here], whole)[0]) for one in (said, beside.said)]
     own, other = ~said.wrong[counted], ~beside.said.wrong[counted]
     right = "right" if task.target == "label" else "nearer than their mean error"
     counts = [
@@ -93,28 +102,32 @@ def describe_beside(name: str, said: Said, beside: Beside) -> dict[str, Any]:
             "own": name,
             "name": beside.name,
             "score_rows": [[_title(one), *(f"{scores[one]:z.3f}" for scores in both)] for one in task.metrics],
-            "scores_caption": f"{counted.sum()} {task.counted_are} shown on this page, mean probabilities of all seeds"
-            if task.target == "label"
-            else f"{counted.sum()} {task.counted_are} shown on this page, mean scores of all seeds",
+            "scores_caption": f"{counted.sum()} {task.counted_are} of the {scored}, mean "
+            f"{'probabilities' if task.target == 'label' else 'scores'} of all seeds",
             "counts_caption": "Turns by which model is right; a number lists its turns",
-            "counts": [(title, str(int(here.sum())), show) for title, here, show in counts],
+            "counts": [(title, str(int(chosen.sum())), show) for title, chosen, show in counts],
         }
     }
 
 
-def describe_data(features: Features, records: Mapping[str, Record]) -> dict[str, Any]:
-    """How many utterances there are, by split and label, and the statuses of the manifest."""
+def describe_data(features: Features, records: Mapping[str, Record], target: str) -> dict[str, Any]:
+    """How many utterances there are, by split and label (of scores: with and without one), and the statuses of the
+    manifest.
+    """
     table = features.utterances
-    names = [*features.label_names, "no label"]
+    if target == "score":
+        names, answers = ["scored", "no score"], np.where(np.isnan(table.scores), UNLABELLED, 0)
+    else:
+        names, answers = [*features.label_names, "no label"], table.labels
     splits = [split for split in SPLITS if split in table.splits]
-    labels = Counter(zip(table.splits, table.labels.tolist(), strict=True))
+    counts = Counter(zip(table.splits, answers.tolist(), strict=True))
     conversations = Counter(split for split, _ in set(zip(table.splits, table.conversations, strict=True)))
     rows = [
         ["utterances", *(str(table.splits.count(split)) for split in splits)],
         ["conversations", *(str(conversations[split]) for split in splits)],
     ]
-    for number, name in [*enumerate(features.label_names), (UNLABELLED, names[-1])]:
-        rows.append([name, *(str(labels[split, number]) for split in splits)])
+    for name, answer in zip(names, [*range(len(names) - 1), UNLABELLED], strict=True):
+        rows.append([name, *(str(counts[split, answer]) for split in splits)])
     statuses = Counter(records[one].status for one in table.ids if one in records)
     return {
         "count_header": ["", *splits],
@@ -216,7 +229,8 @@ def _confusion_cells(
     return cells
 
 
-def _ablations(rows: Sequence[Row], confidence: str, own: bool) -> dict[str, Any]:
+def _ablations(results: Results) -> dict[str, Any]:
+    rows, confidence = results.ablations, f"{results.ablation_confidence:.0%} interval"
     if not rows:
         return {}
     score = _title(rows[0]["metric"])
@@ -235,10 +249,10 @@ def _ablations(rows: Sequence[Row], confidence: str, own: bool) -> dict[str, Any
         f"fusion-ablate, run {rows[0]['run']}, seeds {rows[0].get('seeds', '').replace(',', ', ')}: intervals over "
         "conversations and seeds; p of paired permutation tests, corrected for the rows that are compared"
         + f". Its base row, {rows[0].get('model', 'a model')}, is another model than that of this page, or has other "
-        "parameters" * (not own)
+        "parameters" * (not results.ablation_own)
     )
     return {
-        "ablations": {"header": header, "rows": cells, "caption": caption},
+        "ablations": {"header": header, "rows": cells, "caption": caption, "notes": results.ablation_notes},
         "ablation_chart": charts.ablation_chart(rows),
     }
 
@@ -274,6 +288,34 @@ def _run(run: Mapping[str, Any], licence: str) -> Cells:
         ["licence of the data", licence],
         ["erc-fusion", f"{run['version']}, commit {run['commit'] or 'unknown'}"],
     ]
+
+
+def describe_parts(parts: Sequence[Parts], seeds: Sequence[int], target: str) -> dict[str, Any]:
+    """A table of what the deep part and the linear path add to the answers of each seed; none without such a path."""
+    what = "logits" if target == "label" else "scores"
+    rows = [
+        [f"the {what} of the deep part are multiplied by", *(f"{one.factor:.3g}" for one in parts)],
+        ["deep part: spread over turns", *(f"{one.deep:.3g}" for one in parts)],
+        ["linear path: spread over turns", *(f"{one.linear:.3g}" for one in parts)],
+    ]
+    return {
+        "part_header": ["", *(f"seed {seed}" for seed in seeds)],
+        "part_rows": rows if parts else [],
+        "parts_caption": f"The deep part and the linear path, whose {what} are added up; spread: their standard "
+        "deviation over the turns of this page, each part with its weight",
+    }
+
+
+def views_note(parts: Sequence[Parts], target: str) -> str:
+    """What stands above the views of the first seed; nothing where the views are of the whole model."""
+    if not parts:
+        return ""
+    first, what = parts[0], "logits" if target == "label" else "scores"
+    return (
+        f"Views are of the deep part, whose {what} are multiplied by {first.factor:.3g} and then spread by "
+        f"{first.deep:.3g} over the turns of this page. Those of the linear path, which has no views, spread by "
+        f"{first.linear:.3g}."
+    )
 
 
 def _encoders(features: Features) -> str:

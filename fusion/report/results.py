@@ -32,6 +32,9 @@ class Results:
     ablations: Sequence[Row]  # none where there is no table of these features
     ablation_confidence: float  # of its intervals
     ablation_own: bool  # whether its base row is the model of these results
+    ablation_notes: Sequence[
+        str
+    ]  # which of its rows have not learned, or are no better than what they are held against
     robustness: Sequence[Row]  # none where nothing was degraded
 
     @property
@@ -55,15 +58,16 @@ def read_results(folder: Path, models: Sequence[LoadedModel], features: Features
     details = _read_details(folder / "details.json")
     _check_same(folder, details["run"], models, features)
     run = str(details["run"]["id"])
-    ablations, confidence, own = _read_table(folder, features, models[0].provenance.recipe.digest)
+    table = _read_table(folder, features, models[0].provenance.recipe.digest)
     results = Results(
         details=details,
         curves=_read_rows(folder / "curves.csv", ("seed", "stage", "epoch", "train_loss", "validation_metric"), run),
         confusion=_read_rows(folder / "confusion.csv", ("seed", "actual", "predicted"), run),
         predictions=_read_rows(folder / "predictions.csv", ("seed", "utterance", "true", "predicted"), run),
-        ablations=ablations,
-        ablation_confidence=confidence,
-        ablation_own=own,
+        ablations=table.rows,
+        ablation_confidence=table.confidence,
+        ablation_own=table.own,
+        ablation_notes=table.notes,
         robustness=_read_optional(folder / "robustness" / "scores.csv", ("study", "level"), run),
     )
     check_files(folder, details["files"])  # last: what can be said more closely is
@@ -71,28 +75,35 @@ def read_results(folder: Path, models: Sequence[LoadedModel], features: Features
     return results
 
 
-def _read_table(folder: Path, features: Features, recipe: str) -> tuple[list[Row], float, bool]:
-    """The ablation table, where there is one of these features, the confidence of its intervals, and whether its base
-    row is of this `recipe`.
-    """
+@dataclass(frozen=True)
+class _Table:
+    rows: Sequence[Row] = ()
+    confidence: float = EvaluateParams().confidence
+    own: bool = True
+    notes: Sequence[str] = ()
+
+
+def _read_table(folder: Path, features: Features, recipe: str) -> _Table:
+    """The ablation table, where there is one of these features; `own`: its base row is of this `recipe`."""
     path = folder / "ablations.json"
     if not path.exists():
         if (folder / "ablations.csv").exists():
             log.warning("%s: missing, so ablations.csv is left out; run fusion-ablate again", path)
-        return [], EvaluateParams().confidence, True
+        return _Table()
     try:
         content = json.loads(read_result(path))
         hashes, digest = dict(content["files"]), str(content["run"]["features"])
         confidence = float(content["run"]["evaluate"]["confidence"])
+        notes = [str(note) for note in content.get("notes", [])]
         own = [None, recipe] in content["run"].get("rows", {}).values()  # a row's base, and what it was trained with
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ResultError(f"{path}: damaged ({error!r}); run fusion-ablate again") from None
     if digest != features.digest:
         log.warning("%s: of other features than %s, and left out; run fusion-ablate again", path, features.path)
-        return [], confidence, True
+        return _Table(confidence=confidence)
     check_files(folder, hashes, "run fusion-ablate again")
     rows = _read_optional(folder / "ablations.csv", ("run", "name", "metric", "mean", "low", "high"), None)
-    return rows, confidence, own
+    return _Table(rows, confidence, own, notes)
 
 
 def _read_details(path: Path) -> Mapping[str, Any]:

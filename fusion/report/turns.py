@@ -171,6 +171,7 @@ class Views:
     content: Mapping[int, bytes] = field(default_factory=dict)  # by utterance
     words: Mapping[int, Sequence[str]] = field(default_factory=dict)  # of those utterances, where they are known
     constants: Mapping[str, Sequence[float]] = field(default_factory=dict)  # weights of the model as a whole
+    note: str = ""  # of which part of the model they are, where not of the whole
 
 
 def describe_turns(
@@ -232,6 +233,7 @@ def describe_turns(
         "change": _bytes(said.change, "<f4"),
         "views": {
             "seed": views.seed,
+            "note": views.note,
             "shown": [
                 {"name": name, "axes": [{"kind": axis.kind, "extra": axis.extra} for axis in axes]}
                 for name, axes in views.axes.items()

@@ -27,6 +27,8 @@ from torch.nn import functional as F
 from fusion.batch import Batch, Output
 from fusion.checkpoint import LoadedModel
 from fusion.data import Split
+from fusion.inference import CONVERSATIONS
+from fusion.layers import LinearPath
 from pipeline.settings import full_float32
 
 LONGEST = 32  # positions of an axis
@@ -86,6 +88,41 @@ class Viewer:
         """Widths that mean something else."""
         model = self.loaded.provenance.recipe.model
         return {1, 3, 4, model.heads, model.dim}  # 3 experts, 4 vectors of both modalities
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the deep part of a model and the linear path beside it add to its logits (or scores).
+
+    The spreads are standard deviations over turns, of all outputs together, after the mean over the outputs of each
+    turn is taken out where these are labels: what moves all of them alike changes no probability.
+    """
+
+    factor: float  # that of the deep part; the linear path holds its own already
+    deep: float
+    linear: float
+
+
+def weigh_parts(models: Sequence[LoadedModel], splits: Sequence[Split], answers: np.ndarray) -> list[Parts]:
+    """The parts of each of `models`, which gave these `answers` for the turns of `splits`; none without linear paths.
+
+    Shape:
+        answers: (seeds, utterances, outputs), probabilities calibrated, or scores
+    """
+    parts = []
+    for one, said in zip(models, answers, strict=True):
+        path, temperature = getattr(one.model, "linear_path", None), one.provenance.temperature
+        if not isinstance(path, LinearPath):
+            return []
+        whole = said if temperature is None else temperature * np.log(np.maximum(said, np.finfo(float).tiny))
+        with torch.inference_mode(), full_float32():
+            found = [path(batch).double().cpu().numpy() for split in splits for batch in split.batches(CONVERSATIONS)]
+        linear = np.concatenate(found)
+        if temperature is not None:
+            whole, linear = (logits - logits.mean(-1, keepdims=True) for logits in (whole, linear))
+        deep, own = (float(np.sqrt(logits.var(0).mean())) for logits in (whole - linear, linear))
+        parts.append(Parts(float(path.deep), deep, own))
+    return parts
 
 
 def _spread(batch: Batch, taken: set[int]) -> Batch:

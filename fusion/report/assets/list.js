@@ -93,7 +93,7 @@ function listTurnsOf(cell) {
   filters.elements.search.value = "";
   const wanted = { ...cell.dataset };
   if ("true" in wanted && page.seeds.length > 1) wanted.by = "any";
-  if ("true" in wanted && filters.elements.split) wanted.split = String(page.splits.indexOf("test"));
+  if (page.splits.includes("test") && filters.elements.split) wanted.split = String(page.splits.indexOf("test"));
   for (const [name, value] of Object.entries(wanted)) filters.elements[name].value = value;
   applyFilters();
   document.getElementById("conversations").scrollIntoView();

@@ -75,7 +75,9 @@ function viewsOf(turn) {
     place.replaceChildren(...firstViewsOf(turn, first), ...(views.length > first.length ? [all] : []));
     drawAll();
   });
-  return [make("h4", {}, `What the model of seed ${page.views.seed} looks at`), place];
+  const part = page.views.note ? "deep part" : "model";
+  const note = page.views.note ? [make("p", { class: "note", id: "views-note" }, page.views.note)] : [];
+  return [make("h4", {}, `What the ${part} of seed ${page.views.seed} looks at`), ...note, place];
 }
 
 const kindOf = (view) => view.axes.map((axis) => axis.kind).join(" ");

@@ -379,6 +379,28 @@ def test_a_phone_scrolls_down_alone(browser: Browser, labelled: Evaluated) -> No
     one.context.close()
 
 
+def test_a_long_label_is_clipped_above_the_confusion_and_whole_in_its_title(browser: Browser, tmp_path: Path) -> None:
+    long = "a label that says far more than a label should " * 4
+    one = evaluated(tmp_path, replace(hostile_made(), labels=["anger", long.strip(), "neutral"]), {}, epochs=1)
+    one.write(one.results / "report")
+    opened = Opened(browser, one.results / "report" / "index.html")
+    head = opened.page.locator(".confusion thead th").nth(2)
+    assert head.get_attribute("title") == long.strip()
+    assert head.evaluate("one => one.getBoundingClientRect().width") < 200
+    assert opened.page.evaluate(
+        "(one => one.scrollWidth <= one.clientWidth)(document.querySelector('.confusion').parentElement)"
+    )
+    opened.context.close()
+
+
+def test_on_paper_nothing_is_left_of_the_explorer(opened: Opened) -> None:
+    assert opened.page.locator("#conversations-title").is_visible()
+    opened.page.emulate_media(media="print")
+    for part in ("#conversations-title", "#conversations > .note", ".keys", "#explorer", "nav"):
+        assert not opened.page.locator(part).first.is_visible()
+    assert opened.page.locator("#scores-title").is_visible()
+
+
 def contrast(one: Opened, selector: str) -> float:
     """Between the text of an element and the page (WCAG 2)."""
     colours = one.page.evaluate(
