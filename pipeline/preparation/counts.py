@@ -329,7 +329,7 @@ def target_warnings(turns: Sequence[Turn], utterances: Sequence[Utterance]) -> l
     if any(utterance.label is not None for utterance in utterances):
         return []
     if any(utterance.score is not None for utterance in utterances):
-        return ["no turn has a label; the scores are learned with train.target: score"]
+        return ["no turn has a label, so only the scores can be learned (train.target: score)"]
     unused = list(dict.fromkeys(name for turn in turns for name in turn.extra))
     close = [
         name

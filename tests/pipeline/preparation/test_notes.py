@@ -191,7 +191,7 @@ ANSWERS = {
     "another name": ({"Emotion": "joy"}, r"no turn has a label or a score.*dataset\.columns: \{label: Emotion\}"),
     "no such column": ({"place": "home"}, r"dataset\.columns: \{label: your_column\} \(not used are place\)"),
     "empty": ({"label": ""}, r"no turn has a label or a score"),
-    "scores": ({"score": "1.5"}, r"no turn has a label; the scores are learned with train\.target: score"),
+    "scores": ({"score": "1.5"}, r"no turn has a label, so only the scores can be learned \(train\.target: score\)"),
 }
 
 
