@@ -64,17 +64,27 @@ def prepare_app(
     params: ParamsFile = DEFAULT_PARAMS,
     overrides: Overrides = [],  # noqa: B006
     strict: Annotated[bool, typer.Option("--strict", help="Refuse counts that are not the published ones.")] = False,
-    link: Annotated[Path | None, typer.Option(help="Only make this link to the corpus; for dvc.yaml.")] = None,
+    link: Annotated[
+        Path | None, typer.Option(help="Only make this link to the corpus, and those to local encoders; for dvc.yaml.")
+    ] = None,
 ) -> None:
     """Read the corpus, settle its oddities, and write one record per utterance."""
     from pipeline.manifest import sole_manifest, write_manifest, write_sources
-    from pipeline.params import DatasetParams
-    from pipeline.preparation import check_published, link_corpus, prepare, summary
+    from pipeline.params import AudioParams, DatasetParams, TextParams
+    from pipeline.preparation import check_published, link_corpus, link_encoders, prepare, summary
     from pipeline.settings import read_section
 
     dataset = read_section(params, "dataset", DatasetParams, overrides)
     if link:
-        say(link_corpus(dataset, link))
+        audio = read_section(params, "audio", AudioParams, overrides)
+        text = read_section(params, "text", TextParams, overrides)
+        encoders = {
+            "audio.encoder": audio.encoder,
+            "audio.finetune.encoder": audio.finetune.encoder,
+            "text.encoder": text.encoder,
+            "text.finetune.encoder": text.finetune.encoder,
+        }
+        say("\n".join(filter(None, [link_corpus(dataset, link), link_encoders(encoders, link.with_name(".encoders"))])))
         return
     with sole_manifest(output):
         prepared = prepare(dataset)

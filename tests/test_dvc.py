@@ -198,6 +198,23 @@ def test_a_corpus_may_lie_in_a_folder_of_any_name(
 
 
 @pytest.mark.soak
+def test_weights_that_change_in_a_folder_of_the_same_name_are_noticed_by_all_that_encode_with_them(
+    project: Project,
+) -> None:
+    before, encoder = dict(project.params["text"]), project.folder / "mine"
+    shutil.copytree(project.folder / "pipeline" / "encoders" / "weights" / "tiny-bert", encoder)
+    project.edit("text", encoder="mine")
+    project.repro("text")
+    project.run("dvc", "commit", "--force", "degrade")
+    assert not {"text", "degrade"} & project.would_run()
+    (encoder / "config.json").write_text((encoder / "config.json").read_text() + "\n")
+    assert project.would_run() >= {"text", "degrade", "features"}
+    assert "audio" not in project.would_run()
+    project.edit("text", **before)
+    assert not {"text", "audio"} & {*project.repro()}  # from DVC's own cache
+
+
+@pytest.mark.soak
 def test_a_further_level_of_noise_encodes_that_level_alone(project: Project) -> None:
     """Although DVC deletes the folder with the others before it runs the stage."""
     before = dict(project.params["audio"]), dict(project.params["evaluate"])
@@ -222,6 +239,15 @@ def test_a_stage_depends_on_every_key_of_its_section_but_finetune(modality: str,
         named = [key for key in stages[stage]["params"] if key.startswith(f"{modality}.")]
         assert named == [f"{modality}.{key}" for key in section.model_fields if key != "finetune"]
     assert f"{modality}.finetune" in stages[f"finetune-{modality}"]["params"]
+
+
+def test_a_stage_depends_on_what_is_in_the_encoder_folders_that_the_user_names() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    expected = {f"finetune-{one}": [f"{one}.finetune.encoder"] for one in ("audio", "text")}
+    expected |= {"audio": ["audio.encoder"], "text": ["text.encoder"], "degrade": ["audio.encoder", "text.encoder"]}
+    for stage, keys in expected.items():
+        assert {f"data/.encoders/{key}" for key in keys} <= set(stages[stage]["deps"])
+        assert set(keys) <= set(stages["corpus"]["params"])
 
 
 @pytest.mark.soak

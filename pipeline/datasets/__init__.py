@@ -11,7 +11,7 @@ from pipeline.settings import door
 if TYPE_CHECKING:
     from pipeline.datasets.corpus import Corpus, Counts, Turn, describe_corpus, unused_key_warnings
     from pipeline.datasets.registry import ADAPTERS, read_corpus
-    from pipeline.datasets.repairs import SOUNDS, fix_surrogates, repair_controls
+    from pipeline.datasets.repairs import SOUNDS, as_on_disk, fix_surrogates, repair_controls
     from pipeline.datasets.table import SPLIT_NAMES, read_rows, read_table, unused_columns
 else:
     __getattr__ = door(__name__, __file__)

@@ -1,11 +1,18 @@
-"""Bytes and characters that an earlier conversion left broken, repaired; every repair is counted under its sentence."""
+"""Bytes and characters that an earlier conversion left broken, repaired; every repair is counted under its sentence.
 
+And names that the disk spells in another way than a table or a release does.
+"""
+
+import os
 import re
 import unicodedata
-from collections import Counter
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
 
 from pipeline.errors import DataError, refuse_pipe
+from pipeline.manifest import same_spelling
 
 BYTES = "lines that were not UTF-8, read as cp1252"
 CONTROLS = "texts with cp1252 punctuation that an earlier conversion had left as control characters"
@@ -184,3 +191,36 @@ def fix_surrogates(text: str, repaired: Counter[str]) -> str:
     if whole != text:
         repaired[SURROGATES] += 1
     return whole
+
+
+def as_on_disk(root: Path, path: PurePosixPath) -> str:
+    """`path` as the disk spells it: case, kinds of blanks and composed or decomposed accents make no other name for
+    people, and do for most disks.
+    """
+    found = root
+    for part in path.parts:
+        inside = found / part
+        if not os.path.lexists(inside) and found.is_dir():
+            spelled = _names_in(found, found.stat().st_mtime_ns)
+            for spelling in (partial(unicodedata.normalize, "NFC"), _words):
+                alike = spelled.get(spelling(part), ())
+                inside = found / alike[0] if len(alike) == 1 else inside
+                if alike:
+                    break
+        found = inside
+    return found.relative_to(root).as_posix()
+
+
+@lru_cache(maxsize=8)
+def _names_in(folder: Path, changed: int) -> Mapping[str, Sequence[str]]:
+    """The names in a folder that was `changed` then, by their composed form and by what looks the same."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in (path.name for path in folder.iterdir()) if os.access(folder, os.R_OK) else ():
+        for spelling in {unicodedata.normalize("NFC", name), _words(name)}:
+            names[spelling].append(name)
+    return names
+
+
+def _words(name: str) -> str:
+    """What names of files share that look the same, with a blank between words: "1 11.wav" is not "11 1.wav"."""
+    return " ".join(map(same_spelling, name.split()))

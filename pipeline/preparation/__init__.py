@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         draft_utterance,
         leave_to_others,
         link_corpus,
+        link_encoders,
         note_validation,
         prepare,
         relative_path,

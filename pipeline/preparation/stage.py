@@ -1,27 +1,17 @@
 """The `prepare` stage: a corpus as people have it -> a manifest in which every oddity is settled and named."""
 
 import os
-import unicodedata
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from pipeline.datasets import Counts, Turn, read_corpus, unused_key_warnings
+from pipeline.datasets import Counts, Turn, as_on_disk, read_corpus, unused_key_warnings
 from pipeline.errors import DataError, suggest
-from pipeline.manifest import (
-    OK,
-    SPLITS,
-    Utterance,
-    check_utterances,
-    holds_controls,
-    label_names,
-    manifest_order,
-    same_spelling,
-)
+from pipeline.manifest import OK, SPLITS, Utterance, check_utterances, holds_controls, label_names, manifest_order
 from pipeline.media import Decoders, Recording, Stretch, hash_file
 from pipeline.params import DatasetParams
 from pipeline.preparation.counts import (
@@ -47,6 +37,7 @@ from pipeline.preparation.counts import (
 from pipeline.preparation.splits import assign_splits
 from pipeline.settings import Threads, escape_unseen
 
+MADE_HERE = ("models/encoders/audio", "models/encoders/text")  # dvc.yaml names them: stages write them
 NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
 
 
@@ -63,18 +54,22 @@ def link_corpus(params: DatasetParams, link: Path) -> str:
     """
     root, place = Path(params.root), Path(os.path.realpath(link.parent))
     if not root.exists():  # of a user's own adapter it may be a file
-        raise DataError(f"dataset.root {params.root!r} does not exist; name the folder of the corpus")
+        elsewhere = (
+            ""
+            if root.is_absolute()
+            else f" in {Path.cwd()} (runs of dvc exp --temp and --queue work in another folder: give an absolute path)"
+        )
+        raise DataError(f"dataset.root {params.root!r} does not exist{elsewhere}; name the folder of the corpus")
     if place.is_relative_to(os.path.realpath(root)):
         raise DataError(
-            f"dataset.root {params.root!r} holds what dvc.yaml writes ({link.parent}); give the "
-            f"corpus a folder of its own, such as {link.with_name('mine')}"
+            f"dataset.root {params.root!r} holds what dvc.yaml writes ({link.parent}); give the corpus a folder of its "
+            "own, best outside the project, where Git does not see it, such as ~/corpora/mine"
         )
     if link.exists() and not link.is_symlink():
         raise DataError(f"{link}: not a link, and in the way of one to the corpus; move it elsewhere")
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(root if root.is_absolute() else os.path.relpath(os.path.realpath(root), place))
+        _point(link, root)
     except OSError as error:
         raise DataError(
             f"{link}: no link can be made here ({error.strerror}), and DVC needs one to the corpus; "
@@ -82,6 +77,35 @@ def link_corpus(params: DatasetParams, link: Path) -> str:
         ) from None
     link.with_name(f"{link.name}.txt").write_text(f"{link.name} is a link to {params.root}\n", encoding="utf-8")
     return f"{link}: a link to {params.root}"
+
+
+def link_encoders(encoders: Mapping[str, str], folder: Path) -> str:
+    """Make `folder` hold a link to each encoder that is a local folder, by its key of params.yaml, and say which.
+
+    DVC follows them, and so notices weights that change in a folder which keeps its name. Where a key names no folder,
+    or one that a stage writes, a file that never changes lies in place of the link. The note beside `folder` is as that
+    of `link_corpus`.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    made_here = [os.path.realpath(path) for path in MADE_HERE]
+    local = {
+        key: name for key, name in encoders.items() if Path(name).is_dir() and os.path.realpath(name) not in made_here
+    }
+    for key in encoders:
+        if key in local:
+            _point(folder / key, Path(local[key]))
+        else:
+            (folder / key).write_text("no link: not a local folder of the user's\n", encoding="utf-8")
+    told = "\n".join(f"{folder / key}: a link to {name}" for key, name in local.items())
+    folder.with_name(f"{folder.name}.txt").write_text(f"{told}\n" if told else "", encoding="utf-8")
+    return told
+
+
+def _point(link: Path, to: Path) -> None:
+    """Make `link` a link to the folder, relative where the folder's path is."""
+    link.unlink(missing_ok=True)
+    link.symlink_to(to if to.is_absolute() else os.path.relpath(os.path.realpath(to), os.path.realpath(link.parent)))
 
 
 @dataclass(frozen=True)
@@ -329,7 +353,7 @@ def relative_path(audio: str, where: str, root: str) -> str:
     Only the name is judged: a folder of recordings may be a link to another disk. A name that the disk
     spells in another way is returned as it is there.
     """
-    return _as_on_disk(Path(root), _inside(audio, where, root))
+    return as_on_disk(Path(root), _inside(audio, where, root))
 
 
 def _inside(audio: str, where: str, root: str) -> PurePosixPath:
@@ -347,39 +371,6 @@ def _inside(audio: str, where: str, root: str) -> PurePosixPath:
             "set dataset.root to a folder that holds them all (of fusion-predict: --root)"
         )
     return path
-
-
-def _as_on_disk(root: Path, path: PurePosixPath) -> str:
-    """`path` as the disk spells it: case, kinds of blanks and composed or decomposed accents make no other name for
-    people, and do for most disks.
-    """
-    found = root
-    for part in path.parts:
-        inside = found / part
-        if not os.path.lexists(inside) and found.is_dir():
-            spelled = _names_in(found, found.stat().st_mtime_ns)
-            for spelling in (partial(unicodedata.normalize, "NFC"), _words):
-                alike = spelled.get(spelling(part), ())
-                inside = found / alike[0] if len(alike) == 1 else inside
-                if alike:
-                    break
-        found = inside
-    return found.relative_to(root).as_posix()
-
-
-@lru_cache(maxsize=8)
-def _names_in(folder: Path, changed: int) -> Mapping[str, Sequence[str]]:
-    """The names in a folder that was `changed` then, by their composed form and by what looks the same."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for name in (path.name for path in folder.iterdir()) if os.access(folder, os.R_OK) else ():
-        for spelling in {unicodedata.normalize("NFC", name), _words(name)}:
-            names[spelling].append(name)
-    return names
-
-
-def _words(name: str) -> str:
-    """What names of files share that look the same, with a blank between words: "1 11.wav" is not "11 1.wav"."""
-    return " ".join(map(same_spelling, name.split()))
 
 
 def _probe_all(drafts: Sequence[Utterance], params: DatasetParams) -> list[Utterance]:

@@ -1,6 +1,5 @@
 """`prepare`: a corpus as people have it becomes a manifest; what is odd is named, what is contradictory refused."""
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pipeline.extraction import extract_audio
 from pipeline.manifest import Utterance, check_utterances, manifest_order, read_manifest, write_manifest
 from pipeline.media import Decoders
 from pipeline.params import AudioParams, Columns, DatasetParams
-from pipeline.preparation import link_corpus, prepare, summary
+from pipeline.preparation import prepare, summary
 from pipeline.recordings import relative_path
 from tests.pipeline.made import cut, rows_of, sound, write_corpus, write_encoded, write_film, write_rows, write_wav
 
@@ -422,43 +421,3 @@ def test_what_a_recogniser_wrote_is_kept_beside_the_transcript(tmp_path: Path) -
     assert read_manifest(tmp_path / "manifest.jsonl") == utterances
     assert {u.recognised for u in utterances} == {"", *(f"heard {number}" for number in range(12) if number != 3)}
     assert all(u.text.startswith("turn") for u in utterances)
-
-
-def test_the_link_to_the_corpus_is_made_anew_and_moves_with_the_project(tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    for name in ("project/data", "project/corpus", "other"):
-        (tmp_path / name).mkdir(parents=True)
-    with contextlib.chdir(project):
-        for root in (str(tmp_path / "other"), "corpus"):
-            assert link_corpus(DatasetParams(root=root), Path("data/.corpus")) == f"data/.corpus: a link to {root}"
-            assert Path("data/.corpus").samefile(root)
-    project = project.rename(tmp_path / "moved")
-    assert (project / "data" / ".corpus").samefile(project / "corpus")
-
-
-@pytest.mark.parametrize(
-    ("root", "there", "message"),
-    [
-        ("none", "", "dataset.root 'none' does not exist; name the folder"),
-        (
-            "data",
-            "",
-            r"'data' holds what dvc.yaml writes \(data\); give the corpus a folder of its own, such as data/mine",
-        ),
-        (".", "", "'.' holds what dvc.yaml writes"),
-        ("corpus", "data/.corpus", "data/.corpus: not a link, and in the way"),
-    ],
-)
-def test_no_link_to_what_cannot_be_a_corpus_of_dvc(tmp_path: Path, root: str, there: str, message: str) -> None:
-    for name in ("data", "corpus"):
-        (tmp_path / name).mkdir()
-    if there:
-        (tmp_path / there).write_text("mine")
-    with contextlib.chdir(tmp_path), pytest.raises(DataError, match=message):
-        link_corpus(DatasetParams(root=root), Path("data/.corpus"))
-    assert not there or (tmp_path / there).read_text() == "mine"
-
-
-def test_where_no_link_can_be_made_the_way_without_one_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no link can be made here .*; move the project to .*, or write dataset.root"):
-        link_corpus(DatasetParams(root=str(tmp_path)), Path("/proc/.corpus"))  # a file system without
