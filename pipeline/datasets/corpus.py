@@ -48,6 +48,7 @@ class Corpus:
     notes: list[str] = field(default_factory=list)
     published: Counts = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)  # of a table: field -> the column that has it
+    warnings: list[str] = field(default_factory=list)  # what is worth a look before anything is encoded
 
 
 TARGETS: dict[str, tuple[str, ...]] = {  # the first one is meant where dataset.target is null

@@ -23,10 +23,19 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import HIDDEN_FILES, SOUNDS, Repairs, read_lines, repair_controls
+from pipeline.datasets.repairs import (
+    HIDDEN_FILES,
+    SOUNDS,
+    Repairs,
+    as_on_disk,
+    folder_notes,
+    read_lines,
+    repair_controls,
+    text_alone,
+)
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
 
@@ -177,7 +186,7 @@ def read(params: DatasetParams) -> Corpus:
             f"dataset.validation_session is {chosen['test']}, the test split (dataset.fold); choose another one"
         )
     chosen |= {"validation": params.validation_session} if params.validation_session else {}
-    found = [number for number in SESSIONS if (root / f"Session{number}" / "dialog").is_dir()]
+    found = [number for number in SESSIONS if _folder(root, number, "dialog").is_dir()]
     for split, session in chosen.items():
         if session not in found:
             key = {"test": "fold", "validation": "validation_session"}[split]
@@ -195,26 +204,32 @@ def read(params: DatasetParams) -> Corpus:
         for dialogue in _dialogues(root, session, repaired)
         for described in _read_dialogue(root, session, dialogue, repaired)
     ]
-    notes = [*_notes(root, found), *[SIX_NOTE] * (target_of(params) == "six")]
+    notes, warnings = [*_notes(root, found), *[SIX_NOTE] * (target_of(params) == "six")], list[str]()
     if not _has_recordings(root, found):
-        notes.append("no recordings in Session*/sentences/wav of dataset.root: every turn is its text alone")
-        turns = [replace(turn, audio=None) for turn in turns]
-    return Corpus(turns, repaired, notes, published(codes, chosen if params.split == "given" else {}))
+        silent, warnings = text_alone(root, "no recordings in Session*/sentences/wav of dataset.root")
+        notes, turns = [*notes, *silent], [replace(turn, audio=None) for turn in turns]
+    counts = published(codes, chosen if params.split == "given" else {})
+    return Corpus(turns, repaired, notes, counts, warnings=warnings)
+
+
+def _folder(root: Path, session: int, *inside: str) -> Path:
+    """A folder or file of a session, whatever the case in which the disk has its name."""
+    return root / as_on_disk(root, PurePosixPath(f"Session{session}", *inside))
 
 
 def _has_recordings(root: Path, found: list[int]) -> bool:
     """Whether there is any file with sound where sentences lie, however the disk spells its folder or ending."""
-    folders = (folder for number in found for folder in (root / f"Session{number}").iterdir())
-    sentences = (folder for folder in folders if folder.name.lower() == "sentences")
+    sentences = (_folder(root, number, "sentences") for number in found)
     return any(path.suffix.lower() in SOUNDS for folder in sentences for path in folder.rglob("[!.]*"))
 
 
 def _notes(root: Path, found: list[int]) -> Iterator[str]:
-    """Sessions of which something is missing as a whole."""
+    """Folders under another name, and sessions of which something is missing as a whole."""
+    yield from folder_notes(root, (f"Session{number}/dialog/{folder}" for number in found for folder in FOLDERS))
     lacking = {"sessions that are missing": [number for number in SESSIONS if number not in found]}
     for folder, what in FOLDERS.items():
         lacking[f"sessions without files in dialog/{folder}, whose turns have no {what}"] = [
-            number for number in found if not any((root / f"Session{number}" / "dialog" / folder).glob("[!.]*.txt"))
+            number for number in found if not any(_folder(root, number, "dialog", folder).glob("[!.]*.txt"))
         ]
     for what, sessions in lacking.items():
         if sessions:
@@ -225,7 +240,7 @@ def _dialogues(root: Path, session: int, repaired: Repairs) -> list[str]:
     """Names of the dialogues that were transcribed or evaluated."""
     names = set()
     for folder in FOLDERS:
-        for path in (root / f"Session{session}" / "dialog" / folder).glob("*.txt"):
+        for path in _folder(root, session, "dialog", folder).glob("*.txt"):
             if path.name.startswith("."):
                 repaired[HIDDEN_FILES] += 1
             else:
@@ -235,9 +250,9 @@ def _dialogues(root: Path, session: int, repaired: Repairs) -> list[str]:
 
 def _read_dialogue(root: Path, session: int, dialogue: str, repaired: Repairs) -> list[Described]:
     """Its turns in the order of start; one without times stays behind the line before it."""
-    folder = root / f"Session{session}" / "dialog"
-    evaluations = _read_evaluations(folder / "EmoEvaluation" / f"{dialogue}.txt", repaired)
-    lines = list(_read_transcription(folder / "transcriptions" / f"{dialogue}.txt", repaired))
+    transcribed, evaluated = (_folder(root, session, "dialog", folder, f"{dialogue}.txt") for folder in FOLDERS)
+    evaluations = _read_evaluations(evaluated, repaired)
+    lines = list(_read_transcription(transcribed, repaired))
     named = {line.name for line in lines}
     lines += [Line(name, _speaker(name), given.times, "") for name, given in evaluations.items() if name not in named]
     count: Counter[str] = Counter()
@@ -253,8 +268,8 @@ def _read_dialogue(root: Path, session: int, dialogue: str, repaired: Repairs) -
 
 
 def _turn(described: Described, root: Path, session: int, dialogue: str, codes: Mapping[str, str], split: str) -> Turn:
-    audio = Path(f"Session{session}") / "sentences" / "wav" / dialogue / f"{described.name}.wav"
-    recorded = described.time == 1 and (described.evaluation is not None or (root / audio).is_file())
+    audio = PurePosixPath(f"Session{session}", "sentences", "wav", dialogue, f"{described.name}.wav")
+    recorded = described.time == 1 and (described.evaluation is not None or (root / as_on_disk(root, audio)).is_file())
     return Turn(
         conversation=dialogue,
         order=described.start,

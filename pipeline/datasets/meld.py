@@ -4,9 +4,10 @@
     dev_sent_emo.csv     dev_splits_complete/
     test_sent_emo.csv    output_repeated_splits_test/
 
-below `dataset.root`, or in its folders train, dev and test, as the archives unpack them. A clip may be converted to
-.wav or .flac under its stem; where a clip lies there twice, the conversion is taken. Dialogue numbers repeat in every
-split, so ids begin with it: `train/0/3` is dia3_utt3 of the split. Utterance numbers have gaps, which `prepare` closes.
+below `dataset.root`, or in its folders train, dev and test, as the archives unpack them; their names may be of another
+case. A clip may be converted to .wav or .flac under its stem; where a clip lies there twice, the conversion is taken.
+Dialogue numbers repeat in every split, so ids begin with it: `train/0/3` is dia3_utt3 of the split. Utterance numbers
+have gaps, which `prepare` closes.
 
 StartTime and EndTime are times of the episode, not of the clip; they are carried along with the other columns, and
 nothing reads them (test 155, 3 ends where it starts, and its clip has sound).
@@ -17,10 +18,10 @@ all clips (emo-box/EmoBox lists them) but two: train dia125_utt3 cannot be decod
 """
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import HIDDEN_FILES, Repairs, repair_controls
+from pipeline.datasets.repairs import HIDDEN_FILES, Repairs, as_on_disk, folder_notes, repair_controls, text_alone
 from pipeline.datasets.table import Row, read_rows
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
@@ -82,21 +83,31 @@ def read(params: DatasetParams) -> Corpus:
     published: Counts = {**PUBLISHED, **PUBLISHED_LABELS[target]}
     if params.split != "given":  # of whole numbers alone, as the splits are others
         published = {what: {"all": columns["all"]} for what, columns in published.items() if "all" in columns}
-    return Corpus(turns, repaired, list(_notes(turns, clips)), published)
+    notes, warnings = list(_notes(turns, clips)), list[str]()
+    if not any(clips.values()):
+        notes, warnings = text_alone(root, f"no clips in {', '.join(FOLDERS.values())} of dataset.root")
+    return Corpus(turns, repaired, [*folder_notes(root, _places()), *notes], published, warnings=warnings)
 
 
 def _table(root: Path, name: str) -> Path:
-    places = [root / f"{name}_sent_emo.csv", root / name / f"{name}_sent_emo.csv"]
-    for path in places:
+    table = f"{name}_sent_emo.csv"
+    for place in (table, f"{name}/{table}"):
+        path = root / as_on_disk(root, PurePosixPath(place))
         if path.is_file():
             return path
     raise DataError(
-        f"{places[0]}: no such file, nor {name}/{places[0].name}; set dataset.root to the folder with MELD's three CSVs"
+        f"{root / table}: no such file, nor {name}/{table}; set dataset.root to the folder with MELD's three CSVs"
     )
 
 
-def _folders(root: Path, name: str) -> tuple[Path, Path]:
-    return root / FOLDERS[name], root / name / FOLDERS[name]
+def _places() -> list[str]:
+    """Where clips may lie, relative to the root."""
+    return [place for name, folder in FOLDERS.items() for place in (folder, f"{name}/{folder}")]
+
+
+def _folders(root: Path, name: str) -> list[Path]:
+    places = [place for place in _places() if PurePosixPath(place).name == FOLDERS[name]]
+    return [root / as_on_disk(root, PurePosixPath(place)) for place in places]
 
 
 def _clips(root: Path, name: str) -> Iterator[tuple[str, str]]:
@@ -146,8 +157,6 @@ def _label(row: Row, target: str) -> str | None:
 
 
 def _notes(turns: list[Turn], clips: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    if not any(clips.values()):
-        yield f"no clips in {', '.join(FOLDERS.values())} of dataset.root: every turn is its text alone"
     annotated = {turn.audio for turn in turns}
     extra = [path for found in clips.values() for path in found.values() if path not in annotated]
     known = sum(UNANNOTATED in path for path in extra)

@@ -24,11 +24,11 @@ features (`text_train.csv`, `text_test.csv` and `transcripts.csv` of declare-lab
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pipeline.datasets.corpus import Corpus, Counts, Turn, target_of
-from pipeline.datasets.repairs import HIDDEN_FILES, SOUNDS, Repairs, read_lines, repair_controls
+from pipeline.datasets.repairs import HIDDEN_FILES, SOUNDS, Repairs, as_on_disk, read_lines, repair_controls, text_alone
 from pipeline.datasets.table import SPLIT_NAMES, parse_number, read_rows
 from pipeline.errors import DataError
 from pipeline.params import DatasetParams
@@ -76,7 +76,7 @@ def published(protocol: Literal["sdk", "62-31"], with_splits: bool) -> Counts:
     return {"utterances": segments, "conversations": videos, "recordings": segments}
 
 
-LABELS = ("Labels/OpinionLevelSentiment.csv", "labels/OpinionLevelSentiment.csv", "OpinionLevelSentiment.csv")
+LABELS = ("Labels/OpinionLevelSentiment.csv", "OpinionLevelSentiment.csv")
 TRANSCRIPTS = "Transcript/Segmented"
 TABLE = "label.csv"
 COLUMNS = ("video_id", "clip_id", "text", "label")
@@ -109,7 +109,7 @@ def read(params: DatasetParams) -> Corpus:
     repaired = Repairs(params.encoding)
     if (root / TABLE).exists():
         segments = _read_table(root, repaired)
-    elif (root / TRANSCRIPTS).is_dir():
+    elif _transcripts(root).is_dir():
         segments = _read_release(root, repaired)
     else:
         raise DataError(
@@ -119,12 +119,17 @@ def read(params: DatasetParams) -> Corpus:
     target = target_of(params)
     files = _recordings(root)
     segments = [replace(one, audio=_recording(str(one.audio), files)) for one in segments]
-    notes = []
+    notes, warnings = list[str](), list[str]()
     if segments and not files:
-        notes = [f"no recordings such as {segments[0].audio} in dataset.root: every turn is its text alone"]
+        notes, warnings = text_alone(root, f"no recordings such as {segments[0].audio} in dataset.root")
         segments = [replace(one, audio=None) for one in segments]
     turns = [_turn(segment, target, params.protocol) for segment in segments]
-    return Corpus(turns, repaired, notes, published(params.protocol, with_splits=params.split == "given"))
+    counts = published(params.protocol, with_splits=params.split == "given")
+    return Corpus(turns, repaired, notes, counts, warnings=warnings)
+
+
+def _transcripts(root: Path) -> Path:
+    return root / as_on_disk(root, PurePosixPath(TRANSCRIPTS))
 
 
 def _turn(segment: Segment, target: str, protocol: str) -> Turn:
@@ -240,7 +245,7 @@ def _read_release(root: Path, repaired: Repairs) -> list[Segment]:
     """The lines of the transcripts, and the scored segments that no transcript has."""
     scores = _read_scores(root, repaired)
     texts: dict[tuple[str, int], str] = {}
-    for path in sorted((root / TRANSCRIPTS).glob("*.annotprocessed")):
+    for path in sorted(_transcripts(root).glob("*.annotprocessed")):
         if path.name.startswith("._"):
             repaired[HIDDEN_FILES] += 1
         else:
@@ -277,7 +282,8 @@ def _read_transcript(path: Path, repaired: Repairs) -> dict[tuple[str, int], str
 
 def _read_scores(root: Path, repaired: Repairs) -> dict[tuple[str, int], float | None]:
     """By video and segment."""
-    path = next((root / name for name in LABELS if (root / name).exists()), None)
+    places = (root / as_on_disk(root, PurePosixPath(name)) for name in LABELS)
+    path = next((place for place in places if place.exists()), None)
     if path is None:
         raise DataError(f"{root}: no {LABELS[0]}; it comes with the labels of the release: put it there")
     scores: dict[tuple[str, int], float | None] = {}

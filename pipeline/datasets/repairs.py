@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
@@ -209,6 +209,29 @@ def as_on_disk(root: Path, path: PurePosixPath) -> str:
                     break
         found = inside
     return found.relative_to(root).as_posix()
+
+
+def folder_notes(root: Path, folders: Iterable[str]) -> list[str]:
+    """That `folders` of a release, relative to the `root`, lie there under a name which is spelled in another way."""
+    found = {folder: as_on_disk(root, PurePosixPath(folder)) for folder in folders}
+    others = [f"'{there}' for '{folder}'" for folder, there in found.items() if there != folder]
+    return [f"folders that the disk spells in another way than the release: {', '.join(others)}"] if others else []
+
+
+def text_alone(root: Path, said: str) -> tuple[list[str], list[str]]:
+    """The notes, and the warnings, on a release at `root` in which no recording was found where it should lie.
+
+    It may be meant; hardly so where there are recordings in another place below the root.
+    """
+    said += ": every turn is its text alone"
+    for folder, inner, names in os.walk(root):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        sounds = [name for name in names if Path(name).suffix.lower() in SOUNDS and not name.startswith(".")]
+        if sounds:
+            place = (Path(folder) / min(sounds)).relative_to(root)
+            fix = "lay them out as the release does (docs/data-sets.md)"
+            return [], [f"{said}, but there are recordings in another place, such as {place}; {fix}"]
+    return [said], []
 
 
 @lru_cache(maxsize=8)

@@ -144,6 +144,7 @@ def prepare(params: DatasetParams) -> Prepared:
     ]
     warnings = [
         *unused_key_warnings(params),
+        *corpus.warnings,
         *label_warnings(utterances, params),
         *missing_name_warnings(utterances),
         *split_warnings(utterances),

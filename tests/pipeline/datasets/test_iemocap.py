@@ -373,3 +373,14 @@ def test_recordings_in_a_folder_of_another_spelling_or_of_another_kind_are_no_re
         path.rename(path.with_suffix(".flac"))
     with pytest.raises(DataError, match=r"none of the .* name and lay them out as the release does"):
         prepare(params(release))
+
+
+def test_folders_of_another_case_keep_their_labels_and_are_named(release: Path, four: Prepared, tmp_path: Path) -> None:
+    root = shutil.copytree(release, tmp_path / "release")
+    (root / "Session2" / "dialog" / "EmoEvaluation").rename(root / "Session2" / "dialog" / "emoevaluation")
+    (root / "Session3").rename(root / "SESSION3")
+    found = prepare(params(root))
+    assert [(u.id, u.label, u.status) for u in found.utterances] == [(u.id, u.label, u.status) for u in four.utterances]
+    (note,) = [note for note in found.notes if note.startswith("folders that the disk spells in another way")]
+    assert "'Session2/dialog/emoevaluation' for 'Session2/dialog/EmoEvaluation'" in note
+    assert "'SESSION3/dialog/transcriptions' for 'Session3/dialog/transcriptions'" in note

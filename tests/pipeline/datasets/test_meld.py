@@ -20,6 +20,7 @@ from pipeline.preparation import check_published, prepare, summary
 from pipeline.preparation.stage import Prepared
 from pipeline.settings import SettingsError
 from tests.conftest import shared_data
+from tests.pipeline.made import write_wav
 from tests.pipeline.releases.meld import FOLDERS, LINES, sound_of, write_release, write_table
 
 
@@ -171,6 +172,27 @@ def test_the_csvs_alone_are_a_corpus_of_texts_and_that_is_said(tables: Path) -> 
     assert {utterance.status for utterance in found.utterances} == {"no-audio"}
     assert found.notes[0].startswith("no clips in train_splits, dev_splits_complete, output_repeated_splits_test")
     assert found.notes[0].endswith("every turn is its text alone")
+
+
+def test_folders_of_another_case_are_found_and_named(tables: Path, release: Path, found: Prepared) -> None:
+    spelled = {"train": "Train_Splits", "dev": "Dev_splits_complete", "test": "Output_Repeated_Splits_Test"}
+    for split, folder in FOLDERS.items():
+        (tables / spelled[split]).symlink_to(release / folder)
+    utterances, notes = by_id(prepared(tables)), prepared(tables).notes
+    assert {u.id: (u.samples, u.status) for u in utterances.values()} == {
+        u.id: (u.samples, u.status) for u in found.utterances
+    }
+    assert utterances["train/0/0"].audio == "Train_Splits/dia0_utt0.mp4"
+    assert notes[0].startswith("folders that the disk spells in another way than the release: 'Train_Splits' for")
+
+
+def test_clips_in_another_place_are_named_where_none_is_found(tables: Path) -> None:
+    (tables / "clips" / "train").mkdir(parents=True)
+    write_wav(tables / "clips" / "train" / "dia0_utt0.wav", np.zeros((800, 1)), 16_000)
+    found = prepared(tables)
+    assert not found.notes
+    (warning,) = [one for one in found.warnings if "every turn is its text alone" in one]
+    assert "there are recordings in another place, such as clips/train/dia0_utt0.wav; lay them out as" in warning
 
 
 def test_a_split_without_clips_is_missing_files(tables: Path, release: Path) -> None:
