@@ -102,6 +102,15 @@ def read_turns(table: Path, root: Path, params: Path | None = None, overrides: S
         for conversation in by_conversation(turns)
         for index, turn in enumerate(conversation)
     ]
+    counts = Counter(draft.id for draft, _ in drafts)
+    if twice := [identifier for identifier, count in counts.items() if count > 1]:
+        log.warning(
+            "%s: ids of several rows: %d, such as '%s' of %d; conversation and turn say which is which",
+            table,
+            len(twice),
+            twice[0],
+            counts[twice[0]],
+        )
     return [_spoken(turn, draft, root, dataset, names) for draft, turn in leave_to_others(drafts, _dataset(root))]
 
 

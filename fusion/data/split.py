@@ -22,6 +22,7 @@ from fusion.data.rows import Chosen, Mapped, Ragged, Resident, load_together, ma
 from fusion.errors import FeatureError
 from fusion.objective import Target, find_task
 from fusion.params import Modalities, Recipe
+from pipeline.settings import in_bytes
 from pipeline.store import MODALITIES, Features, Part
 
 SHARED = {"audio": 0.02, "text": 0.5}  # shares of what is tested that may be the same in train
@@ -248,10 +249,10 @@ def hold(splits: Sequence[Split], memory: int | None) -> list[Split]:
     needed = resident_bytes([rows for split in splits for rows in _mapped(split)])
     if memory is not None and needed > memory:
         log.warning(
-            "the features take %.2f GB, more than train.memory leaves them (%.2f GB): they stay in the file and are "
+            "the features take %s, more than train.memory leaves them (%s): they stay in the file and are "
             "read batch by batch, which is slower and gives the same results",
-            needed / 1e9,
-            memory / 1e9,
+            in_bytes(needed),
+            in_bytes(memory),
         )
         return list(splits)
     loaded = load_together([rows for split in splits for rows in _mapped(split)])

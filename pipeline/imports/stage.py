@@ -102,7 +102,7 @@ def import_features(
             ids = [row.utterance.id for row in rows]
             notes = [*corpus.notes, *note_validation(corpus.turns, dataset), *files.notes]
             drafts = [row.utterance for row in rows]
-            notes += [*label_warnings(drafts, dataset), *split_warnings(drafts)]
+            notes += [*label_warnings(drafts, dataset), *split_warnings(drafts, corpus.turns, dataset)]
             for modality in modalities:
                 check_finite(modality.survey, ids, modality.name, params)
                 notes += filter(None, [small(modality.survey, modality.name, params)])

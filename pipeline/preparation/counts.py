@@ -18,13 +18,14 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from pipeline.datasets import Counts, Turn
-from pipeline.manifest import DASHES, OK, SPLITS, Utterance, looks_missing, reasons, same_spelling
+from pipeline.manifest import DASHES, SPLITS, Utterance, looks_missing, reasons, same_spelling
 from pipeline.params import DatasetParams
 
 ALL = "all"
 COLUMNS = [*SPLITS, ALL]
 ANSWERS = ("label", "labels", "emotion", "emotions", "sentiment", "class", "category", "target", "affect", "mood")
 ABSENT = 0.1  # share of turns without a modality, above which something is probably wrong
+OF_TURNS = ("untimed", "reversed-times", "repeated")  # statuses that say nothing of a modality, nor OF_LABELS
 OF_LABELS = ("other-label", "undecided", "unevaluated", "no-score", "zero", "out-of-range", "unlisted", "other-split")
 QUOTES = "'\"`´“”„‘’«»"
 NEAR = 0.8  # share of letters in which two spellings agree, from which on one is probably a mistake
@@ -79,6 +80,7 @@ def compare(utterances: Sequence[Utterance], published: Counts) -> list[Differen
             here = found.get(what, {}).get(column, 0)
             if here != expected:
                 because = statuses(_concerned(select(utterances, column), what))
+                because = of_audio(because) if what == "recordings" else because
                 differences.append(Difference(what, column, here, expected, because))
     return differences
 
@@ -86,6 +88,12 @@ def compare(utterances: Sequence[Utterance], published: Counts) -> list[Differen
 def statuses(utterances: Iterable[Utterance]) -> Counter[str]:
     """How often each status occurs, `ok` left out, and without the seconds that it names."""
     return Counter(reason for utterance in utterances for reason in reasons(utterance.status))
+
+
+def of_audio(found: Counter[str]) -> Counter[str]:
+    """Those statuses that can say why there is no sound."""
+    others = ("no-text", *OF_LABELS, *OF_TURNS)
+    return Counter({status: count for status, count in found.items() if status not in others})
 
 
 def select(utterances: Sequence[Utterance], column: str) -> list[Utterance]:
@@ -141,8 +149,8 @@ def label_warnings(utterances: Sequence[Utterance], params: DatasetParams) -> li
     return [*found, f"in params.yaml this {' and '.join(deeds)} them: dataset.labels: {_escape(key)}", *misspelt]
 
 
-def split_warnings(utterances: Sequence[Utterance]) -> list[str]:
-    """Labels of train that another split lacks, which no score on it speaks of."""
+def split_warnings(utterances: Sequence[Utterance], turns: Sequence[Turn], params: DatasetParams) -> list[str]:
+    """Labels of train that another split lacks, which no score on it speaks of; `turns` know which splits are given."""
     counts = Counter((utterance.split, utterance.label) for utterance in utterances if utterance.label is not None)
     trained = sorted(label for split, label in counts if split == "train")
     absent = {
@@ -151,10 +159,21 @@ def split_warnings(utterances: Sequence[Utterance]) -> list[str]:
     }
     return [
         f"{split} has no utterance labelled {', '.join(labels)}; "
-        "take another dataset.split_seed, larger shares, or give the splits in the table"
+        + _fix_of_splits(params, params.split == "given" and any(turn.split == split for turn in turns))
         for split, labels in absent.items()
         if labels
     ]
+
+
+def _fix_of_splits(params: DatasetParams, given: bool) -> str:
+    """What changes a split that was `given`, or else made here."""
+    table = params.source != params.root
+    if not given:
+        shares = "take another dataset.split_seed, larger shares, or "
+        return shares + ("give the splits in the table" if table else "merge or drop labels (dataset.labels)")
+    return (
+        "move conversations to it in the table" if table else "complete the release, if turns of it are missing here"
+    ) + ", merge or drop labels (dataset.labels), or have splits made (dataset.split: conversation)"
 
 
 def share_warnings(utterances: Sequence[Utterance], params: DatasetParams) -> list[str]:
@@ -351,8 +370,8 @@ def modality_warnings(utterances: Sequence[Utterance]) -> list[str]:
         ("text", [one for one in utterances if not one.text], any(one.text for one in utterances)),
     ):
         if given and len(absent) > ABSENT * len(utterances):
-            own = {"no-text"} if modality == "text" else set(statuses(absent)) - {"no-text", OK, *OF_LABELS}
-            why = ", ".join(f"{status} {count}" for status, count in statuses(absent).most_common() if status in own)
+            own = Counter({"no-text": len(absent)}) if modality == "text" else of_audio(statuses(absent))
+            why = ", ".join(f"{status} {count}" for status, count in own.most_common())
             warnings.append(
                 f"{len(absent)} of {len(utterances)} turns have no {modality} ({why}); they are learned from the other "
                 "modality alone"

@@ -38,6 +38,7 @@ from pipeline.preparation.splits import assign_splits
 from pipeline.settings import Threads, escape_unseen
 
 MADE_HERE = ("models/encoders/audio", "models/encoders/text")  # dvc.yaml names them: stages write them
+MANY = 10  # differences to the published counts, of which more are summed up in a line
 NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
 
 
@@ -147,7 +148,7 @@ def prepare(params: DatasetParams) -> Prepared:
         *corpus.warnings,
         *label_warnings(utterances, params),
         *missing_name_warnings(utterances),
-        *split_warnings(utterances),
+        *split_warnings(utterances, corpus.turns, params),
         *share_warnings(utterances, params),
         *modality_warnings(utterances),
         *sound_warnings(utterances),
@@ -258,15 +259,16 @@ def check_published(prepared: Prepared) -> None:
 
 
 def _published_lines(prepared: Prepared) -> list[str]:
-    """How many of the published counts are found, if there are any, then every difference."""
+    """How many of the published counts are found, if there are any, then every difference, or the largest of many."""
     if not prepared.published:
         return []
     counts = sum(len(columns) for columns in prepared.published.values())
     same = counts - len(prepared.differences)
-    return [
-        f"published: {same} of {counts} counts are found",
-        *(f"differs: {difference}" for difference in prepared.differences),
-    ]
+    told = [f"differs: {difference}" for difference in prepared.differences]
+    if len(told) > MANY:
+        largest = max(prepared.differences, key=lambda one: abs(one.found - one.published))
+        told = [f"differs: {len(told)} counts, as the table shows, most of all {largest}"]
+    return [f"published: {same} of {counts} counts are found", *told]
 
 
 def note_validation(turns: Sequence[Turn], params: DatasetParams) -> list[str]:

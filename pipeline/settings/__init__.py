@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         count_cores,
         ctrl_c_waits,
         free_bytes,
+        in_bytes,
         load_transformers,
         only_encode,
         ran_out_of_memory,

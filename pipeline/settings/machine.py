@@ -45,6 +45,17 @@ def count_cores() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), *map(int, quotas))) if quotas else len(os.sched_getaffinity(0))
 
 
+def in_bytes(number: float) -> str:
+    """A number of bytes in the unit that suits it.
+
+    >>> in_bytes(1_536_000_000), in_bytes(2_500_000), in_bytes(400)
+    ('1.536 GB', '2.5 MB', '0.4 kB')
+    """
+    if number >= 1e9:
+        return f"{number / 1e9:.3f} GB"
+    return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"
+
+
 def free_bytes(device: "torch.device", share: float = 1.0) -> int:
     """Bytes that are free on `device`; of a GPU's, no more than `share` of all that it has."""
     if device.type == "cuda":

@@ -357,6 +357,8 @@ def _describe(problems: Sequence[Any], name: str, section: type[Section]) -> str
         hint = suggest(found, accepted) if len(close) == 1 else ""  # of two, the list says as much
     if problem["type"] == "string_type" and isinstance(found, bool | int | float):
         hint = "; put it in quotes"  # YAML takes a bare no for False
+    if problem["type"] == "string_type" and found is None:
+        hint = "; ~ alone and an empty value are null in YAML: give a value, and write '~' in quotes"
     return f"'{key}' is {_short(found)}: {message}{hint}"
 
 

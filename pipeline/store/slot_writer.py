@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import DataError, StoreError, reason_and_fix
-from pipeline.settings import Threads, count_cores, sync
+from pipeline.settings import Threads, count_cores, in_bytes, sync
 from pipeline.store.guard import NOTHING, checksum, is_sane
 from pipeline.store.identity import Identity
 from pipeline.store.reader import open_hdf5
@@ -147,8 +147,8 @@ def lay_out(path: Path, layout: PartLayout, go_on: str = "or name another file (
         free = shutil.disk_usage(path.parent).free
         reason, fix = reason_and_fix(error, "see to the disk and its permissions")
         raise StoreError(
-            f"{path.with_name(path.name.removesuffix('.new'))}: no room for it ({reason}: it needs {needed / 1e9:.3f} "
-            f"GB, {free / 1e9:.3f} GB are free); {fix}, {go_on}"
+            f"{path.with_name(path.name.removesuffix('.new'))}: no room for it ({reason}: it needs "
+            f"{in_bytes(needed)}, {in_bytes(free)} are free); {fix}, {go_on}"
         ) from None
 
 

@@ -116,6 +116,16 @@ def test_statuses_are_those_of_prepare(tmp_path: Path, encoder: TurnEncoder) -> 
         assert found.status == expected[turn.utterance.id] + "+context-only" * nothing
 
 
+def test_ids_of_several_rows_are_counted_and_the_first_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_rows(
+        tmp_path / "t.csv", [{"id": name, "conversation": "c", "text": "hello"} for name in ("a", "b", "b", "b")]
+    )
+    assert len(read_turns(tmp_path / "t.csv", tmp_path)) == 4
+    assert "t.csv: ids of several rows: 1, such as 'b' of 3; conversation and turn say which is which" in caplog.text
+
+
 def test_a_recording_of_several_turns_is_cut(tmp_path: Path, encoder: TurnEncoder) -> None:
     whole = sound(2.0, RATE)
     path = write_wav(tmp_path / "film.wav", whole, RATE)

@@ -501,7 +501,7 @@ def test_seeds_side_by_side_and_features_in_the_file_give_the_same_bytes(
     train_made(features, tmp_path / "together", recipe, jobs=2)
     assert "read batch by batch" not in caplog.text
     train_made(features, tmp_path / "mapped", mapped, jobs=2)
-    assert "more than train.memory leaves them (0.00 GB)" in caplog.text
+    assert "more than train.memory leaves them (0.0 kB)" in caplog.text
     assert len(files_below(tmp_path / "alone")) > 3
     for other in ("together", "mapped"):
         assert files_below(tmp_path / other) == files_below(tmp_path / "alone")

@@ -141,8 +141,8 @@ def test_a_split_without_one_of_the_labels_is_a_warning(tmp_path: Path) -> None:
     labelled = [cells | {"label": "joy"} for cells in three_splits()]
     rows = [*labelled, row("d", label="fear"), row("e", "test", label="fear")]
     assert prepare(params(write_corpus(tmp_path, rows))).warnings == [
-        "validation has no utterance labelled 'fear' (train: 1); take another dataset.split_seed, larger shares, or "
-        "give the splits in the table"
+        "validation has no utterance labelled 'fear' (train: 1); move conversations to it in the table, merge or drop "
+        "labels (dataset.labels), or have splits made (dataset.split: conversation)"
     ]
 
 

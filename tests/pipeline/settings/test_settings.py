@@ -171,6 +171,10 @@ WRONG = {
         "'features.copy_parts' is 'yes': input should be a valid b",
     ),
     "null": ("audio: {encoder: null}", "'audio.encoder' is None: input should be a valid string"),
+    "a bare ~": (
+        "audio: {encoder: ~}",
+        "; ~ alone and an empty value are null in YAML: give a value, and write '~' in",
+    ),
     "range": ("dataset: {test_share: 1.5}", "'dataset.test_share' is 1.5: input should be less than 1"),
     "fraction": ("dataset: {split_seed: 1.5}", "'dataset.split_seed' is 1.5: input should be a valid integer"),
     "not a number": ("audio: {batch: .nan}", "'audio.batch' is nan: input should be 'auto' or a finite number"),
