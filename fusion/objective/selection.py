@@ -26,7 +26,11 @@ LOSS_SHARE = 0.1  # of a head's validation loss, in the choice of its best epoch
 
 @dataclass(frozen=True)
 class Epoch:
-    """Means over one epoch; the losses have `total` and the parts that the loss names."""
+    """Means over one epoch; the losses have `total` and the parts that the loss names.
+
+    On validation those of `fused`, `audio` and `text` are over the whole split. Contrasts are among the utterances of a
+    batch, so they and `total` are means over batches there, too.
+    """
 
     number: int  # from 1, over all stages
     train: Mapping[str, float]  # losses, while learning (with dropout)

@@ -50,9 +50,15 @@ class Criterion:
         masks = head_masks(self.task.counted(truth), batch.audio_present, batch.text_present)
         return fusion_loss(output, truth, masks, self.head_loss, self.terms, branches)
 
+    def of_split(self, logits: Mapping[str, Tensor], split: Split, masks: Mapping[str, Tensor]) -> dict[str, float]:
+        """The loss of each head over a whole split, without contrast: no matter in which batches it was read."""
+        truth = self.task.truth(split).to(split.device)
+        losses = [self.head_loss(one, truth, masks[head].to(split.device)) for head, one in logits.items()]
+        return dict(zip(logits, torch.stack(losses).tolist(), strict=True))
+
 
 class LossMeans:
-    """Means of losses over the utterances of an epoch that count, summed on the device until `compute` asks."""
+    """Means of what batches lose, by how many utterances count in each, summed on the device until `compute` asks."""
 
     def __init__(self) -> None:
         self.sums: list[Tensor] = []
@@ -150,6 +156,9 @@ class StageRun:
             encode_split(split, stage.encode) if stage.encode else split
             for split in (training.train, training.validation)
         )
+        counted = training.task.counted(training.task.truth(self.validation))
+        present = (getattr(self.validation, name).lengths > 0 for name in ("audio", "text"))
+        self.masks = head_masks(counted, *present)  # of validation
         if self.params.precision == "bfloat16":
             check_precision(stage.module, self.validation)
         self.weights = [weight for branch in stage.branches.values() for weight in branch.parameters()]
@@ -229,11 +238,13 @@ class StageRun:
             output = self.ask(batch)
             means.add(self.training.loss(output, batch, self.stage.branches), self._count(batch))
             outputs.append({head: logits for head, logits in output.heads().items() if "." not in head})
-        answers = {head: task.answers(torch.cat([batch[head] for batch in outputs])) for head in outputs[0]}
+        logits = {head: torch.cat([batch[head] for batch in outputs]) for head in outputs[0]}
+        losses = {**self._finite(means), **self.training.loss.of_split(logits, self.validation, self.masks)}
+        answers = {head: task.answers(one) for head, one in logits.items()}
         scores = score_heads(task, self.validation, answers)
         fused = scores.pop("fused")
         number = len(self.training.history) + 1
-        return Epoch(number, train_losses, self._finite(means), fused, self.stage.name, scores, self.updates)
+        return Epoch(number, train_losses, losses, fused, self.stage.name, scores, self.updates)
 
     def _count(self, batch: Batch) -> Tensor:
         task = self.training.task

@@ -1,5 +1,6 @@
 """Training in stages: what moves, what is selected, and that every model and switch can be trained and resumed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,21 @@ def test_the_weights_of_an_ensemble_are_chosen_on_validation_and_kept_in_the_mod
     assert weights.sum().item() == pytest.approx(1)
     assert (weights > 0).sum() > 1
     assert torch.equal(model.state_dict()["ensemble.weights"], weights)
+
+
+def validation_losses(conversations: int, **loss: Any) -> Mapping[str, float]:
+    """Of an untrained model whose audio and labels are rare, by batches of so many conversations."""
+    features = make_features(Made(conversations=(6, 12, 1), frames=(0, 1), unlabelled=0.5))
+    recipe = tiny_recipe({"name": "hcam"}, {"supervised": 0.0, **loss}, learning_rate=1e-9, conversations=conversations)
+    train_split, validation = splits(features, recipe)
+    torch.manual_seed(0)
+    model: Any = build_split_model(train_split, recipe, CLASSES)
+    training = Training(model, train_split, validation, recipe, 0, CLASSES)
+    return StageRun(training.stages[0], training).advance().validation
+
+
+@pytest.mark.parametrize("class_weights", ["none", "balanced"])
+def test_the_validation_loss_of_a_head_does_not_depend_on_batches(class_weights: str) -> None:
+    several, one = (validation_losses(size, class_weights=class_weights) for size in (1, 100))
+    for head in ("fused", "audio", "text"):
+        assert several[head] == pytest.approx(one[head], abs=1e-5), head
