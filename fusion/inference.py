@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusion.data import Split
 from fusion.errors import FeatureError
@@ -62,6 +62,12 @@ def split_tallies(task: Task, split: Split, answers: np.ndarray) -> np.ndarray:
 def score_answers(task: Task, split: Split, answers: np.ndarray) -> Mapping[str, float]:
     """Every metric of the task, by name."""
     return compute_all(task.metrics, split_tallies(task, split, answers).sum(0))
+
+
+def score_some(task: Task, split: Split, answers: np.ndarray, mask: Tensor) -> Mapping[str, float]:
+    """The same over the utterances of `mask` (utterances,) alone; 0 where there are none."""
+    truth, among = task.truth(split).numpy(), mask.numpy()
+    return compute_all(task.metrics, task.tally(truth[among], answers[among], np.array([0, among.sum()]))[0])
 
 
 def score_heads(task: Task, split: Split, answers: Mapping[str, np.ndarray]) -> dict[str, Mapping[str, float]]:

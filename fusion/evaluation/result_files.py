@@ -269,8 +269,8 @@ def details_json(evaluation: Evaluation, run: Mapping[str, Any], files: Mapping[
 def curves_csv(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     """Every epoch of every seed and stage: the training loss, its terms, the same on validation, validation scores.
 
-    `validation_metric` is the one that training selects on. The scores of the heads of single modalities are empty
-    where a stage has no such heads.
+    `validation_metric` is the one that training selects on. The scores of the heads of single modalities are over the
+    utterances that have the modality, and empty where a stage has no such heads.
     """
     epochs = [(seed.provenance.seed, epoch) for seed in evaluation.seeds for epoch in seed.history]
     first, metric = epochs[0][1], evaluation.seeds[0].provenance.recipe.train.metric

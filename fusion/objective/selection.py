@@ -37,7 +37,8 @@ class Epoch:
     validation: Mapping[str, float]  # losses, afterwards
     scores: Mapping[str, float]  # of the fused head on validation, by metric
     stage: str = "fusion"
-    heads: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # the same of the other heads
+    # the same of heads `audio` and `text`, over the utterances that have this modality
+    heads: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     updates: int = 0  # of the weights, since the stage began
 
     def score(self, head: str, metric: str) -> float:

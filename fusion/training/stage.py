@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fusion.batch import Batch, Output
 from fusion.data import Split, encode_split
 from fusion.errors import TrainingError
-from fusion.inference import score_heads
+from fusion.inference import score_answers, score_some
 from fusion.models import Stage
 from fusion.objective import (
     Epoch,
@@ -158,7 +158,7 @@ class StageRun:
         )
         counted = training.task.counted(training.task.truth(self.validation))
         present = (getattr(self.validation, name).lengths > 0 for name in ("audio", "text"))
-        self.masks = head_masks(counted, *present)  # of validation
+        self.masks = head_masks(counted, *present)  # of validation: who counts for a head
         if self.params.precision == "bfloat16":
             check_precision(stage.module, self.validation)
         self.weights = [weight for branch in stage.branches.values() for weight in branch.parameters()]
@@ -241,8 +241,8 @@ class StageRun:
         logits = {head: torch.cat([batch[head] for batch in outputs]) for head in outputs[0]}
         losses = {**self._finite(means), **self.training.loss.of_split(logits, self.validation, self.masks)}
         answers = {head: task.answers(one) for head, one in logits.items()}
-        scores = score_heads(task, self.validation, answers)
-        fused = scores.pop("fused")
+        fused = score_answers(task, self.validation, answers.pop("fused"))
+        scores = {head: score_some(task, self.validation, one, self.masks[head]) for head, one in answers.items()}
         number = len(self.training.history) + 1
         return Epoch(number, train_losses, losses, fused, self.stage.name, scores, self.updates)
 

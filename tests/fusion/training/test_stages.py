@@ -1,9 +1,10 @@
 """Training in stages: what moves, what is selected, and that every model and switch can be trained and resumed."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from fusion.params import Recipe
 from fusion.training import State, StateFile, build_split_model
 from fusion.training.loop import Fit
 from fusion.training.stage import StageRun, Training
+from pipeline.store import Features
 from tests.fusion.made import Made, make_features, tiny_recipe
 from tests.fusion.models.test_models import SETTINGS
 from tests.fusion.training.test_training import CLASSES, StoppedError, assert_same_weights, splits, train
@@ -30,9 +32,9 @@ def moved(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
     return {name for name, weight in module.state_dict().items() if not torch.equal(weight, before[name])}
 
 
-def stage_runs(recipe: Recipe) -> Any:
+def stage_runs(recipe: Recipe, features: Features = FEATURES) -> Any:
     """The model of `recipe`, and the run of each of its stages, to be advanced by the caller."""
-    train_split, validation = splits(FEATURES, recipe)
+    train_split, validation = splits(features, recipe)
     torch.manual_seed(0)
     model: Any = build_split_model(train_split, recipe, CLASSES)
     training = Training(model, train_split, validation, recipe, 0, CLASSES)
@@ -62,7 +64,8 @@ def test_stages_that_are_not_frozen_move() -> None:
 
 
 def test_every_branch_has_the_weights_of_its_own_best_epoch() -> None:
-    _, run = next(iter(stage_runs(tiny_recipe(model={"name": "hcam"}, epochs=8, learning_rate=0.02))))
+    of_text = make_features(Made(conversations=(6, 6, 1), signal=("text",), seed=1))
+    _, run = next(stage_runs(tiny_recipe(model={"name": "hcam"}, epochs=8, learning_rate=0.02), of_text))
     kept: dict[int, dict[str, dict[str, Tensor]]] = {}
     while not run.finished:
         epoch = run.advance()
@@ -74,6 +77,22 @@ def test_every_branch_has_the_weights_of_its_own_best_epoch() -> None:
         scores = {epoch.number: epoch.heads[branch]["weighted_f1"] for epoch in run.epochs}
         assert scores[number] == max(scores.values())
         assert_same_weights(weights_of(run.stage.branches[branch]), kept[number][branch])
+
+
+def test_turns_without_a_modality_have_no_say_in_the_epoch_of_its_branch() -> None:
+    features = make_features(Made(conversations=(8, 10, 1), frames=(0, 1), tokens=(1, 2), signal=()))
+    assert features.audio is not None
+    table, frames = features.utterances, np.diff(features.audio.offsets)
+    silent = (np.array(table.splits) == "validation") & (frames == 0) & (table.labels >= 0)
+    other = replace(
+        features, utterances=replace(table, labels=np.where(silent, (table.labels + 1) % CLASSES, table.labels))
+    )
+    recipe = tiny_recipe({"name": "hcam", "stages": ["utterance"]}, epochs=8, patience=8, learning_rate=0.05)
+    one, two = train(features, recipe), train(other, recipe)
+    for head, same in (("audio", True), ("text", False)):
+        scores = [[(epoch.heads[head], epoch.validation[head]) for epoch in result.history] for result in (one, two)]
+        assert (scores[0] == scores[1]) is same, head
+    assert one.selected["utterance.audio"] == two.selected["utterance.audio"]
 
 
 def test_the_rate_rises_to_its_height_and_stays_there() -> None:
@@ -114,7 +133,8 @@ def test_the_history_numbers_epochs_through_all_stages() -> None:
 
 
 def test_every_stage_is_scored_on_validation() -> None:
-    result = train(FEATURES, tiny_recipe(model={"name": "hcam", "linear_path": False}, epochs=2))
+    complete = make_features(Made(conversations=(6, 6, 1), frames=(1, 9), tokens=(1, 5)))
+    result = train(complete, tiny_recipe(model={"name": "hcam", "linear_path": False}, epochs=2))
     by_number = {epoch.number: epoch for epoch in result.history}
     for selected, number in result.selected.items():
         stage, head = selected.split(".")
@@ -204,15 +224,12 @@ def test_the_weights_of_an_ensemble_are_chosen_on_validation_and_kept_in_the_mod
     assert torch.equal(model.state_dict()["ensemble.weights"], weights)
 
 
-def validation_losses(conversations: int, **loss: Any) -> Mapping[str, float]:
+def validation_losses(conversations: int, **loss: Any) -> Any:
     """Of an untrained model whose audio and labels are rare, by batches of so many conversations."""
     features = make_features(Made(conversations=(6, 12, 1), frames=(0, 1), unlabelled=0.5))
     recipe = tiny_recipe({"name": "hcam"}, {"supervised": 0.0, **loss}, learning_rate=1e-9, conversations=conversations)
-    train_split, validation = splits(features, recipe)
-    torch.manual_seed(0)
-    model: Any = build_split_model(train_split, recipe, CLASSES)
-    training = Training(model, train_split, validation, recipe, 0, CLASSES)
-    return StageRun(training.stages[0], training).advance().validation
+    _, run = next(stage_runs(recipe, features))
+    return run.advance().validation
 
 
 @pytest.mark.parametrize("class_weights", ["none", "balanced"])
