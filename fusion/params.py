@@ -112,6 +112,13 @@ class ModelParams(SharedParams):
         return modalities
 
     @property
+    def attention_heads(self) -> int:
+        """Those of the model named; 1 of a plug-in, which checks its own."""
+        from fusion.models import MODELS
+
+        return self.heads if self.name in MODELS and "heads" in MODELS[self.name].Params.model_fields else 1
+
+    @property
     def attention_dim(self) -> int | None:
         """Of the model named, if it has one: then that is what its heads divide."""
         width = self.group.get("attention_dim") if isinstance(self.group, dict) else None

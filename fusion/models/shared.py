@@ -20,7 +20,9 @@ ConversationEncoding = Literal["gru", "none"]
 class SharedParams(Section):
     """What every model takes. A model's own params class adds its keys, and of the other shared ones those it takes."""
 
-    dim: int = Field(64, ge=2, le=4096)  # width of every layer; a multiple of `heads`, even for direction both
+    dim: int = Field(
+        64, ge=2, le=4096
+    )  # width of every layer; a multiple of `heads` where it has any, even for direction both
     dropout: float = Field(0.5, ge=0, lt=1)  # share of activations
     direction: Literal["past", "both"] = "both"  # past: no turn sees a later one
     standardise: bool = True  # columns of the features, by mean and deviation over the train split
@@ -39,9 +41,14 @@ class SharedParams(Section):
         """Whether who speaks makes a difference to the model."""
         return False
 
+    @property
+    def attention_heads(self) -> int:
+        """Of each attention; 1 where the model has none to share out."""
+        return getattr(self, "heads", 1)
+
     @model_validator(mode="after")
     def _divides(self) -> "SharedParams":
-        heads, narrow = getattr(self, "heads", 1), getattr(self, "attention_dim", None)
+        heads, narrow = self.attention_heads, getattr(self, "attention_dim", None)
         if (narrow or self.dim) % heads:
             width = f"attention_dim, which is {narrow}" if narrow else f"model.dim, which is {self.dim}"
             raise ValueError(f"heads is {heads}: must divide {width}")

@@ -130,6 +130,16 @@ def test_an_override_of_another_model_is_refused() -> None:
         read_recipe(None, ["model.name=concat", "model.hbaf={}"])
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_heads_divide_the_width_of_models_that_have_heads_and_of_no_other(name: str) -> None:
+    overrides = [f"model.name={name}", "model.dim=6"]
+    if "heads" not in MODELS[name].Params.model_fields:
+        assert read_recipe(None, overrides).own.dim == 6
+        return
+    with pytest.raises(SettingsError, match=r"override 'model.dim=6': .*heads is 4: must divide model.dim, which is 6"):
+        read_recipe(None, overrides)
+
+
 def test_an_old_flat_key_is_refused_with_its_new_name() -> None:
     with pytest.raises(SettingsError, match=r"override 'model.gate=false'.*'model.gate' is now 'model.hbaf.gate'"):
         read_recipe(None, ["model.gate=false"])

@@ -64,6 +64,11 @@ def test_the_combination_of_a_grid_that_is_its_base_is_in_the_table_already(tmp_
     assert [one.name for one in read(tmp_path, "s: {grid: {model.dim: [4, 8]}}")] == ["base", "s model.dim=4"]
 
 
+def test_a_grid_of_widths_need_not_suit_the_heads_that_a_model_lacks(tmp_path: Path) -> None:
+    rows = read(tmp_path, "s: {model.name: concat, grid: {model.dim: [6, 10]}}", "model.heads=4")
+    assert [one.recipe.own.dim for one in rows] == [8, 6, 10]
+
+
 def test_a_row_of_a_grid_can_be_a_base(tmp_path: Path) -> None:
     rows = read(tmp_path, "s: {grid: {model.dim: [4, 16]}}\nb: {base: s model.dim=4, model.hbaf.gate: false}")
     assert (rows[-1].recipe.model.dim, rows[-1].recipe.own.gate) == (4, False)
