@@ -97,12 +97,14 @@ def train(
         SettingsError: a key or value is not accepted.
         FeatureError, TrainingError, OutputError: the features lack what the model needs, no device, no place to write.
     """
-    from fusion.params import read_recipe
+    from fusion.params import read_recipe, report_unused
     from fusion.runtime import pick_device
     from fusion.training import train_seeds
     from pipeline.settings import as_overrides
 
-    recipe = read_recipe(_path(params), as_overrides(model=model, loss=loss, train=train))
+    overrides = as_overrides(model=model, loss=loss, train=train)
+    recipe = read_recipe(_path(params), overrides)
+    report_unused(overrides, [recipe])
     folder = Path(output or Path("models") / recipe.model.name)
     with _as_commands_do():
         train_seeds(_opened(features), recipe, folder, pick_device(device), jobs, overwrite)

@@ -77,12 +77,13 @@ def train_app(
     overwrite: Overwrite = False,
 ) -> None:
     """Train the model of params.yaml with every seed, selected on validation. An interrupted run goes on."""
-    from fusion.params import read_recipe
+    from fusion.params import read_recipe, report_unused
     from fusion.runtime import pick_device
     from fusion.training import train_seeds, training_headline
     from pipeline.store import read_features
 
     recipe = read_recipe(find_params(params), overrides)
+    report_unused(overrides, [recipe])
     output = output or Path("models") / recipe.model.name
     trained = train_seeds(read_features(features), recipe, output, pick_device(device), jobs, overwrite)
     say(f"{output}: {training_headline(trained)}")
@@ -220,8 +221,8 @@ def report_app(
 ) -> None:
     """Write an evaluation as one page to open in a browser: scores, and every turn with what the models say of it."""
     from fusion.errors import ResultError
-    from fusion.params import TrainParams, read_model_folder, read_places
-    from fusion.report import PAGE, Sources, write_page
+    from fusion.params import TrainParams, read_model_folder
+    from fusion.report import PAGE, Sources, read_places, write_page
     from fusion.runtime import pick_device
     from pipeline.settings import read_section
     from pipeline.store import read_features

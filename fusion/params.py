@@ -7,16 +7,17 @@ Models and metrics, which load torch, are imported when a value is checked: shel
 import difflib
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
-from fusion.models import MODEL_PLUGINS, ConversationEncoding, Heads, SharedParams, Wanted, Weight
+from fusion.models import MODEL_PLUGINS, ConversationEncoding, Heads, Needs, SharedParams, Wanted, Weight, idle_keys
 from fusion.objective import Target
 from pipeline.settings import (
     DEFAULT_PARAMS,
@@ -24,7 +25,6 @@ from pipeline.settings import (
     Precision,
     Section,
     SettingsError,
-    UserPath,
     check_plugin_name,
     check_section,
     installed_plugins,
@@ -35,10 +35,13 @@ from pipeline.settings import (
 if TYPE_CHECKING:
     from fusion.objective import LabelLoss
 
+log = logging.getLogger(__name__)
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Modalities = Literal["both", "audio", "text"]
 
+ASIDE = {"seeds", "memory"}  # of section `train`: a model has one seed, and memory changes no number
 GENERAL = ("name", "modalities", "audio_frames")  # what every model depends on
 LOSSES = {  # the keys of section `loss` that need a part of the model, by the attribute of `Wanted` that asks for it
     "auxiliary": ("auxiliary",),
@@ -232,6 +235,8 @@ class LossParams(Section):
     label_smoothing: Fraction = 0.0  # labels
     class_weights: Literal["none", "balanced"] = "none"  # balanced: each label weighs the same over the train split
 
+    needs: ClassVar[Needs] = {"gamma": ("kind", "focal")}
+
     @property
     def of_labels(self) -> "LabelLoss":
         """What the loss of a head is."""
@@ -239,11 +244,6 @@ class LossParams(Section):
 
         gamma = self.gamma if self.kind == "focal" else 0.0
         return LabelLoss(self.class_weights == "balanced", self.label_smoothing, gamma)
-
-    @property
-    def idle(self) -> set[str]:
-        """Keys without which the loss is the same."""
-        return set() if self.kind == "focal" else {"gamma"}
 
 
 class TrainParams(Section):
@@ -279,15 +279,12 @@ class TrainParams(Section):
     # GB for features; more stay in the file, with the same results. auto: half of what is free on the training device
     memory: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
 
+    needs: ClassVar[Needs] = {"step_epochs": ("schedule", "step"), "step_factor": ("schedule", "step")}
+
     @property
     def best(self) -> str:
         """What the epoch has on validation whose weights are kept, in words."""
         return f"best {self.metric}" if self.select == "metric" else "lowest loss"
-
-    @property
-    def idle(self) -> set[str]:
-        """Keys without which a model is the same: it has one seed, and some change no number."""
-        return {"seeds", "memory"} | (set() if self.schedule == "step" else {"step_epochs", "step_factor"})
 
     @field_validator("seeds")
     @classmethod
@@ -402,14 +399,15 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Plain values by section, those alone that make a difference to the model."""
         name, shared, own = self.model.name, {*ModelParams.model_fields}, {*type(self.own).model_fields}
+        losses = _own_losses(name, self.train.target)
         model = self.model.model_dump(mode="json", include={*GENERAL, *(shared & own)})
-        group = self.own.model_dump(mode="json", exclude=shared)
+        group = self.own.model_dump(mode="json", exclude=shared | {*idle_keys(self.own)})
         for level in reversed(name.split(".") if group else ()):
             group = {level: group}
         return {
             "model": model | group,
-            "loss": self.loss.model_dump(mode="json", include=_own_losses(name, self.train.target) - self.loss.idle),
-            "train": self.train.model_dump(mode="json", exclude=self.train.idle),
+            "loss": self.loss.model_dump(mode="json", include=losses - {*idle_keys(self.loss)}),
+            "train": self.train.model_dump(mode="json", exclude=ASIDE | {*idle_keys(self.train)}),
         }
 
     @property
@@ -469,22 +467,27 @@ def _own_losses(name: str, target: Target) -> set[str]:
     return losses_of(target) - ({key for keys in LOSSES.values() for key in keys} - taken)
 
 
-class _Place(Section):
-    """Where recordings (section `dataset`) or an encoder (`text`) lie, of the sections that the pipeline owns."""
+def why_unused(recipe: Recipe, key: str) -> str:
+    """Why `key` (`section.key`) makes no difference to a model of `recipe`, and where it would; "" where it does."""
+    from fusion.models import MODELS, find_model
 
-    model_config = ConfigDict(extra="ignore")
-    root: UserPath | None = None
-    encoder: UserPath | None = None
+    group, _, name = key.rpartition(".")
+    model, target = recipe.model.name, recipe.train.target
+    params = {f"model.{model}": recipe.own, "loss": recipe.loss, "train": recipe.train}
+    if group in params and (why := idle_keys(params[group]).get(name)):
+        return f"{group}.{why}"
+    if group == "loss" and target == "score" and name in OF_LABELS:
+        return "train.target is score; of use with label"
+    taken_by = {
+        "model": lambda one: {*GENERAL, *find_model(one).Params.model_fields},
+        "loss": lambda one: _own_losses(one, target),
+    }.get(group, lambda one: {name})
+    takers = [one for one in MODELS if name in taken_by(one)]
+    return f"model.name is {model}; of use with {', '.join(takers)}" if takers and name not in taken_by(model) else ""
 
 
-def read_places(path: Path | None) -> tuple[Path | None, Path | None]:
-    """The folder of the corpus and that of the text encoder (or its name on the hub), where the file at `path` says so.
-
-    They serve the report, of which no number depends on them.
-
-    Raises:
-        SettingsError: as `read_section`.
-    """
-    root = read_section(path, "dataset", _Place).root
-    encoder = read_section(path, "text", _Place).encoder
-    return (Path(root) if root else None), (Path(encoder) if encoder else None)
+def report_unused(given: Iterable[str], recipes: Sequence[Recipe], place: str = "") -> None:
+    """Warn of each `section.key` or `section.key=value` that was given and makes no difference to any of `recipes`."""
+    for key in dict.fromkeys(one.partition("=")[0].strip() for one in given):
+        if all(reasons := [why_unused(recipe, key) for recipe in recipes]):
+            log.warning("%s'%s' has no effect: %s", place, key, reasons[0])

@@ -27,6 +27,7 @@ from fusion.params import (
     check_model_named,
     own_params,
     read_recipe,
+    report_unused,
 )
 from pipeline.settings import SettingsError, check_section, read_section, suggest
 
@@ -82,6 +83,11 @@ def read_variants(path: Path | None, overrides: Sequence[str] = (), only: Sequen
         check_model_named(variants[row.name].recipe.model.name, variants[row.name].overrides, place)
     kept = _drop_grid_bases(variants, chosen, source)
     _check_differ(kept, source)
+    report_unused(overrides, [one.recipe for one in kept.values()])
+    for name in dict.fromkeys(row.set_name for row in chosen):
+        of_set = [row for row in chosen if row.set_name == name and row.name in kept]
+        given = [key for row in of_set for key in row.overrides]
+        report_unused(given, [kept[row.name].recipe for row in of_set], f"{source}: 'ablations.{name}': ")
     return list(kept.values())
 
 

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from fusion.models.misa import MISA, MISAParams
     from fusion.models.mult import MulT, MulTParams
     from fusion.models.registry import MODELS, build_model, find_model, model_source
-    from fusion.models.shared import MODEL_PLUGINS, ConversationEncoding, Heads, SharedParams, Sizes, Wanted, Weight
+    from fusion.models.shared import (
+        MODEL_PLUGINS,
+        ConversationEncoding,
+        Heads,
+        Needs,
+        SharedParams,
+        Sizes,
+        Wanted,
+        Weight,
+        idle_keys,
+    )
     from fusion.models.tfn import TFN, TFNParams
 else:
     __getattr__ = door(__name__, __file__)

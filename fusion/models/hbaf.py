@@ -46,7 +46,7 @@ And what each switch leaves:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -79,7 +79,7 @@ from fusion.layers import (
     zero_padding,
 )
 from fusion.models.interface import HubModel
-from fusion.models.shared import EVERYTHING, ConversationEncoding, Heads, SharedParams, Sizes, Wanted
+from fusion.models.shared import EVERYTHING, ConversationEncoding, Heads, Needs, SharedParams, Sizes, Wanted
 
 
 class HBAFParams(SharedParams):
@@ -96,6 +96,8 @@ class HBAFParams(SharedParams):
     gate: bool = True  # per dimension, between the two relations
     relevance: bool = True  # per position, may close a false cross-modal relation
     residual: bool = True
+
+    needs: ClassVar[Needs] = {"context_turns": ("context", "conversation", "both")}
 
     def doubt(self, longest: Mapping[str, int]) -> str:
         single = " and ".join(name for name, rows in longest.items() if rows == 1)

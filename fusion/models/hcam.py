@@ -60,7 +60,7 @@ And what each switch leaves:
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -93,7 +93,7 @@ from fusion.layers import (
     turn_keys,
 )
 from fusion.models.interface import HubModel, Stage, standardise_of
-from fusion.models.shared import EVERYTHING, Heads, SharedParams, Sizes, Wanted
+from fusion.models.shared import EVERYTHING, Heads, Needs, SharedParams, Sizes, Wanted
 
 StageName = Literal["utterance", "conversation", "fusion"]
 CoAttention = Literal["both", "audio", "text", "none"]
@@ -129,6 +129,8 @@ class HCAMParams(SharedParams):
     head: Literal["mlp", "linear"] = "mlp"  # of all stages; linear: a layer norm and one linear layer
     contrast: Literal["heads", "views"] = "heads"  # in each head, or over audio's and text's vectors of all turns
     ensemble: bool = False  # of what all heads say, by weights chosen on validation
+
+    needs: ClassVar[Needs] = {"freeze": ("training", "hierarchical"), "neighbour_turns": ("turns", "neighbours")}
 
     @field_validator("stages")
     @classmethod

@@ -3,9 +3,9 @@
 Without torch, since shell completion reads the keys.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,21 @@ MODEL_PLUGINS = "erc_fusion.models"  # entry points of installed packages that b
 Heads = Annotated[int, Field(ge=1, le=64)]
 Weight = Annotated[float, Field(ge=0, le=1000)]  # of a term of the loss
 ConversationEncoding = Literal["gru", "none"]
+
+
+# by key: another key of the group, and the values (of a list, elements) of it with which the first makes a difference
+Needs = Mapping[str, Sequence[str]]
+
+
+def idle_keys(params: Section) -> dict[str, str]:
+    """The keys of `params` without which a model is the same, by its class variable `needs`; each with why."""
+    idle, needs = {}, getattr(params, "needs", {})
+    for key, (other, *values) in needs.items():
+        found = getattr(params, other)
+        held = found if isinstance(found, tuple) else (found,)
+        if not {*held} & {*values}:
+            idle[key] = f"{other} is {', '.join(held)}; of use with {' or '.join(values)}"
+    return idle
 
 
 class SharedParams(Section):
@@ -27,6 +42,8 @@ class SharedParams(Section):
     direction: Literal["past", "both"] = "both"  # past: no turn sees a later one
     standardise: bool = True  # columns of the features, by mean and deviation over the train split
     linear_path: bool = True  # a linear model beside the deep one, weighted on validation
+
+    needs: ClassVar[Needs] = {}
 
     def doubt(self, longest: Mapping[str, int]) -> str:
         """Why the model can't do with such features what its parameters say, in a line; "" where it can.

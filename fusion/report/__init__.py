@@ -6,6 +6,6 @@ from pipeline.settings import door
 
 if TYPE_CHECKING:
     from fusion.report.build import PAGE, Sources, write_page
-    from fusion.report.utterances import find_words
+    from fusion.report.utterances import find_words, read_places
 else:
     __getattr__ = door(__name__, __file__)

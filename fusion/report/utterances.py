@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pydantic import ConfigDict
+
 from fusion.errors import FeatureError
+from pipeline.settings import Section, UserPath, read_section
 from pipeline.store import Identity
 
 # kinds that browsers play, by suffix
@@ -150,3 +153,24 @@ def labels(words: Sequence[str], longest: int) -> list[str]:
         return list(words)
     bounds = [index * len(words) // longest for index in range(longest + 1)]
     return [" ".join(words[first:last]) for first, last in pairwise(bounds)]
+
+
+class _Place(Section):
+    """Where recordings (section `dataset`) or an encoder (`text`) lie, of the sections that the pipeline owns."""
+
+    model_config = ConfigDict(extra="ignore")
+    root: UserPath | None = None
+    encoder: UserPath | None = None
+
+
+def read_places(path: Path | None) -> tuple[Path | None, Path | None]:
+    """The folder of the corpus and that of the text encoder (or its name on the hub), where the file at `path` says so.
+
+    They serve the report, of which no number depends on them.
+
+    Raises:
+        SettingsError: as `read_section`.
+    """
+    root = read_section(path, "dataset", _Place).root
+    encoder = read_section(path, "text", _Place).encoder
+    return (Path(root) if root else None), (Path(encoder) if encoder else None)

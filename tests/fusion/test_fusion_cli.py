@@ -59,6 +59,15 @@ def test_paths_and_parameters_can_be_given(project: Path) -> None:
     assert (project / "out" / "scores" / "metrics.json").exists()
 
 
+def test_a_switch_that_has_no_effect_is_named_and_one_of_params_yaml_is_not(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    switches = ["--set", "model.name=concat", "--set", "train.epochs=1", "--set", "loss.supervised=0.9"]
+    assert run(train_app, "--features", "data/feats.h5", *switches).exit_code == 0
+    assert "'loss.supervised' has no effect: model.name is concat; of use with hcam" in caplog.messages
+    assert "model.heads" not in caplog.text
+
+
 def test_finished_results_are_replaced_only_where_that_is_said(project: Path) -> None:
     common = ["--features", "data/feats.h5"]
     assert run(train_app, *common).exit_code == run(evaluate_app, *common).exit_code == 0

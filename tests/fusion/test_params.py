@@ -18,6 +18,7 @@ from fusion.params import (
     TrainParams,
     own_params,
     read_recipe,
+    report_unused,
 )
 from pipeline.settings import Section, SettingsError, check_section
 from tests.fusion.made import tiny_recipe
@@ -156,6 +157,48 @@ def test_a_parameter_that_the_model_does_not_take_changes_no_digest() -> None:
     assert digest(model={"name": "concat"}, loss={"auxiliary": 0.0}) == digest(model={"name": "concat"})
     assert digest(loss={"supervised": 0.7}) == digest()
     assert digest(model={"name": "hcam"}, loss={"supervised": 0.7}) != digest(model={"name": "hcam"})
+
+
+NO_EFFECT = [
+    (
+        ["model.name=concat", "model.heads=2"],
+        "'model.heads' has no effect: model.name is concat; of use with hbaf, hcam, ",
+    ),
+    (
+        ["model.name=dialoguernn", "model.conversation_encoder=none"],
+        "model.name is dialoguernn; of use with hbaf, audio",
+    ),
+    (["loss.supervised=0.9"], "'loss.supervised' has no effect: model.name is hbaf; of use with hcam"),
+    (["train.target=score", "loss.kind=focal"], "'loss.kind' has no effect: train.target is score; of use with label"),
+    (["loss.gamma=5"], "'loss.gamma' has no effect: loss.kind is cross_entropy; of use with focal"),
+    (["train.step_epochs=3"], "'train.step_epochs' has no effect: train.schedule is constant; of use with step"),
+    (
+        ["model.hbaf.context=text", "model.hbaf.context_turns=9"],
+        "model.hbaf.context is text; of use with conversation or",
+    ),
+    (
+        ["model.name=hcam", "model.hcam.training=joint", "model.hcam.freeze=false"],
+        "'model.hcam.freeze' has no effect: model.hcam.training is joint; of use with hierarchical",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), NO_EFFECT, ids=[overrides[-1] for overrides, _ in NO_EFFECT])
+def test_a_switch_that_has_no_effect_is_named_with_what_uses_it(
+    overrides: list[str], expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, without = read_recipe(None, overrides), read_recipe(None, overrides[:-1])
+    report_unused(overrides, [recipe])
+    assert len(caplog.messages) == 1
+    assert expected in caplog.messages[0]
+    assert recipe.digest == without.digest
+
+
+def test_switches_that_have_an_effect_are_not_named(caplog: pytest.LogCaptureFixture) -> None:
+    of_hcam = ["model.name=hcam", "loss.supervised=0.5", "model.hcam.freeze=false", "model.hcam={blocks: 1}"]
+    others = ["model.modalities=audio", "train.seeds=[3]", "train.memory=1", "evaluate.seed=4", "model.heads=2"]
+    report_unused([*of_hcam, *others], [read_recipe(None, [*of_hcam, *others])])
+    assert not caplog.messages
 
 
 def test_what_no_loss_trains_is_not_built() -> None:

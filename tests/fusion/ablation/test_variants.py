@@ -89,6 +89,25 @@ def test_only_takes_sets_or_rows_with_what_they_are_based_on(tmp_path: Path) -> 
     }
 
 
+def test_a_key_that_no_row_of_its_set_uses_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sets = """
+several: {loss.supervised: 0.5, grid: {model.name: [hcam, concat]}}
+idle: {model.name: tfn, model.heads: 4, grid: {model.dim: [4, 16]}}
+"""
+    read(tmp_path, sets, "model.hbaf.gate=false")
+    assert [message.partition("params.yaml: ")[2] for message in caplog.messages] == [
+        "'ablations.idle': 'model.heads' has no effect: model.name is tfn; "
+        "of use with hbaf, hcam, crossmodal, misa, mult"
+    ]
+
+
+def test_an_override_that_some_row_uses_is_not_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read(tmp_path, "a: {model.name: hcam}", "loss.supervised=0.5")
+    assert not caplog.messages
+    read(tmp_path, "a: {model.name: concat}", "loss.supervised=0.5")
+    assert caplog.messages == ["'loss.supervised' has no effect: model.name is hbaf; of use with hcam"]
+
+
 REFUSED = [
     ("a: {model.contxt: none}", r"'ablations\.a': unknown key 'model\.contxt'; did you mean 'model\.hbaf\.context'\?"),
     ("a: {modle.context: none}", r"'ablations\.a': unknown key 'modle\.context': expected a key of .*'model'\?"),
