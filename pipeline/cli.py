@@ -205,6 +205,7 @@ def join_app(
     from pipeline.join import failures, join, stand_ins
     from pipeline.params import DatasetParams, FeaturesParams
     from pipeline.settings import read_section
+    from pipeline.store import Contents, split_copies
 
     section = read_section(params, "features", FeaturesParams, overrides)
     dataset = read_section(params, "dataset", DatasetParams, overrides)
@@ -212,6 +213,8 @@ def join_app(
     features = join(manifest, audio, text, output, copy or section.copy_parts, corpus, overwrite)
     for note in (*failures(features), *stand_ins(features, dataset.name)):
         say(note)
+    for line in split_copies(Contents.of(features), features.utterances.splits):
+        say(f"warning: {line}")
     say(f"{output}: {len(features.utterances)} utterances, digest {features.digest[:12]}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.store import Features, Part, kind_of, read_features, read_part
+from pipeline.store import Contents, Features, Part, kind_of, read_features, read_part, split_copies
 
 NAMED = 10  # utterances that could not be encoded and are named in the text
 
@@ -42,6 +42,7 @@ class Report:
     corpus: dict[str, Any] | None = None  # what the file says of it (`pipeline.store.identity`)
     splits: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> label -> utterances
     scored: dict[str, int] = field(default_factory=dict)  # split -> utterances with a score; empty where none has one
+    copies: list[str] = field(default_factory=list)  # what is the same in two splits, a sentence for each
     parts: dict[str, PartReport] = field(default_factory=dict)
     verified: bool = False
 
@@ -63,6 +64,7 @@ class Report:
             counts = ", ".join(f"{label} {count}" for label, count in labels.items())
             scored = f"; scored {self.scored[split]}" if self.scored else ""
             lines.append(f"  {split}: {sum(labels.values())} ({counts}{scored})")
+        lines += [f"  warning: {line}" for line in self.copies]
         for name, part in self.parts.items():
             shortest, median, longest = part.rows_per_utterance.values()
             shape = " x ".join(map(str, [part.rows, *part.row_shape]))
@@ -123,6 +125,7 @@ def _table(features: Features) -> dict[str, Any]:
         "corpus": features.corpus.to_json() if features.corpus else None,
         "splits": {split: dict(sorted(labels.items())) for split, labels in splits.items()},
         "scored": dict(scored) if scored.total() else {},
+        "copies": split_copies(Contents.of(features), utterances.splits),
     }
 
 

@@ -34,7 +34,7 @@ from pipeline.manifest import Utterance, label_names
 from pipeline.params import Columns, DatasetParams, ImportParams
 from pipeline.preparation import label_warnings, note_validation, settle, split_warnings
 from pipeline.settings import sole_writer
-from pipeline.store import Part, measure_columns, read_features, write_joint
+from pipeline.store import Contents, Part, measure_columns, read_features, split_copies, write_joint
 
 NAMED = 5  # utterances that are named in a line of the summary
 
@@ -123,6 +123,7 @@ def import_features(
             part.check()
             columns = measure_columns(part.values)
             lines += [f"{modality.name}: {oddities}" for oddities in [columns.oddities()] if oddities]
+        lines += [f"warning: {line}" for line in split_copies(Contents.of(features), features.utterances.splits)]
         return Imported(output, len(rows), features.digest, lines)
 
 

@@ -18,8 +18,9 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from pipeline.datasets import Counts, Turn
-from pipeline.manifest import DASHES, SPLITS, Utterance, looks_missing, reasons, same_spelling
+from pipeline.manifest import DASHES, SPLITS, Utterance, learned_key, looks_missing, reasons, same_spelling
 from pipeline.params import DatasetParams
+from pipeline.store import Contents, as_numbers, split_copies
 
 ALL = "all"
 COLUMNS = [*SPLITS, ALL]
@@ -261,6 +262,19 @@ def sound_warnings(utterances: Sequence[Utterance]) -> list[str]:
             )
         )
     return warnings
+
+
+def copy_warnings(utterances: Sequence[Utterance]) -> list[str]:
+    """Recordings and whole conversations of validation and test that train has, too; see `pipeline.store.splits`."""
+    contents = Contents(
+        ids=[one.id for one in utterances],
+        conversations=[one.conversation for one in utterances],
+        speakers=[one.speaker for one in utterances],
+        told=as_numbers((one.label, one.score) for one in utterances),
+        audio=as_numbers(None if "silent" in one.status else learned_key(one, "audio") for one in utterances),
+        text=as_numbers(one.text for one in utterances),
+    )
+    return split_copies(contents, [one.split for one in utterances])
 
 
 def order_notes(utterances: Sequence[Utterance], turns: Sequence[Turn], numbered: bool) -> list[str]:

@@ -19,6 +19,7 @@ from pipeline.preparation.counts import (
     COLUMNS,
     Difference,
     compare,
+    copy_warnings,
     count,
     label_warnings,
     missing_name_warnings,
@@ -152,6 +153,7 @@ def prepare(params: DatasetParams) -> Prepared:
         *share_warnings(utterances, params),
         *modality_warnings(utterances),
         *sound_warnings(utterances),
+        *copy_warnings(utterances),
         *target_warnings(corpus.turns, utterances),
     ]
     differences = compare(utterances, corpus.published)

@@ -51,7 +51,16 @@ if TYPE_CHECKING:
         source_digest,
     )
     from pipeline.store.slot_writer import SlotWriter
-    from pipeline.store.splits import count_labels, stratify, whole_groups
+    from pipeline.store.splits import (
+        COPIED,
+        Contents,
+        as_numbers,
+        count_labels,
+        fold_copies,
+        split_copies,
+        stratify,
+        whole_groups,
+    )
     from pipeline.store.writer import PartLayout, is_damaged, write_joint, writing
 else:
     __getattr__ = door(__name__, __file__)

@@ -268,6 +268,16 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return made
 
 
+def test_a_recording_of_two_splits_is_named_by_prepare_join_and_inspect(odd: Project) -> None:
+    said = (
+        "warning: 1 of 1 utterances of test are the same as one in validation (the same audio), the first 'test/0' as "
+        "'validation/0': scores on them are not of new data; take them out of validation, or put both in the same split"
+    )
+    commands = [(prepare_app, odd.prepare()), (join_app, odd.join()), (inspect_app, [str(odd.file("feats.h5"))])]
+    for app, arguments in commands:
+        assert [line.strip() for line in done(app, arguments).splitlines() if "the same as one" in line] == [said]
+
+
 @pytest.fixture
 def again(odd: Project, tmp_path: Path) -> Project:
     """A copy of it to damage."""

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.imports.layout import Given
-from tests.pipeline.imported import by_id, in_npz, run, write_pickle
+from tests.pipeline.imported import arrays_of, by_id, in_npz, rows_of_table, run, write_pickle
 
 SPLITS = ("train", "validation", "test")
 
@@ -122,3 +122,15 @@ def test_ids_that_count_from_another_number_than_the_table_are_refused(tmp_path:
     frames = {number: np.ones((1, 2)) for number in range(12)}  # of which the table has some
     imported, _ = run(tmp_path, Given("audio", str(write_pickle(tmp_path / "x.pkl", frames))), rows=numbered(1))
     assert "3 of its entries are no utterance" in imported.summary()
+
+
+def test_vectors_of_train_under_ids_of_other_splits_are_warned_of(tmp_path: Path) -> None:
+    rows = rows_of_table()
+    arrays = arrays_of(rows)
+    assert "the same as one in" not in run(tmp_path, in_npz(tmp_path, arrays), rows=rows)[0].summary()
+    copied = arrays | {f"u3-{turn}": arrays[f"u0-{turn}"] for turn in range(3)}  # conversation 3 is of test
+    told = run(tmp_path, in_npz(tmp_path, copied), rows=rows)[0].summary()
+    assert (
+        "\nwarning: 3 of 3 utterances of test are the same as one in train (the same audio), the first 'u3-0' as "
+        "'u0-0': scores on them are not of new data; take them out of train, or put both in the same split\n"
+    ) in told

@@ -280,6 +280,27 @@ def test_turns_that_share_their_sound_are_named(tmp_path: Path) -> None:
     assert "warning: 2 turns" not in told
 
 
+def test_conversations_and_recordings_of_train_in_other_splits_are_named(tmp_path: Path) -> None:
+    rows = [
+        {"conversation": name, "split": split, "label": "joy", "text": text}
+        for name, split in (("a", "train"), ("b", "dev"), ("c", "test"))
+        for text in ("hello", "who is there", "it is me" if split != "dev" else "nobody")
+    ]
+    told = summary(found(tmp_path, rows))
+    assert (
+        "warning: 3 of 3 utterances of test are the same as one in train (whole conversations of the same texts), the "
+        "first 'c/0' as 'a/0': "
+    ) in told
+    assert "utterances of validation are the same" not in told
+    write_wav(tmp_path / "one.wav", sound(0.5, 16_000), 16_000)
+    write_wav(tmp_path / "same.wav", sound(0.5, 16_000), 16_000)
+    rows[0] |= {"audio": "one.wav"}
+    rows[3] |= {"audio": "same.wav"}
+    told = summary(found(tmp_path, rows))
+    assert "warning: 1 of 3 utterances of validation are the same as one in train (the same audio), the first" in told
+    assert "utterances of test are the same" not in told  # which has no sound where train has
+
+
 def test_rows_that_are_there_twice_are_counted(tmp_path: Path) -> None:
     rows = one_recording(tmp_path, start=[0, 2], end=[2, 4])
     told = summary(found(tmp_path, [rows[0], *rows]))
