@@ -11,6 +11,7 @@ first epoch.
 """
 
 import importlib
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,7 +58,9 @@ from fusion.runtime import (
 )
 from fusion.training import build_split_model, fingerprint
 from pipeline.settings import Cluster, ClusterError, SettingsError
-from pipeline.store import MODALITIES, Features
+from pipeline.store import MODALITIES, Contents, Features, fold_copies, split_copies
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ class Ablation:
     units: np.ndarray  # (conversations of test,) the number of the unit that each is drawn with, see `number_units`
     folds: FoldParams | None = None  # how they were made
     count: int = 1  # of the folds
+    copies: Sequence[str] = ()  # a sentence where what is tested is also learned from
 
 
 def ablate(
@@ -207,6 +211,9 @@ def ablate(
     _refuse_learned(features, variants, folds)
     with single_thread(jobs) as threads:
         parts = make_folds(features, folds, variants[0].recipe.train.target) if folds else [features]
+        copies = _find_copies(features, parts)
+        for line in copies:
+            log.warning("%s: %s", features.path, line)
         splits = _load_splits(parts, variants, device, cluster)
         classes = len(features.label_names)
         _check_models(variants, splits, classes)
@@ -243,6 +250,7 @@ def ablate(
         units=number_units(features, test, folds),
         folds=folds,
         count=len(parts),
+        copies=copies,
     )
 
 
@@ -256,6 +264,20 @@ def _refuse_learned(features: Features, variants: Sequence[Variant], folds: Fold
     else:
         tested = np.array(features.utterances.splits) == "test"
         refuse_learned(features, given, tested, "fine-tune it again on this split, then encode again")
+
+
+def _find_copies(features: Features, parts: Sequence[Features]) -> list[str]:
+    """Between folds, or of the test split."""
+    contents = Contents.of(features)
+    if len(parts) == 1:
+        return split_copies(contents, features.utterances.splits, ["test"])
+    tested = {
+        name: fold
+        for fold, part in enumerate(parts)
+        for name, split in zip(part.utterances.conversations, part.utterances.splits, strict=True)
+        if split == "test"
+    }
+    return fold_copies(contents, [tested[name] for name in contents.conversations])
 
 
 def _floors(task: Task, folds: Sequence[Splits], metric: str) -> dict[str, float]:

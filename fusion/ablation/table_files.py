@@ -225,6 +225,7 @@ def table_md(comparison: Comparison, run: Mapping[str, Any]) -> str:
         [
             f"# Ablations on {_tested(comparison)}",
             "",
+            *(line for warning in ablation.copies for line in (f"**{escape_markdown(warning)}.**", "")),
             *markdown_table([*header, "validation", "parameters", "seconds"], rows),
             "",
             _explain(comparison),

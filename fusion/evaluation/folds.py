@@ -66,7 +66,7 @@ from fusion.tables import (
     rounded,
     spread,
 )
-from pipeline.store import UNLABELLED
+from pipeline.store import COPIED, UNLABELLED
 
 SAME = ("model", "modalities", "params", "encoders", "seeds", "version")  # of what was run, in every fold
 
@@ -117,6 +117,10 @@ class Joined:
         """Sentences on what a reader must not overlook: what has not learned in a fold, then of all folds together."""
         name, own = next(iter(self.scores.items()))
         found = [f"{one.name}: {line}" for one in self.folds for line in one.warnings if "has not learned" in line]
+        copies = [f"{one.name}: {line}" for one in self.folds for line in one.warnings if COPIED in line]
+        if copies:
+            others = number_of(len(copies) - 1, "other fold")
+            found.append(copies[0] + f" So it is in {others}." * (len(copies) > 1))
         scored = [(one.name, of) for one in self.folds for of, true in zip(one.conversations, one.true, strict=True)
                   if true != UNLABELLED]  # fmt: skip
         if (count := len(set(scored))) < FEW_CONVERSATIONS:

@@ -311,7 +311,7 @@ def table_md(evaluation: Evaluation, run: Mapping[str, Any]) -> str:
     lines = [
         f"# {run['model']} on the test split",
         "",
-        *(line for warning in evaluation.warnings for line in (f"**{warning}**", "")),
+        *(line for warning in evaluation.warnings for line in (f"**{escape_markdown(warning)}**", "")),
         f"{int(evaluation.counted.sum())} {task.counted_are}, seeds {run['seeds'].replace(',', ', ')}. Mean ± standard "
         f"deviation over seeds; intervals resample whole conversations; the floor always predicts {task.floor_is}, "
         f"chance: {task.chance_is}."

@@ -38,7 +38,7 @@ from fusion.objective import (
 from fusion.params import EvaluateParams, Recipe
 from fusion.runtime import Memory, memory_for_features
 from fusion.tables import bounds, number_of
-from pipeline.store import Features
+from pipeline.store import Contents, Features, split_copies
 
 FITTED = ("train", "validation")
 
@@ -110,12 +110,14 @@ class Evaluation:
     ensemble: Beside  # the seeds together
     linear: Sequence[Beside]  # *the* linear reference, and what it is the mean of; none without train and validation
     constant: Beside  # the one answer that suits train best, whose scores are the floor
+    copies: Sequence[str]  # a sentence where the test split holds what train or validation holds, too
 
     @property
     def warnings(self) -> list[str]:
         """Sentences on what a reader must not overlook; none where there is nothing."""
         return [
             *self._unlearned(),
+            *(f"{line}." for line in self.copies),
             *self._few_conversations(),
             *self._other_scale(),
             *self._at_the_floor(),
@@ -321,6 +323,7 @@ def score_test(tested: Tested, params: EvaluateParams) -> Evaluation:
         ensemble=_beside(tested, "ensemble", together, {}, fused, params),
         linear=_score_linear(tested, fused, params),
         constant=_beside(tested, "constant", tested.constant, {}, fused, params),
+        copies=split_copies(Contents.of(tested.features), tested.features.utterances.splits, ["test"]),
     )
 
 

@@ -49,7 +49,7 @@ from fusion.tables import number_of
 from fusion.training.loop import find_signs, fit
 from fusion.training.resume import KEEP_SECONDS, StateFile
 from pipeline.settings import closure_digest, publish, sole_writer
-from pipeline.store import MODALITIES, Features, Identity
+from pipeline.store import MODALITIES, Contents, Features, Identity, split_copies
 
 CODE = ("fusion.training.loop:fit", "fusion.data:load_for")  # what decides the weights of a model
 
@@ -100,6 +100,8 @@ def train_seeds(
         jobs = count_jobs(jobs, device)
         with single_thread(jobs) as threads:
             held = _load(features, recipe, device)
+            for line in split_copies(Contents.of(features), features.utterances.splits, ["validation"]):
+                log.warning("%s: %s", features.path, line)
             beside = _fit_reference(features, held.here, recipe)
             train = partial(
                 _train_seed, features=features, held=held, recipe=recipe, work=work, device=device, beside=beside

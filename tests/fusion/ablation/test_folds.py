@@ -21,7 +21,7 @@ from fusion.evaluation import current_commit
 from fusion.params import EvaluateParams, FoldParams
 from fusion.training import fit
 from pipeline.store import Features, read_features
-from tests.fusion.made import Made, garble_part, make_features, write_made
+from tests.fusion.made import Made, garble_part, make_features, plant_copies, write_made
 from tests.fusion.test_fusion_cli import run
 
 PARAMS = """
@@ -148,6 +148,18 @@ def test_a_label_of_one_fold_alone_is_named_and_spoils_no_other(caplog: pytest.L
         assert {0, 1} <= held["test"]
     (told,) = [one for one in caplog.messages if "its models cannot learn it" in one]
     assert told.endswith("tests all turns labelled neutral: its models cannot learn it")
+
+
+def test_copies_in_other_folds_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    features = plant_copies(write_made(tmp_path / "feats.h5", MADE), "test")
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    variants = read_variants(tmp_path / "params.yaml", only=["base"])
+    ablation = ablate(features, variants, SECTION, tmp_path / "runs", CPU, 1, folds=FoldParams(count=3, validation=0.3))
+    (said,) = ablation.copies
+    assert " utterances are the same as one in another fold (the same audio), the first 'train/" in said
+    assert [line for line in caplog.messages if "the same as" in line] == [f"{features.path}: {said}"]
+    write_table(compare(ablation), tmp_path, None)
+    assert f"**{said}.**" in (tmp_path / "ablations.md").read_text(encoding="utf-8").replace("\\", "")
 
 
 def test_scores_that_few_conversations_have_are_shared_by_folds() -> None:

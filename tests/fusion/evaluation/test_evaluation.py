@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from fusion.params import EvaluateParams
 from fusion.prediction import Predictor
 from fusion.training import fit
 from pipeline.store import Features, Identity
-from tests.fusion.made import LABELS, TEXT, Made, make_features, tiny_recipe, train_made
+from tests.fusion.made import LABELS, TEXT, Made, make_features, plant_copies, tiny_recipe, train_made
 
 PARAMS = EvaluateParams(resamples=50)
 TASK = LabelTask(len(LABELS))
@@ -190,6 +191,20 @@ def test_few_conversations_and_scores_on_another_scale_are_warned_of(tmp_path: P
     assert "Only 3 conversations of the test split can be scored" in told
     assert "Scores are from " in told
     assert "acc-7" in told
+
+
+def test_utterances_of_train_in_the_test_split_are_warned_of(
+    features: Features, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not [line for line in evaluate(features, models, PARAMS, CPU).warnings if "the same as" in line]
+    copied = evaluate(plant_copies(features, "test"), models, PARAMS, CPU)
+    (said,) = [line for line in copied.warnings if "the same as" in line]
+    assert re.match(
+        r"\d+ of \d+ utterances of test are the same as one in train .*\(the same audio\), the first ", said
+    )
+    write_report(copied, tmp_path, None)
+    assert f"**{said}**" in (tmp_path / "table.md").read_text(encoding="utf-8").replace("\\", "")
+    assert said in caplog.messages
 
 
 def test_a_file_without_a_test_split_is_refused(models: Path) -> None:
@@ -389,7 +404,7 @@ def test_the_table_holds_the_models_against_linear_ones_in_numbers_and_words(tmp
     train_made(features, tmp_path / "models", recipe)
     evaluation = evaluate(features, tmp_path / "models", EvaluateParams(resamples=100), CPU)
     write_report(evaluation, tmp_path, None)
-    table, chosen = (tmp_path / "table.md").read_text(), evaluation.linear[0]
+    table, chosen = (tmp_path / "table.md").read_text().replace("\\", ""), evaluation.linear[0]
     change = chosen.changes["weighted_f1"]
     assert chosen.scores["weighted_f1"] > 0.9
     assert change.mean == pytest.approx(evaluation.summaries["weighted_f1"].mean - chosen.scores["weighted_f1"])

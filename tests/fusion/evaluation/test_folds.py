@@ -124,6 +124,14 @@ def test_joined_folds_say_what_has_not_learned_and_what_no_score_shows(folders: 
     assert "The models are no better than the linear reference: weighted" in table
 
 
+def test_joined_folds_say_once_what_is_tested_on_copies(folders: list[Path]) -> None:
+    copies = "3 of 9 utterances of test are the same as one in train (the same audio)."
+    for folder in folders[1:]:
+        edit_details(folder, "warnings", to=[copies])
+    found = [line for line in join_folds(folders, PARAMS).warnings if "the same as" in line]
+    assert found == [f"{folders[1].name}: {copies} So it is in 1 other fold."]
+
+
 def test_the_order_of_utterances_changes_nothing(folders: list[Path]) -> None:
     before = join_folds(folders, PARAMS)
     fold = read_fold(folders[0])

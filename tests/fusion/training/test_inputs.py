@@ -20,7 +20,7 @@ from fusion.models.interface import whole
 from fusion.objective import find_task
 from fusion.training import fit, train_seeds
 from pipeline.store import Features
-from tests.fusion.made import Made, make_features, tiny_recipe, train_made, write_made
+from tests.fusion.made import Made, make_features, plant_copies, tiny_recipe, train_made, write_made
 from tests.pipeline.made import part_from_arrays
 
 CPU = torch.device("cpu")
@@ -176,3 +176,14 @@ def test_a_modality_that_train_alone_lacks_is_named(tmp_path: Path, caplog: pyte
     other = replace(features, audio=part_from_arrays(part.path, part.ids, rows, part.identity))
     train_made(other, tmp_path / "models", tiny_recipe(epochs=1))
     assert "no utterance of the train split has audio, some of validation do" in caplog.text
+
+
+def test_copies_of_train_in_validation_are_warned_of_and_those_in_test_not_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    features = make_features(Made(conversations=(6, 3, 3), frames=(1, 4)))
+    train_made(plant_copies(features, "test"), tmp_path / "one", tiny_recipe(epochs=1))
+    assert "the same as one in" not in caplog.text
+    train_made(plant_copies(features, "validation"), tmp_path / "other", tiny_recipe(epochs=1))
+    (said,) = [line for line in caplog.messages if "the same as one in" in line]
+    assert "utterances of validation are the same as one in train (the same audio" in said
