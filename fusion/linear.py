@@ -1,9 +1,9 @@
 """The linear reference: what a linear model makes of the same features, which any fusion model has to beat.
 
 Logistic regression for labels and ridge regression for scores (scikit-learn), on a few numbers of each utterance: the
-mean and the standard deviation over its frames and over its tokens, of every column of the features, standardised by
-the train split alone. An utterance without a modality has the average of train there. `neighbours` adds the means of
-the turn before and, where `model.direction` is both, of the turn after.
+mean and the standard deviation over its frames and over its tokens, of every column of the features, standardised and
+limited by the train split alone, as the inputs of models are. An utterance without a modality has the average of train
+there. `neighbours` adds the means of the turn before and, where `model.direction` is both, of the turn after.
 
 Every model is fitted on train; validation chooses the strength of the penalty of each variant (audio, text, both; with
 and without neighbours). The choice goes by `train.metric`, of which the mean with that of the next stronger and the
@@ -33,6 +33,7 @@ from fusion.inference import score_answers
 from fusion.layers import STATISTICS, LinearWeights
 from fusion.objective import METRICS, Task, find_task
 from fusion.params import Recipe
+from pipeline.store import plain_scale
 
 # scikit-learn's C, from the strongest penalty to the weakest
 STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
@@ -143,7 +144,7 @@ class _Columns:
 class _Scale:
     """Columns (utterances, dim) of train to mean 0 and deviation 1; those that are constant there are left out.
 
-    A number that is not finite counts as missing.
+    Elsewhere, what lies far beyond train is put on a limit. A number that is not finite counts as missing.
     """
 
     def __init__(self, train: np.ndarray) -> None:
@@ -153,11 +154,16 @@ class _Scale:
         mean = values.sum(0) / count
         spread = np.sqrt((np.where(finite, values - mean, 0) ** 2).sum(0) / count)
         self.kept = spread > CONSTANT * np.abs(values).max(0, initial=0)
-        self.mean, self.spread = mean[self.kept], spread[self.kept]
+        least = np.where(finite, train, np.inf).min(0, initial=np.inf)
+        most = np.where(finite, train, -np.inf).max(0, initial=-np.inf)
+        found = plain_scale(mean, spread, least, most)
+        self.mean, self.spread = found.centre[self.kept], found.spread[self.kept]
+        self.limits = found.low[self.kept], found.high[self.kept]
 
     def __call__(self, values: np.ndarray, present: np.ndarray) -> np.ndarray:
-        scaled = (values[:, self.kept] - self.mean) / self.spread
-        return np.where(present[:, None] & np.isfinite(scaled), scaled, 0).astype(np.float32)
+        own = values[:, self.kept]
+        scaled = (np.clip(own, *self.limits) - self.mean) / self.spread
+        return np.where(present[:, None] & np.isfinite(own), scaled, 0).astype(np.float32)
 
 
 def _neighbours(means: np.ndarray, conversations: np.ndarray, both_sides: bool) -> list[np.ndarray]:
@@ -211,17 +217,19 @@ class Fitted:
         count = sum(len(scale.mean) for scales in blocks.values() for scale in scales)
         model = self.on_train if on_train else self.model
         bias, rows = _coefficients(model, task, count)  # (outputs,), (outputs, columns)
-        taken, centres, weights = 0, {}, {}
+        taken, centres, limits, weights = 0, {}, {}, {}
         for name, scales in blocks.items():
             means = scales[0]
             centres[name] = np.zeros((len(STATISTICS), len(means.kept)), np.float32)
+            limits[name] = np.full((*centres[name].shape, 2), [-np.inf, np.inf])
             weights[name] = np.zeros((len(STATISTICS), len(bias), len(means.kept)), np.float32)
             for statistic, scale in enumerate(scales):
                 width = len(scale.mean)
                 centres[name][statistic, scale.kept] = scale.mean
+                limits[name][statistic, scale.kept] = np.stack(scale.limits, axis=1)
                 weights[name][statistic][:, scale.kept] = rows[:, taken : taken + width] / scale.spread
                 taken += width
-        return LinearWeights(bias.astype(np.float32), centres, weights)
+        return LinearWeights(bias.astype(np.float32), centres, limits, weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,6 +273,7 @@ class LinearReference:
         return LinearWeights(
             np.einsum("v,vo->o", self.shares, np.stack([one.bias for one in every])).astype(np.float32),
             found.centres,
+            found.limits,
             {name: self._mean(name, [one.weights for one in every]) for name in found.weights},
         )
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
+from fusion.layers.primitives import Limits
 
 STATISTICS = ("mean", "deviation", "mean of the turn before", "mean of the turn after")  # of an utterance's rows
 SCALES = (-4.0, 2.0)  # logarithms of what a deep model's logits may be multiplied by
@@ -29,16 +30,18 @@ class LinearWeights:
     Shape:
         bias: (outputs,)
         centres: by modality, (statistics, dim), what `STATISTICS` are on average
+        limits: by modality, (statistics, dim, 2), the lowest and the highest that they may be
         weights: by modality, (statistics, outputs, dim), zero where the model does not look
     """
 
     bias: np.ndarray
     centres: Mapping[str, np.ndarray]
+    limits: Mapping[str, np.ndarray]
     weights: Mapping[str, np.ndarray]
 
 
 class LinearModality(nn.Module):
-    """The part of one modality: weights * (statistics of the utterance's rows - centres), 0 where it has none.
+    """The part of one modality: weights * (limited statistics of its rows - centres), 0 where an utterance has none.
 
     Shape:
         returns: (utterances, outputs)
@@ -53,6 +56,7 @@ class LinearModality(nn.Module):
         self.stored = (layers, dim)
         self.register_buffer("centres", torch.zeros(len(STATISTICS), dim))
         self.register_buffer("weights", torch.zeros(len(STATISTICS), outputs, dim))
+        self.limits = Limits(len(STATISTICS), 1, dim)
 
     def forward(self, batch: Batch) -> Tensor:
         own, deviation, before, after = batch.each(self._group)  # (utterances, outputs)
@@ -67,7 +71,7 @@ class LinearModality(nn.Module):
         real, count = mask[:, :, None], mask.sum(dim=1, keepdim=True)
         mean = (x * real).sum(dim=1) / count.clamp_min(1)  # (utterances, dim)
         deviation = (((x - mean[:, None]) ** 2 * real).sum(dim=1) / count.clamp_min(1)).sqrt()
-        found = torch.stack([mean, deviation, mean, mean]) - self.centres[:, None]
+        found = self.limits(torch.stack([mean, deviation, mean, mean])) - self.centres[:, None]
         return tuple(torch.bmm(found * (count > 0), self.weights.transpose(1, 2)))
 
 
@@ -111,6 +115,7 @@ class LinearPath(nn.Module):
             part.weights.zero_()
             if name in linear.weights:
                 part.centres.copy_(torch.from_numpy(linear.centres[name]))
+                part.limits.fit(*linear.limits[name].transpose(2, 0, 1)[:, :, None])
                 part.weights.copy_(torch.from_numpy(linear.weights[name]))
 
     @torch.no_grad()

@@ -1,5 +1,5 @@
-"""Small parts: dropout of sequences, two linear maps, gates, mixes, projections, unit vectors, what takes the place of
-a part that is switched off, and how a model is looked into while it runs.
+"""Small parts: dropout of sequences, two linear maps, gates, mixes, projections, unit vectors, limits of what goes in,
+what takes the place of a part that is switched off, and how a model is looked into while it runs.
 """
 
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import reduce
 from typing import Any, Generic, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +30,39 @@ class SequenceDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout1d(x.transpose(1, 2), self.share, self.training).transpose(1, 2)
+
+
+class Limits(nn.Module):
+    """What lies beyond a limit of its column is put on it. There are none until `fit`, nor in weights saved without.
+
+    Shape:
+        x: (..., *shape)
+        returns: as x
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("low", torch.full(shape, -torch.inf))
+        self.register_buffer("high", torch.full(shape, torch.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(self.low, self.high)
+
+    def beyond(self, x: Tensor) -> Tensor:
+        """Boolean, as x: what lies beyond them."""
+        return (x < self.low) | (x > self.high)
+
+    def fit(self, low: np.ndarray, high: np.ndarray) -> None:
+        """Take these; one that is no number is none."""
+        self.low.copy_(torch.from_numpy(np.where(np.isnan(low), -np.inf, low)))
+        self.high.copy_(torch.from_numpy(np.where(np.isnan(high), np.inf, high)))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+        own = {f"{prefix}{name}": buffer for name, buffer in self.named_buffers()}
+        super()._load_from_state_dict(own | dict(state_dict), prefix, *others)
 
 
 def feed_forward(dim: int, dropout: float, expansion: int = 2) -> nn.Sequential:

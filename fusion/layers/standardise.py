@@ -1,5 +1,6 @@
-"""Inputs on one scale: each column of the features minus its mean, divided by its standard deviation. And scores on the
-scale of train's: what a head gives times their standard deviation, plus their median.
+"""Inputs on one scale: each column of the features minus its mean, divided by its standard deviation, once values far
+beyond those of train are put on the limits of its column. And scores on the scale of train's: what a head gives times
+their standard deviation, plus their median.
 
 All are of the train split (`pipeline.store.columns`), and are buffers of the model: they lie beside the weights in
 model.safetensors and in an exported graph.
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Group, Output
-from fusion.layers.primitives import Unchanged
+from fusion.layers.primitives import Limits, Unchanged
 from pipeline.store import Columns
 
 
 class StandardiseColumns(nn.Module):
-    """(x - mean) * scale, with the columns of one modality; nothing changes until `fit`.
+    """(limited x - mean) * scale, with the columns of one modality; nothing changes until `fit`.
 
     A column that is constant on the train split gives zeros, whatever it holds elsewhere, and so does padding.
 
@@ -36,18 +37,28 @@ class StandardiseColumns(nn.Module):
         self.stored = (layers, features) if layers > 1 else (features,)
         self.register_buffer("mean", torch.zeros(self.stored))
         self.register_buffer("scale", torch.ones(self.stored))
+        self.limits = Limits(*self.stored)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        scaled = (x.reshape(*x.shape[:2], *self.stored) - self.mean).mul_(self.scale)
-        return scaled.mul_(mask.view(*mask.shape, *[1] * len(self.stored)).to(x.dtype))
+        limited = self.limits(x.reshape(*x.shape[:2], *self.stored))
+        return limited.sub_(self.mean).mul_(self.scale).mul_(self._real(mask).to(x.dtype))
+
+    def beyond(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Boolean, as x: which values lie beyond the limits."""
+        return self.limits.beyond(x.reshape(*x.shape[:2], *self.stored)) & self._real(mask)
 
     def fit(self, columns: Columns) -> None:
-        """Take mean and scale of `columns`; without rows they stay as they are."""
+        """Take mean, scale and limits of `columns`; without rows they stay as they are."""
         if columns.rows:
-            varies = columns.finite & ~columns.constant
-            scale = np.divide(1, columns.deviation, out=np.zeros_like(columns.mean), where=varies)
-            self.mean.copy_(torch.from_numpy(np.where(columns.finite, columns.mean, 0)))
-            self.scale.copy_(torch.from_numpy(scale))
+            found, varies = columns.scale, columns.finite & ~columns.constant
+            self.mean.copy_(torch.from_numpy(np.where(columns.finite, found.centre, 0)))
+            self.scale.copy_(
+                torch.from_numpy(np.divide(1, found.spread, out=np.zeros_like(found.spread), where=varies))
+            )
+            self.limits.fit(found.low, found.high)
+
+    def _real(self, mask: Tensor) -> Tensor:
+        return mask.view(*mask.shape, *[1] * len(self.stored))
 
 
 class Standardise(nn.Module):

@@ -1,4 +1,5 @@
-"""What the columns of a modality's features are like: mean and deviation over many rows, and which columns are odd.
+"""What the columns of a modality's features are like: mean, deviation and range over many rows, what puts them on one
+scale, and which columns are odd.
 
 Computed in float64, a block of rows at a time, by adding whole rows in their order, which gives the same bits on every
 processor (Chan, Golub and LeVeque 1983, for joining blocks).
@@ -19,16 +20,40 @@ NAMED = 5  # columns that a report names
 
 
 @dataclass(frozen=True, eq=False)
+class Scale:
+    """(value - centre) / spread is a column on the scale of all; before that, what lies beyond a limit is put on it.
+
+    Shape:
+        all: (dim,) or (layers, dim) float64
+    """
+
+    centre: np.ndarray
+    spread: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def plain_scale(mean: np.ndarray, deviation: np.ndarray, least: np.ndarray, most: np.ndarray) -> Scale:
+    """Mean and standard deviation; limits are the range of the values, widened by its own width on both sides."""
+    with np.errstate(invalid="ignore", over="ignore"):  # of values that are not finite
+        margin = most - least + RESOLUTION * np.abs(mean)
+        return Scale(mean, deviation, least - margin, most + margin)
+
+
+@dataclass(frozen=True, eq=False)
 class Columns:
     """Of every column, over `rows` rows; not finite where a value of the column is not.
 
     Shape:
         mean, squares: (dim,) or (layers, dim) float64; squares is the sum of squared distances from the mean
+        least, most: likewise, the smallest and the largest value
     """
 
     rows: int
     mean: np.ndarray
     squares: np.ndarray
+    least: np.ndarray
+    most: np.ndarray
 
     @property
     def deviation(self) -> np.ndarray:
@@ -44,6 +69,11 @@ class Columns:
     def constant(self) -> np.ndarray:
         """Boolean, which columns hold one number in all rows, as far as float32 can see."""
         return self.finite & (self.deviation <= np.maximum(RESOLUTION * np.abs(self.mean), TINY))
+
+    @property
+    def scale(self) -> Scale:
+        """What models put the columns on one scale with."""
+        return plain_scale(self.mean, self.deviation, self.least, self.most)
 
     def oddities(self) -> str:
         """In a line how many columns are constant, not finite or of a wildly different scale, and which; "" if none."""
@@ -73,9 +103,10 @@ def _measure_block(rows: np.ndarray) -> Columns:
     with np.errstate(invalid="ignore", over="ignore"):  # of values that are not finite
         exact = rows.astype(np.float64)
         mean = exact.sum(axis=0) / max(count, 1)
+        least, most = exact.min(axis=0, initial=np.inf), exact.max(axis=0, initial=-np.inf)
         exact -= mean
         np.square(exact, out=exact)
-        return Columns(count, mean, exact.sum(axis=0))
+        return Columns(count, mean, exact.sum(axis=0), least, most)
 
 
 def join_columns(one: Columns, other: Columns) -> Columns:
@@ -87,7 +118,7 @@ def join_columns(one: Columns, other: Columns) -> Columns:
         apart = other.mean - one.mean
         mean = one.mean + apart * (other.rows / rows)
         squares = one.squares + other.squares + apart**2 * (one.rows * other.rows / rows)
-    return Columns(rows, mean, squares)
+        return Columns(rows, mean, squares, np.minimum(one.least, other.least), np.maximum(one.most, other.most))
 
 
 def _name(which: np.ndarray) -> str:

@@ -29,7 +29,8 @@ def make(name: str, **arguments: Any) -> Any:
     model = build(name, **(small | arguments)).eval()
     for name, buffer in model.named_buffers():  # as training leaves them: padding is not zero
         if "standardise" in name:
-            buffer.copy_({"mean": torch.randn, "scale": torch.rand}[name.rpartition(".")[2]](buffer.shape) + 0.5)
+            drawn = {"mean": torch.randn, "scale": torch.rand, "low": torch.rand, "high": torch.rand}
+            buffer.copy_(drawn[what := name.rpartition(".")[2]](buffer.shape) + {"low": -1.5}.get(what, 0.5))
     return model
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fusion.checkpoint import check_compatible, load_model, load_seeds, read_provenance, share_model
@@ -98,6 +99,18 @@ def test_the_hubs_own_loader_gives_the_same_model(trained: Path, features: Featu
     from_hub = HBAF.from_pretrained(trained / "seed-0", strict=True).eval()  # older hubs leave that out
     assert not loaded.model.training
     assert torch.equal(logits(loaded.model, features), logits(from_hub, features))
+
+
+def test_a_model_that_was_saved_without_limits_has_none(models: Path, features: Features) -> None:
+    expected, path = logits(load_model(models / "seed-0").model, features), models / "seed-0" / "model.safetensors"
+    weights = load_file(path)
+    save_file({name: one for name, one in weights.items() if ".limits." not in name}, path)
+    write_hashes(models / "seed-0")
+    model = load_model(models / "seed-0").model
+    found = {name: buffer for name, buffer in model.named_buffers() if ".limits." in name}
+    assert len(found) == 8
+    assert all(buffer.isinf().all() for buffer in found.values())
+    assert torch.equal(logits(model, features), expected)
 
 
 def test_loading_prints_nothing(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

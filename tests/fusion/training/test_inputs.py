@@ -104,6 +104,50 @@ def test_a_constant_column_of_train_gives_zeros_everywhere() -> None:
         assert found[..., :2].abs().gt(0).any()
 
 
+def test_values_within_three_times_the_range_of_train_are_as_they_were() -> None:
+    train, test = (split_of(make_features(MADE), name) for name in ("train", "test"))
+    part = Standardise((6, 1), (5, 2))
+    part.fit(lambda name: getattr(train, name).columns)
+    (group,) = next(test.batches(99)).joined().groups
+    for own, name in ((part.audio, "audio"), (part.text, "text")):
+        x, mask = group.modality(name)
+        real = mask.view(*mask.shape, *[1] * (x.dim() - 2))
+        assert not own.beyond(x, mask).any()
+        assert torch.equal(own(x, mask), (x - own.mean) * own.scale * real)
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("name", MODELS)
+def test_beyond_the_limits_nothing_that_is_larger_still_changes_an_answer(name: str) -> None:
+    features = make_features(replace(MADE, dtype=np.float32))
+    train, validation, test = (split_of(features, split) for split in ("train", "validation", "test"))
+    model = fit(train, validation, tiny_recipe({"name": name}), 0, classes=3).model
+
+    def far(factor: float) -> np.ndarray:
+        parts = {one: getattr(test, one) for one in ("audio", "text")}
+        other = {one: replace(part, values=part.values * factor) for one, part in parts.items()}
+        return predict(model, replace(test, **other), find_task("label", 3))
+
+    assert np.array_equal(far(1e8), far(1e12))
+    assert not np.array_equal(far(1e8), far(1))
+
+
+def test_a_column_that_hardly_varies_on_train_does_not_drown_the_others_elsewhere() -> None:
+    features = make_features(replace(MADE, layers=(1, 1), dtype=np.float32))
+    assert features.audio is not None
+    values = features.audio.values.copy()
+    of_train = features.audio.offsets[sum(split == "train" for split in features.utterances.splits)]
+    values[:of_train, 2] = np.where(np.arange(of_train) == 1, 1e-4, 0)
+    changed = replace(features, audio=replace(features.audio, values=values))
+    train, test = (split_of(changed, name) for name in ("train", "test"))
+    part = Standardise((6, 1), (5, 1))
+    part.fit(lambda name: getattr(train, name).columns)
+    (group,) = next(test.batches(99)).joined().groups
+    raw = (group.audio[..., 2] - part.audio.mean[2]) * part.audio.scale[2]
+    assert raw.abs().max() > 1e4
+    assert part.audio(group.audio, group.audio_mask)[..., 2].abs().max() <= 3 * train.audio.columns.rows**0.5
+
+
 @pytest.mark.parametrize("standardise", [True, False])
 def test_training_reports_odd_columns_once(standardise: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     features = make_features(MADE)

@@ -42,6 +42,8 @@ def test_the_linear_path_says_what_the_linear_reference_says(name: str, target: 
         path.deep.zero_()
         expected = one.answer(pool_split(test), task) if alone else one.answer(test)
         np.testing.assert_allclose(predict(model, test, task), expected, atol=1e-5)
+    far = replace(test, text=replace(test.text, values=test.text.values.float() * 1e6))
+    np.testing.assert_allclose(predict(model, far, task), reference.answer(far), atol=1e-4)
 
 
 def test_one_utterance_to_validate_on_is_enough() -> None:

@@ -27,6 +27,7 @@ def test_mean_and_deviation_are_those_of_all_rows_however_they_are_cut(
     exact = rows.astype(np.float64)
     np.testing.assert_allclose(found.mean, exact.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.deviation, exact.std(axis=0), rtol=1e-12)
+    np.testing.assert_array_equal([found.least, found.most], [exact.min(axis=0), exact.max(axis=0)])
 
 
 def test_the_largest_numbers_of_float16_do_not_overflow() -> None:
@@ -35,6 +36,12 @@ def test_the_largest_numbers_of_float16_do_not_overflow() -> None:
     found = measure_columns(rows)
     assert found.mean.tolist() == [65504, 0]
     assert found.deviation.tolist() == [0, 65504]
+
+
+def test_limits_are_the_range_widened_by_its_own_width_on_both_sides() -> None:
+    scale = measure_columns(np.array([[0, -4], [1, 7], [1, -5]], np.float32)).scale
+    np.testing.assert_allclose(scale.low, [-1, -17], atol=1e-4)
+    np.testing.assert_allclose(scale.high, [2, 19], atol=1e-4)
 
 
 def test_a_column_is_constant_where_float32_sees_one_number() -> None:
