@@ -1,6 +1,8 @@
 """What trained models say of a split, and how well."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -8,11 +10,52 @@ from torch import Tensor, nn
 
 from fusion.data import Split
 from fusion.errors import FeatureError
-from fusion.layers import Ensemble
+from fusion.layers import Ensemble, Standardise
 from fusion.objective import Task, calibrate, compute_all
 from fusion.runtime import reproducible
 
 CONVERSATIONS = 16  # at a time; predictions do not depend on it
+NAMED = 5  # columns that a warning names
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """Values beyond the limits of a model's inputs (`fusion.layers.Standardise`)."""
+
+    utterances: int = 0
+    having: int = 0  # utterances that have such values
+    columns: Counter[str] = field(default_factory=Counter)  # values by column, such as `audio 7`, of layers `text 2/7`
+
+    def __add__(self, other: "Beyond") -> "Beyond":
+        """Those of both."""
+        return Beyond(self.utterances + other.utterances, self.having + other.having, self.columns + other.columns)
+
+    def __str__(self) -> str:
+        """A sentence for the user; nothing where there are none."""
+        if not self.having:
+            return ""
+        named = ", ".join(f"{name} ({count})" for name, count in self.columns.most_common(NAMED))
+        named += ", ..." * (len(self.columns) > NAMED)
+        return (
+            f"{self.having} of {self.utterances} utterances have values far outside the range that their column had in "
+            f"train: {self.columns.total()} in {'column' if len(self.columns) == 1 else 'columns'} {named}. They are "
+            "limited to three times that range; see whether these features were made as those of train, and whether "
+            "the column varies there (pipeline-inspect)."
+        )
+
+
+def count_beyond(model: nn.Module, split: Split) -> Beyond:
+    """What of `split` lies beyond the limits of `model`."""
+    utterances, columns = 0, Counter[str]()
+    for part in [one for one in model.modules() if isinstance(one, Standardise)]:
+        for batch in split.batches(CONVERSATIONS):
+            found = part.beyond(batch)
+            utterances += int(torch.stack([counts.flatten(1).any(1) for counts in found.values()]).any(0).sum())
+            for name, counts in found.items():
+                total = counts.sum(0)
+                for place in total.nonzero().tolist():
+                    columns[f"{name} {'/'.join(map(str, place))}"] += int(total[tuple(place)])
+    return Beyond(len(split.ids), utterances, columns)
 
 
 def predict_heads(

@@ -14,7 +14,7 @@ import torch
 from fusion.checkpoint import LoadedModel, Provenance, check_compatible, load_seeds, mark_conversations
 from fusion.data import Split, hold, load_for, refuse_learned
 from fusion.errors import ModelError
-from fusion.inference import ensemble, predict_heads, split_tallies
+from fusion.inference import count_beyond, ensemble, predict_heads, split_tallies
 from fusion.linear import LinearReference, fit_linear
 from fusion.objective import (
     HIGHEST,
@@ -111,6 +111,7 @@ class Evaluation:
     linear: Sequence[Beside]  # *the* linear reference, and what it is the mean of; none without train and validation
     constant: Beside  # the one answer that suits train best, whose scores are the floor
     copies: Sequence[str]  # a sentence where the test split holds what train or validation holds, too
+    beyond: str  # a sentence on values far outside the range of train; "" where there are none
 
     @property
     def warnings(self) -> list[str]:
@@ -120,6 +121,7 @@ class Evaluation:
             *(f"{line}." for line in self.copies),
             *self._few_conversations(),
             *self._other_scale(),
+            *filter(None, [self.beyond]),
             *self._at_the_floor(),
             *self._against_linear(),
         ]
@@ -324,6 +326,7 @@ def score_test(tested: Tested, params: EvaluateParams) -> Evaluation:
         linear=_score_linear(tested, fused, params),
         constant=_beside(tested, "constant", tested.constant, {}, fused, params),
         copies=split_copies(Contents.of(tested.features), tested.features.utterances.splits, ["test"]),
+        beyond=str(count_beyond(tested.models[0].model, split)),
     )
 
 

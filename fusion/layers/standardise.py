@@ -85,6 +85,15 @@ class Standardise(nn.Module):
             if isinstance(part, StandardiseColumns):
                 part.fit(columns_of(name))
 
+    def beyond(self, batch: Batch) -> dict[str, Tensor]:
+        """By modality, how many values of an utterance lie beyond the limits of each column, (utterances, *stored)."""
+
+        def count(name: str, part: StandardiseColumns) -> Tensor:
+            return batch.each(lambda group: part.beyond(*group.modality(name)).sum(dim=1))
+
+        parts = dict(self.named_children())
+        return {name: count(name, part) for name, part in parts.items() if isinstance(part, StandardiseColumns)}
+
     def _group(self, group: Group) -> tuple[Tensor, Tensor]:
         return self.audio(group.audio, group.audio_mask), self.text(group.text, group.text_mask)
 

@@ -6,6 +6,7 @@
 ...     print(second.label, second.probabilities["sadness"])
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from fusion.checkpoint import LoadedModel, check_encoders, load_model, load_seeds
 from fusion.data import Split
 from fusion.errors import FeatureError, RecordingError
-from fusion.inference import ensemble, predict
+from fusion.inference import Beyond, count_beyond, ensemble, predict
 from fusion.objective import compute_all, find_task
 from fusion.prediction.inputs import Heard, Known, cached_turns, load_cached, split_of
 from fusion.prediction.recordings import Recordings, read_table, speak
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Conversation", "Prediction", "Predictor", "Turn"]
+
+log = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -184,11 +187,13 @@ class Predictor:
         split = None if split == "all" else split
         if split and split not in there:
             raise FeatureError(f"{features.path}: there is no split {split!r}; it has {', '.join(there)}")
-        predictions = []
+        predictions, beyond = [], Beyond()
         for name in [split] if split else there:
             loaded = load_cached(features, name, self._recipe.model, self._stored, self._device)
             turns = cached_turns(features, loaded, self._recipe.model)
             predictions += self._predictions(turns, self.answer(loaded))
+            beyond += count_beyond(self._models[0].model, loaded)
+        _warn(beyond)
         return predictions
 
     def conversation(self, name: str = "0") -> "Conversation":
@@ -205,11 +210,13 @@ class Predictor:
         return self._predictions(turns, self.answer(split_of(turns, self._stored, self._device)))
 
     def _predict_spoken(self, turns: Sequence["Spoken"]) -> list[Prediction]:
-        predictions = []
+        predictions, beyond = [], Beyond()
         with tqdm(total=len(turns), desc="predicting", unit="turn", disable=None) as bar:
             for heard in self._recordings.hear_all(turns):
                 predictions += self.predict_heard(heard)
+                beyond += count_beyond(self._models[0].model, split_of(heard, self._stored, self._device))
                 bar.update(len(heard))
+        _warn(beyond)
         return predictions
 
     def _predictions(self, turns: Sequence[Known], answers: np.ndarray) -> list[Prediction]:
@@ -229,6 +236,11 @@ class Predictor:
             status=turn.status,
             seeds=self.seeds,
         )
+
+
+def _warn(beyond: Beyond) -> None:
+    if sentence := str(beyond):
+        log.warning("%s", sentence)
 
 
 def _listed(turns: Iterable[Turn]) -> list[Turn]:

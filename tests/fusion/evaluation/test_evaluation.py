@@ -87,6 +87,33 @@ def test_a_test_split_that_stays_in_the_file_is_scored_the_same(
         np.testing.assert_array_equal(one.answers, other.answers)
 
 
+def test_values_far_outside_the_range_of_train_are_counted_and_named(
+    features: Features, models: Path, evaluation: Evaluation, caplog: pytest.LogCaptureFixture
+) -> None:
+    part, splits = features.audio, np.array(features.utterances.splits)
+    assert part is not None
+    assert not [line for line in evaluation.warnings if "far outside the range" in line]
+    changed = np.flatnonzero((splits == "test") & (np.diff(part.offsets) > 0) & (np.diff(part.offsets) <= 8))[:2]
+    values, rows = part.values.copy(), [slice(*part.offsets[one : one + 2]) for one in changed]
+    for one in rows:
+        values[one, 4] = 1e4
+    values[rows[0].start, 2] = -1e4
+    odd = replace(features, audio=replace(part, values=values))
+    frames = sum(one.stop - one.start for one in rows)
+    said = (
+        f"2 of {(splits == 'test').sum()} utterances have values far outside the range that their column had in train: "
+        f"{frames + 1} in columns audio 4 ({frames}), audio 2 (1)."
+    )
+    (line,) = [line for line in evaluate(odd, models, PARAMS, CPU).warnings if "far outside the range" in line]
+    assert line.startswith(said)
+    with Predictor.load(models, "cpu") as predictor:
+        predictor.predict_features(features)
+        assert not caplog.messages
+        predictor.predict_features(odd, "test")
+    (line,) = caplog.messages
+    assert line.startswith(said)
+
+
 def test_probabilities_are_probabilities(evaluation: Evaluation) -> None:
     for seed in evaluation.seeds:
         assert seed.answers.shape == (len(evaluation.ids), len(LABELS))
