@@ -33,7 +33,7 @@ from fusion.inference import score_answers
 from fusion.layers import STATISTICS, LinearWeights
 from fusion.objective import METRICS, Task, find_task
 from fusion.params import Recipe
-from pipeline.store import plain_scale
+from pipeline.store import plain_scale, robust_scale
 
 # scikit-learn's C, from the strongest penalty to the weakest
 STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
@@ -117,10 +117,10 @@ def _pieces(order: torch.Tensor, lengths: torch.Tensor) -> Iterator[torch.Tensor
 class _Columns:
     """What the linear model of one variant is given, standardised by the utterances of train that have it."""
 
-    def __init__(self, variant: Variant, train: Pooled, direction: str) -> None:
+    def __init__(self, variant: Variant, train: Pooled, direction: str, robust: bool) -> None:
         self.variant, self.both_sides = variant, direction == "both"
         self.scales = {
-            name: (_Scale(train.means[name][train.present[name]]), _Scale(train.deviations[name][train.present[name]]))
+            name: tuple(_Scale(found[name][train.present[name]], robust) for found in (train.means, train.deviations))
             for name in variant.modalities
         }
 
@@ -144,10 +144,11 @@ class _Columns:
 class _Scale:
     """Columns (utterances, dim) of train to mean 0 and deviation 1; those that are constant there are left out.
 
-    Elsewhere, what lies far beyond train is put on a limit. A number that is not finite counts as missing.
+    Elsewhere, what lies far beyond train is put on a limit; if it is to be `robust`, in train as well. A number that is
+    not finite counts as missing.
     """
 
-    def __init__(self, train: np.ndarray) -> None:
+    def __init__(self, train: np.ndarray, robust: bool) -> None:
         finite = np.isfinite(train)
         values = np.where(finite, train, 0).astype(np.float64)
         count = np.maximum(finite.sum(0), 1)
@@ -157,6 +158,8 @@ class _Scale:
         least = np.where(finite, train, np.inf).min(0, initial=np.inf)
         most = np.where(finite, train, -np.inf).max(0, initial=-np.inf)
         found = plain_scale(mean, spread, least, most)
+        if robust and len(train):
+            found = robust_scale(np.where(finite, train, mean), spread)
         self.mean, self.spread = found.centre[self.kept], found.spread[self.kept]
         self.limits = found.low[self.kept], found.high[self.kept]
 
@@ -319,7 +322,7 @@ def _fit(train: Split, validation: Split, recipe: Recipe, classes: int) -> Linea
     learned, chosen_on = pool_split(train), pool_split(validation)
     fitted = []
     for variant in _variants(learned, recipe):
-        columns = _Columns(variant, learned, recipe.model.direction)
+        columns = _Columns(variant, learned, recipe.model.direction, recipe.model.standardise == "robust")
         known = _Known(columns.of(learned), task.truth(train).numpy())
         beside = _Known(columns.of(chosen_on), task.truth(validation).numpy())
         path = _path(known, beside, task, recipe)

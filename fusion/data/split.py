@@ -199,16 +199,19 @@ def withhold(split: Split, modalities: Modalities) -> Split:
 
 
 def report_features(train: Split, recipes: Sequence[Recipe], aloud: bool = True) -> None:
-    """Warn of columns that are constant, not finite or of wildly different scale, and of what models cannot do here.
+    """Warn of columns that are constant, not finite, of wildly different scale or full of outliers, and of what models
+    cannot do here.
 
     What is found out about columns is kept with the rows, for the models that standardise them; not `aloud`, that alone
     is done.
     """
     looked_at = [name for name in MODALITIES if any(name in recipe.model.looks_at for recipe in recipes)]
     rows: dict[str, Ragged] = {name: getattr(train, name) for name in looked_at}
+    robust = [one.model.standardise == "robust" for one in recipes]
     after = "standardised" if recipes[0].model.standardise else "not standardised (model.standardise is false)"
     for name, own in rows.items():
-        if (oddities := own.columns.oddities()) and aloud:
+        columns = [own.robust_columns if one else own.columns for one in robust]
+        if (oddities := columns[0].oddities()) and aloud:
             log.warning("%s features of the train split, %s: %s", name, after, oddities)
     longest = {name: int(own.lengths.max()) for name, own in rows.items()}
     doubts = [one.own.doubt({name: longest[name] for name in one.model.looks_at}) for one in recipes]

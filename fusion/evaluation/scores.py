@@ -326,7 +326,7 @@ def score_test(tested: Tested, params: EvaluateParams) -> Evaluation:
         linear=_score_linear(tested, fused, params),
         constant=_beside(tested, "constant", tested.constant, {}, fused, params),
         copies=split_copies(Contents.of(tested.features), tested.features.utterances.splits, ["test"]),
-        beyond=str(count_beyond(tested.models[0].model, split)),
+        beyond="" if tested.recipe.model.standardise == "robust" else str(count_beyond(tested.models[0].model, split)),
     )
 
 

@@ -40,7 +40,8 @@ class SharedParams(Section):
     )  # width of every layer; a multiple of `heads` where it has any, even for direction both
     dropout: float = Field(0.5, ge=0, lt=1)  # share of activations
     direction: Literal["past", "both"] = "both"  # past: no turn sees a later one
-    standardise: bool = True  # columns of the features, by mean and deviation over the train split
+    # columns of the features, by mean and deviation over the train split; robust: by median and interquartile range
+    standardise: bool | Literal["robust"] = True
     linear_path: bool = True  # a linear model beside the deep one, weighted on validation
 
     needs: ClassVar[Needs] = {}

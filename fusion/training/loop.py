@@ -73,14 +73,14 @@ def build_split_model(split: Split, recipe: Recipe, classes: int) -> nn.Module:
     return model.to(split.device)
 
 
-def scale_to(model: nn.Module, train: Split) -> nn.Module:
+def scale_to(model: nn.Module, train: Split, robust: bool = False) -> nn.Module:
     """The same model, which from now on standardises features as those of `train` ask for, if it does at all.
 
     Where it gives scores, they are on the scale of those of `train`.
     """
     for part in model.modules():
         if isinstance(part, Standardise):
-            part.fit(lambda name: getattr(train, name).columns)
+            part.fit(lambda name: getattr(train, name).robust_columns if robust else getattr(train, name).columns)
         elif isinstance(part, ScoreScale) and not train.scores.isnan().all():  # else it is a single label
             part.fit(*score_scale(train.scores.numpy()))
     return model
@@ -112,7 +112,8 @@ def fit(
 
     def learn(strict: bool) -> Training:
         with reproducible(seed, train.device, strict):
-            model = scale_to(build_split_model(train, recipe, classes), train).eval()
+            model = build_split_model(train, recipe, classes)
+            model = scale_to(model, train, recipe.model.standardise == "robust").eval()
             training = Training(model, train, validation, recipe, seed, classes)
             _train(training, f"seed {seed}", state)
         return training

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 from pipeline.settings import door
 
 if TYPE_CHECKING:
-    from pipeline.store.columns import Columns, Scale, join_columns, measure_columns, plain_scale
+    from pipeline.store.columns import Columns, Scale, join_columns, measure_columns, plain_scale, robust_scale
     from pipeline.store.guard import ABSURD, Guard, checksum, is_sane
     from pipeline.store.identity import IMPORTED, NO_ENCODER, CorpusNote, Identity, Reference
     from pipeline.store.reader import (

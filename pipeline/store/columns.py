@@ -16,6 +16,9 @@ RESOLUTION = 1e-6  # of float32, with some room: a column that varies by less ar
 TINY = 1e-30  # a deviation whose reciprocal float32 still holds
 WIDE = 1000  # times that the largest deviation may be the smallest before it is reported
 BLOCK = 128  # rows at a time: their float64 copies stay in the cache
+FAR, HEAVY = 10, 0.1  # deviations of a value from the mean, and its share of `squares`, from which on it is an outlier
+REACH = 5.0  # robust deviations from the median that values may have
+NORMAL = 1.349  # the interquartile range of a normal distribution, in deviations
 NAMED = 5  # columns that a report names
 
 
@@ -40,6 +43,17 @@ def plain_scale(mean: np.ndarray, deviation: np.ndarray, least: np.ndarray, most
         return Scale(mean, deviation, least - margin, most + margin)
 
 
+def robust_scale(rows: np.ndarray, deviation: np.ndarray) -> Scale:
+    """Median and interquartile range of `rows`, as of a normal distribution; limits are `REACH` of these away.
+
+    Where half of the values are one number, it is the standard `deviation`.
+    """
+    lower, median, upper = np.quantile(rows, (0.25, 0.5, 0.75), axis=0).astype(np.float64)
+    spread = (upper - lower) / NORMAL
+    spread = np.where(spread > np.maximum(RESOLUTION * np.abs(median), TINY), spread, deviation)
+    return Scale(median, spread, median - REACH * spread, median + REACH * spread)
+
+
 @dataclass(frozen=True, eq=False)
 class Columns:
     """Of every column, over `rows` rows; not finite where a value of the column is not.
@@ -47,6 +61,7 @@ class Columns:
     Shape:
         mean, squares: (dim,) or (layers, dim) float64; squares is the sum of squared distances from the mean
         least, most: likewise, the smallest and the largest value
+        robust: from `robust_scale`, if that is to be the scale
     """
 
     rows: int
@@ -54,6 +69,7 @@ class Columns:
     squares: np.ndarray
     least: np.ndarray
     most: np.ndarray
+    robust: Scale | None = None
 
     @property
     def deviation(self) -> np.ndarray:
@@ -73,7 +89,14 @@ class Columns:
     @property
     def scale(self) -> Scale:
         """What models put the columns on one scale with."""
-        return plain_scale(self.mean, self.deviation, self.least, self.most)
+        return self.robust or plain_scale(self.mean, self.deviation, self.least, self.most)
+
+    @property
+    def farthest(self) -> np.ndarray:
+        """How many deviations lie between the mean and the value that is farthest from it; 0 where that is unknown."""
+        away = np.maximum(self.most - self.mean, self.mean - self.least)
+        found: np.ndarray = np.divide(away, self.deviation, out=np.zeros_like(away), where=self.finite & ~self.constant)
+        return found
 
     def oddities(self) -> str:
         """In a line how many columns are constant, not finite or of a wildly different scale, and which; "" if none."""
@@ -89,6 +112,12 @@ class Columns:
             ends = [(scale == end, end) for end in (np.nanmin(scale), np.nanmax(scale))]
             low, high = (f"{end:.2g} (column {_name(where)})" for where, end in ends)
             said.append(f"standard deviations from {low} to {high}")
+        outlying = (self.farthest > FAR) & (self.farthest**2 > HEAVY * self.rows)
+        if outlying.any() and not self.robust:
+            said.append(
+                f"{outlying.sum()} with outliers ({_name(outlying)}), up to {self.farthest.max():.0f} standard "
+                "deviations away, which hide the rest: try model.standardise: robust"
+            )
         return f"of {self.mean.size} columns: {', '.join(said)}" if said else ""
 
 

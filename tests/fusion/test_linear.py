@@ -201,6 +201,21 @@ def test_the_test_split_and_what_is_withheld_take_no_part() -> None:
     np.testing.assert_array_equal(fit(withheld, recipe).answer(splits[2]), fit(splits, recipe).answer(withheld[2]))
 
 
+def test_a_robust_reference_finds_what_outliers_hide_from_another() -> None:
+    def heavy(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        return random.standard_cauchy((len(labels), 12)) + 6 * np.eye(len(LABELS), 12)[labels]
+
+    splits = planted(12, replace(ALWAYS, conversations=(150, 50, 200)), heavy)
+    truth = splits[2].labels.numpy()
+    plain, robust = (
+        (
+            fit(splits, tiny_recipe({"modalities": "audio", "standardise": how})).answer(splits[2]).argmax(1) == truth
+        ).mean()
+        for how in (True, "robust")
+    )
+    assert robust > plain + 0.2
+
+
 def planted(columns: int, made: Made, vectors: Any) -> list[Split]:
     """Splits of one row of audio an utterance, which `vectors` (labels, generator) -> (utterances, columns) gives."""
     features = make_features(replace(made, audio_dim=columns, frames=(1, 1), turns=(1, 1), dtype=np.float32))

@@ -132,6 +132,37 @@ def test_beyond_the_limits_nothing_that_is_larger_still_changes_an_answer(name: 
     assert not np.array_equal(far(1e8), far(1))
 
 
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_robust_model_learns_and_answers_the_same_however_large_outliers_are(name: str) -> None:
+    features = make_features(replace(MADE, dtype=np.float32, conversations=(20, 6, 6)))
+
+    def outlying(factor: float) -> Features:
+        parts = {one: getattr(features, one) for one in ("audio", "text")}
+        values = {
+            one: np.where(np.abs(part.values) > 2.5, part.values * factor, part.values) for one, part in parts.items()
+        }
+        return replace(features, **{one: replace(part, values=values[one]) for one, part in parts.items()})
+
+    path = {"linear_path": False}  # which looks at means of frames, however large
+    said = [answers(outlying(1e3**power), name, standardise="robust", **path) for power in (1, 2)]
+    assert np.array_equal(*said)
+    assert not np.array_equal(*(answers(outlying(1e3**power), name, **path) for power in (1, 2)))
+
+
+def test_quartiles_are_those_of_train_from_the_file_and_from_the_device(tmp_path: Path) -> None:
+    features = write_made(tmp_path / "made.h5", replace(MADE, conversations=(60, 2, 2), dtype=np.float16))
+    in_file = split_of(features, "train", resident=False)
+    (on_device,) = hold([in_file], None)
+    for name in ("audio", "text"):
+        one, other = (getattr(split, name).robust_columns.scale for split in (in_file, on_device))
+        quartiles = np.quantile(getattr(on_device, name).values.float().numpy(), (0.25, 0.5, 0.75), axis=0)
+        np.testing.assert_allclose(one.centre, quartiles[1], rtol=1e-6)
+        np.testing.assert_allclose(one.spread, (quartiles[2] - quartiles[0]) / 1.349, rtol=1e-6)
+        assert np.array_equal(one.centre, other.centre)
+        assert np.array_equal(one.spread, other.spread)
+
+
 def test_a_column_that_hardly_varies_on_train_does_not_drown_the_others_elsewhere() -> None:
     features = make_features(replace(MADE, layers=(1, 1), dtype=np.float32))
     assert features.audio is not None

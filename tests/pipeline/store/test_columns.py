@@ -1,12 +1,13 @@
 """What is measured of the columns of features, and which of them are called odd."""
 
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.store import join_columns, measure_columns
+from pipeline.store import join_columns, measure_columns, robust_scale
 
 
 def draw(rows: int, *shape: int, dtype: Any = np.float32) -> np.ndarray:
@@ -44,6 +45,23 @@ def test_limits_are_the_range_widened_by_its_own_width_on_both_sides() -> None:
     np.testing.assert_allclose(scale.high, [2, 19], atol=1e-4)
 
 
+def test_a_robust_scale_is_that_of_the_normal_distribution_below_the_outliers() -> None:
+    rows = np.random.default_rng(0).normal(7, 2, (20_000, 3))
+    rows[::20, 1] = 1e6
+    rows[:15_000, 2] = 4
+    scale = robust_scale(rows, rows.std(axis=0))
+    np.testing.assert_allclose(scale.centre, [7, 7.1, 4], atol=0.1)
+    np.testing.assert_allclose(scale.spread, [2, 2.1, rows[:, 2].std()], atol=0.1)  # of one number, the deviation
+    np.testing.assert_allclose(scale.high - scale.centre, 5 * scale.spread)
+    np.testing.assert_allclose(scale.centre - scale.low, 5 * scale.spread)
+
+
+def test_columns_that_are_scaled_robustly_have_no_outliers() -> None:
+    found = measure_columns(spoil(np.random.default_rng(0).normal(0, 1, (500, 12)), "outliers"))
+    assert found.oddities()
+    assert not replace(found, robust=robust_scale(np.zeros((2, 12)), found.deviation)).oddities()
+
+
 def test_a_column_is_constant_where_float32_sees_one_number() -> None:
     rows = draw(100, 6).astype(np.float64)
     rows[:, 0] = 0
@@ -59,6 +77,8 @@ def spoil(rows: np.ndarray, what: str) -> np.ndarray:
         rows[:, 2:9] = 3
     if "not finite" in what:
         rows[5, 1], rows[6, 10] = np.nan, np.inf
+    if "outliers" in what:
+        rows[7, 3], rows[8, 11] = 300, -100
     if "scale" in what:
         rows[:, 0] *= 2e4
     return rows
@@ -71,6 +91,11 @@ def spoil(rows: np.ndarray, what: str) -> np.ndarray:
         ("constant", "of 12 columns: 7 constant (2, 3, 4, 5, 6, ...)"),
         ("not finite", "of 12 columns: 2 not finite (1, 10)"),
         ("scale", "of 12 columns: standard deviations from 0.96 (column 1) to 2e+04 (column 0)"),
+        (
+            "outliers",
+            "of 12 columns: 2 with outliers (3, 11), up to 22 standard deviations away, which hide the rest: try "
+            "model.standardise: robust",
+        ),
         ("constant, not finite", "of 12 columns: 7 constant (2, 3, 4, 5, 6, ...), 2 not finite (1, 10)"),
     ],
 )
