@@ -179,7 +179,10 @@ def test_the_group_of_a_package_is_one_level_for_each_dot(package: str, folder: 
             ["model.name=gated:Gted"],
             r"gated\.py has no class 'Gted'; it has Gated\. Name another one with gated:<class>",
         ),
-        (["model.name=gated:GatedParams"], r"has no class 'GatedParams'; it has Gated\."),
+        (
+            ["model.name=gated:GatedParams"],
+            r"has a class 'GatedParams', which is not derived from fusion\.models\.HubModel; it has Gated\.",
+        ),
         (["model.name=gatd:Gated"], "there is no module 'gatd' in .*; go to the folder that holds it, or install it"),
         (["model.name=gated"], "'model.name' is 'gated'.*or the place of a model: my_package.module:Class"),
         (["model.name=os:system"], "has no class 'system'; it has none"),
@@ -197,6 +200,41 @@ def test_the_group_of_a_package_is_one_level_for_each_dot(package: str, folder: 
 def test_a_name_or_key_that_is_wrong_is_refused(overrides: list[str], expected: str) -> None:
     with pytest.raises(SettingsError, match=expected):
         read_recipe(None, overrides)
+
+
+LINE = MODEL[: MODEL.index("class Gated(")].count("\n") + 1
+SHAPES = {
+    "not derived from HubModel": (
+        ("class Gated(nn.Module, HubModel)", "class Gated(nn.Module)"),
+        r"gated\.py has a class 'Gated', which is not derived from fusion\.models\.HubModel; it has none\. Derive it",
+    ),
+    "without Params": (
+        ("    Params = GatedParams\n", ""),
+        rf"gated\.py, line {LINE}: class Gated has no Params; write Params = <its params class",
+    ),
+    "Params of another kind": (
+        ("Params = GatedParams", "Params = dict"),
+        rf"gated\.py, line {LINE}: class Gated has the Params <class 'dict'>; expected a class derived",
+    ),
+    "without sizes": (
+        ("params: GatedParams, sizes: Sizes)", "params: GatedParams)"),
+        rf"gated\.py, line {LINE}: class Gated has the constructor .*; expected __init__\(self, params, sizes\)",
+    ),
+    "a module that ends the process": (
+        ("from torch import nn", "import sys\nfrom torch import nn\nsys.exit(3)"),
+        r"gated\.py, line 5: the module ends the process \(exit status 3\) as it is imported; put what is for its own",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), SHAPES.values(), ids=SHAPES)
+def test_a_class_of_another_shape_is_refused_in_a_line_with_its_place(
+    folder: Path, change: tuple[str, str], expected: str
+) -> None:
+    assert change[0] in MODEL
+    (folder / "gated.py").write_text(MODEL.replace(*change))
+    found = refused(train_app, "--features", "data/feats.h5", "--set", f"model.name={NAME}")
+    assert re.search(expected, found), found
 
 
 def test_a_group_with_a_dot_in_its_name_says_how_to_write_it(package: str, folder: Path) -> None:

@@ -15,7 +15,9 @@ what it makes of the features as they are stored is added to the fused logits th
 """
 
 import copy
+import inspect
 import json
+import traceback
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from torch import nn
 from fusion.batch import Batch, Output
 from fusion.layers import LinearPath, ScoreScale, Standardise
 from fusion.models.shared import SharedParams, Sizes
+from pipeline.settings import SettingsError
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +121,10 @@ class HubModel(PyTorchModelHubMixin, metaclass=_Completed):
     inputs: ClassVar[tuple[str, ...]] = ("audio", "text")
 
     def __init_subclass__(cls, **info: Any) -> None:
+        """Raises SettingsError where `Params` or the constructor is not as said above."""
+        if problem := _problem(cls):
+            where = traceback.extract_stack(limit=2)[0]
+            raise SettingsError(f"{where.filename}, line {where.lineno}: class {cls.__name__} {problem}")
         coders = {cls.Params: (_plain, cls.Params.model_validate_json)}
         super().__init_subclass__(library_name="erc-fusion", coders=coders, **info)
 
@@ -138,6 +145,22 @@ class HubModel(PyTorchModelHubMixin, metaclass=_Completed):
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **arguments: Any) -> Any:
         return super()._from_pretrained(strict=strict, **arguments)
+
+
+def _problem(cls: type[HubModel]) -> str:
+    """What is wrong with a model's class; "" where nothing is."""
+    params = getattr(cls, "Params", None)
+    if params is None:
+        return "has no Params; write Params = <its params class, derived from fusion.models.SharedParams>"
+    if not (isinstance(params, type) and issubclass(params, SharedParams)):
+        return f"has the Params {params!r}; expected a class derived from fusion.models.SharedParams"
+    taken = ["self", "params", "sizes", *["wanted"] * bool(cls.losses)]
+    given = inspect.signature(cls.__init__)
+    try:
+        given.bind(*taken)
+    except TypeError:
+        return f"has the constructor __init__{given}; expected __init__({', '.join(taken)})"
+    return ""
 
 
 def _plain(params: SharedParams) -> dict[str, Any]:

@@ -56,7 +56,9 @@ def find_model(name: str, trusted: bool = True) -> type[HubModel]:
             f"its model is {name}, code from outside erc-fusion, which is run only if you name it yourself: "
             f"--set model.name={name}, or model.name in params.yaml; in Python, import {name.partition(':')[0]} first"
         )
-    model: type[HubModel] = load_plugin("model.name", name, MODEL_PLUGINS, "class", _is_model)
+    model: type[HubModel] = load_plugin(
+        "model.name", name, MODEL_PLUGINS, "class", _is_model, base="fusion.models.HubModel"
+    )
     return model
 
 

@@ -23,7 +23,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from itertools import dropwhile
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from pipeline.settings.sections import SettingsError
@@ -186,7 +188,9 @@ def is_trusted(name: str, group: str) -> bool:
     return name in {*installed, *installed.values()} or name.partition(":")[0] in sys.modules
 
 
-def load_plugin(key: str, name: str, group: str, noun: str, fits: Callable[[Any], bool], default: str = "") -> Any:
+def load_plugin(
+    key: str, name: str, group: str, noun: str, fits: Callable[[Any], bool], default: str = "", base: str = ""
+) -> Any:
     """What lies where the plug-in `name` says. Its module is also found in the current folder, as `python -m` would.
 
     Args:
@@ -194,9 +198,11 @@ def load_plugin(key: str, name: str, group: str, noun: str, fits: Callable[[Any]
         noun: what is looked for: a function, a class.
         fits: whether something is what is looked for.
         default: the name in the module where `name` has none.
+        base: the class that a class which fits is derived from, for messages.
 
     Raises:
-        SettingsError: there is no such module, or nothing in it that fits. An error inside the module is its own.
+        SettingsError: there is no such module, or nothing in it that fits, or it ends the process. An error inside the
+            module is its own.
     """
     installed = installed_plugins(group)
     module, _, wanted = installed.get(name, name).partition(":")
@@ -212,14 +218,28 @@ def load_plugin(key: str, name: str, group: str, noun: str, fits: Callable[[Any]
             f"{key} '{name}': there is no module '{error.name}' in {folder}, and none is installed; go to the "
             "folder that holds it, or install it"
         ) from None
+    except SystemExit as error:
+        raise SettingsError(
+            f"{key} '{name}': {_place_in_plugin(error)}: the module ends the process (exit status {error.code}) as it "
+            'is imported; put what is for its own command under if __name__ == "__main__":'
+        ) from error
     value = getattr(found, wanted, None)
     if not fits(value):
         own = [name for name, one in vars(found).items() if name[0] != "_" and _is_own(one, module) and fits(one)]
+        other = base and isinstance(value, type)
+        problem = f"a class '{wanted}', which is not derived from {base}" if other else f"no {noun} '{wanted}'"
         raise SettingsError(
-            f"{key} '{name}': {found.__file__ or module} has no {noun} '{wanted}'; it has "
-            f"{', '.join(own) or 'none'}. Name another one with {module}:<{noun}>"
+            f"{key} '{name}': {found.__file__ or module} has {problem}; it has {', '.join(own) or 'none'}. "
+            f"{'Derive it, or name' if other else 'Name'} another one with {module}:<{noun}>"
         )
     return value
+
+
+def _place_in_plugin(error: BaseException) -> str:
+    """File and line of the first frame behind Python's own import."""
+    frames = dropwhile(lambda frame: not frame.filename.startswith("<frozen "), extract_tb(error.__traceback__))
+    frame = next(dropwhile(lambda frame: frame.filename.startswith("<frozen "), frames))
+    return f"{frame.filename}, line {frame.lineno}"
 
 
 def _is_own(value: Any, module: str) -> bool:
