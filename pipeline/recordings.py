@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 UNREAD = ("split", "label", "score", "recognised")  # columns that say nothing to a model
 LONGEST_TEXT = 10_000  # characters of a turn; what attention takes grows with the square of it
+LOUDEST = 8.0  # of samples in [-1, 1], which float may exceed a little: 18 dB; whole numbers begin at 127
 DECODE_SECONDS = 60.0  # that decoding may go without progress, as dataset.decode_seconds
 
 __all__ = ["EncodedTurn", "Spoken", "TurnEncoder", "Waveform", "read_turns", "relative_path", "speak"]
@@ -158,6 +159,12 @@ def _checked(wave: Waveform, where: str) -> Waveform:
             f"{where}: audio of shape {wave.samples.shape}, {wave.samples.dtype}, at {wave.sample_rate} Hz; expected "
             f"(samples,) of floats in [-1, 1] at {SAMPLE_RATES.start} to {SAMPLE_RATES.stop - 1} Hz: mix several "
             "channels to one, and divide whole numbers by their largest"
+        )
+    loudest = float(np.max(np.abs(wave.samples), where=np.isfinite(wave.samples), initial=0.0))
+    if loudest > LOUDEST:
+        raise DataError(
+            f"{where}: audio with samples up to {loudest:g}; expected floats in [-1, 1]: divide whole numbers by their "
+            "largest, such as 32768"
         )
     return replace(wave, sample_rate=int(wave.sample_rate))
 

@@ -85,6 +85,15 @@ def test_a_dataset_holds_what_the_file_holds(project: Path, split: str | None) -
         assert (item.id, item.label) == (features.utterances.ids[index], features.utterances.labels[index])
 
 
+def test_a_dataset_takes_a_path_as_other_functions_do(project: Path) -> None:
+    path = project / "data/python/feats.h5"
+    opened = fusion.FeatureDataset(fusion.load_features(path), "test")
+    for given in (path, str(path)):
+        dataset = fusion.FeatureDataset(given, "test")
+        assert dataset.indices == opened.indices
+        assert torch.equal(dataset[0].text, opened[0].text)
+
+
 def test_importing_is_instant() -> None:
     script = "import sys, fusion, pipeline; print(*(name for name in sys.modules if '.' not in name))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
@@ -131,6 +140,7 @@ def test_public_functions_take_paths_of_every_kind() -> None:
 
 def test_dictionaries_mean_what_params_yaml_means() -> None:
     given = {"columns": {"text": "a = b: 'c'"}, "root": Path("data/é"), "split": None}
+    assert as_overrides(train={"seeds": range(3)}) == ["train.seeds=[0, 1, 2]"]
     assert as_overrides(dataset=given, train={"seeds": np.arange(2), "learning_rate": np.float64(1e-5)}) == [
         """dataset.columns.text="a = b: 'c'\"""",
         'dataset.root="data/é"',
@@ -151,6 +161,17 @@ def test_dictionaries_mean_what_params_yaml_means() -> None:
         (lambda f: fusion.train(f, params="none.yaml"), "none.yaml: no such file"),
         (lambda f: fusion.train(f, f.parent), "exists and is not a folder of models alone; name another one"),
         (lambda f: fusion.train("none.h5", "models"), "none.h5: no such feature file"),
+        (
+            lambda f: fusion.train(f, "models", jobs=0),
+            "0 jobs: expected at least 1; leave jobs out for one on each core",
+        ),
+        (lambda f: fusion.train(f, params="a\0b"), "a\0b: cannot be read"),
+        (lambda f: fusion.load_features("a\0b"), r"'a\\x00b': no path holds a null character"),
+        (lambda f: fusion.FeatureDataset("none.h5"), "none.h5: no such feature file"),
+        (
+            lambda f: fusion.evaluate(f, f.parents[2] / "models/small/seed-0"),
+            "of one seed; name the folder of all seeds, ",
+        ),
         (lambda f: fusion.load_model("none"), "none: no such model folder"),
         (lambda f: fusion.evaluate(f, "none"), "none: no such model folder"),
         (lambda f: fusion.predict("none", []), "none: no such model folder"),

@@ -216,6 +216,8 @@ def load_seeds(folder: Path, device: torch.device | str = "cpu") -> list[LoadedM
 
 def _load_seeds(folder: Path, device: torch.device | str) -> list[LoadedModel]:
     folders = [path for path in folder.iterdir() if path.name.startswith("seed-") and path.is_dir()]
+    if not folders and (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: the model of one seed; name the folder of all seeds, {folder.parent}")
     if not folders:
         raise ModelError(f"{folder}: holds no seed-<n> folder; name the folder that fusion-train wrote")
     loaded = sorted((load_model(path, device) for path in folders), key=lambda one: one.provenance.seed)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from fusion.errors import FeatureError
 from fusion.objective import Target, find_task
 from fusion.params import Modalities, Recipe
 from pipeline.settings import in_bytes
-from pipeline.store import MODALITIES, Features, Part
+from pipeline.store import MODALITIES, Features, Part, read_features
 
 SHARED = {"audio": 0.02, "text": 0.5}  # shares of what is tested that may be the same in train
 ENCODED = 16  # conversations at a time; what is encoded does not depend on it
@@ -303,12 +304,16 @@ class FeatureItem(NamedTuple):
 class FeatureDataset(Dataset[FeatureItem]):
     """The utterances of a `split`, or of all (None), in the order of the file; rows are read when asked for.
 
+    Args:
+        features: what `fusion.load_features` returned, or the path of a feature file.
+
     Raises:
         FeatureError: the file has no such split.
+        StoreError: it is missing or damaged.
     """
 
-    def __init__(self, features: Features, split: str | None = None) -> None:
-        self.features = features
+    def __init__(self, features: Features | str | PathLike[str], split: str | None = None) -> None:
+        self.features = features = features if isinstance(features, Features) else read_features(Path(features))
         splits = features.utterances.splits
         if split is not None and split not in splits:
             raise FeatureError(
@@ -326,4 +331,8 @@ class FeatureDataset(Dataset[FeatureItem]):
 
 
 def _stored_rows(part: Part | None, index: int) -> Tensor:
-    return torch.zeros(0, 1) if part is None else torch.from_numpy(part.rows(index).astype("float32"))
+    return (
+        torch.zeros(0, 1, dtype=torch.float32, device="cpu")
+        if part is None
+        else torch.from_numpy(part.rows(index).astype("float32"))
+    )

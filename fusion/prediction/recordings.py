@@ -40,6 +40,7 @@ class Recordings:
         self._model, self._folders, self._device = provenance.recipe.model, (audio, text), device
         self._identities = {"audio": provenance.audio, "text": provenance.text}
         self._started: TurnEncoder | None = None
+        self._closed = False
         self._warned = False  # of clips alone
 
     @property
@@ -54,7 +55,8 @@ class Recordings:
         self._encoder.load()
 
     def close(self) -> None:
-        """End the decoders' processes."""
+        """End the decoders' processes; from now on recordings are refused."""
+        self._closed = True
         if self._started:
             self._started.close()
 
@@ -64,7 +66,13 @@ class Recordings:
         Raises:
             EncoderError: an encoder is not available, or a turn alone exceeds the memory.
             DataError: nothing can be decoded here.
+            RecordingError: there are recordings after `close`.
         """
+        if self._closed and any(turn.sound is not None for turn in turns):
+            raise RecordingError(
+                "this predictor is closed and decodes no more recordings; load another one, or close it after the last "
+                "turn"
+            )
         encoded = self._encoder.encode(turns, since)
         self._warn_of_clips_alone(turns[since:])
         return [

@@ -42,7 +42,8 @@ class Turn:
             raise RecordingError(f"the text of a turn is {self.text!r}; expected a str, or None where it has none")
         if not isinstance(self.audio, str | PathLike | np.ndarray | None):
             raise RecordingError(
-                f"the audio of a turn is {self.audio!r}; expected a path, samples in a numpy array, or None"
+                f"the audio of a turn is {_described(self.audio)}; expected a path, samples in a numpy array "
+                "(np.asarray(x, np.float32)), or None"
             )
         if not isinstance(self.conversation, str):
             raise RecordingError(f"the conversation of a turn is {self.conversation!r}; expected its name, a str")
@@ -50,9 +51,17 @@ class Turn:
             raise RecordingError(f"the speaker of a turn is {self.speaker!r}; expected a str, or None where unknown")
         for name in ("start", "end"):
             seconds = getattr(self, name)
-            number = isinstance(seconds, int | float | np.integer | np.floating) and math.isfinite(seconds)
-            if seconds is not None and not number:
+            number = isinstance(seconds, int | float | np.integer | np.floating) and not isinstance(seconds, bool)
+            if seconds is not None and not (number and math.isfinite(seconds)):
                 raise RecordingError(f"the {name} of a turn is {seconds!r}; expected seconds, or None for the whole")
+
+
+def _described(audio: Any) -> str:
+    """What is given as audio, without its numbers."""
+    try:
+        return f"a {type(audio).__name__} of length {len(audio)}"
+    except TypeError:
+        return repr(audio)
 
 
 @dataclass(frozen=True)

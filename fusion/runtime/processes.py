@@ -30,8 +30,10 @@ def count_jobs(asked: int | None, device: torch.device) -> int:
     """Processes that train side by side: as many as `asked`, else one for each core; always one on a GPU.
 
     Raises:
-        TrainingError: several are asked for on a GPU.
+        TrainingError: several are asked for on a GPU, or none.
     """
+    if asked is not None and asked < 1:
+        raise TrainingError(f"{asked} jobs: expected at least 1; leave jobs out for one on each core")
     if device.type == "cpu":
         return asked or max(1, count_cores() // torch.get_num_threads())
     if asked not in (None, 1):

@@ -84,6 +84,7 @@ def train_seeds(
             other models and `overwrite` is not given.
         BusyError: another process trains into `output`.
     """
+    jobs = count_jobs(jobs, device)
     with sole_writer(output) as output:
         _check_replaceable(output)
         wanted = {seed: fingerprint(features, recipe, seed, device) for seed in recipe.train.seeds}
@@ -97,7 +98,6 @@ def train_seeds(
             for seed in there:
                 if not (work / f"seed-{seed}").exists():
                     shutil.copytree(output / f"seed-{seed}", work / f"seed-{seed}")
-        jobs = count_jobs(jobs, device)
         with single_thread(jobs) as threads:
             held = _load(features, recipe, device)
             for line in split_copies(Contents.of(features), features.utterances.splits, ["validation"]):

@@ -326,7 +326,7 @@ def draft_utterance(turn: Turn, index: int, split: str, params: DatasetParams) -
             )
     if turn.start is not None and turn.end is not None and turn.end < turn.start:
         raise DataError(
-            f"{where}: '{identifier}': ends at {turn.end} s, before its start at {turn.start} s; fix the table"
+            f"{where}: '{identifier}': ends at {turn.end} s, before its start at {turn.start} s; fix one of them"
         )
     return Utterance(
         id=identifier,

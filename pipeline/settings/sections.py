@@ -121,6 +121,8 @@ def _to_yaml(value: Any, key: str) -> str:
     def plain(odd: Any) -> Any:
         if isinstance(odd, os.PathLike):
             return os.fspath(odd)
+        if isinstance(odd, range):
+            return list(odd)
         if hasattr(odd, "tolist"):  # numbers and arrays of numpy and torch
             return odd.tolist()
         raise SettingsError(f"'{key}' is {value!r}; expected numbers, strings, booleans, None or lists of these")
@@ -274,7 +276,7 @@ def read_document(path: Path) -> dict[str, Any]:
         raise SettingsError(
             f"{path}: no such file; run the command where params.yaml lies, or name the file (--params)"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or a path that no file can have
         raise SettingsError(f"{path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

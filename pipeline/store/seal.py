@@ -61,6 +61,8 @@ def _clear_stale_copy(path: Path) -> None:
 
 def check_seal(path: Path) -> None:
     """Raise StoreError unless `path` is a whole, undamaged file of this version (its values aside)."""
+    if "\0" in str(path):
+        raise StoreError(f"{str(path)!r}: no path holds a null character; fix the path")
     try:
         _check_seal(path)
     except FileNotFoundError:

@@ -340,3 +340,22 @@ def test_a_text_without_end_is_read_with_its_neighbours_as_in_the_features(tmp_p
         rows_of_turn = found[turn].text
         assert rows_of_turn is not None
         np.testing.assert_allclose(rows_of_turn, cached.rows(cached.ids.index(f"c0/{turn}")), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("loudest", [32767.0, 127.0, 1e30, -1e30])
+def test_samples_far_outside_of_the_range_of_floats_are_refused(loudest: float) -> None:
+    samples = sound(0.3, RATE)[:, 0].astype(np.float32)
+    samples[5] = loudest
+    with pytest.raises(
+        DataError, match=r"turn 0: audio with samples up to .*; expected floats in \[-1, 1\]: divide whole"
+    ):
+        said(sound=Waveform(samples, RATE))
+
+
+def test_samples_that_exceed_the_range_a_little_or_are_not_finite_have_their_status(encoder: TurnEncoder) -> None:
+    samples = sound(0.3, RATE)[:, 0].astype(np.float32)
+    samples[5] = 2.0
+    broken = samples.copy()
+    broken[6] = np.nan
+    found = encode(encoder, said(sound=Waveform(samples, RATE)), said(sound=Waveform(broken, RATE)))
+    assert [one.status for one in found] == ["no-text", "not-finite+no-text+context-only"]

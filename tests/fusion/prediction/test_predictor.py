@@ -168,7 +168,15 @@ def test_what_is_no_turn_is_refused_with_what_was_expected(predictor: Predictor)
         Turn(5)  # type: ignore[arg-type]
     with pytest.raises(RecordingError, match="the audio of a turn is 5; expected a path, samples in a numpy array"):
         Turn("Hello.", 5)  # type: ignore[arg-type]
-    for field, value in {"speaker": math.nan, "conversation": 3, "start": "0.5", "end": math.inf}.items():
+    with pytest.raises(
+        RecordingError, match=r"is a list of length 16000; expected .*\(np\.asarray\(x, np\.float32\)\)"
+    ) as error:
+        Turn("Hello.", [0.25] * 16_000)  # type: ignore[arg-type]
+    assert "0.25" not in str(error.value)
+    for field, value in (
+        *{"speaker": math.nan, "conversation": 3, "start": "0.5", "end": math.inf}.items(),
+        *{"start": True, "end": False}.items(),
+    ):
         with pytest.raises(RecordingError, match=f"the {field} of a turn is .*; expected"):
             Turn("Hello.", **{field: value})  # type: ignore[arg-type]
     with pytest.raises(RecordingError, match=r"found one Turn; give it in a list: predict\(\[turn\]\)"):
@@ -216,6 +224,15 @@ def test_samples_are_taken_as_a_recording_of_them(recorded: Recorded, predictor:
     for wrong in (np.zeros((2, 3), np.float32), np.zeros(3, np.int16)):
         with pytest.raises(DataError, match=r"expected .*mix several channels to one, and divide whole numbers"):
             predictor.predict([Turn(audio=wrong, sample_rate=16000)])
+
+
+def test_a_closed_predictor_refuses_recordings_and_still_reads_words(recorded: Recorded) -> None:
+    given = turns_of(recorded)[0]
+    with Predictor.load(recorded.train(seeds=(0, 1)), "cpu") as predictor:
+        read = predictor.predict([replace(given, audio=None)])
+    assert_same(predictor.predict([replace(given, audio=None)]), read)
+    with pytest.raises(RecordingError, match="this predictor is closed and decodes no more recordings; load another"):
+        predictor.predict([given])
 
 
 def test_a_turn_that_is_refused_leaves_the_conversation_as_it_was(recorded: Recorded, predictor: Predictor) -> None:
