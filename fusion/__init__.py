@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from fusion.checkpoint import VERSION, LoadedModel
     from fusion.data import FeatureDataset, FeatureItem
     from fusion.evaluation import Evaluation
@@ -75,7 +77,7 @@ def train(
     loss: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
     params: str | PathLike[str] | None = None,
-    device: str = "auto",
+    device: "str | torch.device" = "auto",
     jobs: int | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -111,7 +113,7 @@ def train(
     return folder
 
 
-def load_model(path: str | PathLike[str], device: str = "auto") -> "LoadedModel":
+def load_model(path: str | PathLike[str], device: "str | torch.device" = "auto") -> "LoadedModel":
     """The trained model of one seed, such as models/hbaf/seed-0: `.model` (a torch module), `.provenance`, `.history`.
 
     Raises:
@@ -120,8 +122,10 @@ def load_model(path: str | PathLike[str], device: str = "auto") -> "LoadedModel"
     """
     from fusion.checkpoint import load_model
     from fusion.runtime import pick_device
+    from pipeline.settings import as_torch_starts
 
-    return load_model(Path(path), pick_device(device))
+    with as_torch_starts():
+        return load_model(Path(path), pick_device(device))
 
 
 def evaluate(
@@ -130,7 +134,7 @@ def evaluate(
     *,
     evaluate: Mapping[str, Any] | None = None,
     params: str | PathLike[str] | None = None,
-    device: str = "auto",
+    device: "str | torch.device" = "auto",
 ) -> "Evaluation":
     """Score the models of all seeds in a folder on the test split; no file is written.
 
@@ -164,7 +168,7 @@ def predict(
     root: str | PathLike[str] | None = None,
     audio_encoder: str | PathLike[str] | None = None,
     text_encoder: str | PathLike[str] | None = None,
-    device: str = "auto",
+    device: "str | torch.device" = "auto",
 ) -> "list[Prediction]":
     """What the models say of each turn, the mean over seeds. For several calls, a `Predictor` loads them once.
 
@@ -216,15 +220,18 @@ def _opened(features: "Features | str | PathLike[str]") -> "Features":
 
 @contextmanager
 def _as_commands_do() -> Iterator[None]:
-    """One thread to a process: faster for operations this small, and the numbers of the commands on any machine."""
+    """One thread to a process: faster for operations this small, and the numbers of the commands on any machine; and
+    torch in the modes in which a command has it.
+    """
     import torch
 
-    from pipeline.settings import settle_cublas
+    from pipeline.settings import as_torch_starts, settle_cublas
 
     settle_cublas()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with as_torch_starts():
+            yield
     finally:
         torch.set_num_threads(threads)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.preparation import Prepared
 
 __all__ = ["encode", "prepare"]
@@ -58,7 +60,7 @@ def encode(
     text: Mapping[str, Any] | None = None,
     features: Mapping[str, Any] | None = None,
     params: str | PathLike[str] | None = None,
-    device: str = "auto",
+    device: "str | torch.device" = "auto",
     overwrite: bool = False,
 ) -> Path:
     """Encode what `prepare` wrote: `audio.h5` and `text.h5` beside `output`, which joins them.
@@ -86,7 +88,7 @@ def encode(
     from pipeline.extraction import extract_audio, extract_text
     from pipeline.join import join
     from pipeline.params import AudioParams, DatasetParams, FeaturesParams, TextParams
-    from pipeline.settings import as_overrides, read_section, settle_libraries
+    from pipeline.settings import as_overrides, as_torch_starts, read_section, settle_libraries
 
     settle_libraries()
     file, overrides = _path(params), as_overrides(dataset=dataset, audio=audio, text=text, features=features)
@@ -98,8 +100,9 @@ def encode(
     joint = read_section(file, "features", FeaturesParams, overrides)
     source, target = Path(manifest), Path(output)
     parts = target.with_name("audio.h5"), target.with_name("text.h5")
-    extract_audio(source, parts[0], speech, Path(corpus.root), corpus.channels, device, overwrite)
-    extract_text(source, parts[1], words, device, overwrite)
+    with as_torch_starts():
+        extract_audio(source, parts[0], speech, Path(corpus.root), corpus.channels, str(device), overwrite)
+        extract_text(source, parts[1], words, str(device), overwrite)
     join(source, *parts, target, joint.copy_parts, describe_corpus(corpus, joint.licence, joint.corpus), overwrite)
     return target
 

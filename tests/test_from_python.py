@@ -1,10 +1,12 @@
 """What `fusion` and `pipeline` offer to Python, and docs/from-python.md, whose code is one program that is run here."""
 
 import inspect
+import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -94,6 +96,11 @@ def test_a_dataset_takes_a_path_as_other_functions_do(project: Path) -> None:
         assert torch.equal(dataset[0].text, opened[0].text)
 
 
+def test_a_device_of_torch_is_a_device(project: Path) -> None:
+    loaded = fusion.load_model(project / "models/small/seed-0", torch.device("cpu"))
+    assert {weights.device for weights in loaded.model.parameters()} == {torch.device("cpu")}
+
+
 def test_importing_is_instant() -> None:
     script = "import sys, fusion, pipeline; print(*(name for name in sys.modules if '.' not in name))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
@@ -128,7 +135,7 @@ def test_public_functions_take_paths_of_every_kind() -> None:
     for name, function in functions().items():
         if name.rpartition(".")[2].startswith("_"):
             continue
-        known = {key: getattr(fusion, key) for key in fusion.__all__} | {"Prepared": object}
+        known = {key: getattr(fusion, key) for key in fusion.__all__} | {"Prepared": object, "torch": torch}
         for parameter, hint in get_type_hints(function, localns=known).items():
             told = str(hint)
             if parameter in PLACES and "Mapping" not in told:
@@ -199,3 +206,60 @@ def test_a_number_out_of_range_is_an_error_of_settings(project: Path) -> None:
         fusion.evaluate(
             project / "data" / "python" / "feats.h5", project / "models" / "small", evaluate={"resamples": 1}
         )
+
+
+@contextmanager
+def by_default(settle: Callable[[Any], None], here: Any, otherwise: Any) -> Iterator[None]:
+    settle(here)
+    try:
+        yield
+    finally:
+        settle(otherwise)
+
+
+MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "inference": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "float64": lambda: by_default(torch.set_default_dtype, torch.float64, torch.float32),
+    "another device": lambda: by_default(torch.set_default_device, "meta", None),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+def modes_and_generators() -> tuple[object, ...]:
+    modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+    numbers = random.getstate(), torch.get_rng_state().numpy().tobytes()
+    return *modes, torch.get_default_dtype(), torch.get_default_device(), *numbers
+
+
+def call_everything(project: Path, output: Path) -> list[Any]:
+    """What the public functions give on the features of the page, without training for long."""
+    file, models = project / "data/python/feats.h5", project / "models/small"
+    trained = fusion.train(file, output, model=SMALL["model"], train={"epochs": 1, "seeds": [0]}, jobs=1)
+    weights = fusion.load_model(trained / "seed-0").model.state_dict()
+    scored = fusion.evaluate(file, models, evaluate={"resamples": 10})
+    with fusion.Predictor.load(models) as predictor:
+        running = predictor.conversation().add(fusion.Turn("We lost."))
+    predictions = [*fusion.predict(models, file), *fusion.predict(models, [fusion.Turn("We lost.")]), running]
+    manifest, features = project / "data/python/manifest.jsonl", output.with_name("feats.h5")
+    corpus = {"name": "table", "root": str(project / "data/demo"), "table": "utterances.csv"}
+    encoded = pipeline.encode(manifest, features, dataset=corpus, text={"precision": "float32"})
+    digest = fusion.load_features(encoded).digest
+    return [(trained / "seed-0/model.safetensors").read_bytes(), len(weights), scored.summaries, predictions, digest]
+
+
+@pytest.fixture(scope="module")
+def plain(project: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return call_everything(project, tmp_path_factory.mktemp("plain") / "models")
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_modes_of_the_caller_change_nothing_and_are_left_as_they_are(
+    project: Path, tmp_path: Path, plain: list[Any], mode: str
+) -> None:
+    with MODES[mode]():
+        before = modes_and_generators()
+        found = call_everything(project, tmp_path / "models")
+        assert modes_and_generators() == before
+    assert found == plain

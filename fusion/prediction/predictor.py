@@ -9,10 +9,12 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +31,7 @@ from fusion.prediction.recordings import Recordings, read_table, speak
 from fusion.prediction.records import Prediction, Turn
 from fusion.runtime import pick_device
 from fusion.tables import number_of
+from pipeline.settings import as_torch_starts
 from pipeline.store import SPLITS, Features, read_features
 
 if TYPE_CHECKING:
@@ -38,12 +41,22 @@ if TYPE_CHECKING:
 __all__ = ["Conversation", "Prediction", "Predictor", "Turn"]
 
 log = logging.getLogger(__name__)
+_TURN = RLock()  # of the process, as the settings of torch are
+
+
+@contextmanager
+def _taking_turns() -> Iterator[None]:
+    """One thread at a time: an encoder knows of one batch only. Torch is as the models need it, whatever the caller's
+    modes are.
+    """
+    with _TURN, as_torch_starts():
+        yield
 
 
 class Predictor:
     """Trained models of one or several seeds, whose answers are averaged, and their encoders; a context manager.
 
-    Made by `Predictor.load`.
+    Made by `Predictor.load`. Threads may share it: their calls take turns.
 
     Attributes:
         labels: that it tells, in the order of the classes; none where it tells scores.
@@ -60,10 +73,11 @@ class Predictor:
         self._task = find_task(provenance.recipe.train.target, len(provenance.labels))
 
     @classmethod
+    @_taking_turns()
     def load(
         cls,
         model: str | PathLike[str],
-        device: str = "auto",
+        device: str | torch.device = "auto",
         audio_encoder: str | PathLike[str] | None = None,
         text_encoder: str | PathLike[str] | None = None,
     ) -> "Predictor":
@@ -92,9 +106,11 @@ class Predictor:
         self.close()
 
     def close(self) -> None:
-        """End the processes that decode recordings."""
-        self._recordings.close()
+        """End the processes that decode recordings, after a call that another thread is in."""
+        with _TURN:
+            self._recordings.close()
 
+    @_taking_turns()
     def load_encoders(self) -> None:
         """Load the encoders now, rather than with the first turn; raises EncoderError where one is not available."""
         self._recordings.load()
@@ -171,6 +187,7 @@ class Predictor:
             parts.append(f"labels that the model does not know are not scored: {named}")
         return "; ".join(parts)
 
+    @_taking_turns()
     def predict_features(self, features: Features | str | PathLike[str], split: str | None = None) -> list[Prediction]:
         """What is to be said of each utterance of a feature file, in one split or in all of them.
 
@@ -200,15 +217,18 @@ class Predictor:
         """A conversation that goes on, to which turns are added as they are spoken."""
         return Conversation(name, self, self._recordings)
 
+    @_taking_turns()
     def answer(self, split: Split) -> np.ndarray:
         """Calibrated probabilities (utterances, classes) or scores (utterances, 1), on average over the seeds."""
         answers = [predict(model.model, split, self._task) for model in self._models]
         return ensemble(answers, [model.provenance.temperature for model in self._models])
 
+    @_taking_turns()
     def predict_heard(self, turns: Sequence[Heard]) -> list[Prediction]:
         """What is to be said of turns that are encoded, whole conversations one behind the other."""
         return self._predictions(turns, self.answer(split_of(turns, self._stored, self._device)))
 
+    @_taking_turns()
     def _predict_spoken(self, turns: Sequence["Spoken"]) -> list[Prediction]:
         predictions, beyond = [], Beyond()
         with tqdm(total=len(turns), desc="predicting", unit="turn", disable=None) as bar:
@@ -277,6 +297,7 @@ class Conversation:
         """How many turns there were."""
         return len(self._heard)
 
+    @_taking_turns()
     def add(self, turn: Turn) -> Prediction:
         """What is to be said of the next turn; after an error, the conversation is as it was before.
 

@@ -12,7 +12,7 @@ from fusion.errors import TrainingError
 from pipeline.settings import deterministic, free_bytes, full_float32, ran_out_of_memory
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str | torch.device) -> torch.device:
     """The device called `name`: cpu, cuda, cuda:<n>, or auto for cuda where there is one.
 
     Raises:
@@ -20,6 +20,7 @@ def pick_device(name: str) -> torch.device:
     """
     count = torch.cuda.device_count()
     accepted = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
+    name = str(name)
     if name not in accepted:
         raise TrainingError(f"device '{name}': no such device; here are {', '.join(accepted)}")
     return torch.device("cuda" if count else "cpu") if name == "auto" else torch.device(name)

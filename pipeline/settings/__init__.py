@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         Precision,
         PrecisionError,
         advise_precision,
+        as_torch_starts,
         built_for_bfloat16,
         check_agreement,
         deterministic,

@@ -11,16 +11,17 @@ No torch at import: commands read parameters before they load it.
 A GPU rounds the factors of a float32 product to 10 bits of mantissa (TF32) where it may: cuDNN's convolutions and
 recurrent networks by torch's own default, matrix products where a user or a container says so. And a kernel may add up
 in another order each time. Both are settings of the whole process, so they are changed for as long as it matters, and
-put back.
+put back. So are the modes in which a Python program calls its functions (`as_torch_starts`).
 """
 
 import logging
 import os
 import platform
+import random
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -164,6 +165,30 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         _precision.leave()
+
+
+@contextmanager
+def as_torch_starts() -> Iterator[None]:
+    """Inside, torch is in the modes of a new process: gradients, float32, the processor by default, no autocast.
+
+    Outside they are as the caller had set them, and so are the states of Python's and torch's generators.
+    """
+    import torch
+
+    numbers, dtype = random.getstate(), torch.get_default_dtype()
+    with ExitStack() as modes:
+        modes.enter_context(torch.random.fork_rng([]))
+        modes.enter_context(torch.inference_mode(False))  # which turns gradients on as well
+        for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            modes.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            modes.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            random.setstate(numbers)
 
 
 @contextmanager

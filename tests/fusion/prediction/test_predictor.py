@@ -2,7 +2,9 @@
 
 import math
 import shutil
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +133,22 @@ def test_conversations_may_be_mixed(recorded: Recorded, predictor: Predictor) ->
     count = len(mixed) // 2
     assert_same(found[::2], predictor.predict(first[:count]))
     assert_same(found[1::2], predictor.predict(second[:count]))
+
+
+def test_threads_may_share_a_predictor(recorded: Recorded, predictor: Predictor) -> None:
+    turns = [turn for conversation in range(2) for turn in turns_of(recorded, conversation)]
+    given = [[Turn(words)] for turn in turns for words in (turn.text, f"{turn.text} {turn.text}")]
+    given += [[replace(turn, text="")] for turn in turns]
+    alone = [predictor.predict(one) for one in given]
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            together = list(threads.map(predictor.predict, given * 2))
+    finally:
+        sys.setswitchinterval(switch)
+    for expected, found in zip(alone * 2, together, strict=True):
+        assert_same(found, expected)
 
 
 def test_what_is_encoded_at_a_time_changes_nothing(
