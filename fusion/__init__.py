@@ -122,9 +122,9 @@ def load_model(path: str | PathLike[str], device: "str | torch.device" = "auto")
     """
     from fusion.checkpoint import load_model
     from fusion.runtime import pick_device
-    from pipeline.settings import as_torch_starts
+    from pipeline.settings import as_torch_starts, keep_generators
 
-    with as_torch_starts():
+    with as_torch_starts(), keep_generators():
         return load_model(Path(path), pick_device(device))
 
 
@@ -225,13 +225,13 @@ def _as_commands_do() -> Iterator[None]:
     """
     import torch
 
-    from pipeline.settings import as_torch_starts, settle_cublas
+    from pipeline.settings import as_torch_starts, keep_generators, settle_cublas
 
     settle_cublas()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with as_torch_starts():
+        with as_torch_starts(), keep_generators():
             yield
     finally:
         torch.set_num_threads(threads)

@@ -88,7 +88,7 @@ def encode(
     from pipeline.extraction import extract_audio, extract_text
     from pipeline.join import join
     from pipeline.params import AudioParams, DatasetParams, FeaturesParams, TextParams
-    from pipeline.settings import as_overrides, as_torch_starts, read_section, settle_libraries
+    from pipeline.settings import as_overrides, as_torch_starts, keep_generators, read_section, settle_libraries
 
     settle_libraries()
     file, overrides = _path(params), as_overrides(dataset=dataset, audio=audio, text=text, features=features)
@@ -100,7 +100,7 @@ def encode(
     joint = read_section(file, "features", FeaturesParams, overrides)
     source, target = Path(manifest), Path(output)
     parts = target.with_name("audio.h5"), target.with_name("text.h5")
-    with as_torch_starts():
+    with as_torch_starts(), keep_generators():
         extract_audio(source, parts[0], speech, Path(corpus.root), corpus.channels, str(device), overwrite)
         extract_text(source, parts[1], words, str(device), overwrite)
     join(source, *parts, target, joint.copy_parts, describe_corpus(corpus, joint.licence, joint.corpus), overwrite)

@@ -26,7 +26,7 @@ from pipeline.manifest import OK, Utterance
 from pipeline.media import SAMPLE_RATES, Channels, Decoders, Recording, Stretch, judge, resample
 from pipeline.params import AudioParams, DatasetParams, TextParams
 from pipeline.preparation import after_probing, by_conversation, draft_utterance, leave_to_others, relative_path
-from pipeline.settings import DEFAULT_PARAMS, Threads, read_section
+from pipeline.settings import DEFAULT_PARAMS, Threads, keep_generators, read_section
 from pipeline.store import Identity
 
 if TYPE_CHECKING:
@@ -255,12 +255,14 @@ class TurnEncoder:
     @cached_property
     def _speech(self) -> "Named[SpeechEncoder, AudioParams]":
         assert self._audio is not None
-        return load_speech(self._audio, self._audio_folder, self._device)
+        with keep_generators():
+            return load_speech(self._audio, self._audio_folder, self._device)
 
     @cached_property
     def _words(self) -> "Named[TextEncoder, TextParams]":
         assert self._text is not None
-        return load_text(self._text, self._text_folder, self._device)
+        with keep_generators():
+            return load_text(self._text, self._text_folder, self._device)
 
     @property
     def _channels(self) -> Channels:

@@ -8,6 +8,7 @@
 
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from fusion.prediction.recordings import Recordings, read_table, speak
 from fusion.prediction.records import Prediction, Turn
 from fusion.runtime import pick_device
 from fusion.tables import number_of
-from pipeline.settings import as_torch_starts
+from pipeline.settings import as_torch_starts, keep_generators
 from pipeline.store import SPLITS, Features, read_features
 
 if TYPE_CHECKING:
@@ -41,7 +42,16 @@ if TYPE_CHECKING:
 __all__ = ["Conversation", "Prediction", "Predictor", "Turn"]
 
 log = logging.getLogger(__name__)
-_TURN = RLock()  # of the process, as the settings of torch are
+_TURN = RLock()  # of the process, as an encoder may serve several predictors
+
+
+def _renew() -> None:
+    """In a process that was forked while another thread had the lock, nobody is there to release it."""
+    global _TURN
+    _TURN = RLock()
+
+
+os.register_at_fork(after_in_child=_renew)
 
 
 @contextmanager
@@ -71,9 +81,11 @@ class Predictor:
         self._models, self._recordings, self._device = models, recordings, device
         self._recipe, self._stored = provenance.recipe, models[0].stored
         self._task = find_task(provenance.recipe.train.target, len(provenance.labels))
+        self._named = set[str]()  # columns whose values far outside the range of train were warned of
 
     @classmethod
     @_taking_turns()
+    @keep_generators()
     def load(
         cls,
         model: str | PathLike[str],
@@ -177,7 +189,7 @@ class Predictor:
             tally = self._task.tally(truth, answers, np.array([0, len(told)]))[0]
             scores = compute_all(self._task.metrics, tally)
             kind = "label" if self.labels else "score"
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            shown = ", ".join(f"{name} {value:z.3f}" for name, value in scores.items())
             parts.append(
                 f"{number_of(len(told), 'turn')} with a {kind} in the table: {shown} (no test score, if the models "
                 "learned from some of them)"
@@ -230,13 +242,16 @@ class Predictor:
 
     @_taking_turns()
     def _predict_spoken(self, turns: Sequence["Spoken"]) -> list[Prediction]:
-        predictions, beyond = [], Beyond()
+        predictions, beyond = list[Prediction](), Beyond()
         with tqdm(total=len(turns), desc="predicting", unit="turn", disable=None) as bar:
             for heard in self._recordings.hear_all(turns):
-                predictions += self.predict_heard(heard)
-                beyond += self._beyond(split_of(heard, self._stored, self._device))
+                split = split_of(heard, self._stored, self._device)
+                predictions += self._predictions(heard, self.answer(split))
+                beyond += self._beyond(split)
                 bar.update(len(heard))
-        _warn(beyond)
+        if not beyond.columns.keys() <= self._named:  # once for every column, however often a service calls
+            self._named |= beyond.columns.keys()
+            _warn(beyond)
         return predictions
 
     def _beyond(self, split: Split) -> Beyond:

@@ -1,7 +1,6 @@
 """The `prepare` stage: a corpus as people have it -> a manifest in which every oddity is settled and named."""
 
 import os
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from pipeline.preparation.counts import (
 from pipeline.preparation.splits import assign_splits
 from pipeline.settings import Threads, escape_unseen
 
+NO_LINK = "no link: not a local folder of the user's\n"
 MADE_HERE = ("models/encoders/audio", "models/encoders/text")  # dvc.yaml names them: stages write them
 MANY = 10  # differences to the published counts, of which more are summed up in a line
 NAMED = 10  # recordings that cannot be used and are named in the summary; the manifest has them all
@@ -87,9 +87,18 @@ def link_encoders(encoders: Mapping[str, str], folder: Path) -> str:
     DVC follows them, and so notices weights that change in a folder which keeps its name. Where a key names no folder,
     or one that a stage writes, a file that never changes lies in place of the link. The note beside `folder` is as that
     of `link_corpus`.
+
+    Raises:
+        DataError: `folder` is something else, or holds something else.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    there = list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
+    if os.path.lexists(folder) and (
+        not folder.is_dir() or folder.is_symlink() or not all(_made_by_link_encoders(one) for one in there)
+    ):
+        raise DataError(f"{folder}: not made by this command, and in the way of links to encoders; move it elsewhere")
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in there:
+        one.unlink()
     made_here = [os.path.realpath(path) for path in MADE_HERE]
     local = {
         key: name for key, name in encoders.items() if Path(name).is_dir() and os.path.realpath(name) not in made_here
@@ -98,10 +107,14 @@ def link_encoders(encoders: Mapping[str, str], folder: Path) -> str:
         if key in local:
             _point(folder / key, Path(local[key]))
         else:
-            (folder / key).write_text("no link: not a local folder of the user's\n", encoding="utf-8")
+            (folder / key).write_text(NO_LINK, encoding="utf-8")
     told = "\n".join(f"{folder / key}: a link to {name}" for key, name in local.items())
     folder.with_name(f"{folder.name}.txt").write_text(f"{told}\n" if told else "", encoding="utf-8")
     return told
+
+
+def _made_by_link_encoders(entry: Path) -> bool:
+    return entry.is_symlink() or (entry.is_file() and entry.read_bytes() == NO_LINK.encode())
 
 
 def _point(link: Path, to: Path) -> None:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         check_agreement,
         deterministic,
         full_float32,
+        keep_generators,
         processor_name,
         repeatably,
         settle_cublas,

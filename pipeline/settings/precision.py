@@ -171,23 +171,32 @@ def full_float32() -> Iterator[None]:
 def as_torch_starts() -> Iterator[None]:
     """Inside, torch is in the modes of a new process: gradients, float32, the processor by default, no autocast.
 
-    Outside they are as the caller had set them, and so are the states of Python's and torch's generators.
+    Outside they are as the caller had set them. The default dtype is that of the process: where threads are inside at
+    the same time, the last that leaves puts it back.
     """
     import torch
 
-    numbers, dtype = random.getstate(), torch.get_default_dtype()
     with ExitStack() as modes:
-        modes.enter_context(torch.random.fork_rng([]))
         modes.enter_context(torch.inference_mode(False))  # which turns gradients on as well
         for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
             modes.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":
             modes.enter_context(torch.device("cpu"))
-        torch.set_default_dtype(torch.float32)
+        _default_dtype.enter()
+        modes.callback(_default_dtype.leave)
+        yield
+
+
+@contextmanager
+def keep_generators() -> Iterator[None]:
+    """Afterwards Python's and torch's generators are where they were, however many numbers weights were drawn with."""
+    import torch
+
+    numbers = random.getstate()
+    with torch.random.fork_rng([]):
         try:
             yield
         finally:
-            torch.set_default_dtype(dtype)
             random.setstate(numbers)
 
 
@@ -283,4 +292,30 @@ def _set(precisions: dict[str, str], matmul: str) -> None:
         operations(name).fp32_precision = precision
 
 
+class _DefaultDtype:
+    """float32 as torch's default while anybody is inside."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.before: Any = None
+
+    def enter(self) -> None:
+        import torch
+
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.before = torch.get_default_dtype()
+                torch.set_default_dtype(torch.float32)
+
+    def leave(self) -> None:
+        import torch
+
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                torch.set_default_dtype(self.before)
+
+
 _precision = _Precision()
+_default_dtype = _DefaultDtype()

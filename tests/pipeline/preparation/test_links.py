@@ -81,3 +81,21 @@ def test_an_encoder_that_a_stage_writes_has_no_link_whether_it_is_there_yet_or_n
             assert link_encoders({"audio.encoder": "models/encoders/audio"}, Path("data/.encoders")) == ""
             assert Path("data/.encoders/audio.encoder").is_file()
             Path("models/encoders/audio").mkdir(parents=True, exist_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_nothing_of_the_users_is_replaced_by_links_to_encoders(tmp_path: Path, kind: str) -> None:
+    mine, links = tmp_path / "mine", tmp_path / "data" / ".encoders"
+    (mine / "wavlm").mkdir(parents=True)
+    (mine / "wavlm" / "weights").write_text("mine")
+    links.parent.mkdir()
+    if kind == "file":
+        links.write_text("mine")
+    elif kind == "link":
+        links.symlink_to(mine)
+    else:
+        mine = mine.rename(links)
+    with pytest.raises(DataError, match=r"encoders: not made by this command, and in the way .*; move it elsewhere"):
+        link_encoders({"audio.encoder": str(mine / "wavlm")}, links)
+    assert (mine / "wavlm" / "weights").read_text() == "mine"
+    assert kind != "file" or links.read_text() == "mine"

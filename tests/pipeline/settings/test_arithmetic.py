@@ -1,6 +1,7 @@
 """float32 that is float32, kernels that repeat themselves, and that all is put back."""
 
 import os
+import random
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +12,14 @@ import torch
 
 from pipeline.encoders.transfer import fetched
 from pipeline.finetuning.trainer import reproducible
-from pipeline.settings import deterministic, full_float32, repeatably, settle_libraries
+from pipeline.settings import (
+    as_torch_starts,
+    deterministic,
+    full_float32,
+    keep_generators,
+    repeatably,
+    settle_libraries,
+)
 from pipeline.settings.precision import PRECISIONS, operations
 
 
@@ -184,3 +192,35 @@ def test_rows_are_awaited_on_the_stream_that_copies_them(monkeypatch: pytest.Mon
     assert [rows.tolist() for rows in wait()] == [[[0, 1]], [[2, 3], [4, 5]]]
     assert recorded[-1] == "awaited"
     assert isinstance(wait()[0], np.ndarray)
+
+
+def test_the_default_dtype_is_put_back_by_the_last_that_leaves() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        inside, leave = threading.Event(), threading.Event()
+
+        def wait_inside() -> None:
+            with as_torch_starts():
+                inside.set()
+                leave.wait(60)
+
+        other = threading.Thread(target=wait_inside)
+        with as_torch_starts():
+            other.start()
+            assert inside.wait(60)
+        among = torch.get_default_dtype()
+        leave.set()
+        other.join(60)
+        after = torch.get_default_dtype()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (among, after) == (torch.float32, torch.float64)
+
+
+def test_modes_alone_take_no_number_back_from_a_generator() -> None:
+    with as_torch_starts():
+        inside = random.random(), torch.rand(1).item()
+    assert (random.random(), torch.rand(1).item()) != inside
+    with keep_generators():
+        inside = random.random(), torch.rand(1).item()
+    assert (random.random(), torch.rand(1).item()) == inside
