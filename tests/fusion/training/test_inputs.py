@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fusion.batch import Batch, Output
 from fusion.checkpoint import load_model
-from fusion.data import Split, hold, load_split
+from fusion.data import Resident, Split, hold, load_split
 from fusion.inference import predict
 from fusion.layers import Standardise
 from fusion.models import MODELS, HubModel, SharedParams, Sizes, Stage
@@ -148,6 +148,23 @@ def test_a_robust_model_learns_and_answers_the_same_however_large_outliers_are(n
     said = [answers(outlying(1e3**power), name, standardise="robust", **path) for power in (1, 2)]
     assert np.array_equal(*said)
     assert not np.array_equal(*(answers(outlying(1e3**power), name, **path) for power in (1, 2)))
+
+
+def test_quartiles_of_many_rows_do_not_depend_on_how_long_utterances_are() -> None:
+    """Frames of utterances of one length, the first of which are unlike the others."""
+    count, frames = 3000, 64
+    values = np.random.default_rng(1).normal(0, 1, (count, frames, 2)).astype(np.float32)
+    values[:, 0] += 8
+    lengths = torch.full((count,), frames)
+    rows = Resident.packed(torch.from_numpy(values).flatten(0, 1), lengths)
+    (one, other) = (each.robust_columns.scale for each in (rows, rows.leave("cpu")))
+    np.testing.assert_allclose(one.centre, np.median(values, axis=(0, 1)), atol=0.05)
+    np.testing.assert_allclose(one.spread, 1, atol=0.06)
+    halves = replace(
+        rows, starts=torch.arange(2 * count) * (frames // 2), lengths=torch.full((2 * count,), frames // 2)
+    )
+    for same in (other, halves.robust_columns.scale):
+        assert np.array_equal(one.centre, same.centre)
 
 
 def test_quartiles_are_those_of_train_from_the_file_and_from_the_device(tmp_path: Path) -> None:
