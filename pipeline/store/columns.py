@@ -17,6 +17,7 @@ TINY = 1e-30  # a deviation whose reciprocal float32 still holds
 WIDE = 1000  # times that the largest deviation may be the smallest before it is reported
 BLOCK = 128  # rows at a time: their float64 copies stay in the cache
 FAR, HEAVY = 10, 0.1  # deviations of a value from the mean, and its share of `squares`, from which on it is an outlier
+ROUNDING = 1e-10  # of sums in float64, relative, with some room
 REACH = 5.0  # robust deviations from the median that values may have
 NORMAL = 1.349  # the interquartile range of a normal distribution, in deviations
 NAMED = 5  # columns that a report names
@@ -98,6 +99,15 @@ class Columns:
         found: np.ndarray = np.divide(away, self.deviation, out=np.zeros_like(away), where=self.finite & ~self.constant)
         return found
 
+    @property
+    def _two_valued(self) -> np.ndarray:
+        """Boolean, which columns hold two numbers alone, such as 0 and 1: only those have the largest `squares` that
+        their range and mean allow (Bhatia and Davis 2000)."""
+        with np.errstate(invalid="ignore", over="ignore"):  # of values that are not finite
+            largest = self.rows * (self.most - self.mean) * (self.mean - self.least)
+            found: np.ndarray = self.squares >= largest * (1 - ROUNDING)
+        return found
+
     def oddities(self) -> str:
         """In a line how many columns are constant, not finite or of a wildly different scale, and which; "" if none."""
         if not self.rows:
@@ -112,11 +122,13 @@ class Columns:
             ends = [(scale == end, end) for end in (np.nanmin(scale), np.nanmax(scale))]
             low, high = (f"{end:.2g} (column {_name(where)})" for where, end in ends)
             said.append(f"standard deviations from {low} to {high}")
-        outlying = (self.farthest > FAR) & (self.farthest**2 > HEAVY * self.rows)
+        outlying = (self.farthest > FAR) & (self.farthest**2 > HEAVY * self.rows) & ~self._two_valued
         if outlying.any() and not self.robust:
+            farthest = self.farthest[outlying].max()
             said.append(
-                f"{outlying.sum()} with outliers ({_name(outlying)}), up to {self.farthest.max():.0f} standard "
-                "deviations away, which hide the rest: try model.standardise: robust"
+                f"{outlying.sum()} with outliers ({_name(outlying)}), up to {farthest:.0f} standard deviations "
+                "away, which may hide the rest: model.standardise: robust may help where half of the values are not "
+                "the same"
             )
         return f"of {self.mean.size} columns: {', '.join(said)}" if said else ""
 

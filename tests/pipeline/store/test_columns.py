@@ -93,8 +93,8 @@ def spoil(rows: np.ndarray, what: str) -> np.ndarray:
         ("scale", "of 12 columns: standard deviations from 0.96 (column 1) to 2e+04 (column 0)"),
         (
             "outliers",
-            "of 12 columns: 2 with outliers (3, 11), up to 22 standard deviations away, which hide the rest: try "
-            "model.standardise: robust",
+            "of 12 columns: 2 with outliers (3, 11), up to 22 standard deviations away, which may hide the "
+            "rest: model.standardise: robust may help where half of the values are not the same",
         ),
         ("constant, not finite", "of 12 columns: 7 constant (2, 3, 4, 5, 6, ...), 2 not finite (1, 10)"),
     ],
@@ -102,6 +102,16 @@ def spoil(rows: np.ndarray, what: str) -> np.ndarray:
 def test_odd_columns_are_counted_and_named(what: str, said: str) -> None:
     rows = spoil(np.random.default_rng(0).normal(0, 1, (500, 12)), what)
     assert measure_columns(rows).oddities() == said
+
+
+@pytest.mark.parametrize("rows", [500, 100_000])
+def test_a_column_of_two_numbers_has_no_outliers_however_rare_one_of_them_is(rows: int) -> None:
+    values = np.random.default_rng(0).normal(0, 1, (rows, 4)).astype(np.float32)
+    values[:, :3] = [0, 0.1, -7]
+    values[[7, rows // 2], :3] = [[1, 0.7, 30]] * 2
+    assert "outliers" not in measure_columns(values).oddities()
+    values[7, 3] = 1e6
+    assert "1 with outliers (3)" in measure_columns(values).oddities()
 
 
 def test_columns_of_several_layers_are_named_by_layer_and_column() -> None:
