@@ -477,13 +477,15 @@ def why_unused(recipe: Recipe, key: str) -> str:
     if group in params and (why := idle_keys(params[group]).get(name)):
         return f"{group}.{why}"
     if group == "loss" and target == "score" and name in OF_LABELS:
-        return "train.target is score; of use with label"
+        return "train.target is score; set target to label"
     taken_by = {
         "model": lambda one: {*GENERAL, *find_model(one).Params.model_fields},
         "loss": lambda one: _own_losses(one, target),
     }.get(group, lambda one: {name})
     takers = [one for one in MODELS if name in taken_by(one)]
-    return f"model.name is {model}; of use with {', '.join(takers)}" if takers and name not in taken_by(model) else ""
+    if not takers or name in taken_by(model):
+        return ""
+    return f"model.name is {model}; only {', '.join(takers)} {'use' if len(takers) > 1 else 'uses'} it"
 
 
 def report_unused(given: Iterable[str], recipes: Sequence[Recipe], place: str = "") -> None:

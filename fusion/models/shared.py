@@ -5,7 +5,7 @@ Without torch, since shell completion reads the keys.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,7 @@ ConversationEncoding = Literal["gru", "none"]
 
 
 # by key: another key of the group, and the values (of a list, elements) of it with which the first makes a difference
-Needs = Mapping[str, Sequence[str]]
+Needs = Mapping[str, Sequence[Any]]
 
 
 def idle_keys(params: Section) -> dict[str, str]:
@@ -27,21 +27,22 @@ def idle_keys(params: Section) -> dict[str, str]:
     for key, (other, *values) in needs.items():
         found = getattr(params, other)
         held = found if isinstance(found, tuple) else (found,)
-        if not {*held} & {*values}:
-            idle[key] = f"{other} is {', '.join(held)}; of use with {' or '.join(values)}"
+        if not any(one in values for one in held):
+            needed = " or ".join(map(str, values))
+            advice = f"add {needed} to {other}" if isinstance(found, tuple) else f"set {other} to {needed}"
+            idle[key] = f"{other} is {', '.join(map(str, held))}; {advice}"
     return idle
 
 
 class SharedParams(Section):
     """What every model takes. A model's own params class adds its keys, and of the other shared ones those it takes."""
 
-    dim: int = Field(
-        64, ge=2, le=4096
-    )  # width of every layer; a multiple of `heads` where it has any, even for direction both
+    # width of every layer; a multiple of `heads` where it has any, even for direction both
+    dim: int = Field(64, ge=2, le=4096)
     dropout: float = Field(0.5, ge=0, lt=1)  # share of activations
     direction: Literal["past", "both"] = "both"  # past: no turn sees a later one
     # columns of the features, by mean and deviation over the train split; robust: by median and interquartile range
-    standardise: bool | Literal["robust"] = True
+    standardise: Literal["robust"] | bool = True
     linear_path: bool = True  # a linear model beside the deep one, weighted on validation
 
     needs: ClassVar[Needs] = {}

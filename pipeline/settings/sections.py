@@ -318,8 +318,8 @@ def _set_key(content: dict[str, Any], keys: Sequence[str], value: Any, override:
 
 
 def _is_alternative(part: str | int) -> bool:
-    """Whether pydantic put this into a location for one of the types that a key accepts: tuple[..], constrained-int."""
-    return isinstance(part, str) and ("[" in part or part.startswith("constrained-"))
+    """Whether pydantic put this into a location for one of the types that a key accepts: tuple[..], bool and so on."""
+    return isinstance(part, str) and ("[" in part or part == "bool" or part.startswith("constrained-"))
 
 
 def _location(problem: Any) -> list[str | int]:
@@ -373,6 +373,7 @@ def _message(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     message = message.replace("a valid array", "a list").replace("an object", "a group of keys and values")
+    message = message.replace(", unable to interpret input", "")  # of a boolean
     return message.replace("tuple", "list").replace(" after validation", "")
 
 

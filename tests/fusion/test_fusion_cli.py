@@ -64,7 +64,7 @@ def test_a_switch_that_has_no_effect_is_named_and_one_of_params_yaml_is_not(
 ) -> None:
     switches = ["--set", "model.name=concat", "--set", "train.epochs=1", "--set", "loss.supervised=0.9"]
     assert run(train_app, "--features", "data/feats.h5", *switches).exit_code == 0
-    assert "'loss.supervised' has no effect: model.name is concat; of use with hcam" in caplog.messages
+    assert "'loss.supervised' has no effect: model.name is concat; only hcam uses it" in caplog.messages
     assert "model.heads" not in caplog.text
 
 

@@ -1,13 +1,13 @@
 """The sections of params.yaml that fusion owns: what they accept, and that they are the model's own arguments."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from fusion.models import MODELS, HBAFParams, HCAMParams
+from fusion.models import MODELS, HBAFParams, HCAMParams, Needs, SharedParams, idle_keys
 from fusion.params import (
     GENERAL,
     MODEL_NAMES,
@@ -160,25 +160,22 @@ def test_a_parameter_that_the_model_does_not_take_changes_no_digest() -> None:
 
 
 NO_EFFECT = [
+    (["model.name=concat", "model.heads=2"], "'model.heads' has no effect: model.name is concat; only hbaf, hcam, "),
+    (["model.name=dialoguernn", "model.conversation_encoder=none"], "model.name is dialoguernn; only hbaf, audio"),
+    (["loss.supervised=0.9"], "'loss.supervised' has no effect: model.name is hbaf; only hcam uses it"),
     (
-        ["model.name=concat", "model.heads=2"],
-        "'model.heads' has no effect: model.name is concat; of use with hbaf, hcam, ",
+        ["train.target=score", "loss.kind=focal"],
+        "'loss.kind' has no effect: train.target is score; set target to label",
     ),
-    (
-        ["model.name=dialoguernn", "model.conversation_encoder=none"],
-        "model.name is dialoguernn; of use with hbaf, audio",
-    ),
-    (["loss.supervised=0.9"], "'loss.supervised' has no effect: model.name is hbaf; of use with hcam"),
-    (["train.target=score", "loss.kind=focal"], "'loss.kind' has no effect: train.target is score; of use with label"),
-    (["loss.gamma=5"], "'loss.gamma' has no effect: loss.kind is cross_entropy; of use with focal"),
-    (["train.step_epochs=3"], "'train.step_epochs' has no effect: train.schedule is constant; of use with step"),
+    (["loss.gamma=5"], "'loss.gamma' has no effect: loss.kind is cross_entropy; set kind to focal"),
+    (["train.step_epochs=3"], "'train.step_epochs' has no effect: train.schedule is constant; set schedule to step"),
     (
         ["model.hbaf.context=text", "model.hbaf.context_turns=9"],
-        "model.hbaf.context is text; of use with conversation or",
+        "model.hbaf.context is text; set context to conversation or both",
     ),
     (
         ["model.name=hcam", "model.hcam.training=joint", "model.hcam.freeze=false"],
-        "'model.hcam.freeze' has no effect: model.hcam.training is joint; of use with hierarchical",
+        "'model.hcam.freeze' has no effect: model.hcam.training is joint; set training to hierarchical",
     ),
 ]
 
@@ -192,6 +189,29 @@ def test_a_switch_that_has_no_effect_is_named_with_what_uses_it(
     assert len(caplog.messages) == 1
     assert expected in caplog.messages[0]
     assert recipe.digest == without.digest
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [({"gate": False}, "gate is False; set gate to True"), ({"layers": (1, 2)}, "add 3 to layers")]
+)
+def test_what_a_key_needs_may_be_any_value(value: dict[str, Any], said: str) -> None:
+    class Params(SharedParams):
+        gate: bool = True
+        layers: tuple[int, ...] = (3,)
+        width: int = 1
+        depth: int = 1
+        needs: ClassVar[Needs] = {"width": ("gate", True), "depth": ("layers", 3)}
+
+    assert not idle_keys(Params())
+    (why,) = idle_keys(Params(**value)).values()
+    assert why.endswith(said)
+
+
+def test_a_misspelt_way_to_standardise_is_answered_with_all_of_them() -> None:
+    with pytest.raises(SettingsError) as error:
+        read_recipe(None, ["model.standardise=robst"])
+    expected = "'model.standardise' is 'robst': input should be 'robust' or a valid boolean; did you mean 'robust'?"
+    assert expected in str(error.value)
 
 
 def test_switches_that_have_an_effect_are_not_named(caplog: pytest.LogCaptureFixture) -> None:

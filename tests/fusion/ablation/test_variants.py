@@ -97,7 +97,7 @@ idle: {model.name: tfn, model.heads: 4, grid: {model.dim: [4, 16]}}
     read(tmp_path, sets, "model.hbaf.gate=false")
     assert [message.partition("params.yaml: ")[2] for message in caplog.messages] == [
         "'ablations.idle': 'model.heads' has no effect: model.name is tfn; "
-        "of use with hbaf, hcam, crossmodal, misa, mult"
+        "only hbaf, hcam, crossmodal, misa, mult use it"
     ]
 
 
@@ -105,7 +105,7 @@ def test_an_override_that_some_row_uses_is_not_named(tmp_path: Path, caplog: pyt
     read(tmp_path, "a: {model.name: hcam}", "loss.supervised=0.5")
     assert not caplog.messages
     read(tmp_path, "a: {model.name: concat}", "loss.supervised=0.5")
-    assert caplog.messages == ["'loss.supervised' has no effect: model.name is hbaf; of use with hcam"]
+    assert caplog.messages == ["'loss.supervised' has no effect: model.name is hbaf; only hcam uses it"]
 
 
 REFUSED = [
