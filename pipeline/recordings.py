@@ -106,7 +106,8 @@ def read_turns(table: Path, root: Path, params: Path | None = None, overrides: S
     counts = Counter(draft.id for draft, _ in drafts)
     if twice := [identifier for identifier, count in counts.items() if count > 1]:
         log.warning(
-            "%s: ids of several rows: %d, such as '%s' of %d; conversation and turn say which is which",
+            "%s: %d ids are shared by several rows, such as '%s' (%d rows); predictions are told apart by conversation "
+            "and turn",
             table,
             len(twice),
             twice[0],

@@ -32,9 +32,8 @@ class Results:
     ablations: Sequence[Row]  # none where there is no table of these features
     ablation_confidence: float  # of its intervals
     ablation_own: bool  # whether its base row is the model of these results
-    ablation_notes: Sequence[
-        str
-    ]  # which of its rows have not learned, or are no better than what they are held against
+    # which of its rows have not learned, or are no better than what they are held against
+    ablation_notes: Sequence[str]
     robustness: Sequence[Row]  # none where nothing was degraded
 
     @property

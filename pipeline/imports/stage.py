@@ -257,8 +257,8 @@ def _describe(modality: _Modality, ids: Sequence[str], params: ImportParams) -> 
         )
     if modality.alone:
         lines.append(
-            f"{name}: zeros are all that import.normalise: speaker leaves of the only row of a speaker, here of "
-            f"{modality.alone}"
+            f"{name}: {modality.alone} utterances became zeros, because each is its speaker's only row "
+            "(import.normalise: speaker)"
         )
     if seen.not_finite and params.not_finite == "zero":
         lines.append(f"{name}: zeros in place of {not_finite(seen, ids)}")

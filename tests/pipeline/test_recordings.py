@@ -120,10 +120,14 @@ def test_ids_of_several_rows_are_counted_and_the_first_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_rows(
-        tmp_path / "t.csv", [{"id": name, "conversation": "c", "text": "hello"} for name in ("a", "b", "b", "b")]
+        tmp_path / "t.csv",
+        [{"id": name, "conversation": "c", "text": "hello"} for name in ("a", "b", "b", "b", "c", "c")],
     )
-    assert len(read_turns(tmp_path / "t.csv", tmp_path)) == 4
-    assert "t.csv: ids of several rows: 1, such as 'b' of 3; conversation and turn say which is which" in caplog.text
+    assert len(read_turns(tmp_path / "t.csv", tmp_path)) == 6
+    assert (
+        "t.csv: 2 ids are shared by several rows, such as 'b' (3 rows); predictions are told apart by conversation and "
+        "turn"
+    ) in caplog.text
 
 
 def test_a_recording_of_several_turns_is_cut(tmp_path: Path, encoder: TurnEncoder) -> None:

@@ -109,7 +109,10 @@ def test_audio_is_normalised_by_the_rows_of_its_speaker(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", VALUES * np.where(of == "bob", 100, 1)[:, None] + 7)
     given = Given("audio", str(tmp_path / "x.npy"))
     imported, features = run(tmp_path, given, rows=rows, normalise="speaker")
-    assert "leaves of the only row of a speaker, here of 1" in imported.summary()
+    assert (
+        "audio: 1 utterances became zeros, because each is its speaker's only row (import.normalise: speaker)"
+        in imported.summary()
+    )
     assert features.audio is not None
     assert features.audio.identity.fields["normalise"] == "speaker"
     found = dict(zip(features.utterances.ids, features.audio.values, strict=True))
