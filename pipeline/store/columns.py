@@ -95,7 +95,8 @@ class Columns:
     @property
     def farthest(self) -> np.ndarray:
         """How many deviations lie between the mean and the value that is farthest from it; 0 where that is unknown."""
-        away = np.maximum(self.most - self.mean, self.mean - self.least)
+        with np.errstate(invalid="ignore", over="ignore"):  # of values that are not finite
+            away = np.maximum(self.most - self.mean, self.mean - self.least)
         found: np.ndarray = np.divide(away, self.deviation, out=np.zeros_like(away), where=self.finite & ~self.constant)
         return found
 

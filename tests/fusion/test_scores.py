@@ -107,7 +107,8 @@ def score_arguments(name: str, setting: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_gradient_reaches_every_parameter(name: str) -> None:
-    model, batch = make(name, dropout=0.0, **score_arguments(name, {})), batch_for({})
+    model = make(name, dropout=0.0, **score_arguments(name, {}))
+    batch = batch_for({}, [3, 1, 5])  # an odd number: the signs of absolute errors cannot cancel out
     reached: set[int] = set()
     for stage in model.stages():
         with torch.no_grad():

@@ -214,8 +214,11 @@ def test_a_missing_folder_is_refused_and_an_interrupted_training_is_told(models:
 
 
 def test_a_folder_without_seeds_is_refused(models: Path) -> None:
-    with pytest.raises(ModelError, match="seed-0: holds no seed-<n> folder"):
+    with pytest.raises(ModelError, match=r"seed-0: the model of one seed; name the folder of all seeds, .*hbaf$"):
         load_seeds(models / "seed-0")
+    (models / "empty").mkdir()
+    with pytest.raises(ModelError, match="empty: holds no seed-<n> folder"):
+        load_seeds(models / "empty")
 
 
 def test_two_copies_of_a_seed_are_no_two_seeds(models: Path) -> None:
