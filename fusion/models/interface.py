@@ -122,7 +122,8 @@ class HubModel(PyTorchModelHubMixin, metaclass=_Completed):
 
     def __init_subclass__(cls, **info: Any) -> None:
         """Raises SettingsError where `Params` or the constructor is not as said above."""
-        if problem := _problem(cls):
+        of_torch = cls.__module__.partition(".")[0] == "torch"  # which derives classes as it traces a graph
+        if not of_torch and (problem := _problem(cls)):
             where = traceback.extract_stack(limit=2)[0]
             raise SettingsError(f"{where.filename}, line {where.lineno}: class {cls.__name__} {problem}")
         coders = {cls.Params: (_plain, cls.Params.model_validate_json)}
