@@ -364,5 +364,5 @@ def test_fine_tuning_feeds_its_own_modality_and_while_off_nothing(project: Proje
     assert sorted(project.repro()) == ["finetune-audio", "finetune-text"]  # the notes are the same
     learning = project.params["text"]["finetune"] | {"epochs": 1}
     project.edit("text", encoder="models/encoders/text", finetune=learning)
-    assert project.repro("features") == ["finetune-text", "text", "features"]
+    assert project.repro("features") == ["corpus", "finetune-text", "text", "features"]
     assert (project.folder / "models" / "encoders" / "text" / "model.safetensors").exists()
