@@ -54,7 +54,7 @@ ROOMS = {
         "cli",  # one call a command
     ],
 }
-LIMITS = {"pipeline": 73, "fusion": 78}  # modules, the doors (`__init__`) not counted
+LIMITS = {"pipeline": 73, "fusion": 79}  # modules, the doors (`__init__`) not counted
 AT_THE_TOP = 8  # files, `__init__` among them
 PUBLISHED = ("pipeline.store", "pipeline.settings")  # what fusion may import of pipeline
 COMPOSED = {"fusion.prediction.recordings": "pipeline.recordings"}  # the one place that asks the pipeline to encode

@@ -43,6 +43,7 @@ class Split:
     scores: Tensor  # (utterances,) float32 on the CPU, nan = none
     conversations: Tensor  # (conversations + 1,) int64 on the CPU: conversation i owns utterances [i] .. [i + 1]
     speakers: Tensor  # (utterances,) int64 on the CPU, as in `Turns`
+    speaker_names: list[str]  # one an utterance; "" where it is not known
     audio: Ragged
     text: Ragged
 
@@ -142,6 +143,7 @@ def load_split(
         scores=torch.from_numpy(np.array(utterances.scores[first:last], np.float32)),
         conversations=conversation_offsets(conversation_ids),
         speakers=number_speakers(conversation_ids, utterances.speakers[first:last]),
+        speaker_names=list(utterances.speakers[first:last]),
         audio=_map_modality(features, "audio", here, modalities, audio_frames, torch.device(device)),
         text=_map_modality(features, "text", here, modalities, None, torch.device(device)),
     )

@@ -56,7 +56,7 @@ def split_of(turns: Sequence[Heard], stored: Stored, device: torch.device) -> Sp
         ModelError: features are of another size than what the model has `stored`.
     """
     rows = {name: _packed(name, [getattr(turn, name) for turn in turns], stored[name], device) for name in MODALITIES}
-    names = [turn.conversation for turn in turns]
+    names, speakers = [turn.conversation for turn in turns], [turn.speaker or "" for turn in turns]
     return Split(
         name="predicted",
         ids=[turn.id for turn in turns],
@@ -64,7 +64,8 @@ def split_of(turns: Sequence[Heard], stored: Stored, device: torch.device) -> Sp
         labels=torch.full((len(turns),), UNLABELLED),
         scores=torch.full((len(turns),), torch.nan),
         conversations=conversation_offsets(names),
-        speakers=number_speakers(names, [turn.speaker or "" for turn in turns]),
+        speakers=number_speakers(names, speakers),
+        speaker_names=speakers,
         audio=rows["audio"],
         text=rows["text"],
     )

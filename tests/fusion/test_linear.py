@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
 from fusion.data import Split, load_split, withhold
 from fusion.inference import score_answers
-from fusion.linear import LinearReference, fit_linear
+from fusion.linear import LinearReference, fit_linear, pool_split
+from fusion.objective import find_task
 from fusion.params import Recipe
 from pipeline.store import Features
 from tests.fusion.made import LABELS, Made, make_features, tiny_recipe
@@ -84,7 +86,8 @@ def test_it_learns_what_is_planted_and_says_which_modality_tells() -> None:
 @pytest.mark.parametrize("target", ["label", "score"])
 def test_it_is_the_mean_of_all_its_variants_each_as_validation_is_likely_by_it(target: str) -> None:
     recipe = tiny_recipe(target=target)
-    splits = load(make_features(replace(ALWAYS, scored=target == "score", unlabelled=0.3)), recipe)
+    made = replace(ALWAYS, scored=target == "score", unlabelled=0.3, conversations=(30, 40, 12))
+    splits = load(make_features(made), recipe)
     found = fit(splits, recipe)
     truth = found.task.truth(splits[1]).numpy()
     counted = found.task.counted(truth)
@@ -108,7 +111,7 @@ def test_it_is_the_mean_of_all_its_variants_each_as_validation_is_likely_by_it(t
     if target == "label":
         mean, said = mean - mean[:, :1], np.log(said) - np.log(said[:, :1])
     np.testing.assert_allclose(said, mean, atol=1e-9)
-    assert found.scores == score_answers(found.task, splits[1], found.answers)
+    assert found.scores == pytest.approx(score_answers(found.task, splits[1], found.answers))
     assert found.parameters == found.fitted[-1].parameters
 
 
@@ -262,3 +265,62 @@ def test_scores_that_are_sums_of_the_columns_are_found() -> None:
         split.scores[:] = 5_000 * columns @ torch.arange(columns.shape[1]).double()
     error = (fit(splits, recipe).answer(splits[2])[:, 0] - splits[2].scores.numpy()).std()
     assert error < 1e-3 * splits[2].scores.numpy().std()
+
+
+def test_where_few_utterances_validate_train_is_cross_validated_too() -> None:
+    recipe = tiny_recipe()
+    splits = load(make_features(replace(ALWAYS, turns=(1, 1), conversations=(90, 40, 12), signal=("text",))), recipe)
+    found = fit(splits, recipe)
+    truth, more = (split.labels.numpy() for split in splits[:2])
+    likely = []
+    for name in ("audio", "text"):
+        one = next(one for one in found.fitted if one.variant.name == name)
+        columns = StandardScaler().fit_transform(pooled_by_hand(splits[0], name))
+        model = LogisticRegression(C=one.strength, tol=1e-8, max_iter=1_000)
+        folds = StratifiedGroupKFold(5).split(columns, truth, np.arange(len(truth)))
+        said = cross_val_predict(model, columns, truth, cv=folds, method="predict_proba")
+        own, of_validation = said[np.arange(len(truth)), truth], one.answers[np.arange(len(more)), more]
+        likely.append(np.log(own).sum() + np.log(of_validation).sum())
+        assert one.likelihood == pytest.approx(likely[-1], abs=0.05)
+    text, audio = ([one.variant.name for one in found.fitted].index(name) for name in ("text", "audio"))
+    assert np.log(found.shares[text] / found.shares[audio]) == pytest.approx((likely[1] - likely[0]) / 8, abs=0.02)
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["other speakers validate", "the same speakers do"])
+def test_whole_speakers_are_held_out_where_other_speakers_validate(others: bool) -> None:
+    """A voice tells the labels of those who were heard, and nothing about others."""
+    made = Made(conversations=(90, 12, 60), frames=(1, 1), turns=(1, 1), unlabelled=0.0, audio_dim=40, dtype=np.float32)
+    features = make_features(made)
+    table, random = features.utterances, np.random.default_rng(0)
+    voices = np.arange(len(table)) % 9  # of one label each
+    voices[np.array(table.splits) != "train"] += 9 * others
+    values = np.eye(18, 40)[voices] + 0.1 * random.normal(size=(len(table), 40))
+    assert features.audio is not None
+    known = replace(table, labels=np.array([0, 1, 2] * 6)[voices], speakers=[f"voice {one}" for one in voices])
+    audio = replace(features.audio, values=values.astype(np.float32))
+    recipe = tiny_recipe({"modalities": "audio"})
+    found = fit(load(replace(features, utterances=known, audio=audio), recipe), recipe)
+    assert (found.fitted[0].strength < 0.1) == others
+
+
+def test_few_rows_of_many_columns_give_what_all_columns_give() -> None:
+    splits = planted(4_000, replace(ALWAYS, conversations=(75, 25, 200)), wide)
+    found = fit(splits, tiny_recipe({"modalities": "audio"})).fitted[0]
+    scale = StandardScaler().fit(pooled_by_hand(splits[0], "audio"))
+    train, validation, test = (scale.transform(pooled_by_hand(split, "audio")) for split in splits)
+    truth, more = (split.labels.numpy() for split in splits[:2])
+    plain = LogisticRegression(C=found.strength, tol=1e-8, max_iter=5_000).fit(train, truth)
+    np.testing.assert_allclose(found.answers, plain.predict_proba(validation), atol=0.05)
+    plain.fit(np.concatenate([train, validation]), np.concatenate([truth, more]))
+    said = found.answer(pool_split(splits[2]), find_task("label", len(LABELS)))
+    np.testing.assert_allclose(said, plain.predict_proba(test), atol=0.05)
+
+
+def test_what_is_known_of_the_same_splits_is_not_fitted_again() -> None:
+    recipe = tiny_recipe()
+    splits = load(make_features(ALWAYS), recipe)
+    found = fit(splits, recipe)
+    assert fit(load(make_features(ALWAYS), recipe), recipe) is found
+    assert fit(splits, tiny_recipe(metric="uar")) is not found
+    splits[1].labels[:] = splits[1].labels.flip(0)
+    assert fit(splits, recipe).scores != found.scores

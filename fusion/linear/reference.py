@@ -10,30 +10,31 @@ and without neighbours). The choice goes by `train.metric`, of which the mean wi
 next weaker penalty counts, plus a tenth of the mean log-likelihood (of scores: minus the mean squared error), since a
 metric of so few utterances wavers. *The* linear reference is the mean of the logits (scores) of all variants, each
 weighted by how likely it makes validation, which is again a linear model: to take the one that does best on some eighty
-utterances is to take chance for merit (docs/protocol.md has numbers). Once all of that is chosen, every model is fitted
-again on train and validation together, since nothing is left to validate. Answers and scores on validation come from
-the models before that last fit. What the models that are held against it cannot see is withheld here too.
+utterances is to take chance for merit. Where validation is smaller still, train is cross-validated, too, and both count
+as one (docs/protocol.md has numbers). Once all of that is chosen, every model is fitted again on train and validation
+together, since nothing is left to validate. Answers and scores on validation come from the models before that last fit.
+What the models that are held against it cannot see is withheld here too.
 
 Axes: utterances, columns, classes.
 """
 
 import copy
+import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy  # see `fusion.objective.statistics`
-import torch
 from threadpoolctl import threadpool_limits
 
-from fusion.data import Chosen, Ragged, Split
-from fusion.inference import score_answers
+from fusion.data import Split
 from fusion.layers import STATISTICS, LinearWeights
-from fusion.objective import METRICS, Task, find_task
+from fusion.linear.columns import LinearColumns, Pooled, Variant, linear_variants, pool_split
+from fusion.objective import METRICS, Task, compute_all, find_task
 from fusion.params import Recipe
-from pipeline.store import plain_scale, robust_scale
+from pipeline.store import whole_groups
 
 # scikit-learn's C, from the strongest penalty to the weakest
 STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
@@ -42,149 +43,15 @@ MORE_OF_SCORES = (100.0, 1000.0)  # of scores, which may be exact sums of the co
 # last of them makes an utterance less likely by so much log-likelihood
 PATIENCE, HOPELESS = 3, 0.1
 LIKELIHOOD = 0.1  # its weight in the choice, beside a metric
-TEMPERATURE = (
-    8.0  # of the weights of variants: divides their log-likelihoods on validation, where penalties were chosen, too
-)
+FEW, FOLDS = 64, 5  # where fewer utterances validate, train is cross-validated, too, in so many folds
+TEMPERATURE = 8.0  # of the weights of variants: divides log-likelihoods of the utterances that chose penalties, too
 LEAST = 1e-12  # added to a mean squared error, of which the logarithm is taken
 NAMED = 0.2  # of the weights, from which on a variant is named beside the heaviest one
 ITERATIONS = 1000  # of a fit, which goes on from the one before
 TOLERANCE = 1e-5  # of the gradient; with 1e-3 fits of more columns than utterances end where they begin
 SOLVED = 1e-9  # of a ridge regression, relative
-GATHERED = 1024  # rows of frames or tokens, as stored, at a time
 UNSEEN = -10.0  # the logit of a label that train lacks
-CONSTANT = 1e-6  # of the largest number in a column: one that varies less is constant but for rounding
-
-
-@dataclass(frozen=True, eq=False)
-class Pooled:
-    """Mean and standard deviation over the rows of each utterance of one split, by modality."""
-
-    present: Mapping[str, np.ndarray]  # (utterances,) boolean
-    means: Mapping[str, np.ndarray]  # (utterances, dim) float32, 0 where it is not present
-    deviations: Mapping[str, np.ndarray]
-    conversations: np.ndarray  # (conversations + 1,): conversation i owns the utterances [i] .. [i + 1]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What a linear model looks at."""
-
-    modalities: tuple[str, ...]
-    neighbours: bool
-
-    @property
-    def name(self) -> str:
-        """In tables."""
-        looked_at = " + ".join(self.modalities)
-        return f"{looked_at}, with neighbours" if self.neighbours else looked_at
-
-
-def pool_split(split: Split) -> Pooled:
-    """Mean and standard deviation of what each utterance of `split` has, in memory of (utterances, dim) numbers."""
-    present, means, deviations = {}, {}, {}
-    for name, rows in (("audio", split.audio), ("text", split.text)):
-        present[name] = (rows.lengths > 0).numpy()
-        means[name], deviations[name] = _moments(rows)
-    return Pooled(present, means, deviations, split.conversations.numpy())
-
-
-@torch.no_grad()
-def _moments(rows: Ragged) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the rows of each utterance, (utterances, dim) each; of encoder layers, the mean.
-
-    Utterances of like length are padded together, so that padding costs little.
-    """
-    found = torch.zeros(2, len(rows.lengths), rows.dim)
-    order = rows.lengths.argsort(stable=True)
-    order = order[rows.lengths[order] > 0]
-    for piece in _pieces(order, rows.stored):
-        lengths = rows.lengths[piece].to(rows.device)[:, None, None]
-        values, mask = rows.gather(Chosen(piece, piece.to(rows.device)), int(lengths.max()))
-        values = values.mean(2) if values.dim() == 4 else values
-        mean = values.sum(1, keepdim=True) / lengths
-        square = ((values - mean) ** 2 * mask[:, :, None]).sum(1) / lengths[:, 0]
-        found[:, piece] = torch.stack([mean[:, 0], square.sqrt()]).cpu()
-    return found[0].numpy(), found[1].numpy()
-
-
-def _pieces(order: torch.Tensor, lengths: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Utterances in `order` of their lengths, about `GATHERED` rows together."""
-    piece = lengths[order].cumsum(0) // GATHERED
-    if len(order):
-        yield from order.split(piece.unique_consecutive(return_counts=True)[1].tolist())
-
-
-class _Columns:
-    """What the linear model of one variant is given, standardised by the utterances of train that have it."""
-
-    def __init__(self, variant: Variant, train: Pooled, direction: str, robust: bool) -> None:
-        self.variant, self.both_sides = variant, direction == "both"
-        self.scales = {
-            name: tuple(_Scale(found[name][train.present[name]], robust) for found in (train.means, train.deviations))
-            for name in variant.modalities
-        }
-
-    @property
-    def neighbours(self) -> int:
-        """On how many sides it looks at the next turn."""
-        return (1 + self.both_sides) * self.variant.neighbours
-
-    def of(self, pooled: Pooled) -> np.ndarray:
-        """(utterances, columns) float32, 0 where there is nothing."""
-        blocks = []
-        for name, (of_means, of_deviations) in self.scales.items():
-            means = of_means(pooled.means[name], pooled.present[name])
-            blocks += [means, of_deviations(pooled.deviations[name], pooled.present[name])]
-            if self.variant.neighbours:
-                blocks += _neighbours(means, pooled.conversations, self.both_sides)
-        columns = np.concatenate(blocks, axis=1)
-        return columns if columns.shape[1] else np.zeros((len(columns), 1), np.float32)
-
-
-class _Scale:
-    """Columns (utterances, dim) of train to mean 0 and deviation 1; those that are constant there are left out.
-
-    Elsewhere, what lies far beyond train is put on a limit; if it is to be `robust`, in train as well. A number that is
-    not finite counts as missing.
-    """
-
-    def __init__(self, train: np.ndarray, robust: bool) -> None:
-        finite = np.isfinite(train)
-        values = np.where(finite, train, 0).astype(np.float64)
-        count = np.maximum(finite.sum(0), 1)
-        mean = values.sum(0) / count
-        spread = np.sqrt((np.where(finite, values - mean, 0) ** 2).sum(0) / count)
-        self.kept = spread > CONSTANT * np.abs(values).max(0, initial=0)
-        least = np.where(finite, train, np.inf).min(0, initial=np.inf)
-        most = np.where(finite, train, -np.inf).max(0, initial=-np.inf)
-        found = plain_scale(mean, spread, least, most)
-        if robust and len(train):
-            found = robust_scale(np.where(finite, train, mean), spread)
-        self.mean, self.spread = found.centre[self.kept], found.spread[self.kept]
-        self.limits = found.low[self.kept], found.high[self.kept]
-
-    def __call__(self, values: np.ndarray, present: np.ndarray) -> np.ndarray:
-        own = values[:, self.kept]
-        scaled = (np.clip(own, *self.limits) - self.mean) / self.spread
-        return np.where(present[:, None] & np.isfinite(own), scaled, 0).astype(np.float32)
-
-
-def _neighbours(means: np.ndarray, conversations: np.ndarray, both_sides: bool) -> list[np.ndarray]:
-    """`means` of the turn before and, with `both_sides`, of the turn after; 0 where there is none."""
-    before, after = np.zeros_like(means), np.zeros_like(means)
-    follows = np.ones(len(means), bool)
-    follows[conversations[:-1]] = False  # the first turns
-    turns = np.flatnonzero(follows)
-    before[turns], after[turns - 1] = means[turns - 1], means[turns]
-    return [before, after] if both_sides else [before]
-
-
-def _variants(train: Pooled, recipe: Recipe) -> list[Variant]:
-    """From the simplest on: what the model looks at and some utterance of train has, each alone and together."""
-    seen = [name for name in recipe.model.looks_at if train.present[name].any()] or [recipe.model.looks_at[0]]
-    several = bool((np.diff(train.conversations) > 1).any())
-    sets = [(name,) for name in seen] + ([tuple(seen)] if len(seen) > 1 else [])
-    return [Variant(looked_at, neighbours) for looked_at in sets for neighbours in (False, True)[: 1 + several]]
+KEPT = 16  # linear references that a process remembers
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,9 +62,9 @@ class Fitted:
     strength: float  # C of the logistic regression, 1 / alpha of the ridge regression
     answers: np.ndarray  # on validation: probabilities (utterances, classes), or scores (utterances, 1), float64
     scores: Mapping[str, float]  # of these, by metric
-    likelihood: float  # of the labels (scores) of validation under these, its logarithm; of all together
+    likelihood: float  # of the labels (scores) that chose it, its logarithm; of all together
     parameters: int
-    columns: _Columns
+    columns: LinearColumns
     on_train: Any  # of scikit-learn, fitted on train, whose `answers` these are
     model: Any  # the same, fitted on train and validation
 
@@ -311,34 +178,113 @@ def _mean_answer(answers: Sequence[np.ndarray], shares: np.ndarray, task: Task) 
 def fit_linear(train: Split, validation: Split, recipe: Recipe, classes: int) -> LinearReference:
     """Fit the linear reference of models of `recipe` on `train`, weigh it on `validation`, then fit it on both.
 
-    Both splits hold what `recipe` gives its models. The same splits give the same numbers, with any number of threads.
+    Both splits hold what `recipe` gives its models. The same splits give the same numbers, with any number of threads;
+    the last few are remembered.
     """
-    with threadpool_limits(1):  # whose number changes the order of sums
-        return _fit(train, validation, recipe, classes)
+    task, model = find_task(recipe.train.target, classes), recipe.model
+    splits = [_Pool(pool_split(split), task.truth(split).numpy()) for split in (train, validation)]
+    held_out = _hold_out(train, validation, task)
+    settings = model.looks_at, model.direction, model.standardise, recipe.train.metric, recipe.loss.class_weights, task
+    key = _digest(repr(settings), [*(array for one in splits for array in one.arrays()), *held_out])
+    if key not in _kept:
+        with threadpool_limits(1):  # whose number changes the order of sums
+            _kept[key] = _fit(splits[0], splits[1], held_out, task, recipe)
+        for oldest in list(_kept)[:-KEPT]:
+            del _kept[oldest]
+    return _kept[key]
 
 
-def _fit(train: Split, validation: Split, recipe: Recipe, classes: int) -> LinearReference:
-    task = find_task(recipe.train.target, classes)
-    learned, chosen_on = pool_split(train), pool_split(validation)
+_kept: dict[bytes, LinearReference] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """A split as this module looks at it."""
+
+    pooled: Pooled
+    truth: np.ndarray
+
+    def arrays(self) -> list[np.ndarray]:
+        """All that there is."""
+        by_name = (self.pooled.present, self.pooled.means, self.pooled.deviations)
+        return [self.truth, self.pooled.conversations, *(one[name] for one in by_name for name in sorted(one))]
+
+
+def _digest(settings: str, arrays: Sequence[np.ndarray]) -> bytes:
+    digest = hashlib.sha256(settings.encode())
+    for array in arrays:
+        digest.update(repr((array.shape, array.dtype)).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.digest()
+
+
+def _hold_out(train: Split, validation: Split, task: Task) -> list[np.ndarray]:
+    """Where few utterances validate, folds of train, (utterances,) boolean each: what is held out of it.
+
+    Whole conversations are, or whole speakers where validation has other speakers than train.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    truth = task.truth(train).numpy()
+    counted = np.flatnonzero(task.counted(truth))
+    if task.counted(task.truth(validation)).sum() >= FEW or not len(counted):
+        return []
+    names = train.speaker_names, validation.speaker_names
+    others = all(map(all, names)) and not {*names[0]} & {*names[1]}
+    groups = whole_groups(train.conversation_ids, train.speaker_names if others else None)
+    number_of = {name: number for number, group in enumerate(groups) for name in group}
+    numbers = np.array([number_of[name] for name in train.conversation_ids])[counted]
+    labels = truth[counted] if task.target == "label" else np.zeros(len(counted), np.int64)
+    folds = min(FOLDS, len(np.unique(numbers)), int(np.unique(labels, return_counts=True)[1].max()))
+    if folds < 2:
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of labels that are in fewer folds
+        parts = [out for _, out in StratifiedGroupKFold(folds).split(labels, labels, numbers)]
+    return [np.isin(np.arange(len(truth)), counted[out]) for out in parts if len(out)]
+
+
+def _fit(
+    train: _Pool, validation: _Pool, held_out: Sequence[np.ndarray], task: Task, recipe: Recipe
+) -> LinearReference:
     fitted = []
-    for variant in _variants(learned, recipe):
-        columns = _Columns(variant, learned, recipe.model.direction, recipe.model.standardise == "robust")
-        known = _Known(columns.of(learned), task.truth(train).numpy())
-        beside = _Known(columns.of(chosen_on), task.truth(validation).numpy())
-        path = _path(known, beside, task, recipe)
-        merits = _merits(path)
-        best = int(np.argmax(merits))  # of equals the first, which has the strongest penalty
+    for variant in linear_variants(train.pooled, recipe):
+        columns = LinearColumns(variant, train.pooled, recipe.model.direction, recipe.model.standardise == "robust")
+        given = [columns.of(one.pooled) for one in (train, validation)]
+        basis = _Basis(np.concatenate(given))
+        known, beside = _Known(basis(given[0]), train.truth), _Known(basis(given[1]), validation.truth)
+        path = _path([(known, beside), *known.parted(held_out)], task, recipe)
+        best = int(np.argmax(_merits(path)))  # of equals the first, which has the strongest penalty
         step = path[best]
-        size = int(np.size(step.model.coef_) + np.size(step.model.intercept_)) if hasattr(step.model, "coef_") else 0
-        scores = score_answers(task, validation, step.answers)
-        likelihood = _together(step, int(task.counted(task.truth(validation)).sum()), task)
-        final = _fit_again(step, known.with_rows(beside), task)
-        fitted.append(
-            Fitted(variant, step.strength, step.answers, scores, likelihood, size, columns, step.model, final)
-        )
+        final = basis.back(_fit_again(step, known.with_rows(beside), task))
+        size = int(np.size(final.coef_) + np.size(final.intercept_)) if hasattr(final, "coef_") else 0
+        scores = _scores(task, validation.truth, step.answers)
+        likelihood = _together(step, task)
+        on_train = basis.back(step.model)
+        fitted.append(Fitted(variant, step.strength, step.answers, scores, likelihood, size, columns, on_train, final))
     shares = scipy.special.softmax(np.array([one.likelihood for one in fitted]) / TEMPERATURE)
     answers = _mean_answer([one.answers for one in fitted], shares, task)
-    return LinearReference(task, fitted, shares, answers, score_answers(task, validation, answers))
+    return LinearReference(task, fitted, shares, answers, _scores(task, validation.truth, answers))
+
+
+class _Basis:
+    """Of the space that the rows (utterances, columns) span, where it has half as many dimensions as there are columns.
+
+    A penalised regression learns nothing across that space, and there it has fewer weights to find.
+    """
+
+    def __init__(self, rows: np.ndarray) -> None:
+        few = 2 * len(rows) <= rows.shape[1]
+        self.axes = np.linalg.qr(rows.T.astype(np.float64))[0].astype(np.float32) if few else None
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """(utterances, columns) -> (utterances, dimensions), or as they are."""
+        return rows if self.axes is None else rows @ self.axes
+
+    def back(self, model: Any) -> Any:
+        """What learned from such rows, as if it had learned from the columns."""
+        if self.axes is not None and hasattr(model, "coef_"):
+            model.coef_, model.n_features_in_ = model.coef_ @ self.axes.T, len(self.axes)
+        return model
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,6 +297,10 @@ class _Known:
     def with_rows(self, other: "_Known") -> "_Known":
         """Those of both."""
         return _Known(*map(np.concatenate, ((self.columns, other.columns), (self.truth, other.truth))))
+
+    def parted(self, held_out: Sequence[np.ndarray]) -> list[tuple["_Known", "_Known"]]:
+        """What is left to learn from, and what is held out, of each fold."""
+        return [(self.where(~out), self.where(out)) for out in held_out]
 
     def counted(self, task: Task) -> "_Known":
         """Of utterances with a label, or a score."""
@@ -368,21 +318,29 @@ class _Step:
     strength: float
     model: Any
     answers: np.ndarray  # on validation
-    score: float  # of these, by `train.metric`, turned so that more is better
-    likelihood: float
+    score: float  # of all answers, by `train.metric`, turned so that more is better
+    likelihood: float  # of these, on average
+    count: int  # of utterances that are counted
 
 
-def _path(train: _Known, validation: _Known, task: Task, recipe: Recipe) -> list[_Step]:
-    """From the strongest penalty on; of labels each from where the one before ended, until weaker ones are hopeless."""
-    known = train.counted(task)
-    model, steps = _make_model(known.truth, task, recipe), list[_Step]()
+def _path(parts: Sequence[tuple[_Known, _Known]], task: Task, recipe: Recipe) -> list[_Step]:
+    """From the strongest penalty on; of labels each from where the one before ended, until weaker ones are hopeless.
+
+    Args:
+        parts: what is learned from and what is answered then: train and validation, and folds of train.
+    """
+    learned = [known.counted(task) for known, _ in parts]
+    models, steps = [_make_model(known.truth, task, recipe) for known in learned], list[_Step]()
+    truth = np.concatenate([asked.truth for _, asked in parts])
+    count = int(task.counted(truth).sum())
     for strength in STRENGTHS + MORE_OF_SCORES * (task.target == "score"):
-        _learn(model, known, strength)
-        answers = _answer(model, validation.columns, task)
-        score = _score(task, validation.truth, answers, recipe.train.metric)
-        steps.append(
-            _Step(strength, copy.deepcopy(model), answers, score, _likelihood(task, validation.truth, answers))
-        )
+        answers = []
+        for model, known, (_, asked) in zip(models, learned, parts, strict=True):
+            _learn(model, known, strength)
+            answers.append(_answer(model, asked.columns, task))
+        every = np.concatenate(answers)
+        score, likelihood = _score(task, truth, every, recipe.train.metric), _likelihood(task, truth, every)
+        steps.append(_Step(strength, copy.deepcopy(models[0]), answers[0], score, likelihood, count))
         best = max(range(len(steps)), key=lambda index: steps[index].likelihood)
         lost = steps[best].likelihood - steps[-1].likelihood
         if task.target == "label" and len(steps) - 1 - best >= PATIENCE and lost > HOPELESS:
@@ -457,16 +415,20 @@ def _likelihood(task: Task, truth: np.ndarray, answers: np.ndarray) -> float:
     return float(np.log(np.maximum(chances, np.finfo(float).tiny)).mean())
 
 
-def _together(step: _Step, utterances: int, task: Task) -> float:
-    """The log-likelihood of so many `utterances` together; errors of scores count as normal."""
+def _together(step: _Step, task: Task) -> float:
+    """The log-likelihood of all counted utterances together; errors of scores count as normal."""
     if task.target == "score":
-        return -utterances / 2 * float(np.log(LEAST - step.likelihood))
-    return utterances * step.likelihood
+        return -step.count / 2 * float(np.log(LEAST - step.likelihood))
+    return step.count * step.likelihood
 
 
 def _score(task: Task, truth: np.ndarray, answers: np.ndarray, metric: str) -> float:
-    tally = task.tally(truth, answers, np.array([0, len(truth)]))[0]
-    return float(METRICS[metric](tally)) * (-1 if METRICS[metric].lower_is_better else 1)
+    return _scores(task, truth, answers)[metric] * (-1 if METRICS[metric].lower_is_better else 1)
+
+
+def _scores(task: Task, truth: np.ndarray, answers: np.ndarray) -> Mapping[str, float]:
+    """Every metric of the task, by name."""
+    return compute_all(task.metrics, task.tally(truth, answers, np.array([0, len(truth)]))[0])
 
 
 def _merits(path: Sequence[_Step]) -> list[float]:
