@@ -2,19 +2,23 @@
 adapters that plug in.
 """
 
+import math
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import prepare_app
-from pipeline.datasets import ADAPTERS, Corpus, read_corpus
+from pipeline.datasets import ADAPTERS, Corpus, Turn, read_corpus
 from pipeline.errors import DataError
 from pipeline.params import CORPORA, DatasetParams
 from pipeline.settings import SettingsError, read_section
@@ -37,6 +41,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "def load(params):\n    return [1]\n"
         "def dev(params):\n    return Corpus([Turn('c', 0, split='dev', where='odd.csv, line 2')])\n"
         "def word(params):\n    return Corpus([Turn('c', 0, issues='no-mood')])\n"
+        "def some(params):\n    return Corpus(turns=(Turn('c', place) for place in (1, 0)))\n"
+        "def other(params):\n    return Corpus([{'conversation': 'c'}])\n"
+        "def bare():\n    return Corpus([])\n"
+        "def leave(params):\n    raise SystemExit\n"
+        "class Reader:\n    def __init__(self, root, table): ...\n"
     )
     (tmp_path / "mine" / "lacking.py").write_text("import no_such_library\n")
     monkeypatch.chdir(tmp_path)
@@ -135,8 +144,89 @@ def test_a_field_of_another_kind_is_refused_with_its_place(folder: Path) -> None
         DataError, match=r"odd\.csv, line 2: split of a turn is 'dev'; expected train, validation, test or"
     ):
         read("mine.odd:dev")
-    with pytest.raises(DataError, match=r"'mine\.odd:word': issues of a turn is 'no-mood'; expected a tuple of str"):
+    with pytest.raises(
+        DataError, match=r"'mine\.odd:word', turn 1 of its list: issues of a turn is 'no-mood'; expected a tuple of str"
+    ):
         read("mine.odd:word")
+
+
+def test_turns_may_come_from_a_generator(folder: Path) -> None:
+    assert [turn.order for turn in read("mine.odd:some").turns] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("other", "turn 1 of its list: {'conversation': 'c'}; expected a pipeline.datasets.Turn"),
+        ("bare", r"called with one argument, .* \(too many positional arguments\); make it a function read\(params\)"),
+        ("Reader", r"\(missing a required argument: 'table'\); make it a function read\(params\)"),
+        ("leave", r"its adapter ends the process \(exit status None\)"),
+    ],
+)
+def test_an_adapter_of_another_form_is_refused(folder: Path, name: str, expected: str) -> None:
+    with pytest.raises(DataError, match=f"'mine.odd:{name}'.*{expected}"):
+        read(f"mine.odd:{name}")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("order", math.nan, "an int or float of Python, finite"),
+        ("order", np.int64(3), "an int or float of Python"),
+        ("order", True, "an int or float"),
+        ("score", math.nan, "an int or float .*, or None"),
+        ("score", 1e300, "an int or float of Python, finite in 32 bits"),
+        ("start", math.inf, "an int or float .*, or None"),
+        ("label", 3, "a str that is not empty, or None"),
+        ("label", ["joy"], "a str that is not empty, or None"),
+        ("speaker", " ", "a str that is not empty, or None"),
+        ("conversation", "", "a str that is not empty"),
+        ("audio", Path("a.wav"), "a path in a str, or None"),
+        ("audio", "", "a path in a str, or None"),
+        ("text", "\ud800", "a str of valid Unicode .*fix_surrogates"),
+        ("extra", {"take": 1}, "a mapping of str to str"),
+        ("extra", None, "a mapping of str to str"),
+        ("issues", (1,), "a tuple of str"),
+        ("where", Path("a.csv"), "a str .*, or None"),
+    ],
+)
+def test_a_value_that_no_turn_may_have_is_refused_with_its_turn(
+    monkeypatch: pytest.MonkeyPatch, field: str, value: object, expected: str
+) -> None:
+    fine = Turn("c", 0)
+    offer(monkeypatch, Corpus([fine, replace(fine, **{field: value})]))  # type: ignore[arg-type]
+    with pytest.raises(
+        DataError, match=rf"'made:read', turn 2 of its list: {field} of a turn is .*; expected {expected}"
+    ):
+        read("made:read")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("turns", None),
+        ("turns", "abc"),
+        ("repaired", {"fixed": 2}),
+        ("notes", "careful"),
+        ("warnings", None),
+        ("columns", None),
+        ("published", {"train": 4}),
+        ("published", {"utterances": {"dev": 4}}),
+        ("published", {"utterances": {"train": "4"}}),
+        ("published", {"utterances": {"train": None}}),
+    ],
+)
+def test_a_value_that_no_corpus_may_have_is_refused(monkeypatch: pytest.MonkeyPatch, field: str, value: object) -> None:
+    offer(monkeypatch, replace(Corpus([Turn("c", 0)]), **{field: value}))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=f"'made:read': {field} of its corpus is .*; expected .*; fix the adapter"):
+        read("made:read")
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, corpus: Corpus) -> None:
+    """Make module `made` a plug-in that returns the corpus."""
+    module = ModuleType("made")
+    module.read = lambda params: corpus  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "made", module)
 
 
 def test_what_an_adapter_lacks_itself_is_its_own_error(folder: Path) -> None:
