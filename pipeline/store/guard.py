@@ -13,14 +13,14 @@ import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.settings import Threads, count_cores
-from pipeline.store.seal import MAKE
+from pipeline.store.seal import remake
 
 ABSURD = 1e15  # no encoder gives larger values; a row of their squares still has a sum in float32
 TOGETHER = 4 << 20  # bytes; more are looked at by several threads, as hashing lets go of the interpreter lock
 NAMED = 5  # utterances in a message
 DAMAGED, INSANE = "do not match their checksum", f"hold values that are not finite or beyond {ABSURD:.0e}"
 FAULTS = {  # what is wrong with an utterance: what to do
-    DAMAGED: f"the file was damaged after it was written; delete it and {MAKE}",
+    DAMAGED: "the file was damaged after it was written; {remake}",
     INSANE: "no model learns from these; encode or import them again",
 }
 BITS = {2: ("i2", "u2", 0x7BFF), 4: ("i4", "u4", int(np.float32(ABSURD).view(np.uint32)))}  # itemsize -> largest
@@ -96,10 +96,11 @@ class Guard:
                 found = [one for faults in threads.map(self._look, pieces) for one in faults]
         for what, fix in FAULTS.items():
             if faulty := [place for place, fault in found if fault == what]:
+                advice = fix.format(remake=remake(self.path))
                 named = ", ".join(f"'{self._name(place)}'" for place in faulty[:NAMED])
                 more = ", ..." if len(faulty) > NAMED else ""
                 raise StoreError(
-                    f"{self.path}: {len(faulty)} of {len(self.names)} utterances {what}: {named}{more}; {fix}"
+                    f"{self.path}: {len(faulty)} of {len(self.names)} utterances {what}: {named}{more}; {advice}"
                 )
 
     def _look(self, places: np.ndarray) -> list[tuple[int, str]]:

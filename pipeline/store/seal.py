@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from pipeline.errors import StoreError, refuse_pipe
@@ -27,6 +29,15 @@ CACHED = slice(72, 96)  # and here makes or clears a copy of what the root group
 SUPERBLOCK = slice(8, 9)  # their version; in those above 0 other things lie there
 BLOCK = 1 << 20  # bytes that are hashed at once
 MAKE = "make it with dvc repro or its own command"  # what to do, in messages
+
+
+def remake(path: Path) -> str:
+    """What to do about a damaged file. DVC would bring it back as it is from a cache that is linked with it."""
+    linked = path.is_symlink()
+    with suppress(OSError):  # it is gone by now
+        linked |= path.stat().st_nlink > 1
+    links = f" and what it is linked with, as in DVC's cache (find -H . -samefile {quote(str(path))} -delete),"
+    return f"delete it{links if linked else ''} and {MAKE}"
 
 
 def seal(path: Path, values: Sequence[tuple[int, int]], note: Mapping[str, int] | None = None) -> None:
@@ -79,7 +90,7 @@ def _check_seal(path: Path) -> None:
         block = file.read(USER_BLOCK + len(HDF5))  # and the signature of HDF5 behind it
     line = _parse(block)
     version = line.get("version")
-    damaged = StoreError(f"{path}: damaged, or changed by another program; delete it and {MAKE}")
+    damaged = StoreError(f"{path}: damaged, or changed by another program; {remake(path)}")
     if line.get("format") != FORMAT:
         if block[USER_BLOCK:] == HDF5:  # what lies behind a seal
             raise StoreError(
@@ -97,7 +108,7 @@ def _check_seal(path: Path) -> None:
         raise damaged
     size, expected = path.stat().st_size, line["size"]
     if size != expected:
-        raise StoreError(f"{path}: truncated: {size} bytes, expected {expected}; delete it and {MAKE}")
+        raise StoreError(f"{path}: truncated: {size} bytes, expected {expected}; {remake(path)}")
     if not _is_intact(path, line, None):
         raise damaged
 

@@ -1,0 +1,51 @@
+"""Feature files that DVC links to its cache: damage is in both, and deleting one of them does not help."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.store import Identity, Utterances, read_features
+from tests.pipeline.made import write_features
+
+
+def write_one(path: Path) -> None:
+    """The features of a single utterance."""
+    utterances = Utterances(["a"], ["c"], np.array([0]), [""], ["train"], np.array([0]), np.array([0], np.float32))
+    identity = Identity({"modality": "audio", "model": "made"})
+    write_features(path, utterances, ["joy"], ([np.ones((2, 3), np.float16)], identity), None)
+
+
+@pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to])
+@pytest.mark.parametrize("cut", [0, 100])
+def test_the_message_on_damage_has_the_command_that_deletes_it_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Callable[[Path, Path], None], cut: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cached, file = tmp_path / ".dvc" / "cache" / "4d3c", Path("my data") / "feats.h5"
+    for path in (cached, file):
+        path.parent.mkdir(parents=True)
+    write_one(cached)
+    content = bytearray(cached.read_bytes())
+    content[600] ^= 1
+    cached.write_bytes(content[: len(content) - cut])
+    link(file, cached)
+    with pytest.raises(StoreError, match=r"(truncated|damaged).* make it with dvc repro") as error:
+        read_features(file)
+    command = re.search(r"\((find .*)\)", str(error.value))
+    assert command
+    subprocess.run(command[1], shell=True, check=True)
+    assert not cached.exists()
+    assert not file.exists()
+
+
+def test_the_message_on_damage_of_a_file_by_itself_has_no_such_command(tmp_path: Path) -> None:
+    path = tmp_path / "feats.h5"
+    write_one(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StoreError, match="; delete it and make it with dvc repro"):
+        read_features(path)
