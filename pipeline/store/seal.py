@@ -77,6 +77,8 @@ def check_seal(path: Path) -> None:
     try:
         _check_seal(path)
     except FileNotFoundError:
+        if path.is_symlink():
+            raise StoreError(f"{path}: a link to {path.readlink()}, which is gone; fix the link, or {MAKE}") from None
         raise StoreError(f"{path}: no such feature file; fix the path, or {MAKE}") from None
     except OSError as error:  # its content is not known, so nothing is said against it
         raise StoreError(

@@ -49,3 +49,12 @@ def test_the_message_on_damage_of_a_file_by_itself_has_no_such_command(tmp_path:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StoreError, match="; delete it and make it with dvc repro"):
         read_features(path)
+
+
+def test_a_link_whose_file_is_gone_is_called_one(tmp_path: Path) -> None:
+    path = tmp_path / "feats.h5"
+    path.symlink_to(tmp_path / "cache")
+    with pytest.raises(
+        StoreError, match=r"feats\.h5: a link to .*cache, which is gone; fix the link, or make it with dvc repro"
+    ):
+        read_features(path)
