@@ -147,7 +147,7 @@ class SplitTable:
         """What `fit_linear` makes of the splits of `find`; fitted once in a process, for all runs that share it."""
         model, train = recipe.model, recipe.train
         given = (fold or 0, model.audio_frames, model.modalities, tuple(model.looks_at), model.direction)
-        key = (*given, recipe.loss.class_weights, train.metric, train.target)
+        key = (*given, model.standardise, recipe.loss.class_weights, train.metric, train.target)
         if key not in self._references:
             splits = self.find(recipe, fold)
             self._references[key] = fit_linear(splits.train, splits.validation, recipe, classes)

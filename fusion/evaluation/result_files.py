@@ -356,12 +356,13 @@ def _references(evaluation: Evaluation, confidence: str) -> list[str]:
     ]  # fmt: skip
     said = "The ensemble is the mean of the calibrated answers of all seeds, as `fusion-predict` gives it."
     if evaluation.linear:
-        several = ", the mean of the linear models that follow, each weighted by the likelihood of validation under it"
+        several = ", the mean of the linear models that follow, each weighted by how likely it makes validation"
         said += (
             f" The linear reference is the row below it{several if len(evaluation.linear) > 1 else ''}; a model with a "
             "linear path contains this reference. Linear models are regressions on the mean and the standard deviation "
-            "of each feature: fitted on train and scored on validation, which chooses the strength of their penalty, "
-            "then fitted once more on train and validation for the test split. Differences are the mean over "
+            "of each feature: fitted on train and scored on validation, which chooses weights and penalties (together "
+            "with a cross-validation of train where it is small), then fitted once more on train and validation for the "
+            "test split. Differences are the mean over "
             "seeds minus the row, intervals over conversations and seeds."
         )
     else:

@@ -179,18 +179,18 @@ def fit_linear(train: Split, validation: Split, recipe: Recipe, classes: int) ->
     """Fit the linear reference of models of `recipe` on `train`, weigh it on `validation`, then fit it on both.
 
     Both splits hold what `recipe` gives its models. The same splits give the same numbers, with any number of threads;
-    the last few are remembered.
+    the last few references are remembered.
     """
     task, model = find_task(recipe.train.target, classes), recipe.model
-    splits = [_Pool(pool_split(split), task.truth(split).numpy()) for split in (train, validation)]
-    held_out = _hold_out(train, validation, task)
     settings = model.looks_at, model.direction, model.standardise, recipe.train.metric, recipe.loss.class_weights, task
-    key = _digest(repr(settings), [*(array for one in splits for array in one.arrays()), *held_out])
-    if key not in _kept:
-        with threadpool_limits(1):  # whose number changes the order of sums
+    with threadpool_limits(1):  # whose number changes the order of sums
+        splits = [_Pool(pool_split(split), task.truth(split).numpy()) for split in (train, validation)]
+        held_out = _hold_out(train, validation, task)
+        key = _digest(repr(settings), [*(array for one in splits for array in one.arrays()), *held_out])
+        if key not in _kept:
             _kept[key] = _fit(splits[0], splits[1], held_out, task, recipe)
-        for oldest in list(_kept)[:-KEPT]:
-            del _kept[oldest]
+            for oldest in list(_kept)[:-KEPT]:
+                del _kept[oldest]
     return _kept[key]
 
 
@@ -205,7 +205,7 @@ class _Pool:
     truth: np.ndarray
 
     def arrays(self) -> list[np.ndarray]:
-        """All that there is."""
+        """All of its numbers, always in one order."""
         by_name = (self.pooled.present, self.pooled.means, self.pooled.deviations)
         return [self.truth, self.pooled.conversations, *(one[name] for one in by_name for name in sorted(one))]
 
@@ -220,7 +220,8 @@ def _digest(settings: str, arrays: Sequence[np.ndarray]) -> bytes:
 def _hold_out(train: Split, validation: Split, task: Task) -> list[np.ndarray]:
     """Where few utterances validate, folds of train, (utterances,) boolean each: what is held out of it.
 
-    Whole conversations are, or whole speakers where validation has other speakers than train.
+    Whole conversations are, or whole speakers where validation has other speakers than train. Nothing is where that
+    leaves one group: folds within it would be easier than validation.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -267,9 +268,9 @@ def _fit(
 
 
 class _Basis:
-    """Of the space that the rows (utterances, columns) span, where it has half as many dimensions as there are columns.
+    """Coordinates in the space that rows (utterances, columns) span, if there are at most half as many as columns.
 
-    A penalised regression learns nothing across that space, and there it has fewer weights to find.
+    A penalised regression gives no weight to directions outside of it, and finds the same model with fewer weights.
     """
 
     def __init__(self, rows: np.ndarray) -> None:
@@ -318,16 +319,16 @@ class _Step:
     strength: float
     model: Any
     answers: np.ndarray  # on validation
-    score: float  # of all answers, by `train.metric`, turned so that more is better
-    likelihood: float  # of these, on average
-    count: int  # of utterances that are counted
+    score: float  # of validation and the folds of train, by `train.metric`, turned so that more is better
+    likelihood: float  # of the same, on average
+    count: int  # of the same, how many utterances are counted
 
 
 def _path(parts: Sequence[tuple[_Known, _Known]], task: Task, recipe: Recipe) -> list[_Step]:
     """From the strongest penalty on; of labels each from where the one before ended, until weaker ones are hopeless.
 
     Args:
-        parts: what is learned from and what is answered then: train and validation, and folds of train.
+        parts: pairs of what a model learns from and what it then answers: train and validation, and each fold of train.
     """
     learned = [known.counted(task) for known, _ in parts]
     models, steps = [_make_model(known.truth, task, recipe) for known in learned], list[_Step]()

@@ -1,5 +1,6 @@
-"""The corpora, by the names that params.yaml uses, and adapters of others that plug in (docs/adding-a-corpus.md),
-of which everything that they return is checked before its mistakes end somewhere else.
+"""The corpora, by the names that params.yaml uses, and adapters of others that plug in (docs/adding-a-corpus.md).
+
+What a plug-in returns is checked in full, so that its mistakes are not found later and elsewhere.
 """
 
 import inspect
@@ -102,8 +103,14 @@ OF_CORPUS: Fields = {
 OF_TURN: Fields = {
     ("conversation",): (lambda value: value is not None and _is_name(value), "a str that is not empty"),
     ("id", "speaker", "label"): (_is_name, "a str that is not empty, or None"),
-    ("audio",): (lambda value: _is_name(value) and (value is None or _is_text(value)), "a path in a str, or None"),
-    ("split",): (lambda value: value is None or value in SPLITS, f"{', '.join(SPLITS)} or None"),
+    ("audio",): (
+        lambda value: _is_name(value) and (value is None or _is_text(value)),
+        f"a path in a str {UNICODE}, or None",
+    ),
+    ("split",): (
+        lambda value: value is None or (isinstance(value, str) and value in SPLITS),
+        f"{', '.join(SPLITS)} or None",
+    ),
     ("text",): (_is_text, f"a str {UNICODE}"),
     ("recognised", "where"): (lambda value: value is None or _is_text(value), f"a str {UNICODE}, or None"),
     ("order",): (_is_number, NUMBER),
@@ -148,7 +155,7 @@ def call_adapter(adapter: Adapter, params: DatasetParams) -> Corpus:
         place = f"{plugin}, turn {number} of its list"
         if not isinstance(turn, Turn):
             raise DataError(f"{place}: {excerpt(turn)}; expected a pipeline.datasets.Turn; fix the adapter")
-        _check_fields(turn, OF_TURN, turn.where if turn.where and isinstance(turn.where, str) else place, "a turn")
+        _check_fields(turn, OF_TURN, turn.where if isinstance(turn.where, str) and turn.where else place, "a turn")
     return corpus
 
 

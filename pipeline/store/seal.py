@@ -33,11 +33,13 @@ MAKE = "make it with dvc repro or its own command"  # what to do, in messages
 
 def remake(path: Path) -> str:
     """What to do about a damaged file. DVC would bring it back as it is from a cache that is linked with it."""
-    linked = path.is_symlink()
+    if path.is_symlink():
+        return f"delete it and what it links to, {path.resolve()}, as in DVC's cache; then {MAKE}"
     with suppress(OSError):  # it is gone by now
-        linked |= path.stat().st_nlink > 1
-    links = f" and what it is linked with, as in DVC's cache (find -H . -samefile {quote(str(path))} -delete),"
-    return f"delete it{links if linked else ''} and {MAKE}"
+        if path.stat().st_nlink > 1:
+            command = f'find . "$(dvc cache dir)" -samefile {quote(str(path))} -delete'
+            return f"it has other names, as in DVC's cache: delete them all ({command}), then {MAKE}"
+    return f"delete it and {MAKE}"
 
 
 def seal(path: Path, values: Sequence[tuple[int, int]], note: Mapping[str, int] | None = None) -> None:
@@ -78,7 +80,7 @@ def check_seal(path: Path) -> None:
         _check_seal(path)
     except FileNotFoundError:
         if path.is_symlink():
-            raise StoreError(f"{path}: a link to {path.readlink()}, which is gone; fix the link, or {MAKE}") from None
+            raise StoreError(f"{path}: a link to {path.resolve()}, which is gone; fix the link, or {MAKE}") from None
         raise StoreError(f"{path}: no such feature file; fix the path, or {MAKE}") from None
     except OSError as error:  # its content is not known, so nothing is said against it
         raise StoreError(

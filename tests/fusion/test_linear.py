@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
+from fusion.ablation.single_run import Splits, SplitTable
 from fusion.data import Split, load_split, withhold
 from fusion.inference import score_answers
 from fusion.linear import LinearReference, fit_linear, pool_split
@@ -306,6 +307,7 @@ def test_whole_speakers_are_held_out_where_other_speakers_validate(others: bool)
 def test_few_rows_of_many_columns_give_what_all_columns_give() -> None:
     splits = planted(4_000, replace(ALWAYS, conversations=(75, 25, 200)), wide)
     found = fit(splits, tiny_recipe({"modalities": "audio"})).fitted[0]
+    assert found.model.coef_.shape == (len(LABELS), 2 * 4_000 - 4_000)  # of means; one row deviates by nothing
     scale = StandardScaler().fit(pooled_by_hand(splits[0], "audio"))
     train, validation, test = (scale.transform(pooled_by_hand(split, "audio")) for split in splits)
     truth, more = (split.labels.numpy() for split in splits[:2])
@@ -318,9 +320,40 @@ def test_few_rows_of_many_columns_give_what_all_columns_give() -> None:
 
 def test_what_is_known_of_the_same_splits_is_not_fitted_again() -> None:
     recipe = tiny_recipe()
-    splits = load(make_features(ALWAYS), recipe)
-    found = fit(splits, recipe)
+    found = fit(load(make_features(ALWAYS), recipe), recipe)
     assert fit(load(make_features(ALWAYS), recipe), recipe) is found
-    assert fit(splits, tiny_recipe(metric="uar")) is not found
-    splits[1].labels[:] = splits[1].labels.flip(0)
-    assert fit(splits, recipe).scores != found.scores
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        tiny_recipe({"standardise": "robust"}), tiny_recipe({"direction": "past"}), tiny_recipe({"modalities": "text"}),
+        tiny_recipe({}, {"class_weights": "balanced"}), tiny_recipe(metric="uar"),
+    ],
+)  # fmt: skip
+def test_what_is_known_of_other_settings_is_not_taken(other: Recipe) -> None:
+    splits = load(make_features(ALWAYS), tiny_recipe())
+    assert fit(splits, other) is not fit(splits, tiny_recipe())
+
+
+@pytest.mark.parametrize("what", ["labels", "conversations", "speakers"])
+def test_what_is_known_of_other_splits_is_not_taken(what: str) -> None:
+    recipe, splits = tiny_recipe(), load(make_features(replace(ALWAYS, turns=(2, 2))), tiny_recipe())
+    found, train = fit(splits, recipe), splits[0]
+    alone = torch.arange(len(train.ids) + 1)
+    splits[0] = {
+        "labels": replace(train, labels=train.labels.flip(0)),
+        "conversations": replace(train, conversations=alone, conversation_ids=train.ids),
+        "speakers": replace(train, speaker_names=[f"speaker {number % 7}" for number in range(len(train.ids))]),
+    }[what]
+    splits[1] = replace(splits[1], speaker_names=["another"] * len(splits[1].ids))
+    assert fit(splits, recipe) is not found
+
+
+def test_rows_of_an_ablation_share_a_reference_only_where_they_are_given_the_same() -> None:
+    plain, robust = tiny_recipe(), tiny_recipe({"standardise": "robust"})
+    splits = load(make_features(ALWAYS), plain)
+    table = SplitTable({(0, plain.model.audio_frames): Splits(*splits)}, {})
+    found = table.reference(plain, len(LABELS))
+    assert table.reference(tiny_recipe(learning_rate=1e-3), len(LABELS)) is found
+    assert table.reference(robust, len(LABELS)) is not found

@@ -1,5 +1,6 @@
 """Feature files that DVC links to its cache: damage is in both, and deleting one of them does not help."""
 
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -20,23 +21,31 @@ def write_one(path: Path) -> None:
     write_features(path, utterances, ["joy"], ([np.ones((2, 3), np.float16)], identity), None)
 
 
-@pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to])
 @pytest.mark.parametrize("cut", [0, 100])
-def test_the_message_on_damage_has_the_command_that_deletes_it_in_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Callable[[Path, Path], None], cut: int
+@pytest.mark.parametrize("cache", ["project/.dvc/cache", "shared cache"])
+@pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to])
+def test_the_message_on_damage_says_how_to_delete_it_in_the_cache_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Callable[[Path, Path], None], cache: str, cut: int
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    cached, file = tmp_path / ".dvc" / "cache" / "4d3c", Path("my data") / "feats.h5"
-    for path in (cached, file):
+    cached, file, dvc = tmp_path / cache / "4d3c", Path("my data") / "feats.h5", tmp_path / "bin" / "dvc"
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    for path in (cached, file, dvc):
         path.parent.mkdir(parents=True)
+    dvc.write_text(f"#!/bin/sh\necho '{cached.parent}'\n")  # what `dvc cache dir` prints
+    dvc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{dvc.parent}:{os.environ['PATH']}")
     write_one(cached)
     content = bytearray(cached.read_bytes())
     content[600] ^= 1
     cached.write_bytes(content[: len(content) - cut])
     link(file, cached)
-    with pytest.raises(StoreError, match=r"(truncated|damaged).* make it with dvc repro") as error:
+    with pytest.raises(StoreError, match=r"(truncated|damaged).* then make it with dvc repro") as error:
         read_features(file)
-    command = re.search(r"\((find .*)\)", str(error.value))
+    if file.is_symlink():
+        assert f"delete it and what it links to, {cached}," in str(error.value)
+        return
+    command = re.search(r"\((find .* -delete)\)", str(error.value))
     assert command
     subprocess.run(command[1], shell=True, check=True)
     assert not cached.exists()
