@@ -10,9 +10,10 @@ and without neighbours). The choice goes by `train.metric`, of which the mean wi
 next weaker penalty counts, plus a tenth of the mean log-likelihood (of scores: minus the mean squared error), since a
 metric of so few utterances wavers. *The* linear reference is the mean of the logits (scores) of all variants, each
 weighted by how likely it makes validation, which is again a linear model: to take the one that does best on some eighty
-utterances is to take chance for merit. Where validation is smaller still, train is cross-validated, too, and both count
-as one (docs/protocol.md has numbers). Once all of that is chosen, every model is fitted again on train and validation
-together, since nothing is left to validate. Answers and scores on validation come from the models before that last fit.
+utterances is to take chance for merit. Where validation is smaller still, and train has ten groups or more, train is
+cross-validated, too, and both count as one (docs/protocol.md has numbers). Once all of that is chosen, every model is
+fitted again on train and validation together, since nothing is left to validate. Answers and scores on validation come
+from the models before that last fit.
 What the models that are held against it cannot see is withheld here too.
 
 Axes: utterances, columns, classes.
@@ -43,7 +44,8 @@ MORE_OF_SCORES = (100.0, 1000.0)  # of scores, which may be exact sums of the co
 # last of them makes an utterance less likely by so much log-likelihood
 PATIENCE, HOPELESS = 3, 0.1
 LIKELIHOOD = 0.1  # its weight in the choice, beside a metric
-FEW, FOLDS = 64, 5  # where fewer utterances validate, train is cross-validated, too, in so many folds
+FEW, FOLDS = 64, 5  # where fewer utterances validate, train is cross-validated, too, in so many folds ..
+GROUPS = 10  # .. if so many conversations, or speakers, or more can be held out of it
 TEMPERATURE = 8.0  # of the weights of variants: divides log-likelihoods of the utterances that chose penalties, too
 LEAST = 1e-12  # added to a mean squared error, of which the logarithm is taken
 NAMED = 0.2  # of the weights, from which on a variant is named beside the heaviest one
@@ -220,8 +222,8 @@ def _digest(settings: str, arrays: Sequence[np.ndarray]) -> bytes:
 def _hold_out(train: Split, validation: Split, task: Task) -> list[np.ndarray]:
     """Where few utterances validate, folds of train, (utterances,) boolean each: what is held out of it.
 
-    Whole conversations are, or whole speakers where validation has other speakers than train. Nothing is where that
-    leaves one group: folds within it would be easier than validation.
+    Whole conversations are, or whole speakers where validation has other speakers than train; nothing is where these
+    are fewer than ten groups, of which folds say too little.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -235,8 +237,8 @@ def _hold_out(train: Split, validation: Split, task: Task) -> list[np.ndarray]:
     number_of = {name: number for number, group in enumerate(groups) for name in group}
     numbers = np.array([number_of[name] for name in train.conversation_ids])[counted]
     labels = truth[counted] if task.target == "label" else np.zeros(len(counted), np.int64)
-    folds = min(FOLDS, len(np.unique(numbers)), int(np.unique(labels, return_counts=True)[1].max()))
-    if folds < 2:
+    folds = min(FOLDS, int(np.unique(labels, return_counts=True)[1].max()))
+    if folds < 2 or len(np.unique(numbers)) < GROUPS:
         return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of labels that are in fewer folds

@@ -290,18 +290,19 @@ def test_where_few_utterances_validate_train_is_cross_validated_too() -> None:
 @pytest.mark.parametrize("others", [True, False], ids=["other speakers validate", "the same speakers do"])
 def test_whole_speakers_are_held_out_where_other_speakers_validate(others: bool) -> None:
     """A voice tells the labels of those who were heard, and nothing about others."""
+    people = 12
     made = Made(conversations=(90, 12, 60), frames=(1, 1), turns=(1, 1), unlabelled=0.0, audio_dim=40, dtype=np.float32)
     features = make_features(made)
     table, random = features.utterances, np.random.default_rng(0)
-    voices = np.arange(len(table)) % 9  # of one label each
-    voices[np.array(table.splits) != "train"] += 9 * others
-    values = np.eye(18, 40)[voices] + 0.1 * random.normal(size=(len(table), 40))
+    voices = np.arange(len(table)) % people  # of one label each
+    voices[np.array(table.splits) != "train"] += people * others
+    values = np.eye(2 * people, 40)[voices] + 0.1 * random.normal(size=(len(table), 40))
     assert features.audio is not None
-    known = replace(table, labels=np.array([0, 1, 2] * 6)[voices], speakers=[f"voice {one}" for one in voices])
+    known = replace(table, labels=voices % 3, speakers=[f"voice {one}" for one in voices])
     audio = replace(features.audio, values=values.astype(np.float32))
     recipe = tiny_recipe({"modalities": "audio"})
     found = fit(load(replace(features, utterances=known, audio=audio), recipe), recipe)
-    assert (found.fitted[0].strength < 0.1) == others
+    assert (found.fitted[0].likelihood / (90 + 12) < -0.8) == others
 
 
 def test_few_rows_of_many_columns_give_what_all_columns_give() -> None:
@@ -357,3 +358,12 @@ def test_rows_of_an_ablation_share_a_reference_only_where_they_are_given_the_sam
     found = table.reference(plain, len(LABELS))
     assert table.reference(tiny_recipe(learning_rate=1e-3), len(LABELS)) is found
     assert table.reference(robust, len(LABELS)) is not found
+
+
+@pytest.mark.parametrize("conversations", [9, 10])
+def test_train_of_few_conversations_is_not_cross_validated(conversations: int) -> None:
+    recipe = tiny_recipe()
+    splits = load(make_features(replace(ALWAYS, conversations=(conversations, 4, 4), turns=(4, 4))), recipe)
+    one = fit(splits, recipe).fitted[0]
+    of_validation = np.log(one.answers[np.arange(16), splits[1].labels]).sum()
+    assert (one.likelihood == pytest.approx(of_validation)) == (conversations < 10)
