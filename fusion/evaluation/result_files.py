@@ -360,9 +360,10 @@ def _references(evaluation: Evaluation, confidence: str) -> list[str]:
         said += (
             f" The linear reference is the row below it{several if len(evaluation.linear) > 1 else ''}; a model with a "
             "linear path contains this reference. Linear models are regressions on the mean and the standard deviation "
-            "of each feature: fitted on train and scored on validation, which chooses weights and penalties (together "
-            "with a cross-validation of train where it is small), then fitted once more on train and validation for "
-            "the test split. Differences are the mean over seeds minus the row, intervals over conversations and seeds."
+            "of each feature: fitted on train and scored on validation, which chooses weights and penalties (where "
+            "validation is small, together with a cross-validation of train), then fitted once more on train and "
+            "validation for the test split. Differences are the mean over seeds minus the row, intervals over "
+            "conversations and seeds."
         )
     else:
         said += " No linear reference: the feature file has no train and validation split to fit and weigh it on."
