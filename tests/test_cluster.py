@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,13 +26,15 @@ from fusion.ablation.study import Ablation
 from fusion.cli import ablate_app
 from fusion.errors import TrainingError
 from fusion.params import EvaluateParams
-from pipeline.encoders import batches_under_budget
+from pipeline.encoders import batches_under_budget, load_speech_encoder
 from pipeline.errors import DataError, EncoderError, ErcError
 from pipeline.extraction import Recordings, Work, extract_audio, extract_audio_on
 from pipeline.extraction.cluster import Asked, Pieces, RayEngine, Transcripts, ask_an_actor, make_encoder
 from pipeline.extraction.engine import LocalEngine
 from pipeline.extraction.progress import Unit
-from pipeline.manifest import read_manifest, write_manifest
+from pipeline.extraction.stage import plan_clips
+from pipeline.manifest import Source, read_manifest, read_sources, write_manifest
+from pipeline.media import encoder_samples
 from pipeline.params import AudioParams, TextParams
 from pipeline.settings import Cluster, ClusterError, ClusterParams, SettingsError, connect, read_section
 from pipeline.settings.cluster import Share, WithoutRay
@@ -205,6 +208,41 @@ def test_transcripts_encoded_by_an_actor_are_the_rows_of_one_machine(manifest: P
     for batch, expected in zip(batches, work.engine.run(batches), strict=True):
         found = encode(Asked(batch, Pieces()))
         assert [rows.tobytes() for rows in found.rows] == [rows.tobytes() for rows in expected.rows]
+
+
+@dataclass
+class Waves:
+    """Stands for `Recordings`: clips of noise, which need no decoder."""
+
+    utterances: list[Source]
+
+    def plan(self, device: str, scratch: Path) -> Work:
+        def load(index: int) -> torch.Tensor:
+            samples = encoder_samples(self.utterances[index], encoder.sample_rate)
+            return torch.randn(samples, generator=torch.Generator().manual_seed(index))
+
+        encoder = load_speech_encoder(AUDIO, device)
+        return plan_clips(self.utterances, encoder, AUDIO, "downmix", load)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_clips_encoded_by_an_actor_are_the_rows_of_one_machine_whatever_the_cores(
+    manifest: Path, tmp_path: Path, cores: int
+) -> None:
+    """Several batches at a time, as an actor is asked for them."""
+    before = torch.get_num_threads()
+    source = Waves(read_sources(manifest, "audio"))
+    work = source.plan("cpu", tmp_path)
+    batches = batches_under_budget(work.lengths, 16_000 * 5)[:6]
+    expected = list(work.engine.run(batches))
+    encode = make_encoder(source, work.layout, "cpu", cores)  # type: ignore[arg-type]
+    asked = [Asked(batch, Pieces()) for batch in batches]
+    try:
+        with ThreadPoolExecutor(cores + 1) as threads:
+            for found, one in zip(threads.map(encode, asked), expected, strict=True):
+                assert [rows.tobytes() for rows in found.rows] == [rows.tobytes() for rows in one.rows]
+    finally:
+        torch.set_num_threads(before)
 
 
 # what an actor checks before it encodes

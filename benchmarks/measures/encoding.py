@@ -9,6 +9,7 @@ Axes: clips, samples, frames, dim.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from torch import Tensor
 from measures.corpora import SAMPLE_RATE, Corpus
 from measures.machine import matrix_rate, peak_memory
 from measures.timing import Spread, say, spread
-from pipeline.encoders import Convolutions, batches_under_budget, load_speech_encoder
+from pipeline.encoders import Convolutions, SpeechEncoder, batches_under_budget, load_speech_encoder
 from pipeline.encoders.speech import LARGEST_BATCH
+from pipeline.extraction.engine import LocalEngine
 from pipeline.params import AudioParams
 from pipeline.settings.precision import built_for_bfloat16
 
@@ -39,6 +41,19 @@ class Variant:
     encode: Callable[[list[Tensor]], list[np.ndarray]]  # clips (samples,) -> (frames, dim) each
     batches: Callable[[list[int]], list[list[int]]]  # lengths in samples -> indices
     halved: Callable[[], int] = lambda: 0  # batches so far that exceeded the memory
+    spread: SpeechEncoder | None = None  # encodes batches side by side, as `pipeline-audio` does
+
+    def run(self, clips: Sequence[Tensor], batches: Sequence[Sequence[int]]) -> None:
+        """Encode all batches."""
+        if self.spread is None:
+            for batch in batches:
+                self.encode([clips[index] for index in batch])
+            return
+        start = partial(self.spread.start, dtype="float32")
+        prepare, several = self.spread.prepare, self.spread.side_by_side
+        engine = LocalEngine(lambda index: prepare(clips[index]), start, str, side_by_side=several)
+        for _ in engine.run(batches):
+            pass
 
 
 @dataclass(frozen=True)
@@ -111,7 +126,8 @@ def extractor(location: str, precision: str, device: str) -> Variant:
     """This project's encoder under `audio.precision: <precision>`, which names it, with `pipeline-audio`'s batches."""
     params = audio_params(location, precision)
     encoder = load_speech_encoder(params, device)
-    return Variant(precision, precision, encoder.encode, lambda lengths: extraction_batches(lengths, device))
+    batches = partial(extraction_batches, device=device)
+    return Variant(precision, precision, encoder.encode, batches, spread=encoder)
 
 
 def audio_params(location: str, precision: str) -> AudioParams:
@@ -225,8 +241,7 @@ class _Work:
 def _time(variant: Variant, clips: Sequence[Tensor], batches: Sequence[Sequence[int]], device: str) -> _Took:
     with peak_memory(device) as peak:
         started = time.perf_counter()
-        for batch in batches:
-            variant.encode([clips[index] for index in batch])
+        variant.run(clips, batches)
         seconds = time.perf_counter() - started
     say(f"  {variant.name}: {seconds:.2f} s")
     return _Took(seconds, peak.bytes)

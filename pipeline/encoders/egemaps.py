@@ -25,6 +25,7 @@ class Egemaps:
     """Clips -> eGeMAPS, each clip by itself; on the host."""
 
     sample_rate, hop, receptive_field, normalise = 16_000, 160, 960, False
+    side_by_side = 0
 
     def __init__(self, name: str) -> None:
         """`name` is one of `EGEMAPS`.

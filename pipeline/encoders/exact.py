@@ -15,6 +15,7 @@ Axes: clips, samples, frames.
 """
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -89,8 +90,11 @@ def padded(clips: Sequence[Tensor], samples: int = 0) -> tuple[Tensor, Tensor]:
     return batch, torch.arange(batch.shape[1])[None] < lengths[:, None]
 
 
-class Padding:
-    """What the patched modules must know of the batch in hand; read off the attention mask given to the model."""
+class Padding(threading.local):
+    """What the patched modules must know of the batch that their thread has in hand.
+
+    While a model is trained it is read off the attention mask given to the model.
+    """
 
     frame_mask: Tensor  # (clips, frames), true = real
     first_lengths: list[int]  # frames of each clip behind the first convolution

@@ -73,14 +73,21 @@ class FrontEnd:
         dtype: of the arithmetic behind the first convolution, which is always float32, as norms are.
         piece_frames: longer clips are worked off in pieces of so many frames.
         budget: samples, padding included, of the pieces that are encoded at once; at least one piece is, and with 0 no
-            other, which takes no padding and keeps what is in work within a processor's cache.
+            other, which keeps what is in work within a processor's cache.
+        step: pieces are padded to a multiple of so many frames, so that products come in few shapes.
     """
 
     def __init__(
-        self, extractor: Any, convolutions: Convolutions, dtype: torch.dtype, piece_frames: int, budget: int
+        self,
+        extractor: Any,
+        convolutions: Convolutions,
+        dtype: torch.dtype,
+        piece_frames: int,
+        budget: int,
+        step: int = 1,
     ) -> None:
         self._convolutions = convolutions
-        self._piece_frames, self._budget = piece_frames, budget
+        self._piece_frames, self._budget, self._step = piece_frames, budget, step
         layers = list(extractor.conv_layers)
         self._first = _First(layers[0])
         self._others = [_Layer(layer, dtype) for layer in layers[1:]]
@@ -106,6 +113,8 @@ class FrontEnd:
         done: list[list[Tensor]] = [[] for _ in clips]
         for group in self._groups(pieces):
             x = nn.utils.rnn.pad_sequence([clips[p.clip][p.start : p.end] for p in group], batch_first=True)
+            if missing := -max(piece.frames for piece in group) % self._step:
+                x = nn.functional.pad(x, (0, missing * self._convolutions.hop))
             frames = self._encode(x, [weights[p.clip] for p in group], [biases[p.clip] for p in group])
             for row, piece in enumerate(group):
                 done[piece.clip].append(frames[row, : piece.frames])

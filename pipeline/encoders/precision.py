@@ -10,6 +10,7 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,6 +22,7 @@ from pipeline.settings import (
     PrecisionError,
     built_for_bfloat16,
     check_agreement,
+    cores,
     full_float32,
     processor_name,
     ran_out_of_memory,
@@ -34,6 +36,7 @@ ACTIVATIONS = {"intermediate_dense": "intermediate_act_fn", "dense": "intermedia
 Rows = Mapping[str, Tensor]  # by layer, in the order of computation: (rows, dim)
 
 proven: set[tuple[str, str, str]] = set()  # weights, layers and device: once a process is enough
+_packing = Lock()
 
 
 class Probe(NamedTuple):
@@ -104,8 +107,9 @@ def ready_for_inference(module: nn.Module) -> None:
     """Do once what a forward pass would do each time: weight norm."""
     for part in list(module.modules()):
         if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+            with cores(1):
+                for name in list(part.parametrizations):  # type: ignore[arg-type]
+                    parametrize.remove_parametrizations(part, name, leave_parametrized=True)
     module.requires_grad_(False)
 
 
@@ -114,7 +118,7 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether products are faster here from weights that oneDNN has laid out once (docs/extraction.md).
 
     In bfloat16 torch takes oneDNN in any case, and would lay them out anew for each product. In float32 it takes
-    Intel's library, which is slower on AMD's processors; on Intel's own that has not been measured.
+    Intel's library, which is slower on AMD's processors and as fast on Intel's own.
     """
     x86 = device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
     if not x86 or not torch.backends.mkldnn.is_available():
@@ -122,6 +126,11 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return built_for_bfloat16(device) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32 and "intel" not in processor_name(device).lower()
+
+
+def shapes_cost(device: torch.device) -> bool:
+    """Whether oneDNN takes many milliseconds for a product in bfloat16 of a shape that it has not had before."""
+    return device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and torch.cpu._is_amx_tile_supported()
 
 
 class Packed:
@@ -170,10 +179,12 @@ def _take_gelu(parent: nn.Module, name: str) -> bool:
 
 
 def _pack_first(part: nn.Linear, gelu: bool, x: Tensor) -> Tensor:
-    packed = Packed(part.weight.data, part.bias, gelu)
-    part.weight = nn.Parameter(part.weight.data[:0].clone(), requires_grad=False)
-    part.forward = packed.__call__  # type: ignore[assignment, method-assign]
-    return packed(x)
+    with _packing:  # of two threads that call the layer for the first time, one packs it
+        if len(part.weight):
+            part.forward = Packed(part.weight.data, part.bias, gelu).__call__  # type: ignore[assignment, method-assign]
+            part.weight = nn.Parameter(part.weight.data[:0].clone(), requires_grad=False)
+    packed: Tensor = part.forward(x)
+    return packed
 
 
 def stay_narrow(module: nn.Module) -> Callable[[], None]:

@@ -40,14 +40,16 @@ from pipeline.encoders.precision import (
     layer_name,
     noise_and_tones,
     pack_products,
+    packs,
     ready_for_inference,
     reduce_precision,
+    shapes_cost,
 )
 from pipeline.encoders.tiny import TINY_SPEECH
-from pipeline.encoders.transfer import fetched, fitting, upload
+from pipeline.encoders.transfer import batches_at_once, fetched, fitting, upload
 from pipeline.encoders.whisper import MARGIN_SECONDS, Spectra, WhisperStates
 from pipeline.params import AudioParams, Normalise
-from pipeline.settings import full_float32
+from pipeline.settings import cores, full_float32
 from pipeline.store import Columns, Dtype, Identity, join_columns, measure_columns
 
 log = logging.getLogger(__name__)
@@ -55,10 +57,12 @@ log = logging.getLogger(__name__)
 VERSION = 3  # raise it when a change alters the features
 LOG_MEL = "log-mel"
 PIECE_FRAMES = 100  # of a clip on a processor: what the convolutions work on stays in its cache
+PIECE_STEP = 10  # frames by which pieces differ in length where oneDNN multiplies
+WIDTH_STEP = 8  # and batches in width, where a new shape costs much (docs/extraction.md)
 TOGETHER_SECONDS = 64  # of audio that a GPU's convolutions work on at once, padding included: about 1.3 GB for base
 SPEAKER_SECONDS = 120  # of a speaker's clips, which say what their frames are like; without weights, all
 FLAT = 1e-3  # added to a standard deviation that frames are divided by
-LARGEST_BATCH = {"cpu": 16, "cuda": 512}  # seconds in a batch; on processors larger ones were slower
+LARGEST_BATCH = {"cpu": 8, "cuda": 512}  # seconds in a batch; larger ones make nothing faster
 
 
 class SpeechEncoder:
@@ -69,6 +73,7 @@ class SpeechEncoder:
         sample_rate: of the clips, in Hz.
         row_shape: of one frame, (dim,) or (layers, dim).
         device: where it computes.
+        side_by_side: how many batches are best encoded at the same time, each by one core; 0: all cores work at one.
         by_speaker: whether frames are normalised by those of their speaker's clips, see `measure_speakers`.
     """
 
@@ -84,6 +89,7 @@ class SpeechEncoder:
         self.sample_rate = frontend.sample_rate
         self.row_shape = row_shape
         self.device = frontend.device
+        self.side_by_side, self._cores = frontend.side_by_side, torch.get_num_threads()
         self._mix = params.mix
         how = frontend.how if isinstance(frontend, LogMel) else params.normalise
         self._by_itself = how in ("clip-band", "speaker")  # a clip whose speaker is not known
@@ -125,7 +131,8 @@ class SpeechEncoder:
             if speaker and clip is not None:
                 clip = clip[: most - heard[speaker]]
                 heard[speaker] += len(clip)
-                own = measure_columns(self._frames([self.prepare(clip)])[0].cpu().numpy())
+                with cores(self._cores):  # others wait for this
+                    own = measure_columns(self._frames([self.prepare(clip)])[0].cpu().numpy())
                 found[speaker] = join_columns(found[speaker], own) if speaker in found else own
         return found
 
@@ -195,9 +202,13 @@ class HiddenStates:
         if self.device.type == "cpu":
             LongConvolution.replace(self._model.encoder)
         self._reduced = False
+        self._step = 1  # frames of which a batch's width is a multiple
         self.front_end = self._make_front_end(torch.float32)
         on_cpu = self.device.type == "cpu"
         self._bytes_per_second = _activation_bytes(model.config, len(layers), sample_rate, self.hop, on_cpu)
+        window = self._bytes_per_second * params.window_seconds + self._score_bytes(model.config)
+        # a Conformer keeps the positions of the batch that it saw last
+        self.side_by_side = 0 if self._conformer else batches_at_once(self.device, window)
 
     def _make_front_end(self, dtype: torch.dtype) -> FrontEnd:
         on_cpu = self.device.type == "cpu"
@@ -209,11 +220,17 @@ class HiddenStates:
             dtype,
             piece_frames=PIECE_FRAMES if on_cpu else min(self._window, longest),
             budget=0 if on_cpu else together,
+            step=PIECE_STEP if packs(self.device, dtype) else 1,
         )
+
+    def _score_bytes(self, config: Any) -> float:
+        """Of the scores of attention in a window, where the model holds them: four versions, as WavLM does."""
+        return 0.0 if self._ready_mask else 4.0 * 4 * config.num_attention_heads * self._window**2
 
     def reduce(self) -> None:
         """Compute in bfloat16 from now on."""
         self._reduced = True
+        self._step = WIDTH_STEP if shapes_cost(self.device) else 1
         self.front_end = self._make_front_end(torch.bfloat16)
         cast_products(self._model.feature_projection)
         cast_products(self._model.encoder)
@@ -224,7 +241,8 @@ class HiddenStates:
 
     def budget_seconds(self) -> float:
         """Audio in a batch that fits the memory which is free now."""
-        return fitting(self._bytes_per_second, self.device, LARGEST_BATCH[self.device.type])
+        most = LARGEST_BATCH[self.device.type]
+        return fitting(self._bytes_per_second * max(1, self.side_by_side), self.device, most)
 
     def prepare(self, clip: Tensor) -> Prepared:
         """What the front end can know of a clip on the host."""
@@ -267,7 +285,9 @@ class HiddenStates:
             projected = self._model.feature_projection(torch.cat(list(clips)).float())
             flat = (projected[0] if isinstance(projected, tuple) else projected).float()  # (all frames, dim)
             x = nn.utils.rnn.pad_sequence(flat.split(lengths), batch_first=True)  # (clips, frames, dim)
-            self._padding.frame_mask, mask = self._masks(lengths)
+            if missing := -x.shape[1] % self._step:
+                x = nn.functional.pad(x, (0, 0, 0, missing))
+            self._padding.frame_mask, mask = self._masks(lengths, x.shape[1])
             passed: dict[str, Any] = {}
             if self._conformer:
                 passed["relative_position_embeddings"] = encoder.embed_positions and encoder.embed_positions(x)
@@ -282,14 +302,13 @@ class HiddenStates:
                     states[number] = (self._final_norm(x) if number == self._layers[-1] else x).float()
         return states
 
-    def _masks(self, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    def _masks(self, lengths: Sequence[int], width: int) -> tuple[Tensor, Tensor | None]:
         """Which frames are real (clips, frames), and what the layers take as a mask, None where all are."""
-        longest = max(lengths)
         (sent,) = upload([torch.tensor(lengths)], self.device)
-        real = torch.arange(longest, device=self.device)[None] < sent[:, None]
-        if min(lengths) == longest:
+        real = torch.arange(width, device=self.device)[None] < sent[:, None]
+        if min(lengths) == width:
             return real, None
-        return real, real[:, None, None].expand(-1, 1, longest, -1) if self._ready_mask else real
+        return real, real[:, None, None].expand(-1, 1, width, -1) if self._ready_mask else real
 
     def probes(self) -> list[Probe]:
         """Noise and tones of up to a second; as many frames as the longest window holds, through one layer."""
@@ -342,6 +361,7 @@ class LogMel:
     """
 
     sample_rate, hop, receptive_field, dim = 16_000, 160, 512, 80
+    side_by_side = 0
 
     def __init__(self, device: str, how: Normalise) -> None:
         from torchaudio.transforms import MelSpectrogram

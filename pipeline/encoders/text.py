@@ -48,7 +48,7 @@ from pipeline.params import TextParams
 from pipeline.settings import full_float32
 from pipeline.store import Dtype, Identity
 
-LARGEST_BATCH = {"cpu": 4096, "cuda": 65_536}  # tokens; more of them make nothing faster
+LARGEST_BATCH = {"cpu": 1024, "cuda": 65_536}  # tokens; more of them make nothing faster
 LONGEST = 4096  # tokens encoded at once, whatever a model takes: the memory for attention grows with the square
 ENDLESS = 2048  # likewise, where positions are relative and have no end
 PROBE_TOKENS = (1, 5, 17, 50)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.encoders.batching import Rows
-from pipeline.settings import free_bytes
+from pipeline.settings import count_cores, free_bytes
 
 SHARE = 0.5  # of the free memory; the rest is for the estimate's error and for others
 
@@ -21,6 +21,18 @@ def fitting(bytes_per_unit: float, device: torch.device, largest: int) -> int:
     """
     units = int(SHARE * free_bytes(device) / bytes_per_unit)
     return min(largest, 1 << max(0, units.bit_length() - 1))
+
+
+def batches_at_once(device: torch.device, largest: float) -> int:
+    """How many batches a processor encodes at the same time, each by one core; 0 on other devices.
+
+    Args:
+        largest: bytes that the largest piece may need which is never cut, a window; as many as fit are encoded at once.
+    """
+    if device.type != "cpu":
+        return 0
+    cores = min(torch.get_num_threads(), count_cores())
+    return max(1, min(cores, int(SHARE * free_bytes(device) / largest)))
 
 
 ALIGNED = 16  # bytes at which each tensor of an upload begins

@@ -32,13 +32,13 @@ from pipeline.encoders.precision import (
     noise_and_tones,
     ready_for_inference,
 )
-from pipeline.encoders.transfer import fitting, upload
+from pipeline.encoders.transfer import batches_at_once, fitting, upload
 from pipeline.errors import EncoderError
 from pipeline.params import Context
 
 MARGIN_SECONDS = 1.0  # of silence behind a clip, in context `clip`
 SPECTRA = 2  # to a frame
-LARGEST_BATCH = {"cpu": 16, "cuda": 512}  # seconds in a batch
+LARGEST_BATCH = {"cpu": 8, "cuda": 512}  # seconds in a batch
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,11 @@ class WhisperStates:
         encoder.layers = encoder.layers[: max(1, layers[-1])]
         self._encoder = encoder.to(self.device)
         ready_for_inference(self._encoder)
+        config = self._encoder.config
+        width = 10 * config.d_model + 2 * config.encoder_ffn_dim + len(self._layers) * config.d_model
+        self._bytes_per_second = 4 * (self.sample_rate / self.hop) * width
+        longest = self._bytes_per_second * self._window * self.hop / self.sample_rate
+        self.side_by_side = batches_at_once(self.device, longest)
         self._reduced = False
 
     def reduce(self) -> None:
@@ -158,9 +163,8 @@ class WhisperStates:
 
     def budget_seconds(self) -> float:
         """Audio in a batch that fits the memory which is free now."""
-        config = self._encoder.config
-        width = 10 * config.d_model + 2 * config.encoder_ffn_dim + len(self._layers) * config.d_model
-        return fitting(4 * (self.sample_rate / self.hop) * width, self.device, LARGEST_BATCH[self.device.type])
+        together = self._bytes_per_second * max(1, self.side_by_side)
+        return fitting(together, self.device, LARGEST_BATCH[self.device.type])
 
     def _windows(self, clip: Tensor) -> list[Window]:
         return windows(self.frames(len(clip)), self._window, self._overlap)

@@ -23,7 +23,7 @@ from pipeline.store import PartLayout
 
 Params = TypeVar("Params", AudioParams, TextParams)
 
-AT_A_TIME = 2  # batches in an actor: one is encoded while the next one is loaded
+LOADED = 1  # batches in an actor that are loaded while others are encoded
 BUILT_IN = ("tiny", "log-mel", "egemaps", "egemaps-functionals")
 
 
@@ -93,7 +93,7 @@ def _extract(cluster: Cluster, target: Path, source: Recordings | Transcripts, n
     if cluster.device != "cpu":  # this machine need not have what an actor has
         budget = ask_an_actor(cluster, source)
     work = source.plan("cpu", target.parent)
-    engine = RayEngine(cluster, source, work.layout)
+    engine = RayEngine(cluster, source, work.layout, work.engine.side_by_side)
     work = replace(work, engine=engine, budget=budget if work.found and budget else work.budget)
     return fill(target, work, name, overwrite)
 
@@ -124,16 +124,21 @@ class Asked:
 class RayEngine:
     """Encodes in the actors of a cluster; an `Engine`."""
 
-    def __init__(self, cluster: Cluster, source: Recordings | Transcripts, layout: PartLayout) -> None:
+    def __init__(
+        self, cluster: Cluster, source: Recordings | Transcripts, layout: PartLayout, side_by_side: int = 0
+    ) -> None:
         self._cluster, self._layout = cluster, layout
+        self.side_by_side = side_by_side if cluster.device == "cpu" else 0  # in an actor
         self._source = cluster.put(source)
         self._pieces = Pieces()
 
-    def run(self, batches: Sequence[Sequence[int]]) -> Iterator[Encoded]:
-        """Encode all batches, in any order."""
+    def run(self, batches: Sequence[Sequence[int]], alone: bool = False) -> Iterator[Encoded]:
+        """Encode all batches, in any order, in an actor without a GPU several side by side."""
         arguments = (self._source, self._layout, self._cluster.device, self._cluster.share.threads)
         asked = [Asked(batch, self._pieces) for batch in batches]
-        for item, encoded in self._cluster.work(asked, make_encoder, *arguments, ahead=AT_A_TIME):
+        for item, encoded in self._cluster.work(
+            asked, make_encoder, *arguments, ahead=max(1, self.side_by_side) + LOADED
+        ):
             if isinstance(encoded, ClusterError):
                 name = self._layout.name(item.batch[0])
                 raise ClusterError(f"the batch that begins with '{name}': {encoded}; finished batches are kept")

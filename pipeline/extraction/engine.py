@@ -1,18 +1,21 @@
 """Batches -> encoded rows, on this machine: decoding runs ahead of the encoder, fetching rows behind it.
 
 While a batch is encoded, threads load the inputs of the next ones, and the rows of the one before are on their way from
-the device. Whoever takes the results writes them meanwhile, in a thread of its own (`pipeline.extraction.stage`).
-Memory holds a few batches, however long the corpus is.
+the device. Where that is a processor, each of its cores may have a batch. Whoever takes the results writes them
+meanwhile, in a thread of its own (`pipeline.extraction.stage`). Memory holds a few batches, however long the corpus is.
 
 Where memory runs out, the batch is encoded again in twice as many pieces, and later ones are cut as finely. The rows of
 a batch depend on the batch and on the number of its pieces alone, not on what failed before (`pipeline.encoders.cut`).
 """
 
 import gc
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from textwrap import shorten
 from threading import Lock
 from typing import Any, Protocol
@@ -21,12 +24,14 @@ import numpy as np
 
 from pipeline.encoders import Rows, cut
 from pipeline.errors import ClipError, EncoderError
-from pipeline.settings import Threads, count_cores, ran_out_of_memory
+from pipeline.settings import SingleCoreThreads, Threads, count_cores, ran_out_of_memory
 
 LOADERS = count_cores()  # threads that load inputs: FFmpeg and torch let go of the interpreter lock
 COUNT_SECONDS = 2.0  # that an error waits for the inputs of its batch and the next ones, to count its like
 AHEAD = 2  # batches that are loaded while one is encoded
 QUOTED = 200  # characters of an error's first line that a message quotes
+
+Start = Callable[[list[Any]], Rows]  # begins to encode inputs
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,10 @@ class Encoded:
 class Engine(Protocol):
     """Something that encodes."""
 
-    def run(self, batches: Sequence[Sequence[int]]) -> Iterator[Encoded]:
-        """Encode all batches, in any order."""
+    side_by_side: int  # how many batches at the same time on a processor, each by one core; 0: each by all cores
+
+    def run(self, batches: Sequence[Sequence[int]], alone: bool = False) -> Iterator[Encoded]:
+        """Encode all batches, in any order; `alone`: batch after batch, each by all cores."""
 
     def cut_into(self, pieces: int) -> None:
         """From the next batch on, cut into at least so many pieces; into more where memory runs out."""
@@ -59,6 +66,9 @@ class LocalEngine:
         name: of an utterance, for messages.
         mark: an utterance that cannot be loaded becomes a failure; else it ends the run.
         advice: what the user can do about one utterance that exceeds the memory.
+        side_by_side: how many batches are encoded at the same time on a processor, each by one core, so that cores need
+            not wait for each other at every operation and the numbers do not depend on how many there are; 0: batch
+            after batch, each by all cores.
 
     Raises (from `run`):
         ClipError: an utterance cannot be loaded, unless `mark`.
@@ -68,39 +78,75 @@ class LocalEngine:
     def __init__(
         self,
         load: Callable[[int], Any],
-        start: Callable[[list[Any]], Rows],
+        start: Start,
         name: Callable[[int], str],
         mark: bool = False,
         advice: str = "encode on the cpu (--device)",
+        side_by_side: int = 0,
     ) -> None:
         self._load, self._start, self._name, self._mark = load, start, name, mark
-        self._advice = advice
+        self._advice, self.side_by_side = advice, side_by_side
         self.pieces = 1
+        self._sharing, self._runs = Lock(), 0
+        self._threads: Threads | None = None
+        self._in_work: weakref.WeakSet[Future[Any]] = weakref.WeakSet()  # of all who run now
         self._turn = Lock()
         self._raising = Lock()
 
-    def run(self, batches: Sequence[Sequence[int]]) -> Iterator[Encoded]:
+    def run(self, batches: Sequence[Sequence[int]], alone: bool = False) -> Iterator[Encoded]:
         """Encode all batches, in their order; an error comes after all that was encoded before it."""
+        if alone or not self.side_by_side:
+            yield from self._run(self._loaded(batches, Threads(LOADERS)), self._start, 1)
+            return
+        with self._single_cores() as threads:
+            loaded = self._loaded(batches, SingleCoreThreads(LOADERS))
+            yield from self._run(loaded, partial(self._start_in, threads), self.side_by_side + 1)
+
+    @contextmanager
+    def _single_cores(self) -> Iterator[Threads]:
+        """The threads of all who `run` now, however many those are."""
+        with self._sharing:
+            self._runs += 1
+            if self._threads is None:
+                self._threads = SingleCoreThreads(self.side_by_side)
+            threads = self._threads
+        try:
+            yield threads
+        finally:
+            with self._sharing:
+                self._runs -= 1
+                if not self._runs:
+                    self._threads = None
+                    threads.shutdown(cancel_futures=True)
+
+    def _start_in(self, threads: Threads, inputs: list[Any]) -> "_InThread":
+        begun = _InThread(threads.submit(lambda: self._start(inputs)()))
+        self._in_work.add(begun.future)
+        return begun
+
+    def _run(self, batches: "Iterator[_Loaded]", start: Start, waiting: int) -> Iterator[Encoded]:
+        """As `run`, with so many batches begun and `waiting` while another one begins."""
         behind: deque[_Begun] = deque()
         try:
-            for loaded in self._loaded(batches):
-                behind.append(self._begin(loaded))
-                if len(behind) > 1:
-                    yield self._fetch_first(behind)
+            for loaded in batches:
+                behind.append(self._begin(loaded, start))
+                while behind and (len(behind) > waiting or behind[0].is_done):
+                    yield self._fetch_first(behind, start)
+            while behind:
+                yield self._fetch_first(behind, start)
         except Exception:
             while behind:
-                yield self._fetch_first(behind)
+                with suppress(Exception):  # the first error counts
+                    yield self._fetch_first(behind, start)
             raise
-        while behind:
-            yield self._fetch_first(behind)
 
     def cut_into(self, pieces: int) -> None:
         """From the next batch on, cut into at least so many pieces."""
         with self._raising:
             self.pieces = max(self.pieces, pieces)
 
-    def _loaded(self, batches: Sequence[Sequence[int]]) -> "Iterator[_Loaded]":
-        pool = Threads(LOADERS)  # not waited for: `Work.close` ends what a hanging recording holds
+    def _loaded(self, batches: Sequence[Sequence[int]], pool: Threads) -> "Iterator[_Loaded]":
+        # the threads are not waited for: `Work.close` ends what a hanging recording holds
         ahead: deque[tuple[Sequence[int], list[Future[Any]]]] = deque()
         following = iter(batches)
         try:
@@ -132,29 +178,31 @@ class LocalEngine:
                 loaded.failures[index] = error.status
         return loaded
 
-    def _begin(self, loaded: "_Loaded") -> "_Begun":
+    def _begin(self, loaded: "_Loaded", start: Start) -> "_Begun":
         """Begin to encode a batch; where memory runs out, begin again in more pieces."""
         with self._turn:
             while True:
                 pieces = self.pieces
-                begun = self._try_to_begin(loaded, pieces)
+                begun = self._try_to_begin(loaded, pieces, start)
                 if isinstance(begun, _Begun):
+                    if loaded.failed_alone:
+                        begun.settle()  # before others want memory, too
                     return begun
                 self._make_room(loaded, pieces, begun)
 
-    def _try_to_begin(self, loaded: "_Loaded", pieces: int) -> "_Begun | _Shortage":
+    def _try_to_begin(self, loaded: "_Loaded", pieces: int, start: Start) -> "_Begun | _Shortage":
         """When this returns, nothing refers to the tensors of an attempt that failed: its traceback is gone, too."""
         begun = _Begun(loaded, pieces)
         for part in cut(len(loaded.inputs), pieces):
             try:
-                begun.parts.append((part, self._start(loaded.inputs[part.start : part.stop])))
+                begun.parts.append((part, start(loaded.inputs[part.start : part.stop])))
             except Exception as error:
                 if not ran_out_of_memory(error):
                     raise
                 return _Shortage(part, _quoted(error))
         return begun
 
-    def _fetch_first(self, behind: "deque[_Begun]") -> Encoded:
+    def _fetch_first(self, behind: "deque[_Begun]", start: Start) -> Encoded:
         """The rows of the batch that was begun first; where memory runs out, all in `behind` are begun again."""
         while True:
             loaded, pieces = behind[0].loaded, behind[0].pieces
@@ -162,10 +210,11 @@ class LocalEngine:
             if not isinstance(rows, _Shortage):
                 return Encoded(loaded.batch, loaded.indices, rows, loaded.failures, pieces)
             again = [loaded, *(begun.loaded for begun in behind)]
-            behind.clear()  # later batches too: they hold memory, and must not be cut less finely than this one
+            while behind:  # later batches too: they hold memory, and must not be cut less finely than this one
+                behind.popleft().settle(drop=True)
             with self._turn:
                 self._make_room(loaded, pieces, rows)
-            behind.extend(map(self._begin, again))
+            behind.extend(self._begin(one, start) for one in again)
 
     def _make_room(self, loaded: "_Loaded", pieces: int, shortage: "_Shortage") -> None:
         """After memory ran out at a batch in `pieces` pieces: free what can be freed, and cut into more.
@@ -175,6 +224,7 @@ class LocalEngine:
         """
         import torch
 
+        wait(list(self._in_work))  # of others who run: what is tried again must not meet them
         gc.collect()  # frames of the error that refer to themselves
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
@@ -206,6 +256,31 @@ class _Begun:
     loaded: _Loaded
     pieces: int
     parts: list[tuple[range, Rows]] = field(default_factory=list)  # positions in `loaded`, and how to get their rows
+
+    @property
+    def is_done(self) -> bool:
+        """Whether threads have encoded it; unknown of a device, which is asked as late as possible."""
+        return all(isinstance(rows, _InThread) and rows.future.done() for _, rows in self.parts)
+
+    def settle(self, drop: bool = False) -> None:
+        """Wait until no thread is at it; `drop`: what has not begun need not begin."""
+        for _, rows in self.parts:
+            if isinstance(rows, _InThread):
+                rows.settle(drop)
+
+
+@dataclass(frozen=True)
+class _InThread:
+    """Rows that a thread encodes."""
+
+    future: Future[list[np.ndarray]]
+
+    def __call__(self) -> list[np.ndarray]:
+        return self.future.result()
+
+    def settle(self, drop: bool) -> None:
+        if not (drop and self.future.cancel()):
+            wait([self.future])
 
 
 @dataclass(frozen=True)

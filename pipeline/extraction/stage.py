@@ -29,7 +29,7 @@ from pipeline.extraction.progress import Progress, Unit
 from pipeline.manifest import Source, content_key, key_of, learned_key, read_sources
 from pipeline.media import Channels, Clips, encoder_samples
 from pipeline.params import AudioParams, TextParams
-from pipeline.settings import Threads, advise_precision, sole_writer
+from pipeline.settings import Threads, advise_precision, count_cores, sole_writer
 from pipeline.store import NO_ENCODER, Columns, Dtype, Identity, PartLayout, SlotWriter, is_damaged, read_part
 
 if TYPE_CHECKING:
@@ -241,6 +241,7 @@ def plan_clips(
         layout.name,
         mark=params.on_error == "mark",
         advice="lower audio.window_seconds, or encode on the cpu (--device)",
+        side_by_side=encoder.side_by_side,
     )
     budget = encoder.budget() if params.batch == "auto" else int(params.batch * encoder.sample_rate)
     unit = Unit("h of audio", "h", 3600 * encoder.sample_rate, digits=2)
@@ -311,8 +312,9 @@ def collect(work: Work) -> list[np.ndarray]:
     """
     layout = work.layout
     rows = [np.empty((0, *layout.row_shape), layout.dtype)] * len(layout.ids)
+    batches = batches_under_budget(work.lengths, work.budget)
     with closing(work):
-        for encoded in work.engine.run(batches_under_budget(work.lengths, work.budget)):
+        for encoded in work.engine.run(batches, alone=len(batches) < count_cores()):
             for index, found in zip(encoded.indices, encoded.rows, strict=True):
                 if not np.isfinite(found).all():
                     raise DataError(f"'{layout.name(index)}': its features hold values that {layout.dtype} cannot")

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     )
     from pipeline.settings.json_lines import parse_lines, read_lines, take_check, write_lines
     from pipeline.settings.machine import (
+        SingleCoreThreads,
         Threads,
+        cores,
         count_cores,
         ctrl_c_waits,
         free_bytes,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         only_encode,
         ran_out_of_memory,
         settle_libraries,
+        take_cores,
     )
     from pipeline.settings.output import exchange, publish, restore, sole_writer, sync, sync_folder, write_whole
     from pipeline.settings.precision import (

@@ -140,6 +140,43 @@ class Threads(ThreadPoolExecutor):
             return super().submit(function, *args, **kwargs)
 
 
+def take_cores(number: int) -> None:
+    """This thread's operations of torch take so many cores from now on.
+
+    Torch would give the number to threads that begin later, too; they get what they would have got.
+    """
+    import torch
+
+    with _taking, ctrl_c_waits(), ThreadPoolExecutor(1) as another:
+        others = another.submit(torch.get_num_threads).result()
+        torch.get_num_threads()  # a thread that torch has not met would take the number of the others later
+        torch.set_num_threads(number)
+        another.submit(torch.set_num_threads, others).result()
+
+
+_taking = threading.Lock()
+
+
+@contextmanager
+def cores(number: int) -> Iterator[None]:
+    """Inside, this thread's operations of torch take so many cores; with one, sums have the same bits everywhere."""
+    import torch
+
+    before = torch.get_num_threads()
+    take_cores(number)
+    try:
+        yield
+    finally:
+        take_cores(before)
+
+
+class SingleCoreThreads(Threads):
+    """Threads in each of which torch computes by one core."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, initializer=take_cores, initargs=(1,))
+
+
 @contextmanager
 def ctrl_c_waits() -> Iterator[None]:
     """Ctrl-C does what it does when the context is left; other threads than the main one it never meets."""
@@ -165,9 +202,9 @@ def settle_libraries() -> None:
     """To be called before torch is loaded; what the user has set stays."""
     # before torch starts its threads: ones that wait actively for each other on busy cores take all the time
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # oneDNN keeps what it made for each of a thousand shapes, and batches come in ever new ones: memory would grow with
-    # the corpus
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    # oneDNN keeps what it made for each of a thousand shapes, up to 1.6 MB each, and batches come in ever new ones:
+    # memory would grow with the corpus
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     settle_cublas()
 
 

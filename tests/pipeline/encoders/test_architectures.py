@@ -406,6 +406,32 @@ def test_a_speech_architecture_is_exact_and_has_the_layers_of_transformers(
             assert np.abs(found - states[:, layers]).max() < TOLERANCE
 
 
+@pytest.mark.parametrize(("kind", "context"), SPEECH_CASES)
+def test_threads_may_share_a_speech_encoder_whose_modules_keep_nothing_of_a_batch(
+    kind: str, context: str, tmp_path: Path
+) -> None:
+    """Of a Conformer, which keeps positions, batches are not encoded side by side."""
+    encoder = load_audio(speech_folder(kind, tmp_path), context=context)
+    assert (encoder.side_by_side == 0) == ("conformer" in kind)
+    encoder.encode(noise(16000, 5003))  # what is packed is packed now
+    kept: dict[tuple[torch.nn.Module, str], Any] = {}  # by module and attribute
+
+    def keep(module: torch.nn.Module, args: object) -> None:
+        own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+        if any(kept.setdefault((module, name), one) is not one for name, one in {**vars(module), **own}.items()):
+            changed.append(type(module).__name__)
+
+    changed: list[str] = []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(keep)
+    try:
+        for samples in ((5003, 400), (20_000,), (400, 720)):
+            encoder.encode(noise(*samples))
+    finally:
+        hook.remove()
+    assert kept
+    assert bool(changed) == (kind == "conformer-rotary"), changed
+
+
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", TOYS)
 def test_a_speech_encoder_is_read_from_whatever_head_it_was_saved_with(kind: str, tmp_path: Path) -> None:

@@ -57,15 +57,15 @@ def test_a_silent_clip_is_finite_and_that_of_transformers(speech_folder: Path) -
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (2, 2), (3, 3), (5, 2), (1, 1), (3, 1), (2, 3)])
-@pytest.mark.parametrize("budget", [0, 10**6])
-def test_any_kernel_and_stride_is_the_convolution(kernel: int, stride: int, budget: int) -> None:
+@pytest.mark.parametrize(("budget", "step"), [(0, 1), (0, 3), (10**6, 1), (10**6, 4)])
+def test_any_kernel_and_stride_is_the_convolution(kernel: int, stride: int, budget: int, step: int) -> None:
     from types import SimpleNamespace as Layer
 
     torch.manual_seed(0)
     convolutions = [torch.nn.Conv1d(1, 6, 4, 2), torch.nn.Conv1d(6, 5, kernel, stride)]
     layers = [Layer(conv=convolution.requires_grad_(False), activation=torch.tanh) for convolution in convolutions]
     shape = Convolutions((4, kernel), (2, stride))
-    front_end = FrontEnd(Layer(conv_layers=layers), shape, torch.float32, piece_frames=5, budget=budget)
+    front_end = FrontEnd(Layer(conv_layers=layers), shape, torch.float32, 5, budget, step)
     clips = noise(200, 61)
     for frames, clip in zip(encode(front_end, clips), clips, strict=True):
         expected = clip[None]
@@ -84,6 +84,19 @@ def test_moments_of_a_long_clip_are_those_of_one_sum(monkeypatch: pytest.MonkeyP
     windows = clip.double().unfold(0, 10, 5)
     assert torch.allclose(parts.covariance, whole.covariance, rtol=0, atol=1e-12)
     assert torch.allclose(whole.covariance, torch.cov(windows.T, correction=0), rtol=0, atol=1e-12)
+
+
+def test_pieces_come_in_few_lengths(speech_folder: Path) -> None:
+    """Each new one costs oneDNN up to 60 ms (docs/extraction.md)."""
+    from transformers import Wav2Vec2Model
+
+    model = Wav2Vec2Model.from_pretrained(speech_folder).eval().requires_grad_(False)
+    activation, seen = model.feature_extractor.conv_layers[-1].activation, []
+    del model.feature_extractor.conv_layers[-1].activation  # a module, which no function may replace
+    model.feature_extractor.conv_layers[-1].activation = lambda x: (seen.append(x.shape[1]), activation(x))[1]
+    front_end = FrontEnd(model.feature_extractor, Convolutions.of(model.config), torch.float32, 20, 0, step=10)
+    encode(front_end, noise(*range(400, 20_000, 390)))
+    assert set(seen) == {10, 20}
 
 
 def test_pieces_stay_within_the_budget(speech_folder: Path) -> None:

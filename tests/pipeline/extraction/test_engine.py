@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.encoders import batches_under_budget, cut
 from pipeline.errors import ClipError, EncoderError
 from pipeline.extraction import LOADERS
 from pipeline.extraction.engine import AHEAD, Encoded, LocalEngine
-from pipeline.settings import ran_out_of_memory
+from pipeline.settings import ran_out_of_memory, take_cores
 from tests.pipeline.tight import SHORTAGES, Tight, told
 
 Rows = Callable[[], list[np.ndarray]]
@@ -125,12 +126,20 @@ def same_bits(found: Sequence[Encoded], expected: Sequence[Encoded]) -> bool:
     shortage=st.sampled_from(SHORTAGES),
     at_fetching=st.booleans(),
     pieces=st.sampled_from([1, 2, 8]),
+    side_by_side=st.sampled_from([1, 3]),
 )
 def test_whatever_failed_first_a_batch_gets_the_bits_of_a_run_that_knew_its_pieces(
-    lengths: list[int], budget: int, largest: int, from_call: int, shortage: Exception, at_fetching: bool, pieces: int
+    lengths: list[int],
+    budget: int,
+    largest: int,
+    from_call: int,
+    shortage: Exception,
+    at_fetching: bool,
+    pieces: int,
+    side_by_side: int,
 ) -> None:
     batches = batches_under_budget(lengths, budget)
-    tight = engine(Tight(largest, from_call, shortage, at_fetching).start)
+    tight = engine(Tight(largest, from_call, shortage, at_fetching).start, side_by_side=side_by_side)
     tight.cut_into(pieces)
     found = list(tight.run(batches))
     assert [encoded.batch for encoded in found] == batches
@@ -142,6 +151,104 @@ def test_whatever_failed_first_a_batch_gets_the_bits_of_a_run_that_knew_its_piec
     assert same_bits(found[first:], told(tight.pieces, batches[first:]))
     if from_call == 1:
         assert max(len(part) for batch in batches[first:] for part in cut(len(batch), tight.pieces)) <= largest
+
+
+def test_batches_side_by_side_are_encoded_at_the_same_time_by_one_core_each_and_come_back_in_order() -> None:
+    meeting, cores = threading.Barrier(3, timeout=60), torch.get_num_threads()
+
+    def start(inputs: list[int]) -> Rows:
+        meeting.wait()  # nobody leaves before three are here
+        seen.append(torch.get_num_threads())
+        return identity(inputs)
+
+    seen: list[int] = []
+    batches = [[3 * n, 3 * n + 1, 3 * n + 2] for n in range(6)]
+    assert values(engine(start, side_by_side=3).run(batches)) == list(range(18))
+    assert seen == [1] * 6
+    assert torch.get_num_threads() == cores
+
+
+def test_whoever_runs_an_engine_at_the_same_time_shares_its_cores() -> None:
+    """As the threads of an actor do."""
+    lock, inside, most = threading.Lock(), [], []
+
+    def start(inputs: list[int]) -> Rows:
+        with lock:
+            inside.append(inputs)
+            most.append(len(inside))
+        time.sleep(0.02)
+        with lock:
+            inside.remove(inputs)
+        return identity(inputs)
+
+    shared = engine(start, side_by_side=2)
+    with ThreadPoolExecutor(5) as others:
+        found = list(others.map(lambda n: values(shared.run([[n], [n + 10]])), range(5)))
+    assert found == [[n, n + 10] for n in range(5)]
+    assert max(most) == 2
+
+
+def test_of_several_errors_the_first_comes_after_all_that_was_encoded() -> None:
+    meeting, found = threading.Barrier(5, timeout=60), []
+
+    def start(inputs: list[int]) -> Rows:
+        meeting.wait()
+        if inputs[0] in (1, 2):
+            raise ValueError(f"batch {inputs[0]}")
+        return identity(inputs)
+
+    def run() -> None:
+        for encoded in engine(start, side_by_side=5).run([[n] for n in range(5)]):
+            found.extend(values([encoded]))
+
+    with pytest.raises(ValueError, match="batch 1"):
+        run()
+    assert found == [0, 3, 4]
+
+
+def test_a_batch_that_is_to_be_alone_is_encoded_by_all_cores() -> None:
+    def start(inputs: list[int]) -> Rows:
+        seen.append((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
+        return identity(inputs)
+
+    seen: list[tuple[bool, int]] = []
+    assert values(engine(start, side_by_side=3).run([[1], [2]], alone=True)) == [1, 2]
+    assert seen == [(True, torch.get_num_threads())] * 2
+
+
+def test_an_utterance_that_fits_alone_is_tried_alone_before_the_others_go_on() -> None:
+    """Batches side by side take each other's memory."""
+    lock, inside = threading.Lock(), set[int]()
+
+    def start(inputs: list[int]) -> Rows:
+        with lock:
+            inside.add(inputs[0])
+            crowded = inputs[0] == 0 and len(inside) > 1
+        time.sleep(0.05)  # for the others to come
+        with lock:
+            crowded = crowded or (inputs[0] == 0 and len(inside) > 1)
+            inside.remove(inputs[0])
+        if crowded:
+            raise SHORTAGES[0]
+        return identity(inputs)
+
+    assert values(engine(start, side_by_side=4).run([[n] for n in range(8)])) == list(range(8))
+
+
+def test_what_has_not_begun_never_begins_once_nobody_takes_the_rows() -> None:
+    begun: list[int] = []
+
+    def start(inputs: list[int]) -> Rows:
+        begun.extend(inputs)
+        time.sleep(0.02)
+        return identity(inputs)
+
+    results = engine(start, side_by_side=2).run([[n] for n in range(50)])
+    next(results)
+    results.close()
+    there = len(begun)
+    time.sleep(0.1)
+    assert there == len(begun) < 10
 
 
 @dataclass
@@ -300,3 +407,28 @@ def test_loading_runs_ahead_by_a_few_batches_only() -> None:
     assert len(loaded) <= 3 + max(AHEAD + 1, 2 * LOADERS)
     results.close()
     assert len(loaded) < 100
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_thread_takes_cores_for_itself_alone(warm: bool) -> None:
+    """Whether torch has met the thread before or not; products of matrices ask for the number, as all else does."""
+
+    def look() -> int:
+        torch.randn(64, 64) @ torch.randn(64, 64)
+        return torch.get_num_threads()
+
+    def take() -> tuple[int, int]:
+        if warm:
+            look()
+        take_cores(1)
+        return look(), look()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(1) as one:
+            assert one.submit(take).result() == (1, 1)
+        with ThreadPoolExecutor(1) as another:
+            assert another.submit(look).result() == look() == 3
+    finally:
+        torch.set_num_threads(before)
