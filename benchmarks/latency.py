@@ -5,16 +5,18 @@
 Encoders have the shape of wav2vec2-base and BERT-base with random weights, made in the work folder; a model is trained
 for one epoch on the first conversations of the embedded corpus. How long a turn takes depends on neither. Then turns of
 `--seconds` of sound and twelve words are said one by one, in each precision that the processor is built for, and the
-median is printed beside what both encoders take for the same turn and the floor of the speech encoder's products.
+median is printed beside what both encoders take for the same turn and the floor of the speech encoder's products. Then
+turns that differ in length, as those of people do: of half to one and a half times as much of both.
 """
 
 import argparse
 import csv
+import itertools
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,18 +57,31 @@ def main(work: Path, seconds: float, turns: int, speech: Path | None = None, tex
     for precision in ("float32", "bfloat16") if built_for_bfloat16(torch.device("cpu")) else ("float32",):
         model = train(work / precision, speech, text, precision)
         with Predictor.load(model, "cpu", audio_encoder=speech, text_encoder=text) as predictor:
-            whole = time_predictor(predictor, sound, turns)
+            whole = time_predictor(predictor, [Turn(WORDS, sound, SAMPLE_RATE, speaker="Ann")], turns)
+            others = time_predictor(predictor, differing(sound, turns), turns)
         alone = time_encoders(speech, text, precision, sound, turns)
         floor = operations(AutoConfig.from_pretrained(speech), len(sound)) / matrix_rate(precision, "cpu", 1.0)
-        shown = [f"{1000 * taken:.0f} ms" for taken in (whole, alone, floor)]
-        print(f"{precision}: a turn {shown[0]}; both encoders alone {shown[1]}; floor of the speech encoder {shown[2]}")
+        shown = [f"{1000 * taken:.0f} ms" for taken in (whole, alone, floor, others)]
+        print(
+            f"{precision}: a turn {shown[0]}; both encoders alone {shown[1]}; floor of the speech encoder {shown[2]}; "
+            f"a turn of another length than those before {shown[3]}"
+        )
 
 
-def time_predictor(predictor: Predictor, sound: np.ndarray, turns: int) -> float:
-    """Seconds for one more turn."""
+def differing(sound: np.ndarray, turns: int) -> list[Turn]:
+    """Turns of half to one and a half times `sound` (samples,) and `WORDS`, three more than are measured."""
+    shares = np.random.default_rng(1).uniform(0.5, 1.5, turns + 3)
+    samples, words = np.tile(sound, 2), 2 * WORDS.split()
+    said = [" ".join(words[: round(share * len(words) / 2)]) for share in shares]
+    heard = [samples[: round(share * len(sound))] for share in shares]
+    return [Turn(words, some, SAMPLE_RATE, speaker="Ann") for words, some in zip(said, heard, strict=True)]
+
+
+def time_predictor(predictor: Predictor, turns: Sequence[Turn], repeats: int) -> float:
+    """Seconds for one more turn, these in a circle."""
     predictor.load_encoders()
-    conversation = predictor.conversation()
-    return median(lambda: conversation.add(Turn(WORDS, sound, SAMPLE_RATE, speaker="Ann")), turns)
+    conversation, following = predictor.conversation(), itertools.cycle(turns)
+    return median(lambda: conversation.add(next(following)), repeats)
 
 
 def time_encoders(speech: Path, text: Path, precision: str, sound: np.ndarray, turns: int) -> float:
