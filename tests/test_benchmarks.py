@@ -205,6 +205,7 @@ def test_a_turn_is_timed_beside_its_encoders(
 ) -> None:
     importlib.import_module("latency").main(tmp_path, 0.5, 2, TINY_SPEECH, TINY_TEXT)
     lines = capsys.readouterr().out.splitlines()
-    line = r"a turn [1-9]\d* ms; both encoders alone [1-9]\d* ms; floor of the speech encoder \d+ ms"
+    line = r"a turn [1-9]\d* ms; both encoders alone [1-9]\d* ms; floor of the speech encoder \d+ ms; "
+    line += r"a turn of another length than those before [1-9]\d* ms"
     assert len(lines) == 2 + built_for_bfloat16(torch.device("cpu"))
     assert all(re.fullmatch(f"(float32|bfloat16): {line}", one) for one in lines[1:])
