@@ -1,13 +1,12 @@
 """The audio and text stages: resumption, byte identity, changed recordings, memory."""
 
-import contextlib
 import itertools
 import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +40,7 @@ from pipeline.manifest import (
 )
 from pipeline.media import Decoders, clips
 from pipeline.params import AudioParams, DatasetParams, ImportParams, TextParams
+from pipeline.settings import cores
 from pipeline.store import Features, Identity, PartLayout, SlotWriter, read_features, read_part
 from tests.demo import DEMO, conversations, prepared
 from tests.forked import exit_status, fork
@@ -108,21 +108,11 @@ def test_the_same_input_gives_the_same_bytes(manifest: Path, encoded: Path, tmp_
 
 def test_the_bytes_do_not_depend_on_the_number_of_cores(manifest: Path, encoded: Path, tmp_path: Path) -> None:
     """Batches are encoded side by side, each by one core, clips of several lengths among them."""
-    for cores in (1, 2, 5):
-        with cores_of_torch(cores):
-            found = audio(manifest, tmp_path / f"{cores}.h5")
-            assert torch.get_num_threads() == cores
+    for number in (1, 2, 5):
+        with cores(number):
+            found = audio(manifest, tmp_path / f"{number}.h5")
+            assert torch.get_num_threads() == number
         assert found.read_bytes() == (encoded / "audio.h5").read_bytes()
-
-
-@contextlib.contextmanager
-def cores_of_torch(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.soak)])
