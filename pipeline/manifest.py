@@ -49,6 +49,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Literal, get_args
@@ -226,12 +227,13 @@ def _is_manifest(path: Path) -> bool:
     return not line or (line.startswith(BEGINNING) and KEY in line)
 
 
-def read_manifest(path: Path) -> list[Utterance]:
+def read_manifest(path: str | PathLike[str]) -> list[Utterance]:
     """The utterances of a manifest, checked.
 
     Raises:
         DataError: the file is missing, a line is not an utterance, or `check_utterances` refuses them.
     """
+    path = Path(path)
     utterances = parse_lines(read_lines(path), Utterance, path)
     check_utterances(utterances, str(path))
     return utterances

@@ -18,9 +18,12 @@ from typer.testing import CliRunner
 
 import fusion
 import pipeline
-from fusion.checkpoint import VERSION
+from fusion.checkpoint import VERSION, load_model, load_seeds
 from fusion.cli import train_app
+from pipeline.datasets import read_rows
+from pipeline.manifest import read_manifest
 from pipeline.settings import ErcError, SettingsError, as_overrides
+from pipeline.store import read_features, read_part
 from tests.commands import ROOT
 from tests.demo import write_piece
 
@@ -94,6 +97,25 @@ def test_a_dataset_takes_a_path_as_other_functions_do(project: Path) -> None:
         dataset = fusion.FeatureDataset(given, "test")
         assert dataset.indices == opened.indices
         assert torch.equal(dataset[0].text, opened[0].text)
+
+
+@pytest.mark.parametrize(
+    ("read", "place"),
+    [
+        (read_features, "data/python/feats.h5"),
+        (read_part, "data/python/audio.h5"),
+        (read_manifest, "data/python/manifest.jsonl"),
+        (read_rows, "data/demo/utterances.csv"),
+        (load_model, "models/small/seed-0"),
+        (load_seeds, "models/small"),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_what_pages_and_the_notebook_read_files_with_takes_strings(
+    project: Path, read: Callable[[Any], Any], place: str
+) -> None:
+    given = str(project / place)
+    assert str(read(given))[:200] == str(read(Path(given)))[:200]
 
 
 def test_a_device_of_torch_is_a_device(project: Path) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +146,13 @@ def _check_model(name: str, path: Path) -> None:
         raise ModelError(f"{path}: {error} (this is erc-fusion {VERSION})") from error
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu", edited: bool = False) -> LoadedModel:
+def load_model(folder: str | PathLike[str], device: torch.device | str = "cpu", edited: bool = False) -> LoadedModel:
     """The model in `folder`, on `device`, in evaluation mode; `edited` as of `read_provenance`.
 
     Raises:
         ModelError: the folder is missing, incomplete or damaged, or holds a model that this version does not know.
     """
+    folder = Path(folder)
     check_model_folder(folder)
     with _kept(folder):
         return _load_model(folder, device, edited)
@@ -203,12 +205,13 @@ def _load_model(folder: Path, device: torch.device | str, edited: bool) -> Loade
     return LoadedModel(folder, model.to(device).eval(), provenance, history, stored)
 
 
-def load_seeds(folder: Path, device: torch.device | str = "cpu") -> list[LoadedModel]:
+def load_seeds(folder: str | PathLike[str], device: torch.device | str = "cpu") -> list[LoadedModel]:
     """The models of all seeds in `folder`, by seed.
 
     Raises:
         ModelError: as `load_model`, or there is none, or they are not of one training.
     """
+    folder = Path(folder)
     check_model_folder(folder)
     with _kept(folder):
         return _load_seeds(folder, device)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ class Row:
                 )
 
 
-def read_rows(path: Path, repaired: Counter[str] | None = None, encoding: str | None = None) -> list[Row]:
+def read_rows(
+    path: str | PathLike[str], repaired: Counter[str] | None = None, encoding: str | None = None
+) -> list[Row]:
     """All rows, each with every column of the table but those that number the rows without having a name.
 
     Args:
@@ -72,7 +75,7 @@ def read_rows(path: Path, repaired: Counter[str] | None = None, encoding: str | 
     Raises:
         DataError: the table is missing, empty, malformed or of no kind that is read; the line is named.
     """
-    repairs = repaired if isinstance(repaired, Repairs) else Repairs(encoding)
+    path, repairs = Path(path), repaired if isinstance(repaired, Repairs) else Repairs(encoding)
     readers = {".csv": _read_delimited, ".tsv": _read_delimited, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: a table must end in {', '.join(readers)}; convert it, or name another")

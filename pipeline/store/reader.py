@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -182,12 +183,13 @@ def source_digest(keys: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
 
 
-def read_features(path: Path) -> Features:
+def read_features(path: str | PathLike[str]) -> Features:
     """The joint file at `path`, linked or self-contained.
 
     Raises:
         StoreError: the file or a linked part is missing, damaged, of another version, or was exchanged.
     """
+    path = Path(path)
     with _open(path) as file:
         _check_kind(file, path, "joint")
         utterances = _read_utterances(file["utterances"])
@@ -221,7 +223,7 @@ def read_features(path: Path) -> Features:
     return features
 
 
-def read_part(path: Path, modality: str | None = None) -> Part:
+def read_part(path: str | PathLike[str], modality: str | None = None) -> Part:
     """The part file at `path`, or the part of a `modality` that a self-contained joint file holds.
 
     Its rows are looked at when they are read (`Part.rows`, `Part.check`).
@@ -229,6 +231,7 @@ def read_part(path: Path, modality: str | None = None) -> Part:
     Raises:
         StoreError: the file is missing, damaged, unfinished or of another version, or holds no such part.
     """
+    path = Path(path)
     with _open(path) as file:
         whole = modality is None or file.attrs["kind"] != "joint"
         part = _read_part_group(file if whole else _own_part(file, modality, path), path)
