@@ -8,6 +8,8 @@ each, from which the ordinary commands do the rest, and prints them.
 emodb/wav: the Berlin Database of Emotional Speech, 535 recordings of ten speakers as 03a01Fa.wav (speaker 03, sentence
     a01, emotion F, version a). Log-mel frames, five folds by speaker.
 emorynlp: emorynlp_train_final.csv, emorynlp_dev_final.csv and emorynlp_test_final.csv. Text alone, the official split.
+iemocap: iemocap.pkl, as COSMIC publishes it: the words, labels and speakers of IEMOCAP's conversations and their split,
+    which tests on the fifth session. Text alone, with the three hidden states that were chosen on MELD.
 mosi: transcripts.csv, text_train.csv, text_test.csv (their first columns count lines of transcripts.csv),
     audio_train0.csv, audio_test0.csv. A vector of openSMILE's functionals a segment beside its words; 62 and 31 videos.
 """
@@ -20,7 +22,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pipeline.imports.unpickle import load as load_pickle
+
 EMODB = {"W": "anger", "L": "boredom", "E": "disgust", "A": "fear", "F": "happiness", "T": "sadness", "N": "neutral"}
+IEMOCAP = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 AUDIO = {"model.modalities": "audio"}
 TEXT = {"model.modalities": "text"}
@@ -95,6 +100,33 @@ def emorynlp(data: Path, folder: Path, encoder: str) -> list[str]:
     return [*encode(given, folder), study(given, folder, "fusion-ablate")]
 
 
+def iemocap(data: Path, folder: Path, encoder: str) -> list[str]:
+    with (data / "iemocap.pkl").open("rb") as file:
+        people, labels, words, *splits = load_pickle(file, str(data / "iemocap.pkl"))
+    rows = [
+        {
+            "split": split,
+            "conversation": name,
+            "turn": str(turn),
+            "speaker": f"{name[:5]} {people[name][turn]}",  # each session has two people of its own
+            "label": IEMOCAP[labels[name][turn]],
+            "text": text,
+        }
+        for split, names in zip(("train", "test", "validation"), splits, strict=True)
+        for name in sorted(names)
+        for turn, text in enumerate(words[name])
+    ]
+    write_table(folder / "turns.csv", rows)
+    given = write_params(
+        folder,
+        {"split": "given"},
+        {"text": {"model.name": "text"}, "hcam": {"model.name": "hcam", **TEXT}},
+        text={"encoder": encoder, "layers": [2, 4, 6], "mix": "stack"},
+        model={"name": "hbaf", "modalities": "text"},
+    )
+    return [*encode(given, folder), study(given, folder, "fusion-ablate")]
+
+
 def read_plain(path: Path) -> list[list[str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.reader(file))
@@ -132,7 +164,7 @@ def study(given: str, folder: Path, command: str) -> str:
     return f"{command} {given} --features {folder}/feats.h5 --output {folder}/results"
 
 
-CORPORA = {"emodb": emodb, "emorynlp": emorynlp, "mosi": mosi}
+CORPORA = {"emodb": emodb, "emorynlp": emorynlp, "iemocap": iemocap, "mosi": mosi}
 
 
 def main(data: Path, work: Path, encoder: str) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import pickle
 import shlex
 import sys
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ def write_rows(path: Path, rows: Sequence[Sequence[Any]]) -> None:
 
 @pytest.fixture
 def corpora(tmp_path: Path) -> Path:
-    """Six recordings of three speakers, three scenes, four videos."""
+    """Six recordings of three speakers, three scenes, three conversations, four videos."""
     root = tmp_path / "corpora"
     (root / "emodb" / "wav").mkdir(parents=True)
     for name in ("03a01Fa", "03a01Wa", "08a02Fa", "08a02Wb", "16b01Fa", "16b03Wa"):
@@ -47,6 +48,11 @@ def corpora(tmp_path: Path) -> Path:
             for turn in (1, 2)
         ]
         write_rows(root / "emorynlp" / f"emorynlp_{split}_final.csv", [header, *turns])
+    (root / "iemocap").mkdir()
+    names = ["Ses01F_impro01", "Ses05M_impro01", "Ses02F_impro01"]  # of train, test, validation
+    contents = ({name: ["F", "M"] for name in names}, {name: [3, 1] for name in names})
+    said = {name: [f"{name} begins", "And it ends"] for name in names}
+    (root / "iemocap" / "iemocap.pkl").write_bytes(pickle.dumps([*contents, said, *([name] for name in names)]))
     videos = [(f"video{number}_{turn}", f"WORDS {turn}", "4", str(turn % 2)) for number in range(4) for turn in (1, 2)]
     write_rows(root / "mosi" / "transcripts.csv", videos)
     for split, places in (("train", range(6)), ("test", range(6, 8))):
@@ -56,11 +62,11 @@ def corpora(tmp_path: Path) -> Path:
 
 
 def test_its_commands_make_the_features_of_each_corpus(
-    corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpora: Path, minilm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        importlib.import_module("other_corpora").main(corpora, tmp_path / "work", "tiny")
+        importlib.import_module("other_corpora").main(corpora, tmp_path / "work", str(minilm))
     finally:
         sys.path.remove(str(BENCHMARKS))
     studies = []
@@ -70,17 +76,21 @@ def test_its_commands_make_the_features_of_each_corpus(
             assert done.exit_code == 0, done.output
         else:
             studies.append((command, "--all" in arguments))
-    assert studies == [("fusion-folds", True), ("fusion-ablate", False), ("fusion-ablate", False)]
-    for name in ("emodb", "emorynlp", "mosi"):
+    assert studies == [("fusion-folds", True), *3 * [("fusion-ablate", False)]]
+    for name in ("emodb", "emorynlp", "iemocap", "mosi"):
         variants = read_variants(tmp_path / "work" / name / "params.yaml")
         assert "hcam" in [one.name for one in variants]
-    speech, talk, videos = (
-        read_features(tmp_path / "work" / name / "feats.h5") for name in ("emodb", "emorynlp", "mosi")
+    speech, talk, sessions, videos = (
+        read_features(tmp_path / "work" / name / "feats.h5") for name in ("emodb", "emorynlp", "iemocap", "mosi")
     )
     assert speech.label_names == ["anger", "happiness"]
     assert sorted({*speech.utterances.speakers}) == ["03", "08", "16"]
     assert talk.utterances.speakers[0] == "Monica Geller"
     assert talk.utterances.splits == ["train", "train", "validation", "validation", "test", "test"]
+    table = sessions.utterances
+    assert table.splits == ["train", "train", "validation", "validation", "test", "test"]
+    assert table.speakers[:2] + table.speakers[-2:] == ["Ses01 F", "Ses01 M", "Ses05 F", "Ses05 M"]
+    assert [sessions.label_names[label] for label in table.labels[:2]] == ["angry", "sad"]
     assert videos.audio is not None
     assert videos.text is not None
     place = videos.utterances.ids.index("video2_1")
