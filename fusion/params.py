@@ -165,7 +165,8 @@ def own_params(model: ModelParams, source: str, overrides: Sequence[str] = (), *
         if key in shared:
             raise SettingsError(f"{source}: 'model.{model.name}.{key}' is shared by all models; set 'model.{key}'")
     taken = model.model_dump(mode="json", include={*shared} & {*params.model_fields})
-    return check_section(taken | model.group, f"model.{model.name}", params, source, overrides)
+    own = check_section(taken | model.group, f"model.{model.name}", params, source, overrides)
+    return own.for_modalities(model.looks_at)
 
 
 def check_model_named(name: str, keys: Iterable[str], source: str) -> None:

@@ -35,7 +35,8 @@ And what each switch leaves:
 
 - `context: text | conversation` keeps one source of content. `none` leaves the audio of the context level as it is,
   with as many levels as before, so that a row of an ablation table tells what the content brings.
-- `levels: raw | context` has one level, thus nothing to mix; with `raw` there is no audio context network.
+- `levels: raw | context` has one level, thus nothing to mix; with `raw` there is no audio context network. `auto` is
+  `both`, and `raw` where a modality is withheld.
 - `self_attention: false` leaves Z = LN(X + r K), `cross_attention: false` Z = LN(X + S), both without the gate, which
   has nothing to choose between. With both switched off nothing would be left, which is refused.
 - `gate: false` weighs both relations by one half. The gate inside the audio context network stays.
@@ -44,7 +45,7 @@ And what each switch leaves:
 - `direction: past` lets no later turn influence an earlier one, anywhere in the model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -90,7 +91,7 @@ class HBAFParams(SharedParams):
     attends: Literal["positions", "turns"] = "positions"  # bimodal attention: of an utterance, or of a conversation
     context: Literal["none", "text", "conversation", "both"] = "both"  # what audio frames look up
     context_turns: int = Field(4, ge=1, le=1000)  # turns on each side whose summaries are context
-    levels: Literal["both", "raw", "context"] = "both"  # of fusion
+    levels: Literal["auto", "both", "raw", "context"] = "auto"  # of fusion; auto: both, or raw without a modality
     self_attention: bool = True  # intra-modal relations
     cross_attention: bool = True  # inter-modal relations
     gate: bool = True  # per dimension, between the two relations
@@ -98,6 +99,11 @@ class HBAFParams(SharedParams):
     residual: bool = True
 
     needs: ClassVar[Needs] = {"context_turns": ("context", "conversation", "both")}
+
+    def for_modalities(self, given: Collection[str]) -> "HBAFParams":
+        """Levels differ in what the audio knows of the text, so with one of the two they would be the same twice."""
+        levels = "both" if len(given) > 1 else "raw"
+        return self.model_copy(update={"levels": levels}) if self.levels == "auto" else self
 
     def doubt(self, longest: Mapping[str, int]) -> str:
         single = " and ".join(name for name, rows in longest.items() if rows == 1)
@@ -402,7 +408,7 @@ class HBAF(nn.Module, HubModel, paper_url="https://arxiv.org/abs/2503.06405"):
     def __init__(self, params: HBAFParams, sizes: Sizes, wanted: Wanted = EVERYTHING) -> None:
         super().__init__()
         dim, dropout, classes = params.dim, params.dropout, sizes.classes
-        names = ["raw", "context"] if params.levels == "both" else [params.levels]
+        names = [params.levels] if params.levels in ("raw", "context") else ["raw", "context"]
 
         def level(name: str) -> Level:
             augments = name == "context" and params.context != "none"

@@ -3,9 +3,9 @@
 Without torch, since shell completion reads the keys.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -54,6 +54,10 @@ class SharedParams(Section):
             longest: rows of the longest utterance, of each modality that the model looks at.
         """
         return ""
+
+    def for_modalities(self, given: Collection[str]) -> Self:
+        """The same with what keys that are `auto` stand for, of a model that is given these modalities."""
+        return self
 
     @property
     def uses_speakers(self) -> bool:

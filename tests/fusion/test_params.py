@@ -84,7 +84,7 @@ def test_every_model_is_in_the_section() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_takes_shared_keys_with_the_same_defaults(name: str) -> None:
     model = ModelParams(name=name)  # type: ignore[arg-type]
-    assert own_params(model, "model") == MODELS[name].Params()
+    assert own_params(model, "model") == MODELS[name].Params().for_modalities(model.looks_at)
 
 
 def test_every_key_of_the_model_section_is_taken_by_some_model() -> None:
@@ -118,9 +118,19 @@ def test_the_group_of_the_model_named_is_checked(
 def test_the_groups_of_other_models_wait(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("model: {hbaf: {gate: false}, hcam: {blocks: 1}}\n")
-    assert read_recipe(path).own == HBAFParams(gate=False)
+    assert read_recipe(path).own == HBAFParams(gate=False, levels="both")
     assert read_recipe(path, ["model.name=hcam"]).own == HCAMParams(blocks=1)
     assert read_recipe(path).digest == read_recipe(None, ["model.hbaf.gate=false"]).digest
+
+
+@pytest.mark.parametrize(("modalities", "levels"), [("both", "both"), ("audio", "raw"), ("text", "raw")])
+def test_levels_are_two_where_both_modalities_are_given(modalities: str, levels: str) -> None:
+    recipe = read_recipe(None, [f"model.modalities={modalities}"])
+    assert recipe.own.levels == levels  # type: ignore[attr-defined]
+    same = read_recipe(None, [f"model.modalities={modalities}", f"model.hbaf.levels={levels}"])
+    assert same.digest == recipe.digest
+    asked = read_recipe(None, [f"model.modalities={modalities}", "model.hbaf.levels=both"])
+    assert asked.own.levels == "both"  # type: ignore[attr-defined]
 
 
 def test_an_override_of_another_model_is_refused() -> None:
@@ -232,7 +242,7 @@ def test_a_recipe_reads_its_three_sections_and_overrides(tmp_path: Path) -> None
     path = tmp_path / "params.yaml"
     path.write_text("model: {hbaf: {context: none}}\ntrain: {seeds: [3]}\naudio: {encoder: tiny}\n")
     recipe = read_recipe(path, ["train.learning_rate=1e-4", "loss.label_aware=true", "evaluate.seed=4"])
-    assert (recipe.own, recipe.train.seeds) == (HBAFParams(context="none"), (3,))
+    assert (recipe.own, recipe.train.seeds) == (HBAFParams(context="none", levels="both"), (3,))
     assert (recipe.train.learning_rate, recipe.loss.label_aware) == (1e-4, True)
 
 
