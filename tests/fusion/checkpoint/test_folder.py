@@ -94,6 +94,16 @@ def test_the_encoder_of_a_withheld_modality_is_not_recorded(tmp_path: Path, feat
     assert (provenance.audio, provenance.text) == (AUDIO, None)
 
 
+@pytest.mark.parametrize("levels", ["auto", "both"])
+def test_a_model_of_one_modality_keeps_the_levels_it_was_trained_with(
+    levels: str, tmp_path: Path, features: Features
+) -> None:
+    recipe = tiny_recipe(model={"modalities": "audio", "levels": levels}, epochs=1)
+    train_made(features, tmp_path / "hbaf", recipe)
+    found: Any = load_model(tmp_path / "hbaf" / "seed-0").model
+    assert list(found.levels) == (["raw"] if levels == "auto" else ["raw", "context"])
+
+
 def test_the_hubs_own_loader_gives_the_same_model(trained: Path, features: Features) -> None:
     loaded = load_model(trained / "seed-0")
     from_hub = HBAF.from_pretrained(trained / "seed-0", strict=True).eval()  # older hubs leave that out
