@@ -101,7 +101,7 @@ class HBAFParams(SharedParams):
     needs: ClassVar[Needs] = {"context_turns": ("context", "conversation", "both")}
 
     def for_modalities(self, given: Collection[str]) -> "HBAFParams":
-        """Levels differ in what the audio knows of the text, so with one of the two they would be the same twice."""
+        """Levels differ in what the audio knows of the text: without either they would hold (nearly) the same twice."""
         levels = "both" if len(given) > 1 else "raw"
         return self.model_copy(update={"levels": levels}) if self.levels == "auto" else self
 
